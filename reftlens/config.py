@@ -1,0 +1,63 @@
+"""Settings of a training run, stored with its result, and the learning rate they imply at each step."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Settings of `fit`; every field is checked here.
+
+    An optimizer step sees `batch_size · accumulate` examples. `steps` overrides `epochs`. `warmup` below 1 is a
+    share of all steps, else a number of steps. `clip` bounds the gradient norm. `weight_decay` is AdamW's, on all
+    parameters but orthonormal frames. `eval_every` is in steps, by default one epoch; `patience` is how many
+    evaluations without a better validation loss end the run, which then keeps the best weights.
+    """
+
+    epochs: int = 10
+    steps: int | None = None
+    lr: float = 4e-3
+    batch_size: int = 8
+    accumulate: int = 1
+    schedule: Schedule = "linear"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    precision: Literal["model", "bfloat16"] = "model"
+    seed: int = 0
+    shuffle: bool = True
+    eval_every: int | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "steps", "eval_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}, expected 1 or more")
+        for name in ("lr", "warmup", "weight_decay", "clip"):
+            value = getattr(self, name)
+            if value is not None and not (0 <= value < math.inf):
+                raise ValueError(f"{name}={value}, expected a finite number, 0 or more")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(f'schedule={self.schedule!r}, expected "constant", "linear" or "cosine"')
+        if self.precision not in ("model", "bfloat16"):
+            raise ValueError(f'precision={self.precision!r}, expected "model" or "bfloat16" (autocast)')
+
+    def steps_per_epoch(self, rows: int) -> int:
+        return math.ceil(rows / (self.batch_size * self.accumulate))
+
+    def total_steps(self, rows: int) -> int:
+        return self.epochs * self.steps_per_epoch(rows) if self.steps is None else self.steps
+
+    def learning_rate(self, step: int, total: int) -> float:
+        """The rate of optimizer step `step` (from 0) of `total`; linear and cosine fall towards 0 after warm-up."""
+        warmup = math.ceil(self.warmup * total) if self.warmup < 1 else int(self.warmup)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        done = (step - warmup) / max(1, total - warmup)
+        if self.schedule == "linear":
+            return self.lr * (1 - done)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else self.lr

@@ -1,0 +1,143 @@
+"""The one place that runs the model: attach edits to hooks, call the bridge once, detach.
+
+Everything that computes with a model goes through `forward`, so that the computation no edit can touch can be
+reused here and nowhere else.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from reftlens.interventions.base import Intervention, Strength
+from reftlens.model import Bridge
+
+
+class SiteNeverFired(RuntimeError):
+    """A site was to be edited and no hidden state passed through it."""
+
+
+@dataclass
+class Edit:
+    """One intervention at one hook on the tokens `(rows, columns)` of a `[batch, seq]` forward pass."""
+
+    point: HookPoint
+    intervention: Intervention
+    rows: Int[Tensor, " tokens"]
+    columns: Int[Tensor, " tokens"]
+    shape: tuple[int, int]
+    strength: Strength = 1.0
+    heads: tuple[int, ...] | None = None
+    basis: Tensor | None = None
+    """Kept over several forward passes where nothing trains; None computes it anew, inside the graph."""
+    fired: int = field(default=0, init=False)
+
+    def __call__(self, h: Tensor, hook: HookPoint) -> Tensor | None:
+        """The edited activation: `h` itself outside the chosen tokens."""
+        if tuple(h.shape[:2]) != self.shape:
+            raise ValueError(
+                f"{self.point.name} saw hidden states for {tuple(h.shape[:2])} tokens, but the positions were chosen "
+                f"for {self.shape}: run the model on the batch that was given to on(…)"
+            )
+        self.fired += 1
+        if isinstance(self.strength, float) and self.strength == 0.0:
+            return None
+        before = self._read(h)
+        after = self.intervention(before, strength=self.strength, basis=self.basis)
+        return self._write(h, after)
+
+    def _read(self, h: Tensor) -> Tensor:
+        if h.ndim == 4:
+            chosen = h if self.heads is None else h[:, :, self._head_index(h)]
+            h = rearrange(chosen, "batch seq head d_head -> batch seq (head d_head)")
+        elif self.heads is not None:
+            raise ValueError(f"{self.point.name} has no heads (shape {list(h.shape)}): drop heads={list(self.heads)}")
+        if h.shape[-1] != self.intervention.d:
+            raise ValueError(
+                f"{self.point.name} has vectors of width {h.shape[-1]}, and {self.intervention.kind} was made for "
+                f"d={self.intervention.d}"
+            )
+        return h[self.rows, self.columns]
+
+    def _head_index(self, h: Tensor) -> list[int]:
+        assert self.heads is not None
+        if max(self.heads) >= h.shape[2]:
+            raise ValueError(f"{self.point.name} has heads 0 to {h.shape[2] - 1}, got heads={list(self.heads)}")
+        return list(self.heads)
+
+    def _write(self, h: Tensor, after: Tensor) -> Tensor:
+        out = h.clone()
+        if h.ndim == 3:
+            out[self.rows, self.columns] = after
+        elif self.heads is None:
+            out[self.rows, self.columns] = rearrange(after, "n (head d_head) -> n head d_head", head=h.shape[2])
+        else:
+            parts = rearrange(after, "n (head d_head) -> n head d_head", head=len(self.heads))
+            heads = torch.tensor(self.heads, device=h.device)
+            out[self.rows[:, None], self.columns[:, None], heads] = parts
+        return out
+
+
+def attached(edits: Sequence[Edit]) -> AbstractContextManager[None]:
+    """Edits act inside the block, backward included."""
+    return hooked([(edit.point, edit) for edit in edits])
+
+
+@contextmanager
+def hooked(hooks: Sequence[tuple[HookPoint, Callable[..., Any]]]) -> Iterator[None]:
+    """Hook functions are called inside the block; only these hooks are added, and only they are removed."""
+    handles = []
+    try:
+        for point, function in hooks:
+            handles.append((point, point.add_hook(function)))
+        yield
+    finally:
+        for point, handle in handles:
+            handle.hook.remove()
+            point.fwd_hooks[:] = [kept for kept in point.fwd_hooks if kept is not handle]
+
+
+def check_fired(edits: Sequence[Edit]) -> None:
+    """Raise if nothing passed through one of the sites."""
+    for edit in edits:
+        if edit.fired == 0:
+            raise SiteNeverFired(
+                f"no hidden state passed through {edit.point.name} inside this block, so nothing was edited there"
+            )
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one forward pass gives: logits, and the key/value cache where one was asked for."""
+
+    logits: Float[Tensor, "batch seq vocab"]
+    cache: Any = None
+
+
+def forward(
+    model: Bridge,
+    tokens: Int[Tensor, "batch seq"],
+    attention_mask: Bool[Tensor, "batch keys"],
+    *,
+    cache: Any = None,
+    use_cache: bool = False,
+) -> Output:
+    """Run the model once, with whatever edits are attached.
+
+    `attention_mask` covers the cached tokens too. Position ids follow from it, so padding on either side, and
+    a cache, leave every token at its own absolute position.
+    """
+    mask = attention_mask.long()
+    if use_cache or cache is not None:
+        kwargs = {} if cache is None else {"past_key_values": cache}
+        logits, cache = model(
+            tokens, attention_mask=mask, return_type="logits_and_cache", use_cache=True, **kwargs
+        )
+        return Output(logits, cache)
+    return Output(model(tokens, attention_mask=mask, return_type="logits", use_cache=False))

@@ -1,0 +1,26 @@
+"""House style of the figures: colours that colour-blind readers can tell apart, units on every axis, no `show()`."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
+"""From the Okabe-Ito palette."""
+
+
+def axes(ax: "Axes | None" = None, *, width: float = 6.0, height: float = 3.6) -> "Axes":
+    """The given axes, or new ones, in the house style."""
+    if ax is None:
+        from matplotlib.figure import Figure
+
+        try:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots(figsize=(width, height), layout="constrained")[1]
+        except ImportError:  # a machine without any display library
+            ax = Figure(figsize=(width, height), layout="constrained").subplots()
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    ax.set_axisbelow(True)
+    return ax

@@ -1,0 +1,291 @@
+"""Generation with edits: greedy, sampled, by beams, or streamed, always on the key/value cache.
+
+Positions are absolute. The prompt is run once with the edits that act on it; each later token is run alone, with
+the edits whose positions choose it. Hooks are attached for the length of one forward pass and no longer.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process as lp
+
+from reftlens.beams import beam_search
+from reftlens.data import Batch, Prompt, encode_prompts, end_of_turn
+from reftlens.engine import attached, check_fired, forward
+from reftlens.generation import Generation, TextStream, stack_logits
+from reftlens.model import Bridge, check_deterministic, device_of
+from reftlens.positions import Mask, Role, TokenView
+from reftlens.reft import ReFT, Variant, mode
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token is chosen. Temperature 0 is greedy; more than one beam needs temperature 0."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    beams: int = 1
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.beams < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens}, beams={self.beams}: both must be 1 or more")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}, expected 0 (greedy) or more")
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+            raise ValueError("top_k and top_p choose what to sample from, and temperature=0 does not sample")
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError("beams and sampling do not go together: use temperature=0 or beams=1")
+
+    def processors(self) -> LogitsProcessorList:
+        """transformers' own logits processors for these settings."""
+        chain = LogitsProcessorList()
+        if self.repetition_penalty != 1.0:
+            chain.append(lp.RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.no_repeat_ngram:
+            chain.append(lp.NoRepeatNGramLogitsProcessor(self.no_repeat_ngram))
+        if self.temperature > 0:
+            chain.append(lp.TemperatureLogitsWarper(self.temperature))
+        if self.top_k is not None:
+            chain.append(lp.TopKLogitsWarper(self.top_k))
+        if self.top_p is not None:
+            chain.append(lp.TopPLogitsWarper(self.top_p))
+        return chain
+
+
+@torch.no_grad()
+def generate(
+    reft: ReFT | None,
+    model: Bridge,
+    prompts: Sequence[Prompt] | Batch,
+    *,
+    chat: bool = False,
+    system: str | None = None,
+    variant: Variant = Variant(),  # noqa: B008
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    beams: int = 1,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
+    seed: int = 0,
+    keep_logits: bool = False,
+    progress: bool = False,
+) -> Generation:
+    """Continue each prompt with the edited model (`reft=None`: the model as it is).
+
+    Which tokens are edited follows from the sites' positions and `variant`: `First`, `Last`, `Nth`, `Tokens` and
+    `Prompt` act on the prompt, `Response` and `Generated` on what is generated, `All` on both.
+
+    Args:
+        prompts: texts, lists of chat messages (with `chat=True`), or an encoded `Batch` of prompts.
+        seed: of the sampling; the global random state is neither read nor changed.
+        keep_logits: also return the logits that each token was chosen from (not with beams).
+    """
+    decoding = Decoding(
+        max_new_tokens, temperature, top_k, top_p, beams, repetition_penalty, no_repeat_ngram, seed
+    )  # fmt: skip
+    batch = prompts if isinstance(prompts, Batch) else encode_prompts(model, prompts, chat=chat, system=system)
+    session = Session(reft, model, batch, variant, decoding, stop_ids(model, chat))
+    with tqdm(total=max_new_tokens, desc="generate", unit="token", disable=not progress) as bar:
+        if beams > 1:
+            if keep_logits:
+                raise ValueError("keep_logits needs beams=1: hypotheses change places between steps")
+            beam_search(session, beams, bar)
+            steps: list[Tensor] = []
+        else:
+            steps = [logits for logits in _advance(session.greedy_or_sampled(), bar) if keep_logits]
+    session.warn_of_unused_sites()
+    return session.result(steps if keep_logits else None)
+
+
+@torch.no_grad()
+def stream(
+    reft: ReFT | None,
+    model: Bridge,
+    prompt: Prompt,
+    *,
+    chat: bool = False,
+    system: str | None = None,
+    variant: Variant = Variant(),  # noqa: B008
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
+    seed: int = 0,
+) -> Iterator[str]:
+    """The text of `generate`, piece by piece as it is written. A stream that is not read on edits nothing else."""
+    decoding = Decoding(
+        max_new_tokens, temperature, top_k, top_p, 1, repetition_penalty, no_repeat_ngram, seed
+    )  # fmt: skip
+    batch = encode_prompts(model, [prompt], chat=chat, system=system)
+    session = Session(reft, model, batch, variant, decoding, stop_ids(model, chat))
+    text = TextStream(model.tokenizer)
+    for _ in session.greedy_or_sampled():
+        piece = text.push(session.ids[0][-1], last=session.finished)
+        if piece:
+            yield piece
+
+
+def stop_ids(model: Bridge, chat: bool) -> set[int]:
+    """Tokens that end a continuation: EOS, those of the model's generation settings, the end of a chat turn."""
+    config = getattr(model.original_model, "generation_config", None)
+    eos = getattr(config, "eos_token_id", None)
+    ids = set(eos) if isinstance(eos, list | tuple) else {eos}
+    if model.tokenizer is not None:
+        ids.add(model.tokenizer.eos_token_id)
+        if chat:
+            ids.add(end_of_turn(model.tokenizer)[-1])
+    return {int(i) for i in ids if i is not None}
+
+
+def _advance(steps: Iterator[Tensor], bar: Any) -> Iterator[Tensor]:
+    for step in steps:
+        bar.update()
+        yield step
+
+
+@dataclass
+class Session:
+    """One generation in progress: left-padded tokens so far, the cache, and which tokens were edited."""
+
+    reft: ReFT | None
+    model: Bridge
+    prompts: Batch
+    variant: Variant
+    decoding: Decoding
+    stops: set[int]
+    ids: list[list[int]] = field(default_factory=list)
+    """Tokens generated so far, per row."""
+    cache: Any = None
+
+    def __post_init__(self) -> None:
+        check_deterministic(self.model)
+        batch, device = self.prompts, device_of(self.model)
+        rows = [batch.tokens[i][batch.prompt_mask[i]].tolist() for i in range(len(batch))]
+        if any(not row for row in rows):
+            raise ValueError(f"row {[bool(r) for r in rows].index(False)} has no prompt token to continue")
+        self.prompt_ids = rows
+        longest = max(map(len, rows))
+        limit = self.model.cfg.n_ctx
+        if longest + self.decoding.max_new_tokens > limit:
+            raise ValueError(
+                f"the longest prompt has {longest} tokens, and with max_new_tokens={self.decoding.max_new_tokens} that "
+                f"is more than the model's context of {limit}"
+            )
+        pad = getattr(batch.tokenizer, "pad_token_id", None) or 0
+        tokens = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=device)
+        role = torch.tensor([[int(Role.PAD)] * (longest - len(r)) + [int(Role.PROMPT)] * len(r) for r in rows])
+        self.tokens: Int[Tensor, "batch seq"] = tokens
+        self.role: Int[Tensor, "batch seq"] = role.to(device)
+        self.edited: Bool[Tensor, "batch seq"] = torch.zeros_like(tokens, dtype=torch.bool)
+        self.ids = [[] for _ in rows]
+        self.bound = None if self.reft is None else self.reft.to(device).bind(self.model)
+        self.sites = [] if self.bound is None else self.bound.active(self.variant)
+        self.unused = set(self.sites)
+        self.done = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        with torch.no_grad():
+            self.bases = {} if self.reft is None else {i: self.reft[i].basis() for i in self.sites}
+        self.generator = torch.Generator(device).manual_seed(self.decoding.seed)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.done.all()) or max(map(len, self.ids)) >= self.decoding.max_new_tokens
+
+    # -- one forward pass --------------------------------------------------------------------------------
+
+    def next_logits(self) -> Float[Tensor, "batch vocab"]:
+        """Run what is not in the cache yet (the prompt, or the newest token) and return the last logits."""
+        new = self.tokens.shape[1] if self.cache is None else 1
+        edits = []
+        view = TokenView(self.tokens, self.role, self.prompts.tokenizer)
+        for i in self.sites:
+            mask = self._mask(i, view)[:, -new:]
+            if not mask.any():
+                continue
+            assert self.bound is not None
+            edit = self.bound.edit(i, mask, self.variant)
+            edit.basis = self.bases[i]
+            edits.append(edit)
+            self.unused.discard(i)
+            self.edited[:, -new:] |= mask
+        with mode(self.reft, training=False) if self.reft is not None else attached([]), attached(edits):
+            out = forward(self.model, self.tokens[:, -new:], self.role != Role.PAD, cache=self.cache, use_cache=True)
+        check_fired(edits)
+        self.cache = out.cache
+        return out.logits[:, -1].float()
+
+    def _mask(self, i: int, view: TokenView) -> Mask:
+        assert self.bound is not None
+        site = self.bound.reft.sites[i]
+        if self.cache is not None and not self.variant.reaches_response(site):
+            return torch.zeros_like(self.edited)
+        mask = self.variant.mask(site, view)
+        if self.cache is None and not mask.any() and not self.variant.reaches_response(site):
+            among = f" among {self.variant.among}" if self.variant.among is not None else ""
+            raise ValueError(f"{site}{among} chooses no token in any of {mask.shape[0]} prompt(s)")
+        return mask
+
+    def append(self, tokens: Int[Tensor, " batch"]) -> None:
+        """Take one more token in every row that is not done."""
+        going = ~self.done
+        pad = torch.full_like(tokens, self.tokens[0, 0].item())
+        self.tokens = torch.cat([self.tokens, torch.where(going, tokens, pad)[:, None]], dim=1)
+        new_role = torch.where(going, int(Role.GENERATED), int(Role.PAD))
+        self.role = torch.cat([self.role, new_role[:, None].to(self.role)], dim=1)
+        self.edited = torch.cat([self.edited, torch.zeros_like(going)[:, None]], dim=1)
+        for row, token in enumerate(tokens.tolist()):
+            if going[row]:
+                self.ids[row].append(token)
+        stops = torch.tensor(sorted(self.stops), device=tokens.device, dtype=tokens.dtype)
+        self.done = self.done | torch.isin(tokens, stops)
+
+    def greedy_or_sampled(self) -> Iterator[Float[Tensor, "batch vocab"]]:
+        """Generate step by step; each step yields the logits that its tokens were chosen from."""
+        processors = self.decoding.processors()
+        while not self.finished:
+            logits = self.next_logits()
+            scores = processors(self.tokens, logits.clone())
+            if self.decoding.temperature > 0:
+                chosen = torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator)[:, 0]
+            else:
+                chosen = scores.argmax(dim=-1)
+            self.append(chosen)
+            yield logits
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def warn_of_unused_sites(self) -> None:
+        for i in self.unused:
+            assert self.reft is not None
+            warnings.warn(
+                f"{self.reft.sites[i]} chose no token: the continuations ended before it could", stacklevel=3
+            )
+
+    def result(self, steps: list[Tensor] | None) -> Generation:
+        tokenizer = self.prompts.tokenizer
+        texts = [] if tokenizer is None else [tokenizer.decode(ids, skip_special_tokens=True) for ids in self.ids]
+        kept = [self.edited[i][self.role[i] != Role.PAD].tolist() for i in range(len(self.ids))]
+        logits = () if steps is None else tuple(stack_logits(steps, i, len(ids)) for i, ids in enumerate(self.ids))
+        return Generation(
+            texts=tuple(texts) if texts else tuple("" for _ in self.ids),
+            prompt_ids=tuple(tuple(row) for row in self.prompt_ids),
+            ids=tuple(tuple(row) for row in self.ids),
+            edited=tuple(tuple(row) for row in kept),
+            tokenizer=tokenizer,
+            logits=logits,
+        )

@@ -1,0 +1,89 @@
+"""What generation gives back: texts, tokens, and which of them were edited."""
+
+import html
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens.data import Batch, batch_from_rows
+from reftlens.positions import Role, token_spans
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Continuations of a batch of prompts, in the order of the prompts."""
+
+    texts: tuple[str, ...]
+    """The generated text, special tokens left out."""
+    prompt_ids: tuple[tuple[int, ...], ...]
+    ids: tuple[tuple[int, ...], ...]
+    """The generated tokens, the stop token included where one was reached."""
+    edited: tuple[tuple[bool, ...], ...]
+    """For every token of prompt and continuation, whether an edit acted on it. The last token generated is
+    never an input of the model, so nothing can act on it."""
+    tokenizer: Any = field(default=None, repr=False, compare=False)
+    logits: tuple[Float[Tensor, "steps vocab"], ...] = field(default=(), repr=False, compare=False)
+    """Per prompt the logits that each generated token was chosen from, if `keep_logits` was set."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def batch(self) -> Batch:
+        """The same tokens as a batch with the generated ones as such, for a teacher-forced forward pass."""
+        ids = [[*p, *g] for p, g in zip(self.prompt_ids, self.ids, strict=True)]
+        roles = [
+            [int(Role.PROMPT)] * len(p) + [int(Role.GENERATED)] * len(g)
+            for p, g in zip(self.prompt_ids, self.ids, strict=True)
+        ]
+        targets = [[r == Role.GENERATED for r in row] for row in roles]
+        return batch_from_rows(ids, roles, targets, tokenizer=self.tokenizer)
+
+    def marked(self, row: int = 0) -> str:
+        """Prompt and continuation of a row as text, every edited token in ⟦brackets⟧."""
+        return "".join(f"⟦{piece}⟧" if hit else piece for piece, hit in self._pieces(row))
+
+    def _pieces(self, row: int) -> list[tuple[str, bool]]:
+        """The text of each token and whether it was edited; tokens that share a character come as one piece."""
+        text, spans = token_spans(self.tokenizer, [*self.prompt_ids[row], *self.ids[row]])
+        pieces: dict[tuple[int, int], bool] = {}
+        for span, hit in zip(spans, self.edited[row], strict=True):
+            pieces[span] = pieces.get(span, False) or hit
+        return [(text[start:stop], hit) for (start, stop), hit in pieces.items()]
+
+    def __str__(self) -> str:
+        return "\n".join(f"[{i}] {text}" for i, text in enumerate(self.texts))
+
+    def _repr_html_(self) -> str:
+        blocks = []
+        for row in range(len(self)):
+            spans = [
+                f'<mark title="edited">{html.escape(piece)}</mark>' if hit else html.escape(piece)
+                for piece, hit in self._pieces(row)
+            ]
+            blocks.append(f'<p style="white-space:pre-wrap">{"".join(spans)}</p>')
+        return "".join(blocks)
+
+
+class TextStream:
+    """Turns a growing list of tokens into pieces of text that never end inside a character."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def push(self, token: int, *, last: bool = False) -> str:
+        """The text that became certain with `token`."""
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if text.endswith("\ufffd") and not last:
+            return ""
+        piece, self.shown = text[len(self.shown) :], text
+        return piece
+
+
+def stack_logits(steps: list[Tensor], row: int, count: int) -> Float[Tensor, "steps vocab"]:
+    return torch.stack([step[row] for step in steps[:count]]) if count else steps[0].new_zeros(0, steps[0].shape[-1])

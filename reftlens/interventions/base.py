@@ -1,0 +1,97 @@
+"""The one formula behind every intervention: `h' = h + strength · code(h, source) @ basisᵀ`."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reftlens.subspace import Frame
+
+Hidden = Float[Tensor, "*units d"]
+Code = Float[Tensor, "*units rank"]
+Strength = float | Float[Tensor, "*#units #rank"]
+
+
+class Intervention(nn.Module, ABC):
+    """An edit of hidden vectors `h` of width `d`: `h' = h + strength · dropout(code(h)) @ basisᵀ`.
+
+    Abstract. A kind is final and gives `code`, `basis`, `settings` and `reset`. It knows no model, layer or
+    token. Arithmetic is float32, or wider where the hidden state or the parameters are, even under autocast;
+    the sum is cast back to the dtype of `h`, once, here. Dropout falls on the code, never on `h`.
+    Strength 0 returns `h` itself.
+    """
+
+    kind: ClassVar[str]
+    """Name under which the store knows the class."""
+    affine: bool = False
+    """Whether the edit is an affine map of `h`, so that it can be merged into a linear layer."""
+
+    def __init__(self, d: int, rank: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout={dropout}, expected 0 <= dropout < 1")
+        self.d, self.rank = d, rank
+        self.dropout = nn.Dropout(dropout)
+
+    @abstractmethod
+    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
+        """Coordinates of the edit in the basis, before strength; `h` comes in the working dtype."""
+
+    @abstractmethod
+    def basis(self) -> Float[Tensor, "{self.d} {self.rank}"] | None:
+        """Directions of the edit as columns; None stands for the standard basis (then `rank == d`)."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The constructor arguments that make an equal intervention, up to its tensors; JSON values only."""
+
+    @abstractmethod
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """Initialise all parameters anew, as the constructor does."""
+
+    def forward(
+        self,
+        h: Float[Tensor, "*units {self.d}"],
+        strength: Strength = 1.0,
+        basis: Tensor | None = None,
+    ) -> Float[Tensor, "*units {self.d}"]:
+        """The edited `h`.
+
+        Args:
+            strength: a number, or one per direction (`[rank]`), or any shape that broadcasts with the code.
+            basis: what `self.basis()` gave, where a caller keeps it over several calls.
+        """
+        if isinstance(strength, float) and strength == 0.0:
+            return h
+        with torch.autocast(h.device.type, enabled=False):
+            x = h.to(self.working_dtype(h.dtype))
+            basis = self.basis() if basis is None else basis
+            basis = None if basis is None else basis.to(x.dtype)
+            code = self.dropout(self.code(x, basis)) * strength
+            edit = code if basis is None else code @ basis.T
+            return (x + edit).to(h.dtype)
+
+    def working_dtype(self, hidden: torch.dtype) -> torch.dtype:
+        """float32, or wider where `hidden` or a parameter is."""
+        dtype = torch.promote_types(hidden, torch.float32)
+        for tensor in [*self.parameters(), *self.buffers()]:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+        return dtype
+
+    def frames(self) -> list[Frame]:
+        return [m for m in self.modules() if isinstance(m, Frame)]
+
+    @property
+    def stored_parameters(self) -> int:
+        """Numbers that are trained and stored."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Stored parameters less the constraints: an orthonormal frame has `d·rank - rank(rank+1)/2`."""
+        return self.stored_parameters - sum(f.matrix.numel() - f.degrees_of_freedom for f in self.frames())
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v}" for k, v in self.settings().items())

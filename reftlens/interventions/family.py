@@ -1,0 +1,199 @@
+"""The ReFT family of the paper (arXiv 2404.03592): six kinds that differ in their code and basis only.
+
+`R = basisᵀ` in the paper's letters; `f` is the activation function (the paper's experiments use none).
+"""
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from reftlens.interventions.base import Intervention
+from reftlens.subspace import Frame
+
+Init = Literal["paper", "identity"]
+
+
+class _Family(Intervention):
+    """What the six kinds share: reading `f(W h + b)` and the settings that are stored."""
+
+    orthonormal: bool
+    reads: bool = True
+
+    def __init__(
+        self,
+        d: int,
+        rank: int = 4,
+        *,
+        activation: str = "linear",
+        dropout: float = 0.0,
+        init: Init = "paper",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(d, rank, dropout)
+        if activation not in ACT2FN:
+            raise ValueError(f"unknown activation {activation!r}, expected one of {', '.join(sorted(ACT2FN))}")
+        if init not in ("paper", "identity"):
+            raise ValueError(f'init={init!r}, expected "paper" or "identity"')
+        self.activation, self.init = activation, init
+        self._f = ACT2FN[activation]
+        self.frame = Frame(d, rank) if self.orthonormal else None
+        if self.frame is None:
+            if not 1 <= rank <= d:
+                raise ValueError(f"rank={rank} does not fit into d={d}: need 1 <= rank <= d")
+            self.W2 = nn.Parameter(torch.empty(rank, d))
+        if self.reads:
+            self.W = nn.Parameter(torch.empty(rank, d))
+        self.b = nn.Parameter(torch.empty(rank))
+        self.affine = activation == "linear"
+        self.reset(generator)
+
+    def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
+        return self.W2.T if self.frame is None else self.frame()
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "d": self.d,
+            "rank": self.rank,
+            "activation": self.activation,
+            "dropout": self.dropout.p,
+            "init": self.init,
+        }
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """`paper`: frame uniform, `W`, `W2` and `b` uniform in ±1/√d (`b` in [0, 1) where nothing is read).
+        `identity`: the edit is exactly zero, and learning can start from there.
+        """
+        bound = self.d**-0.5
+        if self.frame is not None:
+            self.frame.reset(generator)
+        else:
+            self.W2.copy_(_uniform(self.W2, -bound, bound, generator))
+        if self.reads:
+            self.W.copy_(_uniform(self.W, -bound, bound, generator))
+            self.b.copy_(_uniform(self.b, -bound, bound, generator))
+        else:
+            self.b.copy_(_uniform(self.b, 0.0, 1.0, generator))
+        if self.init == "identity":
+            self._make_identity()
+
+    def _make_identity(self) -> None:
+        raise NotImplementedError
+
+    def _read(self, h: Tensor) -> Tensor:
+        return self._f(F.linear(h, self.W.to(h.dtype), self.b.to(h.dtype)))
+
+    def _needs_linear(self) -> None:
+        if self.activation != "linear":
+            raise ValueError(
+                f'{self.kind} with activation={self.activation!r} has no identity start: use init="paper" or '
+                'activation="linear"'
+            )
+
+    def _zero_read(self) -> None:
+        if self._f(torch.zeros(1)).item() != 0.0:
+            raise ValueError(
+                f'{self.kind} starts at the identity only where f(0) = 0, and {self.activation}(0) is not 0: use '
+                'init="paper"'
+            )
+        self.W.zero_()
+        self.b.zero_()
+
+
+class LoReFT(_Family):
+    """`h' = h + Rᵀ( f(W h + b) - R h )`, R orthonormal (paper, eq. 2)."""
+
+    kind = "LoReFT"
+    orthonormal = True
+
+    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
+        assert basis is not None
+        if self.activation == "linear":  # (W - R) h + b: one product, and exactly 0 at the identity start
+            return F.linear(h, self.W.to(h.dtype) - basis.T, self.b.to(h.dtype))
+        return self._read(h) - h @ basis
+
+    def _make_identity(self) -> None:
+        self._needs_linear()
+        self.W.copy_(self.basis().T)
+        self.b.zero_()
+
+
+class DiReFT(_Family):
+    """`h' = h + W2ᵀ f(W h + b)`, W2 free (paper, eq. 3; in pyreft's code: `NodireftIntervention`)."""
+
+    kind = "DiReFT"
+    orthonormal = False
+
+    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
+        return self._read(h)
+
+    def _make_identity(self) -> None:
+        self._zero_read()
+
+
+class OrthoDiReFT(_Family):
+    """`h' = h + Rᵀ f(W h + b)`, R orthonormal: the paper's ablation (pyreft's class `DireftIntervention`)."""
+
+    kind = "OrthoDiReFT"
+    orthonormal = True
+
+    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
+        return self._read(h)
+
+    def _make_identity(self) -> None:
+        self._zero_read()
+
+
+class NoReFT(_Family):
+    """`h' = h + W2ᵀ( f(W h + b) - W2 h )`, W2 free (paper, Table 17)."""
+
+    kind = "NoReFT"
+    orthonormal = False
+
+    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
+        assert basis is not None
+        if self.activation == "linear":
+            return F.linear(h, self.W.to(h.dtype) - basis.T, self.b.to(h.dtype))
+        return self._read(h) - h @ basis
+
+    def _make_identity(self) -> None:
+        self._needs_linear()
+        self.W.copy_(self.W2)
+        self.b.zero_()
+
+
+class ConsReFT(_Family):
+    """`h' = h + Rᵀ( b - R h )`, R orthonormal: the subspace is set to a constant (paper, section 4)."""
+
+    kind = "ConsReFT"
+    orthonormal = True
+    reads = False
+
+    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
+        assert basis is not None
+        return self.b.to(h.dtype) - h @ basis
+
+    def _make_identity(self) -> None:
+        raise ValueError('ConsReFT sets a constant and so has no identity start: use init="paper"')
+
+
+class LobiReFT(_Family):
+    """`h' = h + Rᵀ b`, R orthonormal: a bias in a low-rank subspace."""
+
+    kind = "LobiReFT"
+    orthonormal = True
+    reads = False
+
+    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
+        return self.b.to(h.dtype).expand(*h.shape[:-1], self.rank)
+
+    def _make_identity(self) -> None:
+        self.b.zero_()
+
+
+def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(like.shape, generator=generator, dtype=torch.float64) * (high - low) + low

@@ -1,0 +1,99 @@
+"""Plain edits that need no training, though they can be trained too: a steering vector and ablations."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reftlens.interventions.base import Intervention
+from reftlens.subspace import orthonormal
+
+
+class SteeringVector(Intervention):
+    """`h' = h + strength · v`: one vector added to every edited position; trainable, zero unless given.
+
+    Strength is in units of `v` as it is; nothing is normalised.
+    """
+
+    kind = "SteeringVector"
+    affine = True
+
+    def __init__(self, d: int, vector: Float[Tensor, " {d}"] | None = None) -> None:
+        super().__init__(d, 1)
+        self.vector = nn.Parameter(torch.zeros(d))
+        if vector is not None:
+            _check_shape("vector", vector, (d,))
+            with torch.no_grad():
+                self.vector.copy_(vector)
+
+    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
+        return h.new_ones(*h.shape[:-1], 1)
+
+    def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
+        return self.vector[:, None]
+
+    def settings(self) -> dict[str, Any]:
+        return {"d": self.d}
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """The zero vector: the edit is the identity."""
+        self.vector.zero_()
+
+
+class Ablation(Intervention):
+    """`h' = h + strength · (reference - h) B Bᵀ`: replace what lies in a subspace, or everything, by a constant.
+
+    Args:
+        reference: what to put there, `[d]`; None is zero ablation, the mean over a data set is mean ablation
+            (`reftlens.activations` collects what to average).
+        directions: columns that span the subspace (made orthonormal here); None ablates the whole vector.
+
+    Nothing is trained: reference and basis are buffers.
+    """
+
+    kind = "Ablation"
+    affine = True
+
+    def __init__(
+        self,
+        d: int,
+        reference: Float[Tensor, " {d}"] | None = None,
+        directions: Float[Tensor, "{d} rank"] | None = None,
+        *,
+        rank: int | None = None,
+    ) -> None:
+        if directions is not None:
+            _check_shape("directions", directions, (d, directions.shape[-1]))
+            rank = directions.shape[-1]
+        super().__init__(d, d if rank is None else rank)
+        self.whole = rank is None
+        if reference is not None:
+            _check_shape("reference", reference, (d,))
+        self.register_buffer("reference", torch.zeros(d) if reference is None else reference.detach().float())
+        if self.whole:
+            columns = None
+        elif directions is None:
+            columns = torch.eye(d, self.rank)  # filled in by the store
+        else:
+            columns = orthonormal(directions.detach().double()).float()
+        self.register_buffer("directions", columns)
+
+    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
+        away = self.reference.to(h.dtype) - h
+        return away if basis is None else away @ basis
+
+    def basis(self) -> Float[Tensor, "{self.d} {self.rank}"] | None:
+        return self.directions
+
+    def settings(self) -> dict[str, Any]:
+        return {"d": self.d, "rank": None if self.whole else self.rank}
+
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """Nothing is trained, so nothing changes."""
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(expected)}")

@@ -1,0 +1,224 @@
+"""`ReFT`: which intervention acts at which site, and the one stateful moment in which they act."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformer_lens.hook_points import HookPoint
+
+from reftlens.data import Batch
+from reftlens.engine import Edit, attached, check_fired
+from reftlens.interventions.base import Intervention, Strength
+from reftlens.model import Bridge, parameter_total, resolve_hook
+from reftlens.positions import Mask, Positions, TokenView, as_positions
+from reftlens.site import Site
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How an intervention is applied: how strongly, at which of its tokens, at which of its sites.
+
+    Args:
+        strength: 1 is the edit as trained, 0 the unedited model, negative its opposite; a sequence gives one
+            strength per direction of the basis.
+        among: of the positions that the sites choose, edit only these as well chosen by `among`.
+        sites: indices of the sites that act; None means all.
+    """
+
+    strength: float | Sequence[float] = 1.0
+    among: Positions | str | None = None
+    sites: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.strength, int | float):
+            object.__setattr__(self, "strength", float(self.strength))
+        else:
+            object.__setattr__(self, "strength", tuple(float(s) for s in self.strength))
+        if self.among is not None:
+            object.__setattr__(self, "among", as_positions(self.among))
+        if self.sites is not None:
+            object.__setattr__(self, "sites", tuple(self.sites))
+
+    def mask(self, site: Site, view: TokenView) -> Mask:
+        """The tokens edited at `site`."""
+        chosen = site.positions.mask(view)
+        return chosen & as_positions(self.among).mask(view) if self.among is not None else chosen
+
+    def reaches_response(self, site: Site) -> bool:
+        """Whether a token after the prompt can be edited at `site`."""
+        among = self.among is None or as_positions(self.among).reaches_response
+        return among and site.positions.reaches_response
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters of an intervention: stored, free (`degrees_of_freedom`), and as a share of the model."""
+
+    stored: int
+    degrees_of_freedom: int
+    model: int
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.stored / self.model
+
+    def __str__(self) -> str:
+        return (
+            f"{self.stored:,} stored parameters, {self.degrees_of_freedom:,} degrees of freedom, "
+            f"{self.percent:.2g} % of the model's {self.model:,}"
+        )
+
+
+class ReFT(nn.Module):
+    """Interventions at sites of a model: an ordered mapping from `Site` to `Intervention`.
+
+    The same intervention at two sites is tied: its weights are trained, counted and stored once. Sites at one
+    hook act in the order given, each on what the one before it left.
+    """
+
+    def __init__(self, interventions: Mapping[Site, Intervention]) -> None:
+        super().__init__()
+        if not interventions:
+            raise ValueError("a ReFT needs at least one site: ReFT({resid_post(8, 'last'): LoReFT(d, rank=4)})")
+        for site, module in interventions.items():
+            if not isinstance(site, Site) or not isinstance(module, Intervention):
+                raise TypeError(f"ReFT maps sites to interventions, got {type(site).__name__}: {type(module).__name__}")
+        self.sites: tuple[Site, ...] = tuple(interventions)
+        unique = list({id(m): m for m in interventions.values()}.values())
+        self.interventions = nn.ModuleList(unique)
+        self.which: tuple[int, ...] = tuple(
+            next(i for i, m in enumerate(unique) if m is module) for module in interventions.values()
+        )
+        """For each site the index of its intervention in `interventions`."""
+
+    def __getitem__(self, site: Site | int) -> Intervention:
+        """The intervention at a site, given itself or by its index."""
+        index = site if isinstance(site, int) else self.sites.index(site)
+        module = self.interventions[self.which[index]]
+        assert isinstance(module, Intervention)
+        return module
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def items(self) -> list[tuple[Site, Intervention]]:
+        return [(site, self[i]) for i, site in enumerate(self.sites)]
+
+    def parameter_count(self, model: Bridge | nn.Module | int) -> ParameterCount:
+        """Honest size: tied interventions once, constraints of orthonormal frames taken off."""
+        modules = [m for m in self.interventions if isinstance(m, Intervention)]
+        return ParameterCount(
+            stored=sum(m.stored_parameters for m in modules),
+            degrees_of_freedom=sum(m.degrees_of_freedom for m in modules),
+            model=model if isinstance(model, int) else parameter_total(model),
+        )
+
+    def settle(self) -> None:
+        """Store each orthonormal basis itself in place of the parameter that stood for it."""
+        for module in self.interventions:
+            assert isinstance(module, Intervention)
+            for frame in module.frames():
+                frame.settle()
+
+    def reset(self, seed: int) -> None:
+        """Initialise every intervention anew from a seed, each kind in its own way."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.interventions:
+            assert isinstance(module, Intervention)
+            module.reset(generator)
+
+    def clone(self) -> "ReFT":
+        """An independent copy with the same sites and the same values."""
+        return deepcopy(self)
+
+    def bind(self, model: Bridge) -> "Bound":
+        """Find the hooks of this model once, for many forward passes."""
+        hooks = model.hook_dict
+        points = [resolve_hook(model, site.hook, hooks) for site in self.sites]
+        places = [(p.name, s.positions, s.heads) for p, s in zip(points, self.sites, strict=True)]
+        for i, place in enumerate(places):
+            if place in places[:i]:
+                raise ValueError(f"two sites are one and the same place: {self.sites[places.index(place)]} and {self.sites[i]}")
+        return Bound(self, points)
+
+    @contextmanager
+    def on(self, model: Bridge, batch: Batch, variant: Variant = Variant()) -> Iterator[None]:  # noqa: B008
+        """Inside the block the model's forward passes on `batch` are edited, and gradients flow to the edits.
+
+        Adds its own hooks and removes only them. Keep the backward pass inside the block if the model uses
+        gradient checkpointing.
+
+        Raises:
+            SiteNeverFired: at the end, if nothing passed through one of the sites.
+            ValueError: if a site chooses no token in any row.
+        """
+        edits = self.bind(model).edits(batch.view, variant)
+        with attached(edits):
+            yield
+        check_fired(edits)
+
+
+@contextmanager
+def mode(reft: ReFT, *, training: bool) -> Iterator[None]:
+    """`reft` in train or eval mode (dropout on or off) inside the block, and as it was after it."""
+    before = reft.training
+    try:
+        reft.train(training)
+        yield
+    finally:
+        reft.train(before)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A `ReFT` whose hooks were found on a model."""
+
+    reft: ReFT
+    points: list[HookPoint]
+
+    def active(self, variant: Variant) -> list[int]:
+        """Indices of the sites that `variant` lets act."""
+        count = len(self.reft)
+        chosen = tuple(range(count)) if variant.sites is None else variant.sites
+        if not chosen or any(not 0 <= i < count for i in chosen):
+            raise ValueError(f"sites={list(chosen)}, expected one or more of 0 to {count - 1}")
+        return list(chosen)
+
+    def strength(self, variant: Variant, i: int) -> Strength:
+        """The variant's strength at site `i`: a float, or a `[rank]` vector."""
+        if isinstance(variant.strength, float):
+            return variant.strength
+        module = self.reft[i]
+        if len(variant.strength) != module.rank:
+            raise ValueError(
+                f"strength has {len(variant.strength)} values, and {module.kind} at {self.reft.sites[i]} has "
+                f"rank {module.rank}"
+            )
+        return torch.tensor(variant.strength, device=next(iter(module.state_dict().values())).device)
+
+    def edits(self, view: TokenView, variant: Variant = Variant()) -> list[Edit]:  # noqa: B008
+        """What to attach for one forward pass over `view`; a site that chooses no token raises."""
+        result = []
+        for i in self.active(variant):
+            mask = variant.mask(self.reft.sites[i], view)
+            if not mask.any():
+                among = f" among {variant.among}" if variant.among is not None else ""
+                raise ValueError(f"{self.reft.sites[i]}{among} chooses no token in any of {mask.shape[0]} row(s)")
+            result.append(self.edit(i, mask, variant))
+        return result
+
+    def edit(self, i: int, mask: Mask, variant: Variant) -> Edit:
+        """The edit of site `i` on the tokens of `mask`."""
+        rows, columns = mask.nonzero().unbind(dim=1)
+        return Edit(
+            point=self.points[i],
+            intervention=self.reft[i],
+            rows=rows,
+            columns=columns,
+            shape=(mask.shape[0], mask.shape[1]),
+            strength=self.strength(variant, i),
+            heads=self.reft.sites[i].heads,
+        )
