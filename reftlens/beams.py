@@ -1,7 +1,7 @@
 """Beam search over a generation session: the beams of a prompt are rows of one batch that change places."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from einops import repeat
@@ -45,7 +45,9 @@ def beam_search(session: "Session", beams: int, bar: Any) -> None:
     over = [False] * n
     length = 0
     while True:
-        logprobs = processors(session.tokens, logits.log_softmax(dim=-1))
+        logprobs = processors(
+            cast(torch.LongTensor, session.tokens), cast(torch.FloatTensor, logits.log_softmax(dim=-1))
+        )
         total = (scores.flatten()[:, None] + logprobs).view(n, -1)
         best, flat = total.topk(2 * beams, dim=1)
         length += 1

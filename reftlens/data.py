@@ -204,9 +204,7 @@ def encode(
     return batch_from_rows(ids, roles, examples=examples, tokenizer=tokenizer, truncated=tuple(cut))
 
 
-def encode_prompts(
-    model: Bridge, prompts: Sequence[Prompt], *, chat: bool = False, system: str | None = None
-) -> Batch:
+def encode_prompts(model: Bridge, prompts: Sequence[Prompt], *, chat: bool = False, system: str | None = None) -> Batch:
     """Tokenise prompts that something is to be generated for; there are no targets."""
     tokenizer = _tokenizer(model)
     ids = []
@@ -270,7 +268,7 @@ def _prompt_text(tokenizer: Any, prompt: Prompt, row: int, chat: bool, system: s
 
 
 def _messages(prompt: Prompt, system: str | None) -> list[Mapping[str, str]]:
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    turns: list[Mapping[str, str]] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     return turns if system is None else [{"role": "system", "content": system}, *turns]
 
 
@@ -311,7 +309,9 @@ def _cut(
     if truncate == "completion":
         room = limit - len(head)
         if room < 1:
-            raise ValueError(f"row {row}: the prompt alone has {len(head)} tokens, so nothing of the completion is left")
+            raise ValueError(
+                f"row {row}: the prompt alone has {len(head)} tokens, so nothing of the completion is left"
+            )
         return head, tail[:room]
     bos = head[:1] if head[0] == tokenizer.bos_token_id else []
     room = limit - len(tail) - len(bos)

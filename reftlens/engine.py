@@ -136,8 +136,6 @@ def forward(
     mask = attention_mask.long()
     if use_cache or cache is not None:
         kwargs = {} if cache is None else {"past_key_values": cache}
-        logits, cache = model(
-            tokens, attention_mask=mask, return_type="logits_and_cache", use_cache=True, **kwargs
-        )
+        logits, cache = model(tokens, attention_mask=mask, return_type="logits_and_cache", use_cache=True, **kwargs)
         return Output(logits, cache)
     return Output(model(tokens, attention_mask=mask, return_type="logits", use_cache=False))

@@ -1,7 +1,7 @@
 """The one training loop: AdamW on the parameters of a `ReFT`, the model frozen for as long as it runs."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -86,7 +86,7 @@ def fit_seeds(
     for seed in seeds:
         copy = reft.clone()
         copy.reset(seed)
-        settings = FitConfig(**(asdict(config) | {"seed": seed}))
+        settings = replace(config, seed=seed)
         result = run_fit(copy, model, data, settings, validation=validation, objective=objective, progress=progress)
         runs.append((copy, result))
     return runs
@@ -148,5 +148,3 @@ def _check(reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation
     if config.weight_decay and not decayed(reft):
         raise ValueError(f"weight_decay={config.weight_decay} reaches no parameter: all are orthonormal frames")
     preflight(reft, model)
-
-

@@ -7,7 +7,7 @@ the edits whose positions choose it. Hooks are attached for the length of one fo
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -259,7 +259,7 @@ class Session:
         processors = self.decoding.processors()
         while not self.finished:
             logits = self.next_logits()
-            scores = processors(self.tokens, logits.clone())
+            scores = processors(cast(torch.LongTensor, self.tokens), cast(torch.FloatTensor, logits.clone()))
             if self.decoding.temperature > 0:
                 chosen = torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator)[:, 0]
             else:
@@ -272,9 +272,7 @@ class Session:
     def warn_of_unused_sites(self) -> None:
         for i in self.unused:
             assert self.reft is not None
-            warnings.warn(
-                f"{self.reft.sites[i]} chose no token: the continuations ended before it could", stacklevel=3
-            )
+            warnings.warn(f"{self.reft.sites[i]} chose no token: the continuations ended before it could", stacklevel=3)
 
     def result(self, steps: list[Tensor] | None) -> Generation:
         tokenizer = self.prompts.tokenizer

@@ -61,8 +61,13 @@ def resolve_hook(model: Bridge, name: str, hooks: dict[str, HookPoint] | None = 
     return point
 
 
-def device_of(model: Bridge) -> torch.device:
-    return next(iter(model.original_model.parameters())).device
+def underlying(model: Bridge | nn.Module) -> nn.Module:
+    """The transformers model inside a bridge, or the plain model itself."""
+    return model.original_model if isinstance(model, Bridge) else model
+
+
+def device_of(model: Bridge | nn.Module) -> torch.device:
+    return next(iter(underlying(model).parameters())).device
 
 
 def check_deterministic(model: Bridge) -> None:
@@ -92,8 +97,7 @@ def check_deterministic(model: Bridge) -> None:
 
 def parameter_total(model: Bridge | nn.Module) -> int:
     """Parameters of the model, shared ones counted once."""
-    root = model if isinstance(model, nn.Module) and not isinstance(model, Bridge) else model.original_model
-    return sum(p.numel() for p in root.parameters())
+    return sum(p.numel() for p in underlying(model).parameters())
 
 
 @contextmanager

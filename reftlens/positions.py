@@ -59,8 +59,7 @@ class TokenView:
         if self.tokenizer is None:
             raise ValueError("choosing tokens by their text needs a tokenizer, and this batch has none")
         return [
-            token_spans(self.tokenizer, ids[chosen].tolist())
-            for ids, chosen in zip(self.ids, self.prompt, strict=True)
+            token_spans(self.tokenizer, ids[chosen].tolist()) for ids, chosen in zip(self.ids, self.prompt, strict=True)
         ]
 
 
@@ -324,8 +323,7 @@ class Chain(Positions):
 
 
 KINDS: dict[str, type[Positions]] = {
-    c.kind: c
-    for c in (First, Last, Nth, At, Tokens, All, Prompt, Response, Generated, Union, Difference, Chain)
+    c.kind: c for c in (First, Last, Nth, At, Tokens, All, Prompt, Response, Generated, Union, Difference, Chain)
 }
 _WORDS: dict[str, Positions] = {
     "first": First(),
@@ -359,7 +357,7 @@ def as_positions(value: "Positions | str | Sequence[int]") -> Positions:
     """`value` itself, or what it spells: `"f7+l7"` is parsed, `[0, 3]` means `At(0, 3)`."""
     if isinstance(value, Positions):
         return value
-    return parse_positions(value) if isinstance(value, str) else At(*value)
+    return parse_positions(value) if isinstance(value, str) else At(*tuple(value))
 
 
 def positions_from_dict(spec: dict[str, Any]) -> Positions:

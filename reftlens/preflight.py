@@ -133,9 +133,7 @@ def preflight(reft: ReFT, model: Bridge) -> None:
             edit there changes nothing, heads that do not exist, or the width differs.
     """
     bound = reft.bind(model)
-    for site, module, point, (shape, problem) in zip(
-        reft.sites, (m for _, m in reft.items()), bound.points, _probe(model, bound.points), strict=True
-    ):
+    for (site, module), (shape, problem) in zip(reft.items(), _probe(model, bound.points), strict=True):
         if problem:
             raise ValueError(f"{site.hook} cannot be a site on {model.cfg.model_name}: {problem}")
         if site.heads is not None and len(shape) != 4:

@@ -45,7 +45,7 @@ def load_model(
     Raises:
         ModelNotAvailable: naming what each source answered.
     """
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    torch_dtype: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model_id = DEFAULT_MODEL if name is None else name
@@ -53,7 +53,7 @@ def load_model(
     with bar:
         folder = find_model(model_id, allow_wheel=name is None, note=bar.set_postfix_str)
         bar.update()
-        return _boot(model_id, folder, torch.device(device), dtype, bar)
+        return _boot(model_id, folder, torch.device(device), torch_dtype, bar)
 
 
 def _boot(model_id: str, folder: Path, device: torch.device, dtype: torch.dtype, bar: Any) -> Any:
@@ -61,7 +61,7 @@ def _boot(model_id: str, folder: Path, device: torch.device, dtype: torch.dtype,
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    hf_model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     bar.update()
     bridge = TransformerBridge.boot_transformers(
         model_id, hf_model=hf_model.to(device).eval(), tokenizer=tokenizer, device=str(device), dtype=dtype

@@ -14,7 +14,7 @@ from reftlens.engine import Edit, attached, check_fired
 from reftlens.interventions.base import Intervention, Strength
 from reftlens.model import Bridge, parameter_total, resolve_hook
 from reftlens.positions import Mask, Positions, TokenView, as_positions
-from reftlens.site import Site
+from reftlens.site import Site, Where
 
 
 @dataclass(frozen=True)
@@ -28,28 +28,29 @@ class Variant:
         sites: indices of the sites that act; None means all.
     """
 
-    strength: float | Sequence[float] = 1.0
-    among: Positions | str | None = None
-    sites: tuple[int, ...] | None = None
+    strength: float | tuple[float, ...]
+    among: Positions | None
+    sites: tuple[int, ...] | None
 
-    def __post_init__(self) -> None:
-        if isinstance(self.strength, int | float):
-            object.__setattr__(self, "strength", float(self.strength))
-        else:
-            object.__setattr__(self, "strength", tuple(float(s) for s in self.strength))
-        if self.among is not None:
-            object.__setattr__(self, "among", as_positions(self.among))
-        if self.sites is not None:
-            object.__setattr__(self, "sites", tuple(self.sites))
+    def __init__(
+        self,
+        strength: float | Sequence[float] = 1.0,
+        among: Where | None = None,
+        sites: Sequence[int] | None = None,
+    ) -> None:
+        plain = isinstance(strength, int | float)
+        object.__setattr__(self, "strength", float(strength) if plain else tuple(map(float, strength)))
+        object.__setattr__(self, "among", None if among is None else as_positions(among))
+        object.__setattr__(self, "sites", None if sites is None else tuple(sites))
 
     def mask(self, site: Site, view: TokenView) -> Mask:
         """The tokens edited at `site`."""
         chosen = site.positions.mask(view)
-        return chosen & as_positions(self.among).mask(view) if self.among is not None else chosen
+        return chosen & self.among.mask(view) if self.among is not None else chosen
 
     def reaches_response(self, site: Site) -> bool:
         """Whether a token after the prompt can be edited at `site`."""
-        among = self.among is None or as_positions(self.among).reaches_response
+        among = self.among is None or self.among.reaches_response
         return among and site.positions.reaches_response
 
 
@@ -141,11 +142,13 @@ class ReFT(nn.Module):
         places = [(p.name, s.positions, s.heads) for p, s in zip(points, self.sites, strict=True)]
         for i, place in enumerate(places):
             if place in places[:i]:
-                raise ValueError(f"two sites are one and the same place: {self.sites[places.index(place)]} and {self.sites[i]}")
+                raise ValueError(
+                    f"two sites are one and the same place: {self.sites[places.index(place)]} and {self.sites[i]}"
+                )
         return Bound(self, points)
 
     @contextmanager
-    def on(self, model: Bridge, batch: Batch, variant: Variant = Variant()) -> Iterator[None]:  # noqa: B008
+    def on(self, model: Bridge, batch: Batch, variant: Variant = Variant()) -> Iterator[None]:
         """Inside the block the model's forward passes on `batch` are edited, and gradients flow to the edits.
 
         Adds its own hooks and removes only them. Keep the backward pass inside the block if the model uses
@@ -189,7 +192,7 @@ class Bound:
 
     def strength(self, variant: Variant, i: int) -> Strength:
         """The variant's strength at site `i`: a float, or a `[rank]` vector."""
-        if isinstance(variant.strength, float):
+        if not isinstance(variant.strength, tuple):
             return variant.strength
         module = self.reft[i]
         if len(variant.strength) != module.rank:
@@ -199,7 +202,7 @@ class Bound:
             )
         return torch.tensor(variant.strength, device=next(iter(module.state_dict().values())).device)
 
-    def edits(self, view: TokenView, variant: Variant = Variant()) -> list[Edit]:  # noqa: B008
+    def edits(self, view: TokenView, variant: Variant = Variant()) -> list[Edit]:
         """What to attach for one forward pass over `view`; a site that chooses no token raises."""
         result = []
         for i in self.active(variant):

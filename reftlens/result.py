@@ -50,7 +50,7 @@ class FitResult:
         return asdict(self)
 
     def to_frame(self) -> "DataFrame":
-        """One row per optimizer step: `loss`, `learning_rate`, `gradient_norm`, and `validation_loss` where measured."""
+        """One row per optimizer step: loss, learning rate, gradient norm, and validation loss where measured."""
         import pandas as pd
 
         frame = pd.DataFrame(

@@ -169,7 +169,9 @@ class Run:
     # -- checkpoints and result --------------------------------------------------------------------------
 
     def _identity(self) -> dict[str, Any]:
-        sites = [[s.to_dict(), i, m.kind, m.settings()] for (s, m), i in zip(self.reft.items(), self.reft.which, strict=True)]
+        sites = [
+            [s.to_dict(), i, m.kind, m.settings()] for (s, m), i in zip(self.reft.items(), self.reft.which, strict=True)
+        ]
         return {
             "settings": asdict(self.config),
             "data": self.data.fingerprint,

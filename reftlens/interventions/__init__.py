@@ -5,8 +5,7 @@ from reftlens.interventions.family import ConsReFT, DiReFT, LobiReFT, LoReFT, No
 from reftlens.interventions.fixed import Ablation, SteeringVector
 
 KINDS: dict[str, type[Intervention]] = {
-    c.kind: c
-    for c in (LoReFT, DiReFT, OrthoDiReFT, NoReFT, ConsReFT, LobiReFT, SteeringVector, Ablation)
+    c.kind: c for c in (LoReFT, DiReFT, OrthoDiReFT, NoReFT, ConsReFT, LobiReFT, SteeringVector, Ablation)
 }
 
 __all__ = [

@@ -97,7 +97,7 @@ class _Family(Intervention):
     def _zero_read(self) -> None:
         if self._f(torch.zeros(1)).item() != 0.0:
             raise ValueError(
-                f'{self.kind} starts at the identity only where f(0) = 0, and {self.activation}(0) is not 0: use '
+                f"{self.kind} starts at the identity only where f(0) = 0, and {self.activation}(0) is not 0: use "
                 'init="paper"'
             )
         self.W.zero_()

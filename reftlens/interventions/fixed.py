@@ -53,6 +53,8 @@ class Ablation(Intervention):
     Nothing is trained: reference and basis are buffers.
     """
 
+    reference: Tensor
+    directions: Tensor | None
     kind = "Ablation"
     affine = True
 
