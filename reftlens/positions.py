@@ -355,9 +355,9 @@ def parse_positions(text: str) -> Positions:
 
 def as_positions(value: "Positions | str | Sequence[int]") -> Positions:
     """`value` itself, or what it spells: `"f7+l7"` is parsed, `[0, 3]` means `At(0, 3)`."""
-    if isinstance(value, Positions):
-        return value
-    return parse_positions(value) if isinstance(value, str) else At(*tuple(value))
+    if isinstance(value, str):
+        return parse_positions(value)
+    return value if isinstance(value, Positions) else At(value)
 
 
 def positions_from_dict(spec: dict[str, Any]) -> Positions:

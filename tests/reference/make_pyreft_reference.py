@@ -135,12 +135,15 @@ def make_saved():
     write_json("pyreft_saved_model.json", model.config.to_dict())
 
     input_ids = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(1))
-    save_file({
-        "input_ids": input_ids,
-        "base_logits": model(input_ids).logits,
-        "logits": save_and_run(model, "Loreft", 10, "pyreft_saved", input_ids),
-        "nodireft_logits": save_and_run(model, "Nodireft", 11, "pyreft_saved_nodireft", input_ids),
-    }, HERE / "pyreft_saved_outputs.safetensors")
+    save_file(
+        {
+            "input_ids": input_ids,
+            "base_logits": model(input_ids).logits,
+            "logits": save_and_run(model, "Loreft", 10, "pyreft_saved", input_ids),
+            "nodireft_logits": save_and_run(model, "Nodireft", 11, "pyreft_saved_nodireft", input_ids),
+        },
+        HERE / "pyreft_saved_outputs.safetensors",
+    )
 
 
 if __name__ == "__main__":

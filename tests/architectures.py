@@ -1,0 +1,91 @@
+"""Tiny models with random weights, one per architecture: the table that laws are checked over."""
+
+import tempfile
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformer_lens.model_bridge import TransformerBridge
+
+D, LAYERS, HEADS, KV_HEADS, D_HEAD, D_MLP, CONTEXT = 32, 3, 4, 2, 8, 48, 160
+TEXT = "the cat sat on the mat and looked at the moon over the green hill while a dog ran by "
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<turn>{{ m['role'] }}:{{ m['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant:{% endif %}"
+)
+
+
+@cache
+def tokenizer() -> Any:
+    """A byte-level BPE tokenizer of about 330 tokens, loaded from a folder, with a chat template."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<bos>", "<eos>", "<pad>", "<turn>", "<end>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        [TEXT] * 5, trainers.BpeTrainer(vocab_size=330, special_tokens=special, initial_alphabet=alphabet)
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
+        additional_special_tokens=["<turn>", "<end>"], chat_template=TEMPLATE,
+    )  # fmt: skip
+    folder = tempfile.mkdtemp()
+    fast.save_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def _config(architecture: str) -> Any:
+    vocab = len(tokenizer())
+    llama_like = dict(
+        vocab_size=vocab, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=D_MLP,
+        num_key_value_heads=KV_HEADS, max_position_embeddings=CONTEXT, initializer_range=0.2,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    if architecture == "gpt2":
+        return transformers.GPT2Config(
+            vocab_size=vocab, n_embd=D, n_layer=LAYERS, n_head=HEADS, n_inner=D_MLP, n_positions=CONTEXT,
+            initializer_range=0.2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=1,
+        )  # fmt: skip
+    if architecture == "neox":
+        neox = {k: v for k, v in llama_like.items() if k != "num_key_value_heads"}
+        return transformers.GPTNeoXConfig(**neox)
+    gemma = dict(head_dim=D_HEAD, sliding_window=16)
+    return {
+        "llama": lambda: transformers.LlamaConfig(**llama_like),
+        "qwen2": lambda: transformers.Qwen2Config(**llama_like),
+        "gemma2": lambda: transformers.Gemma2Config(**llama_like, **gemma),
+        "gemma3": lambda: transformers.Gemma3TextConfig(**llama_like, **gemma),
+    }[architecture]()
+
+
+ARCHITECTURES = ("gpt2", "neox", "qwen2", "gemma2", "gemma3", "llama")
+NAMES = {
+    "gpt2": "gpt2", "neox": "EleutherAI/pythia-14m", "qwen2": "Qwen/Qwen2-0.5B", "gemma2": "google/gemma-2-2b",
+    "gemma3": "google/gemma-3-1b-pt", "llama": "meta-llama/Llama-3.2-1B",
+}  # fmt: skip
+
+
+def hf_model(architecture: str, seed: int = 0) -> Any:
+    """A plain transformers model; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(_config(architecture))
+    model.config.architectures = [type(model).__name__]
+    return model.eval()
+
+
+def fresh_bridge(architecture: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    """A bridge of its own, for tests that change it."""
+    model = hf_model(architecture, seed).to(dtype)
+    return TransformerBridge.boot_transformers(
+        NAMES[architecture], hf_model=model, tokenizer=tokenizer(), device="cpu", dtype=dtype
+    ).eval()
+
+
+@cache
+def bridge(architecture: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A shared bridge: read-only for the tests."""
+    return fresh_bridge(architecture, dtype=dtype)
