@@ -60,8 +60,9 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
     expected = {"format": FORMAT, **identity}
     for key, value in json.loads(json.dumps(expected)).items():
         if record.get(key) != value:
+            was, now = (repr(v)[:160] for v in (record.get(key), value))
             raise CheckpointMismatch(
-                f"{path} belongs to another run: its {key} is {record.get(key)!r}, this run's is {value!r}; "
-                "delete the file or give another path"
+                f"{path} belongs to another run, its {key} differ: {was} there, {now} here; delete the file or give "
+                "another path"
             )
     return Checkpoint(tensors, record)

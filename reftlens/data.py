@@ -50,8 +50,9 @@ class Batch:
 
     def __getitem__(self, rows: int | slice | Sequence[int]) -> "Batch":
         """The chosen rows, padding trimmed to the longest of them."""
-        chosen = list(range(len(self))[rows]) if isinstance(rows, slice) else [rows] if isinstance(rows, int) else rows
-        index = torch.as_tensor(list(chosen), device=self.tokens.device)
+        every = range(len(self))
+        chosen = list(every[rows]) if isinstance(rows, slice) else [every[i] for i in _as_list(rows)]
+        index = torch.tensor(chosen, dtype=torch.long, device=self.tokens.device)
         keep = (self.role[index] != Role.PAD).any(dim=0)
         return replace(
             self,
@@ -139,24 +140,31 @@ def load_examples(
     `prompt` and `completion` name the fields.
     """
     examples = []
-    for i, record in enumerate(_records(source)):
+    for place, record in _records(source):
+        if not isinstance(record, Mapping):
+            raise ValueError(f"{place} is no record with fields {prompt!r} and {completion!r}: {str(record)[:60]!r}")
         missing = [f for f in (prompt, completion) if f not in record]
         if missing:
-            raise ValueError(f"row {i} has no field {missing[0]!r}, it has: {', '.join(record)}")
+            raise ValueError(f"{place} has no field {missing[0]!r}, it has: {', '.join(record)}")
+        if not isinstance(record[completion], str):
+            raise ValueError(f"{place}: {completion} is {record[completion]!r}, expected text")
         examples.append(Example(record[prompt], record[completion]))
     if not examples:
         raise ValueError(f"no examples in {source}")
     return examples
 
 
-def _records(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+def _records(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
+    """Each record with its place in the source, for messages."""
     if not isinstance(source, str | Path):
-        yield from source
+        for i, record in enumerate(source):
+            yield f"row {i}", record
         return
-    for number, line in enumerate(Path(source).read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(): JSON may hold U+2028 and other line ends inside a string.
+    for number, line in enumerate(Path(source).read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield f"{source}, line {number}", json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{source}, line {number} is not JSON: {error}") from None
 
@@ -188,6 +196,8 @@ def encode(
             merged boundary, or a template that changes the completion.
     """
     tokenizer = _tokenizer(model)
+    _one_of("truncate", truncate, None, "prompt", "completion")
+    _one_of("boundary", boundary, "check", "split")
     limit = model.cfg.n_ctx if max_length is None else max_length
     ids, roles, cut = [], [], []
     for i, example in enumerate(_some(examples)):
@@ -229,13 +239,28 @@ def _ending(tokenizer: Any, suffix: str) -> list[int]:
     special = set(tokenizer.all_special_ids)
     ids = tokenizer(suffix, add_special_tokens=False).input_ids
     stop = next((k for k, t in enumerate(ids) if t in special), None)
-    return [tokenizer.eos_token_id] if stop is None else ids[: stop + 1]
+    return _eos(tokenizer) if stop is None else ids[: stop + 1]
+
+
+def _eos(tokenizer: Any) -> list[int]:
+    if tokenizer.eos_token_id is None:
+        raise ValueError("this tokenizer has no EOS token to end a completion with: pass end=False")
+    return [tokenizer.eos_token_id]
 
 
 def _some(rows: Sequence[Any]) -> Sequence[Any]:
     if isinstance(rows, str) or not len(rows):
         raise ValueError(f"expected a list with at least one row, got {rows!r}")
     return rows
+
+
+def _as_list(rows: int | Sequence[int]) -> list[int]:
+    return [rows] if isinstance(rows, int) else list(rows)
+
+
+def _one_of(name: str, value: Any, *allowed: Any) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, allowed))}")
 
 
 def _tokenizer(model: Bridge) -> Any:
@@ -264,6 +289,8 @@ def _prompt_text(tokenizer: Any, prompt: Prompt, row: int, chat: bool, system: s
         return prompt
     if tokenizer.chat_template is None:
         raise ValueError("this tokenizer has no chat template: use chat=False")
+    if system is not None and not isinstance(prompt, str) and any(turn["role"] == "system" for turn in prompt):
+        raise ValueError(f"row {row} has a system message of its own: drop it, or system=")
     return tokenizer.apply_chat_template(_messages(prompt, system), tokenize=False, add_generation_prompt=True)
 
 
@@ -277,7 +304,7 @@ def _split_row(
 ) -> tuple[list[int], list[int]]:
     """Token ids of the prompt and of what follows it."""
     text = _prompt_text(tokenizer, example.prompt, row, chat, system)
-    ending = [] if not end else [tokenizer.eos_token_id]
+    ending = _eos(tokenizer) if end and not chat else []
     if chat:
         turns = [*_messages(example.prompt, system), {"role": "assistant", "content": example.completion}]
         full = tokenizer.apply_chat_template(turns, tokenize=False)

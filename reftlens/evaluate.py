@@ -77,6 +77,7 @@ def evaluate(
     empty = (~data.target_mask.any(dim=1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(f"row(s) {empty[:10]} have no target: nothing to score there")
+    bound.require(data.view, variant)
     columns: list[list[float]] = [[], [], [], []]
     with tqdm(total=len(data), desc="evaluate", unit="example", disable=not progress) as bar:
         for batch in _pieces(data, batch_size, device_of(model)):

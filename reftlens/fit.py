@@ -107,9 +107,8 @@ def run_fit(
 ) -> FitResult:
     """`fit` with its settings in one object."""
     _check(reft, model, data, config, validation)
-    run = Run(reft, model, data, config, validation, objective, checkpoint)
     device = device_of(model)
-    reft.to(device)
+    run = Run(reft.to(device), model, data, config, validation, objective, checkpoint)
     total = config.total_steps(len(data))
     devices = [device] if device.type == "cuda" else []
     with frozen(model), mode(reft, training=True), torch.random.fork_rng(devices):
@@ -137,6 +136,7 @@ def _check(reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation
             raise ValueError(f"row(s) {empty[:10]} of {name} have no target: nothing to learn or score there")
         if bool(batch.target_mask[:, 0].any()):
             raise ValueError(f"the first token of a row of {name} is a target, and no logits predict it")
+        reft.bind(model).require(batch.view)
     if config.patience is not None and validation is None:
         raise ValueError(f"patience={config.patience} needs validation=…, a batch to stop by")
     if config.eval_every is not None and validation is None:

@@ -6,7 +6,7 @@ the edits whose positions choose it. Hooks are attached for the length of one fo
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -198,9 +198,19 @@ class Session:
         self.sites = [] if self.bound is None else self.bound.active(self.variant)
         self.unused = set(self.sites)
         self.done = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        self._require_prompt_sites()
         with torch.no_grad():
             self.bases = {} if self.reft is None else {i: self.reft[i].basis() for i in self.sites}
         self.generator = torch.Generator(device).manual_seed(self.decoding.seed)
+
+    def _require_prompt_sites(self) -> None:
+        """Raise if a site that can act on the prompt only chooses nothing there."""
+        if self.bound is None:
+            return
+        prompt_sites = [i for i in self.sites if not self.variant.reaches_response(self.bound.reft.sites[i])]
+        if prompt_sites:
+            view = TokenView(self.tokens, self.role, self.prompts.tokenizer)
+            self.bound.require(view, replace(self.variant, sites=prompt_sites))
 
     @property
     def finished(self) -> bool:
@@ -234,11 +244,7 @@ class Session:
         site = self.bound.reft.sites[i]
         if self.cache is not None and not self.variant.reaches_response(site):
             return torch.zeros_like(self.edited)
-        mask = self.variant.mask(site, view)
-        if self.cache is None and not mask.any() and not self.variant.reaches_response(site):
-            among = f" among {self.variant.among}" if self.variant.among is not None else ""
-            raise ValueError(f"{site}{among} chooses no token in any of {mask.shape[0]} prompt(s)")
-        return mask
+        return self.variant.mask(site, view)
 
     def append(self, tokens: Int[Tensor, " batch"]) -> None:
         """Take one more token in every row that is not done."""

@@ -68,17 +68,16 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int
 
     Tokens that are parts of one character (bytes of an emoji, say) share the span of that character.
     """
-    text, spans, pending = "", [], 0
-    for i in range(len(ids)):
-        pending += 1
-        # One token of context keeps the leading space that some tokenizers drop at the start of a text.
-        left = max(0, i - pending)
-        before = tokenizer.decode(list(ids[left : i + 1 - pending]))
-        piece = tokenizer.decode(list(ids[left : i + 1]))[len(before) :]
-        if piece.endswith("\ufffd") and i + 1 < len(ids) and pending < 8:
+    text, spans, left, start = "", [], 0, 0
+    for stop in range(1, len(ids) + 1):
+        # The piece before, from `left` on, is context: it keeps the leading space that some tokenizers drop at the
+        # start of a text, and it ends with a whole character, so that the bytes after it are read alone.
+        before = tokenizer.decode(list(ids[left:start]))
+        piece = tokenizer.decode(list(ids[left:stop]))[len(before) :]
+        if piece.endswith("\ufffd") and stop < len(ids) and stop - start < 8:
             continue
-        spans.extend([(len(text), len(text) + len(piece))] * pending)
-        text, pending = text + piece, 0
+        spans.extend([(len(text), len(text) + len(piece))] * (stop - start))
+        text, left, start = text + piece, start, stop
     return text, spans
 
 
@@ -298,7 +297,7 @@ class Difference(Positions):
         object.__setattr__(self, "reaches_response", self.left.reaches_response)
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        return self.left.select(view, among) & ~self.right.select(view, None)
+        return self.left.select(view, among) & ~self.right.select(view, among)
 
 
 @dataclass(frozen=True)
@@ -362,12 +361,12 @@ def as_positions(value: "Positions | str | Sequence[int]") -> Positions:
 
 def positions_from_dict(spec: dict[str, Any]) -> Positions:
     """The inverse of `Positions.to_dict`."""
-    fields = dict(spec)
+    fields: dict[str, Any] = dict(spec)
     kind = fields.pop("kind", None)
     if kind not in KINDS:
         raise ValueError(f"unknown kind of positions {kind!r}, expected one of {', '.join(KINDS)}")
     fields = {k: positions_from_dict(v) if isinstance(v, dict) else v for k, v in fields.items()}
-    return At(*fields["indices"]) if kind == "at" else KINDS[kind](**fields)
+    return At(*fields.pop("indices"), **fields) if kind == "at" else KINDS[kind](**fields)
 
 
 def _prompt_bound(positions: Positions) -> Positions | None:

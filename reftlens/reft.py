@@ -158,7 +158,9 @@ class ReFT(nn.Module):
             SiteNeverFired: at the end, if nothing passed through one of the sites.
             ValueError: if a site chooses no token in any row.
         """
-        edits = self.bind(model).edits(batch.view, variant)
+        bound = self.bind(model)
+        bound.require(batch.view, variant)
+        edits = bound.edits(batch.view, variant)
         with attached(edits):
             yield
         check_fired(edits)
@@ -202,16 +204,17 @@ class Bound:
             )
         return torch.tensor(variant.strength, device=next(iter(module.state_dict().values())).device)
 
-    def edits(self, view: TokenView, variant: Variant = Variant()) -> list[Edit]:
-        """What to attach for one forward pass over `view`; a site that chooses no token raises."""
-        result = []
+    def require(self, view: TokenView, variant: Variant = Variant()) -> None:
+        """Raise if an active site chooses no token in any row of `view`."""
         for i in self.active(variant):
-            mask = variant.mask(self.reft.sites[i], view)
-            if not mask.any():
+            if not variant.mask(self.reft.sites[i], view).any():
                 among = f" among {variant.among}" if variant.among is not None else ""
-                raise ValueError(f"{self.reft.sites[i]}{among} chooses no token in any of {mask.shape[0]} row(s)")
-            result.append(self.edit(i, mask, variant))
-        return result
+                raise ValueError(f"{self.reft.sites[i]}{among} chooses no token in any of {len(view.ids)} row(s)")
+
+    def edits(self, view: TokenView, variant: Variant = Variant()) -> list[Edit]:
+        """What to attach for one forward pass over `view`: the sites that choose a token there."""
+        masks = {i: variant.mask(self.reft.sites[i], view) for i in self.active(variant)}
+        return [self.edit(i, mask, variant) for i, mask in masks.items() if mask.any()]
 
     def edit(self, i: int, mask: Mask, variant: Variant) -> Edit:
         """The edit of site `i` on the tokens of `mask`."""

@@ -13,8 +13,11 @@ Basis = Float[Tensor, "d rank"]
 
 
 def orthonormal(matrix: Basis) -> Basis:
-    """The thin QR factor `Q` of `matrix = Q R` with `diag(R) > 0`: same column space, orthonormal columns."""
-    q, r = torch.linalg.qr(matrix)
+    """The thin QR factor `Q` of `matrix = Q R` with `diag(R) > 0`: same column space, orthonormal columns.
+
+    In float32 or wider, whatever the dtype of `matrix`.
+    """
+    q, r = torch.linalg.qr(matrix.to(torch.promote_types(matrix.dtype, torch.float32)))
     sign = torch.where(torch.diagonal(r) < 0, -1.0, 1.0).to(q.dtype)
     return q * sign
 
@@ -42,9 +45,11 @@ class Frame(nn.Module):
     @torch.no_grad()
     def set(self, basis: Basis) -> None:
         """Start from a given basis, which must have orthonormal columns (to 1e-4)."""
+        if basis.shape != self.matrix.shape:
+            raise ValueError(f"the basis has shape {list(basis.shape)}, expected {list(self.matrix.shape)}")
         gram = basis.double().T @ basis.double()
         off = (gram - torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)).abs().max().item()
-        if off > 1e-4:
+        if not off <= 1e-4:  # NaN is not orthonormal either
             raise ValueError(
                 f"the basis is not orthonormal: largest entry of BᵀB - I is {off:.2g}, expected below 1e-4; "
                 "pass it through reftlens.orthonormal first"

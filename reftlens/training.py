@@ -16,6 +16,7 @@ from reftlens.config import FitConfig
 from reftlens.data import Batch
 from reftlens.engine import attached, check_fired, forward
 from reftlens.evaluate import mean_loss
+from reftlens.fingerprint import fingerprint
 from reftlens.model import Bridge, device_of
 from reftlens.objectives import Objective
 from reftlens.reft import Bound, ReFT
@@ -129,7 +130,8 @@ class Run:
                 value = losses.sum()
                 if not torch.isfinite(value):
                     raise TrainingDiverged(f"step {self.done + 1}: the loss is {value.item()}: {self._cause(logits)}")
-                value.backward()
+                if value.requires_grad:  # not so where no site chooses a token in these rows
+                    value.backward()
             check_fired(edits)
             loss, weight = loss + value.item(), weight + losses.numel()
         for parameter in self.parameters:
@@ -172,11 +174,12 @@ class Run:
         sites = [
             [s.to_dict(), i, m.kind, m.settings()] for (s, m), i in zip(self.reft.items(), self.reft.which, strict=True)
         ]
+        known = fingerprint(self.model)
         return {
             "settings": asdict(self.config),
             "data": self.data.fingerprint,
             "validation": None if self.validation is None else self.validation.fingerprint,
-            "model": self.model.cfg.model_name,
+            "model": [known.name, known.config, known.weights],
             "sites": sites,
         }
 

@@ -41,7 +41,8 @@ def _config(architecture: str) -> Any:
     vocab = len(tokenizer())
     llama_like = dict(
         vocab_size=vocab, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=D_MLP,
-        num_key_value_heads=KV_HEADS, max_position_embeddings=CONTEXT, initializer_range=0.2,
+        num_key_value_heads=KV_HEADS, max_position_embeddings=CONTEXT,
+        initializer_range=0.12 if architecture in ("llama", "qwen2") else 0.2,
         bos_token_id=0, eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
     if architecture == "gpt2":
@@ -53,11 +54,12 @@ def _config(architecture: str) -> Any:
         neox = {k: v for k, v in llama_like.items() if k != "num_key_value_heads"}
         return transformers.GPTNeoXConfig(**neox)
     gemma = dict(head_dim=D_HEAD, sliding_window=16)
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]  # both kinds, and both of gemma3's rotations
     return {
         "llama": lambda: transformers.LlamaConfig(**llama_like),
         "qwen2": lambda: transformers.Qwen2Config(**llama_like),
         "gemma2": lambda: transformers.Gemma2Config(**llama_like, **gemma),
-        "gemma3": lambda: transformers.Gemma3TextConfig(**llama_like, **gemma),
+        "gemma3": lambda: transformers.Gemma3TextConfig(**llama_like, **gemma, layer_types=layers),
     }[architecture]()
 
 
@@ -73,8 +75,26 @@ def hf_model(architecture: str, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(_config(architecture))
+        _shake(model, architecture)
     model.config.architectures = [type(model).__name__]
     return model.eval()
+
+
+@torch.no_grad()
+def _shake(model: Any, architecture: str) -> None:
+    """No bias is 0 and no norm's gain is 1, and a model with tied embeddings does not repeat its last token for ever.
+
+    Tied embeddings make the logit of the current token the largest where the embedding dominates the residual
+    stream; smaller embeddings and a larger gain of the final norm leave the blocks the last word.
+    """
+    offset = 1.0 if architecture.startswith("gemma") else 0.0  # gemma's norms multiply by 1 + weight
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.copy_(0.1 * torch.randn_like(parameter) + (1.0 - offset if name.endswith("weight") else 0.0))
+    if model.config.tie_word_embeddings:
+        model.get_input_embeddings().weight.mul_(0.3)
+        final = [p for n, p in model.named_parameters() if n.endswith(("model.norm.weight", "ln_f.weight"))]
+        final[0].copy_(2 * (final[0] + offset) - offset)
 
 
 def fresh_bridge(architecture: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import architectures
+
+torch.set_num_threads(1)  # on tiny models a second thread only waits, and on a busy machine it waits long
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +45,16 @@ def llama():
     return architectures.bridge("llama")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def smol():
-    """SmolLM2-135M-Instruct, the default model (slow tests only); read-only."""
+    """SmolLM2-135M-Instruct, the default model (slow tests only), on all cores; read-only."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield _smol()
+    torch.set_num_threads(1)
+
+
+@cache
+def _smol():
     import reftlens as rl
 
     return rl.load_model(progress=False)

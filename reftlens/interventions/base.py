@@ -11,7 +11,7 @@ from reftlens.subspace import Frame
 
 Hidden = Float[Tensor, "*units d"]
 Code = Float[Tensor, "*units rank"]
-Strength = float | Float[Tensor, "*#units #rank"]
+Strength = int | float | Float[Tensor, "*#units #rank"]
 
 
 class Intervention(nn.Module, ABC):
@@ -63,13 +63,14 @@ class Intervention(nn.Module, ABC):
             strength: a number, or one per direction (`[rank]`), or any shape that broadcasts with the code.
             basis: what `self.basis()` gave, where a caller keeps it over several calls.
         """
-        if isinstance(strength, float) and strength == 0.0:
+        if isinstance(strength, int | float) and strength == 0:
             return h
         with torch.autocast(h.device.type, enabled=False):
             x = h.to(self.working_dtype(h.dtype))
             basis = self.basis() if basis is None else basis
             basis = None if basis is None else basis.to(x.dtype)
-            code = self.dropout(self.code(x, basis)) * strength
+            scale = strength.to(x.dtype) if isinstance(strength, Tensor) else strength
+            code = self.dropout(self.code(x, basis)) * scale
             edit = code if basis is None else code @ basis.T
             return (x + edit).to(h.dtype)
 

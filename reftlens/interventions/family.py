@@ -40,7 +40,11 @@ class _Family(Intervention):
             raise ValueError(f'init={init!r}, expected "paper" or "identity"')
         self.activation, self.init = activation, init
         self._f = ACT2FN[activation]
-        self.frame = Frame(d, rank) if self.orthonormal else None
+        if any(True for _ in self._f.parameters()):
+            raise ValueError(f"{activation} has parameters of its own, which are neither counted nor reset here")
+        if activation != "linear" and not self.reads:
+            raise ValueError(f"{self.kind} reads nothing from h, so activation={activation!r} would do nothing")
+        self.frame = Frame(d, rank, generator=generator) if self.orthonormal else None
         if self.frame is None:
             if not 1 <= rank <= d:
                 raise ValueError(f"rank={rank} does not fit into d={d}: need 1 <= rank <= d")
@@ -95,9 +99,14 @@ class _Family(Intervention):
             )
 
     def _zero_read(self) -> None:
-        if self._f(torch.zeros(1)).item() != 0.0:
+        with torch.enable_grad():
+            zero = torch.zeros(1, requires_grad=True)
+            value = self._f(zero)
+            (slope,) = torch.autograd.grad(value.sum(), zero)
+        if value.item() != 0.0 or slope.item() == 0.0:
             raise ValueError(
-                f"{self.kind} starts at the identity only where f(0) = 0, and {self.activation}(0) is not 0: use "
+                f"{self.kind} starts at the identity only where f(0) = 0, and learns from there only where f'(0) is not "
+                f"0; {self.activation} has f(0) = {value.item():.3g} and f'(0) = {slope.item():.3g}: use "
                 'init="paper"'
             )
         self.W.zero_()

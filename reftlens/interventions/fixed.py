@@ -48,7 +48,9 @@ class Ablation(Intervention):
     Args:
         reference: what to put there, `[d]`; None is zero ablation, the mean over a data set is mean ablation
             (`reftlens.activations` collects what to average).
-        directions: columns that span the subspace (made orthonormal here); None ablates the whole vector.
+        directions: linearly independent columns that span the subspace (made orthonormal here); None ablates the
+            whole vector.
+        rank: width of the subspace where the directions come later, from a file.
 
     Nothing is trained: reference and basis are buffers.
     """
@@ -67,13 +69,19 @@ class Ablation(Intervention):
         rank: int | None = None,
     ) -> None:
         if directions is not None:
-            _check_shape("directions", directions, (d, directions.shape[-1]))
+            if rank not in (None, directions.shape[-1]):
+                raise ValueError(f"rank={rank}, and there are {directions.shape[-1]} directions: drop rank")
             rank = directions.shape[-1]
+            _check_shape("directions", directions, (d, rank))
+            if int(torch.linalg.matrix_rank(directions.detach().double())) < rank:
+                raise ValueError(
+                    f"the {rank} directions are not linearly independent, so they do not span a subspace of that width"
+                )
         super().__init__(d, d if rank is None else rank)
         self.whole = rank is None
         if reference is not None:
             _check_shape("reference", reference, (d,))
-        self.register_buffer("reference", torch.zeros(d) if reference is None else reference.detach().float())
+        self.register_buffer("reference", torch.zeros(d) if reference is None else reference.detach().float().clone())
         if self.whole:
             columns = None
         elif directions is None:

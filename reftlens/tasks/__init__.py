@@ -1,0 +1,1 @@
+"""Worked tasks: data, settings and scores that belong together, one module each."""

@@ -1,0 +1,76 @@
+"""Evaluation: per example, base beside edited, equal to what the logits say."""
+
+import pytest
+import torch
+
+
+def _setup(model):
+    import reftlens as rl
+
+    data = rl.encode(model, [rl.Example("the cat", " sat on"), rl.Example("a dog ran by the green", " hill while")])
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(model.cfg.d_model, 2, dropout=0.5)})
+    return data, reft
+
+
+def _losses(logits, data):
+    """Per example, by hand."""
+    result = []
+    for i in range(len(data)):
+        at = data.target_mask[i].nonzero().flatten()
+        logprobs = logits[i].log_softmax(dim=-1)
+        result.append(-sum(logprobs[t - 1, data.tokens[i, t]] for t in at).item() / len(at))
+    return result
+
+
+def test_losses_and_accuracies_are_those_of_the_logits(any_model):
+    import reftlens as rl
+
+    data, reft = _setup(any_model)
+    found = rl.evaluate(reft, any_model, data, batch_size=1, progress=False)
+    reft.eval()
+    with torch.no_grad():
+        base = any_model(data.tokens, attention_mask=data.attention_mask.long())
+        with reft.on(any_model, data):
+            edited = any_model(data.tokens, attention_mask=data.attention_mask.long())
+    # float32: batches of one and of two sum in another order
+    assert found.base_loss == pytest.approx(_losses(base, data), abs=1e-4)
+    assert found.loss == pytest.approx(_losses(edited, data), abs=1e-4)
+    assert found.loss != pytest.approx(found.base_loss, abs=1e-3)
+    hits = [(edited[0, t - 1].argmax() == data.tokens[0, t]).item() for t in data.target_mask[0].nonzero().flatten()]
+    assert found.accuracy[0] == pytest.approx(sum(hits) / len(hits))
+
+
+def test_strength_zero_is_the_base_bit_for_bit(gpt2):
+    import reftlens as rl
+
+    data, reft = _setup(gpt2)
+    found = rl.evaluate(reft, gpt2, data, variant=rl.Variant(strength=0), progress=False)
+    assert found.loss == found.base_loss and found.accuracy == found.base_accuracy
+
+
+def test_B17_evaluation_has_no_dropout_and_leaves_the_mode(gpt2):
+    import reftlens as rl
+
+    data, reft = _setup(gpt2)
+    reft.train()
+    first, second = (rl.evaluate(reft, gpt2, data, progress=False) for _ in range(2))
+    assert first == second
+    assert reft.training and reft[0].dropout.training
+
+
+def test_the_result_has_a_frame_a_plot_and_a_sentence(gpt2):
+    import reftlens as rl
+
+    data, reft = _setup(gpt2)
+    found = rl.evaluate(reft, gpt2, data, progress=False)
+    assert list(found.to_frame().columns) == ["base_loss", "loss", "base_accuracy", "accuracy"]
+    assert "2 examples" in str(found)
+    assert "nats" in found.plot().get_ylabel()
+
+
+def test_data_without_targets_is_refused(gpt2):
+    import reftlens as rl
+
+    _, reft = _setup(gpt2)
+    with pytest.raises(ValueError, match="no target"):
+        rl.evaluate(reft, gpt2, rl.encode_prompts(gpt2, ["the cat"]), progress=False)
