@@ -1,0 +1,139 @@
+"""The command line: `reftlens demo` trains the emoji chatbot, `reftlens chat DIR` talks to a saved intervention."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reftlens.generate import stream
+from reftlens.generation import Generation
+from reftlens.pretrained import DEFAULT_MODEL, ModelNotAvailable, load_model
+from reftlens.reft import ReFT, Variant
+from reftlens.result import FitResult
+from reftlens.store import SETTINGS_FILE, StoreMismatch, load, save
+from reftlens.tasks import emoji
+
+STRENGTHS = (0.0, 0.5, 1.0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ModelNotAvailable, StoreMismatch, FileNotFoundError) as error:
+        print(f"reftlens: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print()
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="reftlens", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="train the emoji chatbot, show its answers, save it")
+    demo.add_argument("--out", type=Path, default=Path("runs/emoji"), help="folder to write to (default: runs/emoji)")
+    demo.add_argument("--seed", type=int, default=0, help="of initialisation and data order (default: 0)")
+    demo.add_argument("--steps", type=int, help="optimizer steps (default: the demo's own)")
+    demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    demo.set_defaults(run=run_demo)
+    chat = commands.add_parser("chat", help="talk to a model with a saved intervention")
+    chat.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
+    chat.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
+    chat.add_argument("--strength", type=float, default=1.0, help="0 is the unedited model (default: 1)")
+    chat.add_argument("--max-new-tokens", type=int, default=128)
+    chat.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    chat.set_defaults(run=run_chat)
+    return parser
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Train, answer unseen questions at three strengths, write everything to a folder."""
+    model = load_model(progress=not options.quiet)
+    config = emoji.SETTINGS if options.steps is None else emoji.shortened(options.steps)
+    reft, run = emoji.run(model, options.seed, config=config, progress=not options.quiet)
+    print(f"\n{model.cfg.model_name}: {reft.parameter_count(model)}")
+    for site, module in reft.items():
+        print(f"  {module.kind} of rank {module.rank} at {site.hook}, positions {site.positions}")
+    print(f"{len(run.losses)} steps in {run.seconds:.0f} s, loss {run.losses[0]:.2f} → {run.loss:.2f} nats per token\n")
+    questions = emoji.questions()
+    answers = {s: emoji.answers(reft, model, questions, strength=s) for s in STRENGTHS}
+    _show(questions, answers)
+    for path, what in _write(options.out, reft, run, model, questions, answers):
+        print(f"{what:<18} {path}")
+    print(f"\nTalk to it:        reftlens chat {options.out}")
+    return 0
+
+
+def _show(questions: list[str], answers: dict[float, Generation]) -> None:
+    for i, question in enumerate(questions):
+        print(question)
+        for strength, generation in answers.items():
+            print(f"  strength {strength:<4g}{' '.join(generation.texts[i].split())[:100]}")
+    print()
+    for strength, generation in answers.items():
+        count = sum(emoji.emoji_share(text) > 0.5 for text in generation.texts)
+        print(f"strength {strength:g}: {count} of {len(questions)} unseen questions answered mostly in emoji")
+    print(f"distinct answers at strength 1: {len(set(answers[1.0].texts))} of {len(questions)}\n")
+
+
+def _write(
+    folder: Path, reft: ReFT, run: FitResult, model: Any, questions: list[str], answers: dict[float, Generation]
+) -> list[tuple[Path, str]]:
+    save(reft, folder, model, run=run)
+    figure = run.plot().figure
+    figure.savefig(folder / "loss.png", dpi=150)
+    rows = [{"prompt": q} | {f"strength {s:g}": g.texts[i] for s, g in answers.items()} for i, q in enumerate(questions)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [
+        (folder / "loss.png", "loss curve"),
+        (folder / "answers.jsonl", "answers"),
+        (folder, "saved intervention"),
+    ]
+
+
+def run_chat(options: argparse.Namespace) -> int:
+    """Read lines, answer each with the edited model, until end of input or an empty line."""
+    settings = options.folder / SETTINGS_FILE
+    if not settings.is_file():
+        raise FileNotFoundError(f"{options.folder} holds no {SETTINGS_FILE}: run `reftlens demo` first, or save() one")
+    trained_on = json.loads(settings.read_text(encoding="utf-8"))["model"]["name"]
+    name = options.model or (None if trained_on == DEFAULT_MODEL else trained_on)
+    model = load_model(name)
+    reft = load(options.folder, model)
+    print(_explanation(reft, options.strength))
+    turns: list[dict[str, str]] = []
+    while line := _read():
+        turns.append({"role": "user", "content": line})
+        pieces = stream(
+            reft, model, turns, chat=True, variant=Variant(strength=options.strength),
+            max_new_tokens=options.max_new_tokens, temperature=options.temperature,
+        )  # fmt: skip
+        reply = ""
+        for piece in pieces:
+            print(piece, end="", flush=True)
+            reply += piece
+        print("\n")
+        turns.append({"role": "assistant", "content": reply})
+    return 0
+
+
+def _explanation(reft: ReFT, strength: float) -> str:
+    places = ", ".join(f"{site.hook} at {site.positions}" for site in reft.sites)
+    return (
+        f"Edits: {places}; strength {strength:g}.\n"
+        "Each turn gives the model the whole conversation as one new prompt. Positions count in that prompt: the "
+        "last\ntokens are those that open the model's new answer, so every answer is edited at its own start, and the "
+        "text of\nearlier turns is read unedited. An empty line ends the chat.\n"
+    )
+
+
+def _read() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
