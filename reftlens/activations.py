@@ -3,14 +3,13 @@
 from dataclasses import dataclass, field
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.data import Batch
-from reftlens.engine import forward, hooked
+from reftlens.engine import forward, hooked, token_vectors
 from reftlens.model import Bridge, check_deterministic, device_of, resolve_hook
 from reftlens.site import Site
 
@@ -44,11 +43,7 @@ def activations(
                 forward(model, batch.tokens, batch.attention_mask)
             if len(reader.kept) != 1:
                 raise ValueError(f"{site.hook} fired {len(reader.kept)} times in one forward pass, expected once")
-            h = reader.kept[0]
-            if h.ndim == 4:
-                heads = h if site.heads is None else h[:, :, list(site.heads)]
-                h = rearrange(heads, "batch seq head d_head -> batch seq (head d_head)")
-            h = h[site.positions.mask(batch.view)]
+            h = token_vectors(reader.kept[0], site.heads, site.hook)[site.positions.mask(batch.view)]
             collected.append(h.to("cpu", torch.promote_types(h.dtype, torch.float32)))
             bar.update(len(batch))
     result = torch.cat(collected)

@@ -1,7 +1,7 @@
 """Beam search over a generation session: the beams of a prompt are rows of one batch that change places."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import repeat
@@ -30,12 +30,11 @@ class _Finished:
 def beam_search(session: "Session", beams: int, bar: Any) -> None:
     """Fill `session` with the best hypothesis of each prompt: highest mean log-probability per token.
 
-    At each step the `2·beams` best continuations of a prompt's beams are looked at; those that end with a stop
-    token and rank among the first `beams` are finished, the best others run on. A prompt is done when `beams`
+    At each step the best continuations of a prompt's beams are looked at, enough of them that `beams` do not end;
+    those that end with a stop token and rank among the first `beams` are finished, the best others run on. A prompt is done when `beams`
     hypotheses have finished and no running beam scores higher.
     """
     n = len(session.ids)
-    processors = session.decoding.processors()
     first = session.next_logits()
     _expand(session, beams)
     logits = first.repeat_interleave(beams, dim=0)
@@ -45,11 +44,9 @@ def beam_search(session: "Session", beams: int, bar: Any) -> None:
     over = [False] * n
     length = 0
     while True:
-        logprobs = processors(
-            cast(torch.LongTensor, session.tokens), cast(torch.FloatTensor, logits.log_softmax(dim=-1))
-        )
+        logprobs = session.scores(logits.log_softmax(dim=-1))
         total = (scores.flatten()[:, None] + logprobs).view(n, -1)
-        best, flat = total.topk(2 * beams, dim=1)
+        best, flat = total.topk(max(2, 1 + len(session.stops)) * beams, dim=1)
         length += 1
         bar.update()
         parents, chosen, scores = _select(session, best, flat, logprobs.shape[-1], beams, length, finished, over)

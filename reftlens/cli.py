@@ -4,9 +4,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from reftlens import figures
 from reftlens.generate import stream
 from reftlens.generation import Generation
 from reftlens.pretrained import DEFAULT_MODEL, ModelNotAvailable, load_model
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def run_demo(options: argparse.Namespace) -> int:
     """Train, answer unseen questions at three strengths, write everything to a folder."""
     model = load_model(progress=not options.quiet)
-    config = emoji.SETTINGS if options.steps is None else emoji.shortened(options.steps)
+    config = emoji.SETTINGS if options.steps is None else replace(emoji.SETTINGS, steps=options.steps)
     reft, run = emoji.run(model, options.seed, config=config, progress=not options.quiet)
     print(f"\n{model.cfg.model_name}: {reft.parameter_count(model)}")
     for site, module in reft.items():
@@ -84,8 +86,7 @@ def _write(
     folder: Path, reft: ReFT, run: FitResult, model: Any, questions: list[str], answers: dict[float, Generation]
 ) -> list[tuple[Path, str]]:
     save(reft, folder, model, run=run)
-    figure = run.plot().figure
-    figure.savefig(folder / "loss.png", dpi=150)
+    figures.write(run.plot(), folder / "loss.png")
     rows = [{"prompt": q} | {f"strength {s:g}": g.texts[i] for s, g in answers.items()} for i, q in enumerate(questions)]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

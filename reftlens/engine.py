@@ -36,7 +36,10 @@ class Edit:
     heads: tuple[int, ...] | None = None
     basis: Tensor | None = None
     """Kept over several forward passes where nothing trains; None computes it anew, inside the graph."""
+    carry: HookPoint | None = None
+    """Where the change is added once more: the skip connection, for a hook that only the MLP branch reads."""
     fired: int = field(default=0, init=False)
+    change: Tensor | None = field(default=None, init=False)
 
     def __call__(self, h: Tensor, hook: HookPoint) -> Tensor | None:
         """The edited activation: `h` itself outside the chosen tokens."""
@@ -50,26 +53,26 @@ class Edit:
             return None
         before = self._read(h)
         after = self.intervention(before, strength=self.strength, basis=self.basis)
+        self.change = after - before if self.carry is not None else None
         return self._write(h, after)
 
-    def _read(self, h: Tensor) -> Tensor:
-        if h.ndim == 4:
-            chosen = h if self.heads is None else h[:, :, self._head_index(h)]
-            h = rearrange(chosen, "batch seq head d_head -> batch seq (head d_head)")
-        elif self.heads is not None:
-            raise ValueError(f"{self.point.name} has no heads (shape {list(h.shape)}): drop heads={list(self.heads)}")
-        if h.shape[-1] != self.intervention.d:
-            raise ValueError(
-                f"{self.point.name} has vectors of width {h.shape[-1]}, and {self.intervention.kind} was made for "
-                f"d={self.intervention.d}"
-            )
-        return h[self.rows, self.columns]
+    def pass_on(self, h: Tensor, hook: HookPoint) -> Tensor | None:
+        """`h` with the change that was made at `point` added to it."""
+        if self.change is None:
+            return None
+        out = h.clone()
+        out[self.rows, self.columns] = h[self.rows, self.columns] + self.change
+        self.change = None
+        return out
 
-    def _head_index(self, h: Tensor) -> list[int]:
-        assert self.heads is not None
-        if max(self.heads) >= h.shape[2]:
-            raise ValueError(f"{self.point.name} has heads 0 to {h.shape[2] - 1}, got heads={list(self.heads)}")
-        return list(self.heads)
+    def _read(self, h: Tensor) -> Tensor:
+        vectors = token_vectors(h, self.heads, self.point.name)
+        if vectors.shape[-1] != self.intervention.d:
+            raise ValueError(
+                f"{self.point.name} has vectors of width {vectors.shape[-1]}, and {self.intervention.kind} was made "
+                f"for d={self.intervention.d}"
+            )
+        return vectors[self.rows, self.columns]
 
     def _write(self, h: Tensor, after: Tensor) -> Tensor:
         out = h.clone()
@@ -84,18 +87,38 @@ class Edit:
         return out
 
 
+def token_vectors(h: Tensor, heads: Sequence[int] | None, name: str | None) -> Float[Tensor, "batch seq d"]:
+    """One vector per token: `h` itself, or its (chosen) heads joined."""
+    if h.ndim != 4:
+        if heads is not None:
+            raise ValueError(f"{name} has no heads (shape {list(h.shape)}): drop heads={list(heads)}")
+        return h
+    if heads is not None:
+        if max(heads) >= h.shape[2]:
+            raise ValueError(f"{name} has heads 0 to {h.shape[2] - 1}, got heads={list(heads)}")
+        h = h[:, :, list(heads)]
+    return rearrange(h, "batch seq head d_head -> batch seq (head d_head)")
+
+
 def attached(edits: Sequence[Edit]) -> AbstractContextManager[None]:
     """Edits act inside the block, backward included."""
-    return hooked([(edit.point, edit) for edit in edits])
+    carried = [(edit.carry, edit.pass_on) for edit in edits if edit.carry is not None]
+    return hooked([(edit.point, edit) for edit in edits], first=carried)
 
 
 @contextmanager
-def hooked(hooks: Sequence[tuple[HookPoint, Callable[..., Any]]]) -> Iterator[None]:
-    """Hook functions are called inside the block; only these hooks are added, and only they are removed."""
+def hooked(
+    hooks: Sequence[tuple[HookPoint, Callable[..., Any]]], first: Sequence[tuple[HookPoint, Callable[..., Any]]] = ()
+) -> Iterator[None]:
+    """Hook functions are called inside the block; only these hooks are added, and only they are removed.
+
+    Those in `first` are called before any others at their hook.
+    """
     handles = []
     try:
-        for point, function in hooks:
-            handles.append((point, point.add_hook(function)))
+        for prepend, group in ((True, first), (False, hooks)):
+            for point, function in group:
+                handles.append((point, point.add_hook(function, prepend=prepend)))
         yield
     finally:
         for point, handle in handles:

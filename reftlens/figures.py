@@ -1,5 +1,6 @@
 """House style of the figures: colours that colour-blind readers can tell apart, units on every axis, no `show()`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,15 +13,17 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 def axes(ax: "Axes | None" = None, *, width: float = 6.0, height: float = 3.6) -> "Axes":
     """The given axes, or new ones, in the house style."""
     if ax is None:
-        from matplotlib.figure import Figure
+        import matplotlib.pyplot as plt
 
-        try:
-            import matplotlib.pyplot as plt
-
-            ax = plt.subplots(figsize=(width, height), layout="constrained")[1]
-        except ImportError:  # a machine without any display library
-            ax = Figure(figsize=(width, height), layout="constrained").subplots()
+        ax = plt.subplots(figsize=(width, height), layout="constrained")[1]
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     ax.set_axisbelow(True)
     return ax
+
+
+def write(ax: "Axes", path: Path) -> None:
+    """Write the figure that `ax` is part of to a file."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(path, dpi=150)

@@ -17,6 +17,7 @@ from torch import nn
 from reftlens.model import underlying
 
 _TENSORS, _NUMBERS = 16, 8
+_GOLDEN = 0.6180339887498949  # its multiples modulo 1 are spread evenly, and fall on no grid of rows or columns
 _KEPT_CONFIG = (
     "model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head",
     "num_key_value_heads", "intermediate_size", "vocab_size", "hidden_act", "activation_function", "rope_theta",
@@ -115,8 +116,8 @@ def _sampled(root: nn.Module) -> dict[str, list[float]]:
     result = {}
     for name in chosen:
         flat = named[name].flatten()
-        index = torch.tensor([int(flat.numel() * (i + 0.5) / _NUMBERS) for i in range(_NUMBERS)], device=flat.device)
-        result[name] = [float(f"{x:.4g}") for x in flat[index].double().tolist()]
+        index = torch.tensor([int(flat.numel() * (i * _GOLDEN % 1)) for i in range(1, _NUMBERS + 1)])
+        result[name] = [float(f"{x:.4g}") for x in flat[index.to(flat.device)].double().tolist()]
     return result
 
 

@@ -237,7 +237,20 @@ class Session:
             out = forward(self.model, self.tokens[:, -new:], self.role != Role.PAD, cache=self.cache, use_cache=True)
         check_fired(edits)
         self.cache = out.cache
-        return out.logits[:, -1].float()
+        last = out.logits[:, -1]
+        return last.to(torch.promote_types(last.dtype, torch.float32))
+
+    def scores(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+        """What the next tokens are chosen by; a penalty for repetition sees the tokens of the row, never padding."""
+        processors = self.decoding.processors()
+        if self.decoding.repetition_penalty == 1.0 and not self.decoding.no_repeat_ngram:
+            return processors(cast(torch.LongTensor, self.tokens), cast(torch.FloatTensor, logits.clone()))
+        real = self.role != Role.PAD
+        rows = [
+            processors(cast(torch.LongTensor, t[keep][None]), cast(torch.FloatTensor, row[None].clone()))
+            for t, keep, row in zip(self.tokens, real, logits, strict=True)
+        ]
+        return torch.cat(rows)
 
     def _mask(self, i: int, view: TokenView) -> Mask:
         assert self.bound is not None
@@ -262,10 +275,9 @@ class Session:
 
     def greedy_or_sampled(self) -> Iterator[Float[Tensor, "batch vocab"]]:
         """Generate step by step; each step yields the logits that its tokens were chosen from."""
-        processors = self.decoding.processors()
         while not self.finished:
             logits = self.next_logits()
-            scores = processors(cast(torch.LongTensor, self.tokens), cast(torch.FloatTensor, logits.clone()))
+            scores = self.scores(logits)
             if self.decoding.temperature > 0:
                 chosen = torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator)[:, 0]
             else:

@@ -25,7 +25,7 @@ class Generation:
     """For every token of prompt and continuation, whether an edit acted on it. The last token generated is
     never an input of the model, so nothing can act on it."""
     tokenizer: Any = field(default=None, repr=False, compare=False)
-    logits: tuple[Float[Tensor, "steps vocab"], ...] = field(default=(), repr=False, compare=False)
+    logits: tuple[Float[Tensor, "_steps vocab"], ...] = field(default=(), repr=False, compare=False)
     """Per prompt the logits that each generated token was chosen from, if `keep_logits` was set."""
 
     def __len__(self) -> int:

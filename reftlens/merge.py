@@ -5,17 +5,31 @@ layer: `x (W M) + (w M + c)`. On the residual stream there is no such layer, and
 neither; there merging is refused, not approximated.
 """
 
+import re
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from reftlens.fingerprint import plain_modules, weights_processed
 from reftlens.interventions import Intervention
 from reftlens.model import Bridge, resolve_hook
 from reftlens.positions import All
-from reftlens.reft import ReFT
+from reftlens.reft import ReFT, mode
+from reftlens.site import Site
 
-_LINEAR_OUTPUTS = {
-    "attn.hook_out": "attn.o", "attn.o.hook_out": "attn.o", "mlp.hook_out": "mlp.out", "mlp.out.hook_out": "mlp.out"
-}  # fmt: skip
+_LINEAR_OUTPUT = re.compile(r"(blocks\.\d+)\.(attn|attn\.o|mlp|mlp\.out)\.hook_out")
+_LAYERS = {"attn": "attn.o", "attn.o": "attn.o", "mlp": "mlp.out", "mlp.out": "mlp.out"}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A site at the output of a linear layer, and the layer with its name in the transformers model."""
+
+    hook: str
+    layer: nn.Linear | Conv1D
+    name: str
 
 
 @torch.no_grad()
@@ -28,61 +42,67 @@ def merged_weights(reft: ReFT, model: Bridge, *, strength: float = 1.0) -> dict[
         ValueError: where merging would not be exact: a site that is not the output of a linear layer, positions
             other than all tokens, an edit that is not affine, or a constant for a layer without bias.
     """
-    result: dict[str, Tensor] = {}
-    for site, module in reft.items():
-        name = resolve_hook(model, site.hook).name or site.hook
-        _refuse_inexact(name, site.positions, module)
-        layer, output = ".".join(name.split(".")[:2]), ".".join(name.split(".")[2:])
-        component = _component(model, layer, _LINEAR_OUTPUTS[output])
-        linear = _unwrapped(component)
-        path = _name_of(model, linear)
-        weight, bias = (result.get(f"{path}.{n}", getattr(linear, n, None)) for n in ("weight", "bias"))
-        assert isinstance(weight, Tensor)
-        matrix, constant = _affine(module, strength)
-        merged = weight.double().T if isinstance(linear, nn.Linear) else weight.double()
-        merged = merged @ matrix
-        result[f"{path}.weight"] = (merged.T if isinstance(linear, nn.Linear) else merged).to(weight.dtype).contiguous()
-        if bias is not None:
-            result[f"{path}.bias"] = (bias.double() @ matrix + constant).to(bias.dtype)
-        elif constant.abs().max() > 0:
-            raise ValueError(f"{path} has no bias to take the constant part of {module.kind} at {name}: not mergeable")
-    return result
+    if weights_processed(model):
+        raise ValueError(
+            "TransformerLens has processed the weights of this model (compatibility mode), so they are not those of "
+            "the transformers model: merge on a bridge without that"
+        )
+    placed = [(_place(site, module, model), module) for site, module in reft.items()]
+    # Whatever their order here, the layer's own hook fires before that of the component which the layer ends.
+    placed.sort(key=lambda pair: pair[0].hook.endswith(("attn.hook_out", "mlp.hook_out")))
+    exact: dict[str, Tensor] = {}
+    with mode(reft, training=False):
+        for place, module in placed:
+            _fold(place, module, strength, exact)
+    given = {f"{place.name}.{n}": p for place, _ in placed for n, p in place.layer.named_parameters()}
+    return {name: value.to(given[name].dtype).contiguous() for name, value in exact.items()}
 
 
-def _refuse_inexact(hook: str, positions: object, module: Intervention) -> None:
-    if ".".join(hook.split(".")[2:]) not in _LINEAR_OUTPUTS:
+def _place(site: Site, module: Intervention, model: Bridge) -> _Place:
+    hook = resolve_hook(model, site.hook).name or site.hook
+    found = _LINEAR_OUTPUT.fullmatch(hook)
+    layer = None if found is None else _submodule(model, f"{found[1]}.{_LAYERS[found[2]]}")
+    if not isinstance(layer, nn.Linear | Conv1D) or not layer.weight.is_floating_point():
         raise ValueError(f"{hook} is not the output of a linear layer, so no weights can hold an edit there")
-    if positions != All():
-        raise ValueError(f"the edit at {hook} acts at {positions}, and weights act at every token: only All() merges")
+    if site.positions != All():
+        raise ValueError(f"the edit at {hook} acts at {site.positions}, and weights act at every token: use All()")
     if not module.affine:
         raise ValueError(f"{module.kind} at {hook} is not affine in h, so no weights can hold it")
+    return _Place(hook, layer, next(n for n, m in plain_modules(model.original_model) if m is layer))
 
 
-def _affine(module: Intervention, strength: float) -> tuple[Tensor, Tensor]:
+def _submodule(model: Bridge, path: str) -> nn.Module | None:
+    """The module of the transformers model behind a component of the bridge."""
+    assert isinstance(model, nn.Module)
+    try:
+        return next(plain_modules(model.get_submodule(path)))[1]
+    except AttributeError:
+        return None
+
+
+def _fold(place: _Place, module: Intervention, strength: float, exact: dict[str, Tensor]) -> None:
+    """Put one edit after the layer, as `exact` has it so far, into its weight and bias; in float64."""
+    matrix, constant = _affine(place.hook, module, strength)
+    columns = isinstance(place.layer, nn.Linear)  # its weight is [out, in]; that of Conv1D is [in, out]
+    name, bias = f"{place.name}.weight", place.layer.bias
+    weight = exact.get(name, place.layer.weight.double())
+    exact[name] = matrix.T @ weight if columns else weight @ matrix
+    if bias is not None:
+        name = f"{place.name}.bias"
+        exact[name] = exact.get(name, bias.double()) @ matrix + constant
+    elif constant.abs().max() > 0:
+        raise ValueError(
+            f"{place.name} has no bias to take the constant part of {module.kind} at {place.hook}: not mergeable"
+        )
+
+
+def _affine(hook: str, module: Intervention, strength: float) -> tuple[Tensor, Tensor]:
     """`M` and `c` of `h' = h M + c`, in float64."""
     device = next(iter(module.state_dict().values())).device
     eye = torch.eye(module.d, dtype=torch.float64, device=device)
-    training = module.training
-    module.eval()
-    constant = module(torch.zeros_like(eye[:1]), strength=strength)
+    constant = module(torch.zeros_like(eye[0]), strength=strength)
     matrix = module(eye, strength=strength) - constant
-    module.train(training)
-    return matrix, constant[0]
-
-
-def _component(model: Bridge, layer: str, path: str) -> nn.Module:
-    assert isinstance(model, nn.Module)
-    return model.get_submodule(f"{layer}.{path}")
-
-
-def _unwrapped(component: nn.Module) -> nn.Module:
-    while hasattr(component, "original_component") and isinstance(component.original_component, nn.Module):
-        component = component.original_component
-    return component
-
-
-def _name_of(model: Bridge, wanted: nn.Module) -> str:
-    for name, module in model.original_model.named_modules():
-        if module is wanted:
-            return name.replace("._original_component", "").replace("_original_component.", "")
-    raise ValueError(f"{type(wanted).__name__} is not a part of the transformers model")
+    probe = torch.linspace(-3, 3, module.d, dtype=torch.float64, device=device).cos()[None]
+    if not torch.allclose(module(probe, strength=strength), probe @ matrix + constant, rtol=1e-9, atol=1e-9):
+        raise ValueError(f"{module.kind} at {hook} says that it is affine in h, and it is not")
+    return matrix, constant

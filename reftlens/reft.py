@@ -139,13 +139,16 @@ class ReFT(nn.Module):
         """Find the hooks of this model once, for many forward passes."""
         hooks = model.hook_dict
         points = [resolve_hook(model, site.hook, hooks) for site in self.sites]
-        places = [(p.name, s.positions, s.heads) for p, s in zip(points, self.sites, strict=True)]
+        carries = [skip_of(s.hook, p, hooks) for p, s in zip(points, self.sites, strict=True)]
+        places = [
+            (p.name, c is None, s.positions, s.heads) for p, c, s in zip(points, carries, self.sites, strict=True)
+        ]
         for i, place in enumerate(places):
             if place in places[:i]:
                 raise ValueError(
                     f"two sites are one and the same place: {self.sites[places.index(place)]} and {self.sites[i]}"
                 )
-        return Bound(self, points)
+        return Bound(self, points, carries)
 
     @contextmanager
     def on(self, model: Bridge, batch: Batch, variant: Variant = Variant()) -> Iterator[None]:
@@ -169,12 +172,24 @@ class ReFT(nn.Module):
 @contextmanager
 def mode(reft: ReFT, *, training: bool) -> Iterator[None]:
     """`reft` in train or eval mode (dropout on or off) inside the block, and as it was after it."""
-    before = reft.training
+    before = [(module, module.training) for module in reft.modules()]
     try:
         reft.train(training)
         yield
     finally:
-        reft.train(before)
+        for module, was in before:
+            module.training = was
+
+
+def skip_of(hook: str, point: HookPoint, hooks: Mapping[str, HookPoint]) -> HookPoint | None:
+    """Where an edit of the residual stream in mid-block has to be added again, None for any other hook.
+
+    The bridge's `hook_resid_mid` is the input of the norm before the MLP. The skip connection around the MLP has
+    left the stream by then, so the change made there is added once more where the block ends.
+    """
+    if not hook.endswith(".hook_resid_mid") or (point.name or "").endswith(".hook_resid_mid"):
+        return None
+    return hooks[hook.removesuffix("hook_resid_mid") + "hook_resid_post"]
 
 
 @dataclass(frozen=True)
@@ -183,14 +198,15 @@ class Bound:
 
     reft: ReFT
     points: list[HookPoint]
+    carries: list[HookPoint | None]
 
     def active(self, variant: Variant) -> list[int]:
         """Indices of the sites that `variant` lets act."""
         count = len(self.reft)
         chosen = tuple(range(count)) if variant.sites is None else variant.sites
-        if not chosen or any(not 0 <= i < count for i in chosen):
-            raise ValueError(f"sites={list(chosen)}, expected one or more of 0 to {count - 1}")
-        return list(chosen)
+        if not chosen or any(not 0 <= i < count for i in chosen) or len(set(chosen)) < len(chosen):
+            raise ValueError(f"sites={list(chosen)}, expected one or more of 0 to {count - 1}, each of them once")
+        return sorted(chosen)
 
     def strength(self, variant: Variant, i: int) -> Strength:
         """The variant's strength at site `i`: a float, or a `[rank]` vector."""
@@ -227,4 +243,5 @@ class Bound:
             shape=(mask.shape[0], mask.shape[1]),
             strength=self.strength(variant, i),
             heads=self.reft.sites[i].heads,
+            carry=self.carries[i],
         )

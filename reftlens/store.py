@@ -2,21 +2,30 @@
 
 Only kinds in a closed table are loaded; a class of the user's own is added to it by the user, for one call.
 Nothing is unpickled and nothing is imported by name.
+
+A save that is cut off leaves the old intervention or the new one, never a mixture: the weights file carries a copy of
+the record in its header and is replaced in one step, and `reft.json` names the weights that it belongs to. Where it
+names others, the copy counts.
 """
 
+import hashlib
 import json
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_tensors
 from safetensors.torch import save as safetensors_bytes
 
 from reftlens.checkpoint import write_atomically
+from reftlens.config import FitConfig
 from reftlens.fingerprint import Fingerprint, fingerprint
 from reftlens.interventions import KINDS, Intervention
-from reftlens.model import Bridge, device_of, resolve_hook
+from reftlens.model import Bridge, device_of
 from reftlens.preflight import preflight
 from reftlens.reft import ReFT
 from reftlens.result import FitResult, library_versions
@@ -24,6 +33,8 @@ from reftlens.site import Site
 
 FORMAT = 1
 SETTINGS_FILE, WEIGHTS_FILE, RUN_FILE = "reft.json", "weights.safetensors", "run.json"
+_HEADER_KEY = "reftlens"
+_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
 class StoreMismatch(ValueError):
@@ -36,25 +47,34 @@ def save(reft: ReFT, folder: str | Path, model: Any, *, run: FitResult | None = 
     Args:
         model: the model it was trained on, whose fingerprint is stored.
         run: the record of its training, kept beside it.
+
+    Raises:
+        ValueError: if it could not be loaded again as it is: a class that takes the name of another kind, settings
+            that are no JSON values, tensors of several dtypes, or parameters shared between interventions.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    sites = [
-        s.to_dict() | {"hook": _canonical(model, s), "intervention": i}
-        for s, i in zip(reft.sites, reft.which, strict=True)
-    ]
     record = {
         "format": FORMAT,
-        "sites": sites,
-        "interventions": [_described(m) for m in reft.interventions if isinstance(m, Intervention)],
+        "sites": [
+            site.to_dict() | {"hook": hook, "intervention": i}
+            for site, hook, i in zip(reft.sites, _canonical_hooks(reft, model), reft.which, strict=True)
+        ],
+        "interventions": [_described(m) for m in _modules(reft)],
         "model": fingerprint(model).to_dict(),
         "versions": library_versions(),
     }
-    tensors = {n: t.detach().cpu().contiguous() for n, t in reft.interventions.state_dict().items()}
-    write_atomically(folder / WEIGHTS_FILE, safetensors_bytes(tensors))
-    if run is not None:
-        write_atomically(folder / RUN_FILE, json.dumps(run.to_dict(), indent=1).encode())
+    _refuse_ambiguous(reft)
+    tensors = {n: t.detach().cpu().clone().contiguous() for n, t in reft.interventions.state_dict().items()}
+    record["weights_sha256"] = _digest(tensors)
+    weights = safetensors_bytes(tensors, metadata={_HEADER_KEY: json.dumps(record, ensure_ascii=False)})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS_FILE, weights)  # the one moment at which the new replaces the old
     write_atomically(folder / SETTINGS_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    if run is None:
+        (folder / RUN_FILE).unlink(missing_ok=True)  # of what was here before
+    else:
+        told = {"weights_sha256": record["weights_sha256"], **run.to_dict()}
+        write_atomically(folder / RUN_FILE, json.dumps(told, indent=1).encode())
     return folder
 
 
@@ -67,6 +87,8 @@ def load(
 ) -> ReFT:
     """Read what `save` wrote, onto the device of `model`, in eval mode.
 
+    Warns where the chat template is another one than it was trained with.
+
     Args:
         model: a `TransformerBridge`, or a plain transformers model to be used with `on_transformers`.
         kinds: classes of your own, by the `kind` they were saved under, beside the built-in ones.
@@ -74,59 +96,174 @@ def load(
 
     Raises:
         StoreMismatch: if the format or a kind is unknown, a tensor is missing, or the model is another one.
+        ValueError: if a site cannot be used on this model, or has another width there.
     """
-    folder = Path(folder)
-    if not (folder / SETTINGS_FILE).is_file():
-        raise FileNotFoundError(f"{folder} holds no {SETTINGS_FILE}: it is not a folder that save() wrote")
-    record = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    if record.get("format") != FORMAT:
-        raise StoreMismatch(f"{folder} has format {record.get('format')!r}, and this reftlens reads format {FORMAT}")
-    differences = Fingerprint(**record["model"]).differences(fingerprint(model))
-    if differences and not other_model:
-        raise StoreMismatch(
-            f"{folder} was trained on {record['model']['name']}, and this model differs: {'; '.join(differences)}. "
-            "Pass other_model=True to load it all the same"
-        )
-    modules = [_built(spec, {**KINDS, **(kinds or {})}, folder) for spec in record["interventions"]]
-    reft = ReFT({Site.from_dict(s): modules[s["intervention"]] for s in record["sites"]})
-    _fill(reft, load_file(folder / WEIGHTS_FILE), folder)
+    stored = _read(Path(folder))
+    _compare(stored, model, other_model)
+    table = {**KINDS, **(kinds or {})}
+    with torch.random.fork_rng(devices=[]):  # constructors draw a start that the weights then replace
+        modules = [_built(spec, table, stored.folder) for spec in stored.record["interventions"]]
+    reft = ReFT({Site.from_dict(s): modules[s["intervention"]] for s in stored.record["sites"]})
+    _fill(reft, stored)
     if isinstance(model, Bridge):
         preflight(reft, model)
     return reft.to(device_of(model)).eval()
 
 
-def _canonical(model: Any, site: Site) -> str:
-    name = resolve_hook(model, site.hook).name if isinstance(model, Bridge) else site.hook
-    return name or site.hook
+def load_run(folder: str | Path) -> FitResult:
+    """The record of the training that `save(…, run=…)` kept beside an intervention.
+
+    Raises:
+        FileNotFoundError: if none was kept.
+        StoreMismatch: if it belongs to other weights than those in the folder.
+    """
+    path = Path(folder) / RUN_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no {RUN_FILE}: save(…, run=…) was not given the record of a run")
+    told = json.loads(path.read_text(encoding="utf-8"))
+    if told.pop("weights_sha256") != _read(Path(folder)).record["weights_sha256"]:
+        raise StoreMismatch(f"{path} is the record of other weights than those in {WEIGHTS_FILE}")
+    told["validation"] = tuple(tuple(pair) for pair in told["validation"])
+    told |= {name: tuple(told[name]) for name in ("losses", "learning_rates", "gradient_norms")}
+    return FitResult(**{**told, "config": FitConfig(**told["config"])})
+
+
+@dataclass(frozen=True)
+class _Stored:
+    folder: Path
+    record: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+def _read(folder: Path) -> _Stored:
+    """Record and tensors that belong together, of this format."""
+    has_settings = (folder / SETTINGS_FILE).is_file()
+    if not (folder / WEIGHTS_FILE).is_file():
+        missing = WEIGHTS_FILE if has_settings else SETTINGS_FILE
+        raise FileNotFoundError(f"{folder} holds no {missing}: it is not a folder that save() wrote")
+    weights = (folder / WEIGHTS_FILE).read_bytes()
+    record = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")) if has_settings else {}
+    if record.get("format", FORMAT) != FORMAT:
+        raise StoreMismatch(f"{folder} has format {record['format']!r}, and this reftlens reads format {FORMAT}")
+    try:
+        tensors = safetensors_tensors(weights)
+    except SafetensorError as error:
+        raise StoreMismatch(f"{folder / WEIGHTS_FILE} is not a safetensors file, or damaged: {error}") from None
+    digest = _digest(tensors)
+    if record.get("weights_sha256") != digest:
+        record = _header_record(weights)
+    if record.get("weights_sha256") != digest:
+        raise StoreMismatch(f"{folder / WEIGHTS_FILE} are not the weights that {SETTINGS_FILE} was written with")
+    return _Stored(folder, record, tensors)
+
+
+def _header_record(weights: bytes) -> dict[str, Any]:
+    """The copy of the record in the header of a safetensors file (its length in 8 bytes, then JSON); or nothing."""
+    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    return json.loads(header.get("__metadata__", {}).get(_HEADER_KEY, "{}"))
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {_shape(tensor)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _compare(stored: _Stored, model: Any, other_model: bool) -> None:
+    then, now = Fingerprint(**stored.record["model"]), fingerprint(model)
+    differences = then.differences(now)
+    if differences and not other_model:
+        raise StoreMismatch(
+            f"{stored.folder} was trained on {then.name}, and this model differs: {'; '.join(differences)}. "
+            "Pass other_model=True to load it all the same"
+        )
+    if then.template_changed(now):
+        warnings.warn(
+            f"the tokenizer's chat template is not the one that {stored.folder} was trained with: with chat=True the "
+            "prompts will be written in another way",
+            stacklevel=3,
+        )
+
+
+def _canonical_hooks(reft: ReFT, model: Any) -> list[str]:
+    """The names of the hooks on a bridge; one that is edited again further on is known by its alias only."""
+    if not isinstance(model, Bridge):
+        return [site.hook for site in reft.sites]
+    bound = reft.bind(model)
+    return [
+        site.hook if carry is not None else point.name or site.hook
+        for site, point, carry in zip(reft.sites, bound.points, bound.carries, strict=True)
+    ]
 
 
 def _described(module: Intervention) -> dict[str, Any]:
-    dtypes = {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values()}
+    name = type(module).__name__
+    settings = module.settings()
+    try:
+        same = json.loads(json.dumps(settings)) == settings
+    except TypeError:
+        same = False
+    if not same:
+        raise ValueError(f"settings() of {name} must hold JSON values only (numbers, text, lists), got {settings}")
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values() if t.is_floating_point()}
     if len(dtypes) > 1:
-        raise ValueError(
-            f"{module.kind} holds tensors of several dtypes, {sorted(dtypes)}: move it to one with .to(dtype)"
-        )
-    return {"kind": module.kind, "settings": module.settings(), "dtype": dtypes.pop() if dtypes else "float32"}
+        raise ValueError(f"{name} holds tensors of several dtypes, {sorted(dtypes)}: move it to one with .to(dtype)")
+    return {"kind": module.kind, "settings": settings, "dtype": dtypes.pop() if dtypes else "float32"}
+
+
+def _modules(reft: ReFT) -> list[Intervention]:
+    return [m for m in reft.interventions if isinstance(m, Intervention)]
+
+
+def _refuse_ambiguous(reft: ReFT) -> None:
+    """Raise where the record could be read in two ways."""
+    classes: dict[str, type[Intervention]] = dict(KINDS)
+    for module in _modules(reft):
+        if classes.setdefault(module.kind, type(module)) is not type(module):
+            raise ValueError(
+                f"{type(module).__name__} has kind = {module.kind!r}, which names another class: give it a kind of "
+                "its own"
+            )
+    names: dict[int, str] = {}
+    for name, parameter in reft.interventions.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(parameter), name)
+        if first != name:
+            raise ValueError(
+                f"interventions share a parameter ({first} and {name}), which cannot be stored: to tie weights, use "
+                "one intervention at several sites"
+            )
 
 
 def _built(spec: dict[str, Any], kinds: Mapping[str, type[Intervention]], folder: Path) -> Intervention:
-    if spec["kind"] not in kinds:
+    kind, dtype = spec["kind"], spec["dtype"]
+    if kind not in kinds:
         raise StoreMismatch(
-            f"{folder} holds an intervention of kind {spec['kind']!r}, and the known ones are {', '.join(kinds)}; if "
-            f"it is a class of yours, pass kinds={{{spec['kind']!r}: YourClass}}"
+            f"{folder} holds an intervention of kind {kind!r}, and the known ones are {', '.join(kinds)}; if "
+            f"it is a class of yours, pass kinds={{{kind!r}: YourClass}}"
         )
-    return kinds[spec["kind"]](**spec["settings"]).to(getattr(torch, spec["dtype"]))
+    if dtype not in _DTYPES:
+        raise StoreMismatch(f"{folder} holds weights of dtype {dtype!r}, and the known ones are {', '.join(_DTYPES)}")
+    try:
+        return kinds[kind](**spec["settings"]).to(_DTYPES[dtype])
+    except (TypeError, ValueError) as error:
+        raise StoreMismatch(f"{folder} holds {kind} with settings {spec['settings']}: {error}") from error
 
 
-def _fill(reft: ReFT, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    expected = reft.interventions.state_dict()
-    if tensors.keys() != expected.keys():
-        odd = sorted(tensors.keys() ^ expected.keys())
-        raise StoreMismatch(f"{folder / WEIGHTS_FILE} and {SETTINGS_FILE} disagree about {odd[:4]}")
-    for name, tensor in expected.items():
-        if tensors[name].shape != tensor.shape:
-            raise StoreMismatch(
-                f"{folder / WEIGHTS_FILE}: {name} has shape {list(tensors[name].shape)}, and its settings say "
-                f"{list(tensor.shape)}"
-            )
-    reft.interventions.load_state_dict(tensors)
+def _fill(reft: ReFT, stored: _Stored) -> None:
+    expected, found, path = reft.interventions.state_dict(), stored.tensors, stored.folder / WEIGHTS_FILE
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise StoreMismatch(f"{path} has no tensor {name!r}, which {SETTINGS_FILE} calls for")
+        if name not in expected:
+            raise StoreMismatch(f"{path} has a tensor {name!r}, which {SETTINGS_FILE} does not call for")
+        theirs, ours = found[name], expected[name]
+        if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+            raise StoreMismatch(f"{path}: {name} is {_shape(theirs)}, and {SETTINGS_FILE} calls for {_shape(ours)}")
+    reft.interventions.load_state_dict(found)
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

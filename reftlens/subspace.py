@@ -25,16 +25,16 @@ def orthonormal(matrix: Basis) -> Basis:
 class Frame(nn.Module):
     """A trainable orthonormal frame; calling it gives the basis `[d, rank]`, columns orthonormal.
 
+    It starts as the first unit vectors: `reset` draws it, `set` gives it.
     Weight decay on the parameter would only shrink `R`, never the frame, and so speed up learning without
     being asked to: `fit` leaves frames out of it.
     """
 
-    def __init__(self, d: int, rank: int, *, generator: torch.Generator | None = None) -> None:
+    def __init__(self, d: int, rank: int) -> None:
         super().__init__()
         if not 1 <= rank <= d:
             raise ValueError(f"rank={rank} does not fit into d={d}: need 1 <= rank <= d")
-        self.matrix = nn.Parameter(torch.empty(d, rank))
-        self.reset(generator)
+        self.matrix = nn.Parameter(torch.eye(d, rank))
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:

@@ -30,7 +30,9 @@ def rl():
 def frame(d, rank, *, seed=0, dtype=torch.float32):
     from reftlens.subspace import Frame
 
-    return Frame(d, rank, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    result = Frame(d, rank)
+    result.reset(torch.Generator().manual_seed(seed))
+    return result.to(dtype)
 
 
 def shaken(d, rank, dtype=torch.float64, scale=1.0):
@@ -43,6 +45,15 @@ def shaken(d, rank, dtype=torch.float64, scale=1.0):
 
 def off_orthonormal(basis):
     return (basis.T @ basis - torch.eye(basis.shape[1], dtype=basis.dtype)).abs().max().item()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_frame_starts_as_unit_vectors_and_draws_nothing_by_itself(shape):
+    from reftlens.subspace import Frame
+
+    state = torch.random.get_rng_state()
+    assert torch.equal(Frame(*shape)(), torch.eye(*shape))
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -44,7 +44,7 @@ class _Family(Intervention):
             raise ValueError(f"{activation} has parameters of its own, which are neither counted nor reset here")
         if activation != "linear" and not self.reads:
             raise ValueError(f"{self.kind} reads nothing from h, so activation={activation!r} would do nothing")
-        self.frame = Frame(d, rank, generator=generator) if self.orthonormal else None
+        self.frame = Frame(d, rank) if self.orthonormal else None
         if self.frame is None:
             if not 1 <= rank <= d:
                 raise ValueError(f"rank={rank} does not fit into d={d}: need 1 <= rank <= d")

@@ -73,7 +73,7 @@ class Ablation(Intervention):
                 raise ValueError(f"rank={rank}, and there are {directions.shape[-1]} directions: drop rank")
             rank = directions.shape[-1]
             _check_shape("directions", directions, (d, rank))
-            if int(torch.linalg.matrix_rank(directions.detach().double())) < rank:
+            if int(torch.linalg.matrix_rank(directions.detach().float())) < rank:
                 raise ValueError(
                     f"the {rank} directions are not linearly independent, so they do not span a subspace of that width"
                 )
@@ -87,7 +87,7 @@ class Ablation(Intervention):
         elif directions is None:
             columns = torch.eye(d, self.rank)  # filled in by the store
         else:
-            columns = orthonormal(directions.detach().double()).float()
+            columns = orthonormal(directions.detach().double()).float().contiguous()
         self.register_buffer("directions", columns)
 
     def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:

@@ -1,0 +1,50 @@
+"""What must also hold on a GPU; skipped where there is none."""
+
+import pytest
+import torch
+
+import architectures
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def _on_cuda(architecture, dtype=torch.float32):
+    return architectures.fresh_bridge(architecture, dtype=dtype).to("cuda")
+
+
+def _setup(model):
+    import reftlens as rl
+
+    words = architectures.TEXT.split()
+    data = rl.encode(model, [rl.Example(" ".join(words[i : i + 3]), " " + words[i + 4]) for i in range(6)])
+    lo = rl.LoReFT(model.cfg.d_model, 2, generator=torch.Generator().manual_seed(0))
+    return data, rl.ReFT({rl.resid_post(1, "f1+l1"): lo})
+
+
+@pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
+def test_training_follows_the_cpu_and_generation_continues_alike(architecture):
+    import reftlens as rl
+
+    runs = []
+    for model in (architectures.bridge(architecture), _on_cuda(architecture)):
+        data, reft = _setup(model)
+        run = rl.fit(reft, model, data, steps=5, batch_size=4, progress=False)
+        runs.append((run.losses, rl.generate(reft, model, ["the cat sat"], max_new_tokens=8).ids))
+    # float32 kernels of CPU and GPU round differently, and five steps amplify it a little
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-3)
+    assert runs[0][1] == runs[1][1]
+
+
+def test_half_precision_models_train_float32_interventions(tmp_path):
+    import reftlens as rl
+
+    model = _on_cuda("llama", torch.bfloat16)
+    data, reft = _setup(model)
+    run = rl.fit(reft, model, data, epochs=15, lr=1e-2, checkpoint=tmp_path / "c", progress=False)
+    assert run.losses[-1] < run.losses[0] and run.device.startswith("cuda")
+    assert all(p.dtype == torch.float32 and p.is_cuda for p in reft.parameters())
+    loaded = rl.load(rl.save(reft, tmp_path / "reft", model), model)
+    assert rl.generate(loaded, model, data, beams=2).ids == rl.generate(reft, model, data, beams=2).ids

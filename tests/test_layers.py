@@ -1,0 +1,300 @@
+"""The shape of the package, read from its source: who may import whom, and what no file may do."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "reftlens"
+
+# From the ground up. A module may import those of the layers below it and, in its own layer, those to its left.
+# `tasks` stands for every file in that folder. A new file needs a place here.
+LAYERS = [
+    ("ground", "model positions subspace figures config pretrained data fingerprint"),
+    ("edits", "interventions.base interventions.family interventions.fixed interventions objectives site"),
+    ("engine", "engine reft"),
+    ("looking", "preflight activations"),
+    ("training", "checkpoint result evaluate training fit"),
+    ("generation", "generation beams generate"),
+    ("keeping", "store hub pyreft plain merge"),
+    ("tasks", "tasks"),
+    ("surface", "cli __main__ __init__"),
+]
+ORDER = [name for _, names in LAYERS for name in names.split()]
+FILES = sorted(path for path in ROOT.rglob("*.py"))
+
+# `(file, function)`: why it may have **kwargs.
+KWARGS_ALLOWED = {
+    ("model.py", "__call__"): "the Protocol says how TransformerLens is called, and that is its signature"
+}
+LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", "gguf"}
+MODELS = {"model", "hf_model", "bridge", "original_model"}
+RUNNERS = {"forward", "generate", "run_with_hooks", "run_with_cache", "__call__"}
+
+
+def name_of(path):
+    """`interventions/base.py` → `interventions.base`, `interventions/__init__.py` → `interventions`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def place_of(module):
+    return ORDER.index("tasks" if module.split(".")[0] == "tasks" else module)
+
+
+@cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def without_type_checking(tree):
+    """Every node but those under `if TYPE_CHECKING:`, which never run."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from without_type_checking(node)
+
+
+# -- rules: each takes a file name and its tree, and gives `(line, message)` for what it finds -----------------
+
+
+def imports_of(tree):
+    """`(line, module)` for each module of the package that `tree` imports, anywhere in the file."""
+    modules = {name_of(path) for path in FILES}
+    for node in without_type_checking(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "reftlens":
+                    yield node.lineno, alias.name.partition(".")[2] or "__init__"
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield node.lineno, f"a relative import ({ast.unparse(node)})"
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "reftlens":
+            base = (node.module or "").partition(".")[2]
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".strip(".")
+                yield node.lineno, inner if inner in modules else base or "__init__"
+
+
+def upward_imports(file, tree):
+    module = name_of(ROOT / file)
+    for line, imported in imports_of(tree):
+        if imported.startswith("a relative import"):
+            yield line, f"{imported}: write from reftlens.… import …, so that layers can be read"
+        elif module.split(".")[0] == imported.split(".")[0] == "tasks":
+            continue
+        elif place_of(imported) >= place_of(module):
+            yield line, f"{module} imports {imported}, which is not below it in the table of layers"
+
+
+def keyword_dictionaries(file, tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and node.args.kwarg is not None:
+            name = getattr(node, "name", "<lambda>")
+            if (file, name) not in KWARGS_ALLOWED:
+                yield node.lineno, f"{name} takes **{node.args.kwarg.arg}: a misspelt argument would pass"
+
+
+def bare_excepts(file, tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            yield node.lineno, "bare except: name what is expected"
+
+
+def prints(file, tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and file != "cli.py":
+            yield node.lineno, "print: only cli.py writes to the screen"
+
+
+def model_calls(file, tree):
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or file == "engine.py":
+            continue
+        called = node.func
+        runs = isinstance(called, ast.Attribute) and called.attr in RUNNERS and _is_model(called.value)
+        if runs or _is_model(called):
+            yield node.lineno, f"{ast.unparse(called)}(…) runs a model: only engine.forward may"
+
+
+def _is_model(node):
+    return (isinstance(node, ast.Name) and node.id in MODELS) or (
+        isinstance(node, ast.Attribute) and node.attr in MODELS
+    )
+
+
+def hooks(file, tree):
+    allowed = {"add_hook": "engine.py", "register_forward_hook": "plain.py", "register_forward_pre_hook": "plain.py"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and (
+            (node.attr in allowed and allowed[node.attr] != file) or node.attr in ("reset_hooks", "remove_all_hook_fns")
+        ):
+            yield node.lineno, f"{ast.unparse(node)}: hooks are added by engine.hooked (and on_transformers) alone"
+
+
+def future_annotations(file, tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            yield node.lineno, "from __future__ import annotations silently switches shape checks off"
+
+
+def unsafe_loading(file, tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [a.name for a in node.names] + [getattr(node, "module", None)]
+            for name in {"pickle", "importlib"} & {str(n).split(".")[0] for n in names}:
+                if getattr(node, "module", None) != "importlib.metadata":  # reads versions, imports nothing
+                    yield node.lineno, f"{name}: nothing is unpickled, and nothing imported by name"
+        elif isinstance(node, ast.Call):
+            called, given = ast.unparse(node.func), [ast.unparse(k) for k in node.keywords]
+            if called in ("eval", "exec", "__import__"):
+                yield node.lineno, f"{called}(…) runs text"
+            if called == "torch.load" and "weights_only=True" not in given:
+                yield node.lineno, "torch.load without weights_only=True unpickles"
+
+
+def early_imports(file, tree):
+    for node in tree.body:
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            if name.split(".")[0] in LATE:
+                yield node.lineno, f"{name} is imported with the package: import it where it is used"
+
+
+def reseeding(file, tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.manual_seed" and file != "training.py":
+            yield node.lineno, "torch.manual_seed changes the user's random numbers: use a torch.Generator"
+
+
+# Each rule with a source that it must object to, on a file that has no exemption.
+RULES = {
+    upward_imports: "from reftlens.generate import generate",
+    keyword_dictionaries: "def f(a, **settings): pass",
+    bare_excepts: "try:\n    f()\nexcept:\n    pass",
+    prints: "def f():\n    print('x')",
+    model_calls: "def f(self):\n    return self.model(tokens)",
+    hooks: "point.add_hook(f)",
+    future_annotations: "from __future__ import annotations",
+    unsafe_loading: "torch.load(path)",
+    early_imports: "import pandas as pd",
+    reseeding: "torch.manual_seed(0)",
+}
+MORE_OFFENCES = [
+    (upward_imports, "from reftlens import generate"),
+    (upward_imports, "from reftlens import ReFT"),
+    (upward_imports, "import reftlens"),
+    (upward_imports, "import reftlens.cli"),
+    (upward_imports, "def f():\n    from reftlens.tasks.emoji import run"),
+    (upward_imports, "from .generate import generate"),
+    (upward_imports, "from reftlens.store import load"),
+    (keyword_dictionaries, "f = lambda **k: k"),
+    (keyword_dictionaries, "class A:\n    async def __call__(self, **kwargs): pass"),
+    (model_calls, "logits = model(tokens)"),
+    (model_calls, "hf_model.generate(tokens)"),
+    (model_calls, "model.original_model(tokens)"),
+    (model_calls, "session.model.run_with_hooks(tokens)"),
+    (hooks, "block.register_forward_hook(f)"),
+    (hooks, "model.reset_hooks()"),
+    (unsafe_loading, "import pickle"),
+    (unsafe_loading, "from importlib import import_module"),
+    (unsafe_loading, "torch.load(path, weights_only=False)"),
+    (unsafe_loading, "eval(text)"),
+    (early_imports, "from matplotlib import pyplot"),
+]
+INNOCENT = """
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+import torch
+from reftlens.model import Bridge
+from reftlens.interventions import LoReFT
+if TYPE_CHECKING:
+    import pandas
+    from reftlens.generate import Session
+def f(*args, a=1):
+    import pandas
+    try:
+        return g(**settings, model=model), forward(model, tokens), torch.load(path, weights_only=True)
+    except ValueError:
+        return model.hook_dict, model.eval(), generator.manual_seed(0)
+"""
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_no_file_of_the_package_breaks_the_rule(rule):
+    found = [
+        f"reftlens/{path.relative_to(ROOT)}:{line}: {message}"
+        for path in FILES
+        for line, message in rule(str(path.relative_to(ROOT)), parsed(path))
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("rule", "source"), [*RULES.items(), *MORE_OFFENCES], ids=lambda v: v.__name__ if callable(v) else ascii(v)
+)
+def test_each_rule_objects_to_what_it_forbids(rule, source):
+    assert list(rule("reft.py", ast.parse(source)))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_no_rule_objects_to_what_is_allowed(rule):
+    assert not list(rule("reft.py", ast.parse(INNOCENT)))
+
+
+def test_what_is_exempt_is_really_there():
+    """Exemptions that nobody needs any more are taken back."""
+    assert any(ast.unparse(n.func) == "model" for n in ast.walk(parsed(ROOT / "engine.py")) if isinstance(n, ast.Call))
+    for file, function in KWARGS_ALLOWED:
+        tree = parsed(ROOT / file)
+        assert any(getattr(n, "name", "") == function and n.args.kwarg for n in ast.walk(tree) if hasattr(n, "args"))
+
+
+def test_every_file_has_one_place_in_the_table():
+    modules = {"tasks" if name_of(path).startswith("tasks") else name_of(path) for path in FILES}
+    assert len(ORDER) == len(set(ORDER))
+    missing, gone = sorted(modules - set(ORDER)), sorted(set(ORDER) - modules)
+    assert not missing, f"give {', '.join(missing)} a place in LAYERS, as low as its imports let it stand"
+    assert not gone, f"{', '.join(gone)} is in LAYERS and no longer in the package"
+
+
+def test_no_complaint_of_a_checker_is_silenced_without_a_rule():
+    """Pyright passes without a single ignore; ruff's exceptions name the rule they are for."""
+    for path in FILES:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            assert "type: ignore" not in line and "pyright: ignore" not in line, f"{path.name}:{number}: {line.strip()}"
+            assert "noqa" not in line or "# noqa: " in line, f"{path.name}:{number}: noqa without a rule"
+
+
+def test_every_module_says_what_it_is():
+    silent = [str(path.relative_to(ROOT)) for path in FILES if not ast.get_docstring(parsed(path))]
+    assert not silent, f"no docstring: {', '.join(silent)}"
+
+
+# -- the public names ----------------------------------------------------------------------------------------
+
+
+def public():
+    import reftlens
+
+    return {name: getattr(reftlens, name) for name in reftlens.__all__}
+
+
+def test_the_list_of_public_names_is_sorted_and_holds_all_that_is_imported():
+    import reftlens
+
+    assert list(reftlens.__all__) == sorted(set(reftlens.__all__))
+    imported = [
+        a.asname or a.name for n in parsed(ROOT / "__init__.py").body if isinstance(n, ast.ImportFrom) for a in n.names
+    ]
+    assert sorted(imported) == list(reftlens.__all__)
+
+
+def test_every_public_name_has_a_docstring_of_its_own():
+    for name, value in public().items():
+        doc = value.__doc__
+        assert doc and doc.strip(), f"{name} has no docstring"
+        assert not doc.startswith(f"{name}("), f"{name} has only the signature that dataclass writes"
+        bases = value.__mro__[1:] if isinstance(value, type) else ()
+        assert all(doc != base.__doc__ for base in bases), f"{name} has the docstring of its base class"

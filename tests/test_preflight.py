@@ -1,0 +1,264 @@
+"""What `sites` says of a hook is what a brute-force edit of it does, and hooks that lie are refused."""
+
+import warnings
+from functools import cache
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, D, D_HEAD, D_MLP, HEADS, KV_HEADS, LAYERS, bridge, fresh_bridge, tokenizer
+from torch import nn
+
+ROW, TOKEN = 0, 5
+
+
+@cache
+def everything(architecture):
+    import reftlens as rl
+
+    return rl.sites(bridge(architecture), unusable=True)
+
+
+@cache
+def tokens():
+    return torch.randint(5, len(tokenizer()), (2, 11), generator=torch.Generator().manual_seed(3))
+
+
+def run(model):
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the bridge warns of edits at norms
+        return model(tokens(), use_cache=False)
+
+
+def shifted_at_one_token(model, hook):
+    """How often `hook` fires, and the logits when what passes there is moved at one token of one row."""
+    point, fired = model.hook_dict[hook], []
+
+    def shift(h, hook):
+        fired.append(tuple(h.shape))
+        if not h.is_floating_point():
+            return None
+        out = h.clone()
+        noise = torch.randn(h.shape, generator=torch.Generator().manual_seed(1))
+        if h.shape[:2] == (2, 11):
+            out[ROW, TOKEN] += noise[ROW, TOKEN]
+            return out
+        return h + noise
+
+    handle = point.add_hook(shift)
+    try:
+        return fired, run(model)
+    finally:
+        handle.hook.remove()
+        point.fwd_hooks.remove(handle)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_usable_site_fires_once_and_an_edit_of_a_token_reaches_that_token_and_later_ones_of_its_row_only(
+    architecture,
+):
+    model = bridge(architecture)
+    base, usable = run(model), [r for r in everything(architecture).rows if not r.problem]
+    for row in usable:
+        fired, logits = shifted_at_one_token(model, row.hook)
+        axes = row.shape.split()
+        assert axes[:2] == ["batch", "seq"], row
+        assert fired == [(2, 11, *map(int, axes[2:]))], row
+        assert not torch.equal(logits[ROW, TOKEN:], base[ROW, TOKEN:]), row
+        assert torch.equal(logits[ROW, :TOKEN], base[ROW, :TOKEN]), row
+        assert torch.equal(logits[1 - ROW], base[1 - ROW]), row
+    assert len(usable) > 80
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_unusable_hook_does_what_its_reason_says(architecture):
+    model = bridge(architecture)
+    base, unusable = run(model), [r for r in everything(architecture).rows if r.problem]
+    seen = set()
+    for row in unusable:
+        if row.problem.startswith("nothing passes through"):
+            assert "Call set_use_" in row.problem
+            continue
+        fired, logits = shifted_at_one_token(model, row.hook)
+        reason = row.problem.split(" times")[0]
+        seen.add(reason)
+        if reason == "never fires":
+            assert fired == [], row
+        elif reason.startswith("fires "):
+            assert len(fired) == int(reason.removeprefix("fires ")) > 1, row
+        elif reason == "an edit there changes nothing":
+            assert len(fired) == 1 and torch.equal(logits, base), row
+        elif reason == "has no token axis":
+            assert fired[0][:2] != (2, 11) or len(fired[0]) not in (3, 4), row
+        else:
+            assert reason == "does not hold real numbers", row
+    assert "does not hold real numbers" in seen  # embed.hook_in: token ids
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_table_has_the_widths_and_heads_of_the_architecture(architecture):
+    import reftlens as rl
+
+    table, heads_shared = rl.sites(bridge(architecture)), architecture not in ("gpt2", "neox")
+    kv = KV_HEADS if heads_shared else HEADS
+    for layer in range(LAYERS):
+        for name in ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out"):
+            row = table[f"blocks.{layer}.{name}"]
+            assert (row.width, row.heads, row.shape) == (D, None, f"batch seq {D}")
+        for letter, count in (("q", HEADS), ("k", kv), ("v", kv), ("z", HEADS)):
+            row = table[f"blocks.{layer}.attn.hook_{letter}"]
+            assert (row.width, row.heads, row.shape) == (count * D_HEAD, count, f"batch seq {count} {D_HEAD}")
+        assert table[f"blocks.{layer}.mlp.hook_post"].width == D_MLP
+    assert table["embed.hook_out"].width == table["ln_final.hook_out"].width == D
+    if architecture == "neox":
+        assert not any("resid_mid" in name for row in table.rows for name in (row.hook, *row.aliases))
+    else:
+        assert table["blocks.1.hook_resid_mid"].width == D
+    frame = table.to_frame()
+    assert list(frame.columns) == ["hook", "aliases", "shape", "width", "heads", "problem"]
+    assert len(frame) == len(table) and (frame.problem == "").all()
+    assert "blocks.1.attn.hook_z" in str(table) and "blocks.1.attn.hook_z" in table._repr_html_()
+
+
+def test_an_unusable_hook_is_listed_only_on_request():
+    import reftlens as rl
+
+    model = bridge("neox")
+    lie = "rotary_emb.hook_in"  # the hidden state goes in only to give its dtype and device
+    assert rl.sites(model, unusable=True)[lie].problem == "an edit there changes nothing"
+    with pytest.raises(KeyError, match="unusable=True"):
+        rl.sites(model)[lie]
+    with pytest.raises(ValueError, match=rf"{lie} cannot be a site on .*: an edit there changes nothing"):
+        rl.preflight(rl.ReFT({rl.Site(lie, "all"): rl.LoReFT(D)}), model)
+
+
+# -- replicas of hooks that lied in TransformerLens ----------------------------------------------------------------
+
+
+@pytest.fixture
+def replica(request):
+    """A fresh llama in which the hook point of block 1's `mlp.hook_out` lies."""
+    model = fresh_bridge("llama")
+    mlp = model.blocks[1].mlp
+    lie, forward = request.param, mlp.forward
+    own = mlp.hook_out
+
+    def without_own_hook(*args, **kwargs):
+        mlp.hook_out = nn.Identity()
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            mlp.hook_out = own
+
+    def lying(*args, **kwargs):
+        h = without_own_hook(*args, **kwargs)
+        if lie == "never fires":
+            return h
+        if lie == "an edit there changes nothing":  # TransformerLens 1526, 1639, 1648: computed, hooked, thrown away
+            own(h.clone())
+            return h
+        if lie == "has no token axis":
+            return own(h.flatten(0, 1)).view_as(h)
+        if lie == "does not hold real numbers":
+            own(h.argmax(dim=-1))
+            return h
+        return own(own(h)) if lie == "fires 2 times in one forward pass" else own(h)
+
+    mlp.forward = lying
+    return lie, model
+
+
+@pytest.mark.parametrize(
+    "replica",
+    [
+        "never fires",
+        "fires 2 times in one forward pass",
+        "an edit there changes nothing",
+        "has no token axis",
+        "does not hold real numbers",
+    ],
+    indirect=True,
+)
+def test_a_lying_hook_is_refused_with_its_lie(replica):
+    import reftlens as rl
+
+    lie, model = replica
+    reft = rl.ReFT({rl.mlp_out(0, "all"): rl.LoReFT(D), rl.mlp_out(1, "all"): rl.LoReFT(D)})
+    with pytest.raises(ValueError, match=rf"blocks\.1\.hook_mlp_out cannot be a site on .*: {lie}"):
+        rl.preflight(reft, model)
+    data = rl.encode(model, [rl.Example("the cat", " sat")])
+    before = [p.clone() for p in reft.parameters()]
+    with pytest.raises(ValueError, match=lie):
+        rl.fit(reft, model, data, steps=1, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, reft.parameters(), strict=True))
+    assert rl.sites(model, unusable=True)["blocks.1.hook_mlp_out"].problem == lie
+    assert rl.sites(model)["blocks.0.hook_mlp_out"].problem == ""
+
+
+@pytest.mark.parametrize("replica", ["an honest hook"], indirect=True)
+def test_the_replica_without_a_lie_is_accepted(replica):
+    import reftlens as rl
+
+    _, model = replica
+    rl.preflight(rl.ReFT({rl.mlp_out(1, "all"): rl.LoReFT(D)}), model)
+    assert torch.equal(run(model), run(bridge("llama")))
+
+
+def test_a_mid_residual_whose_block_does_not_add_it_is_refused():
+    import reftlens as rl
+
+    model = fresh_bridge("llama")
+    reft = rl.ReFT({rl.resid_mid(1, "all"): rl.LoReFT(D)})
+    rl.preflight(reft, model)
+    mlp = model.blocks[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda h: forward(h) - 0.5 * mid["h"]  # half of the stream is taken away: not the sum it should be
+    mid = {}
+    model.blocks[1].ln2.register_forward_pre_hook(lambda _, args: mid.update(h=args[0]))
+    with pytest.raises(ValueError, match=r"hook_resid_mid cannot be a site .*: blocks\.1\.hook_out is not what passed"):
+        rl.preflight(reft, model)
+
+
+# -- what it leaves behind ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_good_site_passes_silently_and_leaves_no_gradient(architecture):
+    import reftlens as rl
+
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D), rl.attn_k(0, "all", 1): rl.LoReFT(D_HEAD, rank=2)})
+    model = bridge(architecture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rl.preflight(reft, model) is None
+    assert all(p.grad is None for p in [*reft.parameters(), *model.original_model.parameters()])
+
+
+def test_sites_and_preflight_neither_read_nor_change_the_global_random_state(llama):
+    import reftlens as rl
+
+    reft = rl.ReFT({rl.resid_mid(1, "last"): rl.LoReFT(D)})
+    state = torch.get_rng_state()
+    first = rl.sites(llama, unusable=True)
+    rl.preflight(reft, llama)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(123)
+    assert rl.sites(llama, unusable=True) == first
+
+
+def test_preflight_works_inside_no_grad(llama):
+    import reftlens as rl
+
+    with torch.no_grad():
+        rl.preflight(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D)}), llama)
+        assert not torch.is_grad_enabled()
+
+
+def test_reentrant_gradient_checkpointing_is_refused_naming_the_way_out():
+    import reftlens as rl
+
+    model = fresh_bridge("llama")
+    model.original_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.train()
+    reft = rl.ReFT({rl.resid_post(0, "last"): rl.LoReFT(D)})
+    with pytest.raises(ValueError, match='use_reentrant": False'):
+        rl.preflight(reft, model)
