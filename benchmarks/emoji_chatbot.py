@@ -13,7 +13,7 @@ import reftlens as rl
 from reftlens import figures
 from reftlens.tasks import emoji
 
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+STRENGTHS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.25)
 
 
 def measure(model, reft, questions):

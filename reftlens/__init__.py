@@ -58,7 +58,7 @@ from reftlens.site import (
     resid_post,
     resid_pre,
 )
-from reftlens.store import StoreMismatch, load, save
+from reftlens.store import StoreMismatch, load, load_run, save
 from reftlens.subspace import orthonormal
 from reftlens.training import Step, TrainingDiverged
 
@@ -118,6 +118,7 @@ __all__ = [
     "load_examples",
     "load_model",
     "load_pyreft",
+    "load_run",
     "merged_weights",
     "mlp_out",
     "mlp_post",

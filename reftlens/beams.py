@@ -31,8 +31,8 @@ def beam_search(session: "Session", beams: int, bar: Any) -> None:
     """Fill `session` with the best hypothesis of each prompt: highest mean log-probability per token.
 
     At each step the best continuations of a prompt's beams are looked at, enough of them that `beams` do not end;
-    those that end with a stop token and rank among the first `beams` are finished, the best others run on. A prompt is done when `beams`
-    hypotheses have finished and no running beam scores higher.
+    those that end with a stop token and rank among the first `beams` are finished, the best others run on. A prompt
+    is done when `beams` hypotheses have finished and no running beam scores higher.
     """
     n = len(session.ids)
     first = session.next_logits()
@@ -66,7 +66,8 @@ def _expand(session: "Session", beams: int) -> None:
         tensor = getattr(session, name)
         setattr(session, name, repeat(tensor, "n ... -> (n beams) ...", beams=beams))
     session.ids = [[] for _ in range(len(session.ids) * beams)]
-    session.cache.batch_repeat_interleave(beams)
+    if session.cache is not None:  # a model that checkpoints gradients in train mode keeps none
+        session.cache.batch_repeat_interleave(beams)
 
 
 def _reorder(session: "Session", parents: Tensor) -> None:
@@ -74,7 +75,8 @@ def _reorder(session: "Session", parents: Tensor) -> None:
         setattr(session, name, getattr(session, name)[parents])
     session.ids = [list(session.ids[i]) for i in parents.tolist()]
     session.done = torch.zeros_like(session.done)  # a beam that ends leaves the batch through `_Finished`
-    session.cache.reorder_cache(parents)
+    if session.cache is not None:
+        session.cache.reorder_cache(parents)
 
 
 def _select(

@@ -87,7 +87,8 @@ def _write(
 ) -> list[tuple[Path, str]]:
     save(reft, folder, model, run=run)
     figures.write(run.plot(), folder / "loss.png")
-    rows = [{"prompt": q} | {f"strength {s:g}": g.texts[i] for s, g in answers.items()} for i, q in enumerate(questions)]
+    columns = {"prompt": questions} | {f"strength {s:g}": list(g.texts) for s, g in answers.items()}
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [

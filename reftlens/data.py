@@ -93,6 +93,9 @@ class Batch:
     def predicting(self) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
         """Index `(row, column)` of the logits that predict the targets."""
         rows, columns = self.target_mask.nonzero().unbind(dim=1)
+        first = rows[columns == 0].tolist()
+        if first:
+            raise ValueError(f"the first token of row(s) {first[:10]} is a target, and no logits predict it")
         return rows, columns - 1
 
     @cached_property

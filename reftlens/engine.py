@@ -23,7 +23,7 @@ class SiteNeverFired(RuntimeError):
     """A site was to be edited and no hidden state passed through it."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Edit:
     """One intervention at one hook on the tokens `(rows, columns)` of a `[batch, seq]` forward pass."""
 
@@ -40,6 +40,10 @@ class Edit:
     """Where the change is added once more: the skip connection, for a hook that only the MLP branch reads."""
     fired: int = field(default=0, init=False)
     change: Tensor | None = field(default=None, init=False)
+
+    def __repr__(self) -> str:
+        """Short: TransformerLens asks for it whenever a hook is added."""
+        return f"Edit({self.point.name}, {self.intervention.kind})"
 
     def __call__(self, h: Tensor, hook: HookPoint) -> Tensor | None:
         """The edited activation: `h` itself outside the chosen tokens."""

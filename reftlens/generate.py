@@ -224,7 +224,8 @@ class Session:
         edits = []
         view = TokenView(self.tokens, self.role, self.prompts.tokenizer)
         for i in self.sites:
-            mask = self._mask(i, view)[:, -new:]
+            mask = self._mask(i, view)[:, -new:].clone()
+            mask[self.done, -1] = False  # a row's stop token goes in only because others go on
             if not mask.any():
                 continue
             assert self.bound is not None

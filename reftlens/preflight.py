@@ -71,7 +71,7 @@ class Sites:
         return self.to_frame().to_string(index=False)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Probe:
     """Adds a zero at a hook, and records what passed through."""
 

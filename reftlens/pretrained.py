@@ -27,6 +27,7 @@ _HUB_SECONDS = 5.0
 _PARTIAL = ".partial-"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
+_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
 DType = torch.dtype | Literal["float32", "float64", "bfloat16", "float16"]
 
 
@@ -55,7 +56,9 @@ def load_model(
     Raises:
         ModelNotAvailable: naming what each source answered.
     """
-    torch_dtype: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    torch_dtype = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if torch_dtype is None:
+        raise ValueError(f"dtype={dtype!r}, expected one of {', '.join(_DTYPES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model_id = DEFAULT_MODEL if name is None else name

@@ -494,6 +494,15 @@ def test_logits_one_to_the_left_predict_each_target(batch):
     assert torch.equal(counts, batch.target_mask.sum(dim=1))
 
 
+def test_a_first_token_that_is_a_target_is_refused_for_nothing_predicts_it(rl):
+    """The column to its left would be the last one of the row."""
+    from reftlens.data import batch_from_rows
+
+    made = batch_from_rows([[5, 6], [7, 8]], [[1, 2], [2, 2]])
+    with pytest.raises(ValueError, match=r"the first token of row\(s\) \[1\] is a target"):
+        made.predicting  # noqa: B018
+
+
 @pytest.mark.parametrize(
     "rows", [0, -1, 3, [1], [4, 0], [-1, 1], [2, 2], slice(1, 3), slice(None), slice(None, None, -1), (3, 1), []]
 )
@@ -617,6 +626,7 @@ def test_B22_real_end_tokens_are_attended_to_where_the_pad_token_is_the_same(rl,
     assert batch.target_mask[batch.tokens == eos].sum() == len(batch)  # each row learns its own end, padding is none
     assert batch.fingerprint == other.fingerprint
     for row in range(len(batch)):
+        assert row_ids(batch[row]) == row_ids(batch, row)
         assert rl.Response().mask(batch.view)[row].nonzero().max() == len(row_ids(batch, row)) - 1
 
 

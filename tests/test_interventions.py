@@ -464,7 +464,7 @@ def test_a_module_kept_in_half_precision_still_computes_in_single(rl, name, dtyp
     module, h = made(rl, name, dtype=dtype), torch.randn(20, D)
     again = made_equal(module.float())
     assert torch.equal(module.to(dtype)(h), again(h))
-    assert module(h).dtype == torch.float32
+    assert torch.equal(module(h.to(dtype)), again(h.to(dtype).float()).to(dtype))
 
 
 def test_the_default_works_on_a_float32_model(rl):
@@ -534,6 +534,7 @@ def test_B4_B5_settings_and_tensors_make_an_equal_intervention(rl, name, setting
     module = made(rl, name, dtype=dtype, **settings)
     stored = json.loads(json.dumps(module.settings()))
     assert stored == module.settings()
+    assert settings.items() <= stored.items()
     again = type(module)(**stored).to(dtype)
     missing = again.load_state_dict(module.state_dict(), strict=True)
     assert not missing.missing_keys and not missing.unexpected_keys

@@ -125,6 +125,17 @@ def test_ids_of_padding_tokens_are_never_read(rl, name):
     assert torch.equal(positions.mask(view), positions.mask(other))
 
 
+def test_a_choice_of_the_users_own_cannot_choose_padding_either(rl):
+    class Everything(rl.Positions):
+        kind = "everything"
+
+        def select(self, view, among):
+            return torch.ones_like(view.real)
+
+    for side in ("left", "right"):
+        assert chosen(Everything(), view_of(ROWS, side)) == chosen(rl.All(), view_of(ROWS, side))
+
+
 def test_B6_a_short_prompt_chooses_fewer_tokens_and_never_one_of_the_response(rl):
     rows = [(p, 5, 0) for p in (1, 2, 3, 5)]
     for text in ("f3+l3", "f7+l7", "l5", "f5"):
@@ -147,7 +158,7 @@ def test_B8_one_sided_choices_are_not_halved(rl):
 
 def test_B12_two_explicit_places_are_two_places(rl):
     assert chosen(rl.At(2, 5), view_of([(8, 0, 0)])) == [[2, 5]]
-    assert rl.At([2, 5]) == rl.At(2, 5) == rl.resid_post(0, [2, 5]).positions
+    assert rl.At([2, 5]) == rl.At(2, 5) == rl.At(5, 2, 5) == rl.resid_post(0, [2, 5]).positions
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
@@ -427,18 +438,21 @@ def test_text_needs_a_tokenizer(rl):
 
 def test_neighbouring_emoji_are_told_apart_where_bytes_fall_back_to_tokens_of_their_own(rl):
     """Llama and Gemma spell unknown characters as byte tokens, and decode a run of bytes only as a whole."""
-    from tokenizers import Tokenizer, decoders, models
+    from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
     from reftlens.positions import token_spans
 
-    vocab = {"<unk>": 0, "▁": 1, "a": 2} | {f"<0x{b:02X}>": 3 + b for b in range(256)}
-    bpe = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
-    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    vocab = {"<unk>": 0, "▁": 1, "a": 2, "▁a": 3} | {f"<0x{b:02X}>": 4 + b for b in range(256)}
+    bpe = Tokenizer(models.BPE(vocab, [("▁", "a")], unk_token="<unk>", byte_fallback=True))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>")
-    text, spans = token_spans(tokenizer, tokenizer("a😀🍕a").input_ids)
-    assert text == "a😀🍕a"
-    assert spans == [(0, 1)] + [(1, 2)] * 4 + [(2, 3)] * 4 + [(3, 4)]
+    text, spans = token_spans(tokenizer, tokenizer("a😀🍕a a").input_ids)
+    assert text == "a😀🍕a a"  # the space in front is dropped at the start of a text, and there only
+    assert spans == [(0, 1)] + [(1, 2)] * 4 + [(2, 3)] * 4 + [(3, 4), (4, 6)]
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ from functools import cache
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, D, D_HEAD, D_MLP, HEADS, KV_HEADS, LAYERS, bridge, fresh_bridge, tokenizer
 from torch import nn
+
+from architectures import ARCHITECTURES, D_HEAD, D_MLP, HEADS, KV_HEADS, LAYERS, D, bridge, fresh_bridge, tokenizer
 
 ROW, TOKEN = 0, 5
 
@@ -64,8 +65,10 @@ def test_a_usable_site_fires_once_and_an_edit_of_a_token_reaches_that_token_and_
         assert axes[:2] == ["batch", "seq"], row
         assert fired == [(2, 11, *map(int, axes[2:]))], row
         assert not torch.equal(logits[ROW, TOKEN:], base[ROW, TOKEN:]), row
-        assert torch.equal(logits[ROW, :TOKEN], base[ROW, :TOKEN]), row
-        assert torch.equal(logits[1 - ROW], base[1 - ROW]), row
+        # With a hook inside a norm the bridge computes the norm itself, which rounds in another way than transformers.
+        tolerance = 1e-5 if row.hook.endswith(("hook_normalized", "hook_scale")) else 0.0
+        for untouched in ((ROW, slice(TOKEN)), (1 - ROW,)):
+            torch.testing.assert_close(logits[untouched], base[untouched], atol=tolerance, rtol=0, msg=str(row))
     assert len(usable) > 80
 
 
@@ -134,37 +137,36 @@ def test_an_unusable_hook_is_listed_only_on_request():
 # -- replicas of hooks that lied in TransformerLens ----------------------------------------------------------------
 
 
+class Replica(nn.Module):
+    """Stands where a bridge calls a hook point, and treats it in its own way."""
+
+    def __init__(self, point, lie):
+        super().__init__()
+        self.point, self.lie = point, lie
+
+    def forward(self, h):
+        if self.lie == "never fires":
+            return h
+        if self.lie == "fires 2 times in one forward pass":
+            return self.point(self.point(h))
+        if self.lie == "an edit there changes nothing":  # TransformerLens 1526, 1639, 1648: hooked, then thrown away
+            self.point(h.clone())
+            return h
+        if self.lie == "has no token axis":
+            return self.point(h.flatten(0, 1)).view_as(h)
+        if self.lie == "does not hold real numbers":
+            self.point(h.argmax(dim=-1))
+            return h
+        return self.point(h)
+
+
 @pytest.fixture
 def replica(request):
-    """A fresh llama in which the hook point of block 1's `mlp.hook_out` lies."""
+    """A fresh llama whose hook after the MLP of block 1 is a replica."""
     model = fresh_bridge("llama")
-    mlp = model.blocks[1].mlp
-    lie, forward = request.param, mlp.forward
-    own = mlp.hook_out
-
-    def without_own_hook(*args, **kwargs):
-        mlp.hook_out = nn.Identity()
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            mlp.hook_out = own
-
-    def lying(*args, **kwargs):
-        h = without_own_hook(*args, **kwargs)
-        if lie == "never fires":
-            return h
-        if lie == "an edit there changes nothing":  # TransformerLens 1526, 1639, 1648: computed, hooked, thrown away
-            own(h.clone())
-            return h
-        if lie == "has no token axis":
-            return own(h.flatten(0, 1)).view_as(h)
-        if lie == "does not hold real numbers":
-            own(h.argmax(dim=-1))
-            return h
-        return own(own(h)) if lie == "fires 2 times in one forward pass" else own(h)
-
-    mlp.forward = lying
-    return lie, model
+    modules = model.blocks[1].mlp._modules
+    modules["hook_out"] = Replica(modules["hook_out"], request.param)
+    return request.param, model
 
 
 @pytest.mark.parametrize(
@@ -209,11 +211,9 @@ def test_a_mid_residual_whose_block_does_not_add_it_is_refused():
     model = fresh_bridge("llama")
     reft = rl.ReFT({rl.resid_mid(1, "all"): rl.LoReFT(D)})
     rl.preflight(reft, model)
-    mlp = model.blocks[1].mlp
-    forward = mlp.forward
-    mlp.forward = lambda h: forward(h) - 0.5 * mid["h"]  # half of the stream is taken away: not the sum it should be
-    mid = {}
-    model.blocks[1].ln2.register_forward_pre_hook(lambda _, args: mid.update(h=args[0]))
+    block, stream = model.blocks[1], {}
+    block.ln2.register_forward_pre_hook(lambda _, args: stream.update(mid=args[0]))
+    block.mlp.register_forward_hook(lambda _, args, out: out - 0.5 * stream["mid"])  # half of the stream is taken away
     with pytest.raises(ValueError, match=r"hook_resid_mid cannot be a site .*: blocks\.1\.hook_out is not what passed"):
         rl.preflight(reft, model)
 

@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -290,11 +291,11 @@ def _train(reft, model, **kwargs):
 
     words = architectures.TEXT.split()
     rows = [rl.Example(" ".join(words[i : i + 3]), " " + " ".join(words[i + 3 : i + 5])) for i in range(6)]
-    settings = {"steps": 5, "lr": 1e-2, "batch_size": 3, "weight_decay": 0.1, "seed": 4, "progress": False}
+    settings = {"steps": 3, "lr": 1e-2, "batch_size": 3, "weight_decay": 0.1, "seed": 4, "progress": False}
     return rl.fit(reft, model, rl.encode(model, rows), **{**settings, **kwargs})
 
 
-@pytest.mark.parametrize("name", [*PLAIN_KINDS[:-1], "LoReFT dropout", "DiReFT relu"])
+@pytest.mark.parametrize("name", ["LoReFT", "LoReFT dropout", "DiReFT relu", "NoReFT", "ConsReFT", "SteeringVector"])
 def test_B3_training_after_a_reload_equals_training_without_it_bit_for_bit(gpt2, tmp_path, name):
     import reftlens as rl
 
@@ -307,7 +308,7 @@ def test_B3_training_after_a_reload_equals_training_without_it_bit_for_bit(gpt2,
     assert not all(torch.equal(t, start[n]) for n, t in again.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["LoReFT", "OrthoDiReFT", "ConsReFT", "LobiReFT"])
+@pytest.mark.parametrize("kind", ["LoReFT", "LobiReFT"])
 def test_B3_frames_stay_orthonormal_after_a_reload(gpt2, tmp_path, kind):
     import reftlens as rl
 
@@ -496,7 +497,7 @@ def saved(gpt2, tmp_path):
     return rl.save(_lo(), tmp_path / "saved", gpt2)
 
 
-@pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
 def test_another_checkpoint_of_the_same_configuration_is_refused_and_accepted_on_request(tmp_path, architecture):
     import reftlens as rl
 
@@ -601,8 +602,10 @@ def test_compatibility_mode_without_processing_is_the_same_model(gpt2, saved):
     assert (there - here).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("how", ["booted", "moved"])
+@pytest.mark.parametrize(
+    "dtype, how",
+    [(torch.bfloat16, "booted"), (torch.bfloat16, "moved"), (torch.float64, "moved")],
+)
 def test_the_same_model_in_another_dtype_is_not_refused(saved, dtype, how):
     import reftlens as rl
 
@@ -808,6 +811,11 @@ def test_the_record_says_everything_that_the_issue_lists(gpt2, tmp_path):
 # -- saves that are cut off ----------------------------------------------------------------------------------
 
 
+@cache
+def _runs():
+    return [_train(_lo(), architectures.bridge("gpt2"), steps=1, seed=seed) for seed in (4, 5)]
+
+
 class _Killed(BaseException):
     """As final as a kill: no handler of the library catches it."""
 
@@ -820,7 +828,7 @@ def test_a_save_that_dies_leaves_the_old_intervention_or_the_new_one(gpt2, tmp_p
     from reftlens import store
 
     old, new = _lo().eval(), rl.ReFT({rl.resid_post(0, "first"): rl.DiReFT(D, 2)}).eval()
-    old_run, new_run = _train(old, gpt2), _train(new, gpt2, seed=5)
+    old_run, new_run = _runs()
     if not first:
         rl.save(old, tmp_path, gpt2, run=old_run)
     left, real = [writes], store.write_atomically

@@ -105,8 +105,8 @@ class _Family(Intervention):
             (slope,) = torch.autograd.grad(value.sum(), zero)
         if value.item() != 0.0 or slope.item() == 0.0:
             raise ValueError(
-                f"{self.kind} starts at the identity only where f(0) = 0, and learns from there only where f'(0) is not "
-                f"0; {self.activation} has f(0) = {value.item():.3g} and f'(0) = {slope.item():.3g}: use "
+                f"{self.kind} has an identity start where f(0) = 0, and learns from there where f'(0) is not 0; "
+                f"{self.activation} has f(0) = {value.item():.3g} and f'(0) = {slope.item():.3g}: use "
                 'init="paper"'
             )
         self.W.zero_()

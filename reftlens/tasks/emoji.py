@@ -31,8 +31,8 @@ SETTINGS = FitConfig(steps=40, lr=1e-2, batch_size=8)
 TUTORIAL = FitConfig(steps=100, lr=4e-3, batch_size=10, schedule="linear", clip=1.0)
 """The tutorial's training settings; the schedule and the clipping are the Hugging Face Trainer's defaults."""
 
-DECODING: dict[str, Any] = {"max_new_tokens": 32}
-"""How `answers` generates: greedily, at most 32 tokens (an emoji is about three)."""
+DECODING: dict[str, Any] = {"max_new_tokens": 32, "no_repeat_ngram": 3}
+"""How `answers` generates: greedily, at most 32 tokens, no three tokens twice (an emoji is about three tokens)."""
 
 
 def emoji_reft(d_model: int, seed: int = 0) -> ReFT:

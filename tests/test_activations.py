@@ -1,0 +1,138 @@
+"""Activations are what the hook holds at the chosen tokens: by TransformerLens' cache, and by transformers' own."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from architectures import ARCHITECTURES, D_HEAD, LAYERS, D, bridge, fresh_bridge, hf_model
+
+SITES = {
+    "resid_pre": ("resid_pre", "all", None),
+    "resid_mid": ("resid_mid", "f1+l2", None),
+    "resid_post": ("resid_post", "last", None),
+    "attn_out": ("attn_out", "response", None),
+    "mlp_out": ("mlp_out", "prompt", None),
+    "neurons": ("mlp_post", [0, 4], None),
+    "q": ("attn_q", "all", None),
+    "k head 1": ("attn_k", "last", 1),
+    "z heads 2 0": ("attn_z", "l2", (2, 0)),
+}
+
+
+@cache
+def texts(architecture):
+    import reftlens as rl
+
+    pairs = [
+        ("the cat sat", " on the mat"),
+        ("a dog ran by the green hill and looked", " at the moon"),
+        ("the", " cat"),
+    ]
+    return rl.encode(bridge(architecture), [rl.Example(p, c) for p, c in pairs])
+
+
+def site(name):
+    import reftlens as rl
+
+    make, positions, heads = SITES[name]
+    return getattr(rl, make)(1, positions) if heads is None else getattr(rl, make)(1, positions, heads)
+
+
+CELLS = [(a, s) for a in ARCHITECTURES for s in SITES if (a, s) != ("neox", "resid_mid")]
+
+
+@pytest.mark.parametrize("architecture, name", CELLS)
+def test_activations_are_what_run_with_cache_holds_at_the_chosen_tokens(architecture, name):
+    import reftlens as rl
+
+    model, data, place = bridge(architecture), texts(architecture), site(name)
+    found = rl.activations(model, data, place, progress=False)
+    expected = []
+    for i in range(len(data)):  # one row at a time, without padding, token by token
+        row = data[i]
+        _, held = model.run_with_cache(row.tokens, names_filter=place.hook)
+        h = held[place.hook][0]
+        for p in place.positions.mask(row.view)[0].nonzero().flatten().tolist():
+            token = h[p] if place.heads is None else torch.stack([h[p, k] for k in place.heads])
+            expected.append(token.flatten())
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)  # float32, padded and not
+    assert found.dtype == torch.float32 and not found.requires_grad
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_residual_stream_is_the_hidden_states_of_transformers(architecture):
+    import reftlens as rl
+
+    data, plain = texts(architecture), hf_model(architecture)
+    with torch.no_grad():
+        states = plain(
+            input_ids=data.tokens, attention_mask=data.attention_mask.long(), output_hidden_states=True
+        ).hidden_states
+    for layer in range(LAYERS):
+        found = rl.activations(bridge(architecture), data, rl.resid_pre(layer, "all"), progress=False)
+        torch.testing.assert_close(found, states[layer][data.attention_mask], atol=1e-5, rtol=0)
+    found = rl.activations(bridge(architecture), data, rl.final_norm("all"), progress=False)
+    torch.testing.assert_close(
+        found, states[LAYERS][data.attention_mask], atol=2e-5, rtol=0
+    )  # a gain of 2 in tied ones
+
+
+def test_the_size_of_the_batches_does_not_matter(any_model):
+    import reftlens as rl
+
+    data = texts(next(a for a in ARCHITECTURES if bridge(a) is any_model))
+    place = rl.resid_post(2, "f2+l2")
+    whole = rl.activations(any_model, data, place, progress=False)
+    for size in (1, 2):
+        torch.testing.assert_close(
+            rl.activations(any_model, data, place, batch_size=size, progress=False), whole, atol=1e-5, rtol=0
+        )
+    assert len(whole) == 4 + 4 + int(data.prompt_mask[2].sum())
+
+
+def test_the_mean_of_activations_is_a_mean_ablation(llama):
+    import reftlens as rl
+
+    data = texts("llama")
+    reference = rl.activations(llama, data, rl.resid_post(1, "last"), progress=False).mean(dim=0)
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.Ablation(D, reference)})
+    hook = "blocks.1.hook_resid_post"
+    with torch.no_grad(), reft.on(llama, data):
+        _, held = llama.run_with_cache(data.tokens, names_filter=hook)
+    last = rl.resid_post(1, "last").positions.mask(data.view)
+    torch.testing.assert_close(held[hook][last], reference.expand(3, D), atol=1e-6, rtol=0)
+
+
+def test_precision_is_float32_or_wider():
+    import reftlens as rl
+
+    half, double = fresh_bridge("llama", dtype=torch.bfloat16), bridge("gpt2", torch.float64)
+    found = rl.activations(half, texts("llama"), rl.resid_post(1, "last"), progress=False)
+    assert found.dtype == torch.float32 and torch.equal(found, found.bfloat16().float())
+    assert rl.activations(double, texts("gpt2"), rl.resid_post(1, "last"), progress=False).dtype == torch.float64
+
+
+def test_what_cannot_be_collected_is_refused(llama):
+    import reftlens as rl
+
+    data = texts("llama")
+    for place, why in (
+        (rl.Site("blocks.1.hook_resid_post", "last", 0), r"has no heads .* drop heads=\[0\]"),
+        (rl.attn_k(1, "last", 2), r"has heads 0 to 1, got heads=\[2\]"),
+        (rl.resid_post(1, [150]), r"chooses no token in any of 3 row"),
+        (rl.Site("blocks.1.hook_resid_pos", "last"), "did you mean blocks.1.hook_resid_post"),
+        (rl.Site("blocks.1.attn.hook_result", "last"), r"set_use_attn_result\(True\)"),
+        (rl.Site("blocks.1.attn.hook_hidden_states", "last"), "fired 0 times"),
+    ):
+        with pytest.raises((ValueError, KeyError), match=why):
+            rl.activations(llama, data, place, progress=False)
+
+
+def test_heads_are_joined_in_the_order_given(llama):
+    import reftlens as rl
+
+    data = texts("llama")
+    whole = rl.activations(llama, data, rl.attn_z(1, "all"), progress=False)
+    chosen = rl.activations(llama, data, rl.attn_z(1, "all", (3, 0)), progress=False)
+    assert torch.equal(chosen, torch.cat([whole[:, 3 * D_HEAD : 4 * D_HEAD], whole[:, :D_HEAD]], dim=1))

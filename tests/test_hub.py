@@ -1,0 +1,224 @@
+"""The hub: what is pushed is what comes back, with a card that says so; the hub is a small fake in memory."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import architectures
+
+D = architectures.D
+
+
+class FakeHub:
+    """Repositories as dictionaries of files, and a record of what was asked."""
+
+    def __init__(self, folder):
+        self.folder, self.repos, self.calls = folder, {}, []
+
+    def install(self, monkeypatch):
+        import huggingface_hub
+
+        hub = self
+
+        class HfApi:
+            def __init__(self, token=None):
+                self.token = token
+
+            def create_repo(self, repo_id, *, private=False, exist_ok=False):
+                hub.calls.append(("create", repo_id, private, exist_ok, self.token))
+                if repo_id in hub.repos and not exist_ok:
+                    raise OSError("409: it exists")
+                hub.repos.setdefault(repo_id, [{}])
+                return f"https://huggingface.co/{repo_id}"
+
+            def upload_folder(self, *, repo_id, folder_path, commit_message):
+                hub.calls.append(("upload", repo_id, self.token, commit_message))
+                files = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
+                hub.repos[repo_id].append({**hub.repos[repo_id][-1], **files})
+
+        def snapshot_download(repo_id, *, revision=None, allow_patterns=None, token=None):
+            hub.calls.append(("download", repo_id, revision, token))
+            files = hub.repos[repo_id][-1 if revision is None else int(revision)]
+            target = hub.folder / f"download-{len(hub.calls)}"
+            target.mkdir()
+            for name, content in files.items():
+                if any(Path(name).match(pattern) for pattern in allow_patterns):
+                    (target / name).write_bytes(content)
+            return str(target)
+
+        monkeypatch.setattr(huggingface_hub, "HfApi", HfApi)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+
+    def files(self, repo_id):
+        return self.repos[repo_id][-1]
+
+    def card(self, repo_id):
+        return self.files(repo_id)["README.md"].decode()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    fake = FakeHub(tmp_path)
+    fake.install(monkeypatch)
+    return fake
+
+
+def _reft():
+    import reftlens as rl
+
+    return rl.ReFT({rl.resid_post(1, "f2+l1"): rl.LoReFT(D, 3), rl.attn_z(0, "all", heads=[2]): rl.DiReFT(8, 1)}).eval()
+
+
+def _same(first, second):
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_what_is_pushed_comes_back(llama, hub):
+    import reftlens as rl
+
+    reft = _reft()
+    address = rl.push_to_hub(reft, "me/emoji", llama)
+    again = rl.from_hub("me/emoji", llama)
+    assert address == "https://huggingface.co/me/emoji"
+    assert _same(reft, again) and [s.positions for s in again.sites] == [s.positions for s in reft.sites]
+    assert sorted(hub.files("me/emoji")) == ["README.md", "reft.json", "weights.safetensors"]
+
+
+def test_the_record_of_the_run_is_pushed_where_there_is_one(llama, hub, tmp_path):
+    import reftlens as rl
+    from reftlens.store import load_run
+
+    reft = _reft()
+    data = rl.encode(llama, [rl.Example("the cat sat on the mat", " and looked")])
+    run = rl.fit(reft, llama, data, steps=1, progress=False)
+    rl.push_to_hub(reft, "me/emoji", llama, run=run)
+    for name, content in hub.files("me/emoji").items():
+        (tmp_path / name).write_bytes(content)
+    assert load_run(tmp_path) == run
+
+
+def test_only_json_and_safetensors_are_fetched(llama, hub, tmp_path):
+    import reftlens as rl
+
+    rl.push_to_hub(_reft(), "me/emoji", llama)
+    hub.files("me/emoji").update({"evil.py": b"boom", "evil.bin": b"boom", "evil.pkl": b"boom"})
+    rl.from_hub("me/emoji", llama)
+    (folder,) = tmp_path.glob("download-*")
+    assert sorted(p.name for p in folder.iterdir()) == ["reft.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("token", ["hf_secret", None])
+def test_private_and_token_are_passed_on_and_the_token_is_written_nowhere(llama, hub, private, token):
+    import reftlens as rl
+
+    rl.push_to_hub(_reft(), "me/emoji", llama, private=private, token=token)
+    rl.from_hub("me/emoji", llama, token=token)
+    assert hub.calls == [
+        ("create", "me/emoji", private, True, token),
+        ("upload", "me/emoji", token, "Save a reftlens intervention"),
+        ("download", "me/emoji", None, token),
+    ]
+    assert not any(b"hf_secret" in content for content in hub.files("me/emoji").values())
+
+
+def test_a_revision_is_the_one_that_was_pushed_then(llama, hub):
+    import reftlens as rl
+
+    first, second = _reft(), _reft()
+    rl.push_to_hub(first, "me/emoji", llama)
+    rl.push_to_hub(second, "me/emoji", llama)
+    assert _same(rl.from_hub("me/emoji", llama, revision="1"), first)
+    assert _same(rl.from_hub("me/emoji", llama), second) and not _same(first, second)
+
+
+def test_loading_from_the_hub_makes_the_same_checks_as_loading_from_a_folder(llama, hub):
+    import reftlens as rl
+
+    rl.push_to_hub(_reft(), "me/emoji", llama)
+    other = architectures.fresh_bridge("llama", seed=1)
+    with pytest.raises(rl.StoreMismatch, match="weights are others"):
+        rl.from_hub("me/emoji", other)
+    assert len(rl.from_hub("me/emoji", other, other_model=True)) == 2
+
+
+def test_a_class_of_the_users_own_is_named_on_loading(llama, hub):
+    import reftlens as rl
+
+    class Own(rl.LobiReFT):
+        kind = "Own"
+
+    rl.push_to_hub(rl.ReFT({rl.resid_post(1, "last"): Own(D, 2)}), "me/own", llama)
+    with pytest.raises(rl.StoreMismatch, match="kind 'Own'"):
+        rl.from_hub("me/own", llama)
+    assert type(rl.from_hub("me/own", llama, kinds={"Own": Own})[0]) is Own
+
+
+def test_what_cannot_be_saved_makes_no_repository(llama, hub):
+    import reftlens as rl
+
+    with pytest.raises(rl.HookNotFound):
+        rl.push_to_hub(rl.ReFT({rl.Site("blocks.9.hook_out", "last"): rl.LoReFT(D, 1)}), "me/emoji", llama)
+    assert hub.calls == []
+
+
+def test_the_card_says_what_it_is_where_it_acts_and_how_to_load_it(llama, hub):
+    import reftlens as rl
+
+    reft = _reft()
+    rl.push_to_hub(reft, "me/emoji", llama)
+    card = hub.card("me/emoji")
+    head = card.split("---\n")[1]
+    assert "library_name: reftlens\n" in head and "base_model: meta-llama/Llama-3.2-1B\n" in head
+    assert "| `blocks.1.hook_out` | `Union(left=First(n=2), right=Last(n=1))` | LoReFT, rank 3 |" in card
+    hook = llama.hook_dict["blocks.0.attn.hook_z"].name
+    assert f"| `{hook}` heads [2] | `All()` | DiReFT, rank 1 |" in card
+    assert str(reft.parameter_count(llama)) in card
+    assert 'rl.load_model("meta-llama/Llama-3.2-1B")' in card and 'rl.from_hub("me/emoji", model)' in card
+
+
+def test_the_code_on_the_card_runs(llama, hub, monkeypatch, capsys):
+    import reftlens as rl
+
+    reft = _reft()
+    rl.push_to_hub(reft, "me/emoji", llama)
+    monkeypatch.setattr(rl, "load_model", lambda name: llama)
+    (code,) = re.findall(r"```python\n(.*?)```", hub.card("me/emoji"), flags=re.S)
+    scope = {}
+    exec(compile(code, "card", "exec"), scope)
+    assert _same(scope["reft"], reft) and capsys.readouterr().out.startswith("[0] ")
+
+
+def test_the_card_of_a_model_without_a_chat_template_does_not_chat(hub):
+    import copy
+
+    import reftlens as rl
+
+    model = architectures.fresh_bridge("gpt2")
+    model.tokenizer = copy.deepcopy(model.tokenizer)
+    rl.push_to_hub(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 1)}), "me/with", model)
+    model.tokenizer.chat_template = None
+    rl.push_to_hub(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 1)}), "me/without", model)
+    assert "chat=True" in hub.card("me/with") and "chat=True" not in hub.card("me/without")
+
+
+def test_a_folder_of_the_users_is_not_named_as_a_model_on_the_hub(hub, tmp_path):
+    import reftlens as rl
+
+    model = architectures.fresh_bridge("gpt2")
+    model.cfg.model_name = str(tmp_path / "secret" / "my-model")
+    rl.push_to_hub(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 1)}), "me/emoji", model)
+    card = hub.card("me/emoji")
+    assert "\nbase_model:" not in card and "`my-model`" in card and "secret" not in card
+
+
+def test_a_pipe_in_the_positions_does_not_break_the_table(llama, hub):
+    import reftlens as rl
+
+    positions = rl.Tokens("cat|dog", regex=True)
+    rl.push_to_hub(rl.ReFT({rl.resid_post(1, positions): rl.LoReFT(D, 1)}), "me/emoji", llama)
+    (row,) = [line for line in hub.card("me/emoji").splitlines() if "cat" in line]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 4
