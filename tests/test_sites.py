@@ -1,5 +1,6 @@
 """Every kind of site on every architecture: trained, generated with, and equal to a patch of plain transformers."""
 
+from copy import deepcopy
 from functools import cache
 
 import pytest
@@ -32,6 +33,8 @@ KINDS = {
 }
 ABSENT = {("neox", "resid_mid"): "its blocks compute attention and MLP in parallel from one residual stream"}
 CELLS = [(a, k) for a in ARCHITECTURES for k in KINDS if (a, k) not in ABSENT]
+LEARNING = [pytest.param(a, k, marks=pytest.mark.slow if a == "gemma2" else ()) for a, k in CELLS]
+"""Fast on gpt2, neox, qwen2, gemma3 and llama; what sets gemma2 apart from gemma3 is left to the other laws."""
 
 
 def site(kind, positions):
@@ -65,12 +68,12 @@ def trained(architecture, kind):
 
     torch.manual_seed(0)
     reft = rl.ReFT({site(kind, "all"): rl.LoReFT(width(architecture, kind), rank=4, init="identity")})
-    run = rl.fit(reft, bridge(architecture), texts(architecture), steps=4, lr=0.03, schedule="constant", progress=False)
+    run = rl.fit(reft, bridge(architecture), texts(architecture), steps=3, lr=0.04, schedule="constant", progress=False)
     return reft, run
 
 
 PROMPTS = ["the cat sat on", "a dog ran by the hill and looked at the moon over"]
-SETTINGS = dict(max_new_tokens=3, keep_logits=True)
+SETTINGS = dict(max_new_tokens=2, keep_logits=True)
 
 
 @cache
@@ -85,6 +88,24 @@ def hf_logits(model, batch):
         return model(input_ids=batch.tokens, attention_mask=batch.attention_mask.long(), use_cache=False).logits
 
 
+@cache
+def plain_model(architecture):
+    return hf_model(architecture)
+
+
+@cache
+def plain_logits(architecture):
+    return hf_logits(plain_model(architecture), texts(architecture))
+
+
+@cache
+def base_logits(architecture):
+    """Of the bridge, unedited."""
+    model, batch = bridge(architecture), texts(architecture)
+    with torch.no_grad():
+        return model(batch.tokens, attention_mask=batch.attention_mask.long(), use_cache=False)
+
+
 def logits_on(reft, model, batch, variant=None):
     import reftlens as rl
 
@@ -95,19 +116,17 @@ def logits_on(reft, model, batch, variant=None):
 # -- the table ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture, kind", CELLS)
+@pytest.mark.parametrize("architecture, kind", LEARNING)
 def test_every_site_starts_as_the_identity_and_learns(architecture, kind):
     _, run = trained(architecture, kind)
     batch = texts(architecture)
-    losses = torch.nn.functional.cross_entropy(
-        hf_logits(hf_model(architecture), batch)[batch.predicting], batch.target_ids
-    )
+    losses = torch.nn.functional.cross_entropy(plain_logits(architecture)[batch.predicting], batch.target_ids)
     assert run.losses[0] == pytest.approx(losses.item(), abs=1e-5)  # float32 rounding of a mean of a few logits
     assert run.losses[-1] < run.losses[0] - 0.003  # the least is 0.008: one key head of gemma3, which norms its keys
     assert all(norm > 0 for norm in run.gradient_norms)
 
 
-@pytest.mark.parametrize("architecture, kind", CELLS)
+@pytest.mark.parametrize("architecture, kind", LEARNING)
 def test_every_site_is_generated_with_and_strength_zero_is_the_unedited_model(architecture, kind):
     import reftlens as rl
 
@@ -154,8 +173,7 @@ def test_an_edit_equals_a_patch_of_the_plain_transformers_model(architecture, ki
                         h[i, p, k] = new[n * D_HEAD : (n + 1) * D_HEAD]
         return h
 
-    plain = hf_model(architecture)
-    before = hf_logits(plain, batch)
+    plain, before = deepcopy(plain_model(architecture)), plain_logits(architecture)
     patch_plain_model(plain, architecture, kind, by_hand)
     after = hf_logits(plain, batch)
     ours = logits_on(reft, bridge(architecture), batch, rl.Variant(strength=strength))
@@ -205,18 +223,12 @@ def test_an_edit_changes_no_logits_before_its_token_and_none_of_another_row(arch
     model, batch = bridge(architecture), texts(architecture)
     torch.manual_seed(2)
     reft = rl.ReFT({site(kind, [4]): rl.LoReFT(width(architecture, kind), rank=3)})
-    base = hf_free_logits(model, batch)
-    edited = logits_on(reft, model, batch)
+    base, edited = base_logits(architecture), logits_on(reft, model, batch)
     rows_with_token_4 = batch.attention_mask.sum(dim=1) > 4
     assert rows_with_token_4.tolist() == [True, True, False]
     assert torch.equal(edited[:, :4], base[:, :4])
     assert torch.equal(edited[2], base[2])
     assert not torch.isclose(edited[0, 4:6], base[0, 4:6], atol=1e-6).all()
-
-
-def hf_free_logits(model, batch):
-    with torch.no_grad():
-        return model(batch.tokens, attention_mask=batch.attention_mask.long(), use_cache=False)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -339,34 +351,35 @@ def test_one_place_named_twice_is_refused(llama, first, second):
         rl.ReFT(sites).bind(llama)
 
 
-SWITCHES = [
-    ("set_use_attn_result", "blocks.1.attn.hook_result"),
-    ("set_use_split_qkv_input", "blocks.1.hook_q_input"),
-    ("set_use_split_qkv_input", "blocks.1.attn.hook_v_input"),
-    ("set_use_hook_mlp_in", "blocks.1.hook_mlp_in"),
-    ("set_use_attn_in", "blocks.1.hook_attn_in"),
-]
+SWITCHES = {
+    "blocks.1.attn.hook_result": ("set_use_attn_result", 4 * D),
+    "blocks.1.hook_q_input": ("set_use_split_qkv_input", 4 * D),
+    "blocks.1.hook_mlp_in": ("set_use_hook_mlp_in", D),
+    "blocks.1.hook_attn_in": ("set_use_attn_in", 4 * D),
+}
 
 
-@pytest.mark.parametrize("switch, hook", SWITCHES)
+@pytest.mark.parametrize("hook", SWITCHES)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_hook_behind_a_switch_is_refused_naming_the_switch_and_works_once_it_is_set(architecture, switch, hook):
+def test_a_hook_behind_a_switch_is_refused_naming_the_switch_and_works_once_it_is_set(architecture, hook):
     import reftlens as rl
 
-    model = fresh_bridge(architecture)
-    place = rl.Site(hook, "last")
-    with pytest.raises(ValueError, match=rf"{switch}\(True\)"):
-        rl.ReFT({place: rl.LoReFT(D)}).bind(model)
-    assert rl.sites(model, unusable=True)[hook].problem.count(f"{switch}(True)") == 1
+    model, (switch, d) = fresh_bridge(architecture), SWITCHES[hook]
+    reft = rl.ReFT({rl.Site(hook, "last"): rl.LoReFT(d, rank=2, init="identity")})
+    data = texts(architecture)
+    for refused in (
+        lambda: reft.bind(model),
+        lambda: rl.fit(reft, model, data, steps=1, progress=False),
+        lambda: rl.generate(reft, model, ["the cat sat"], max_new_tokens=1),
+    ):
+        with pytest.raises(ValueError, match=rf"{switch}\(True\)"):
+            refused()
+    assert f"{switch}(True)" in rl.sites(model, unusable=True)[hook].problem
     getattr(model, switch)(True)
-    seen = rl.sites(model)[hook]
-    assert seen.problem == ""
-    reft = rl.ReFT({place: rl.LoReFT(seen.width, rank=2, init="identity")})
-    rl.preflight(reft, model)
-    run = rl.fit(reft, model, texts(architecture), steps=3, lr=0.02, schedule="constant", progress=False)
+    run = rl.fit(reft, model, data, steps=3, lr=0.02, schedule="constant", progress=False)
     assert run.losses[-1] < run.losses[0]
-    plain = rl.generate(None, model, ["the cat sat"], max_new_tokens=2, keep_logits=True)
-    edited = rl.generate(reft, model, ["the cat sat"], max_new_tokens=2, keep_logits=True)
+    plain = rl.generate(None, model, ["the cat sat"], max_new_tokens=1, keep_logits=True)
+    edited = rl.generate(reft, model, ["the cat sat"], max_new_tokens=1, keep_logits=True)
     assert not torch.equal(plain.logits[0], edited.logits[0])
 
 
@@ -435,10 +448,10 @@ def test_tied_sites_share_weights_and_untied_ones_do_not(llama):
 def test_B13_an_identity_tied_over_layers_carries_nothing_from_one_layer_to_the_other(any_model):
     import reftlens as rl
 
-    batch = texts(architecture_of(any_model))
+    architecture = architecture_of(any_model)
     shared = rl.DiReFT(D, rank=2, init="identity")
     reft = rl.ReFT({rl.resid_post(0, "all"): shared, rl.resid_post(1, "all"): shared})
-    assert torch.equal(logits_on(reft, any_model, batch), hf_free_logits(any_model, batch))
+    assert torch.equal(logits_on(reft, any_model, texts(architecture)), base_logits(architecture))
 
 
 def test_B23_a_token_that_two_selectors_choose_is_edited_once(any_model):
