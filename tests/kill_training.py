@@ -17,10 +17,10 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
 
-import architectures
 import torch
 from safetensors.torch import load_file, save_file
 
+import architectures
 import reftlens as rl
 
 torch.set_num_threads(1)  # a forked child must not wait for threads of its parent

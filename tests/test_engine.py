@@ -496,15 +496,7 @@ def test_B15_active_dropout_of_the_model_is_refused(operation, dropout):
         OPERATIONS[operation](rl, reft, model, data)
 
 
-HEAD_DROPOUT = pytest.mark.xfail(
-    strict=True, reason="model.py, check_deterministic counts the dropout of a classification head that is not there"
-)
-
-
-@pytest.mark.parametrize(
-    "architecture",
-    [pytest.param(a, marks=HEAD_DROPOUT) if a in ("gpt2", "neox") else a for a in ARCHITECTURES],
-)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_B15_train_mode_is_accepted_where_the_language_model_has_no_dropout(architecture):
     import reftlens as rl
 

@@ -26,7 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 HERE = Path(__file__).resolve().parent
 DIM, RANK, ROWS = 24, 3, 5
 WITH_ACTIVATION = ("Loreft", "Noreft", "Direft", "Nodireft")
-CLASSES = WITH_ACTIVATION + ("Consreft", "Lobireft")
+CLASSES = (*WITH_ACTIVATION, "Consreft", "Lobireft")
 
 
 def build(name, dim=DIM, rank=RANK, **options):

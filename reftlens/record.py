@@ -1,0 +1,121 @@
+"""The record of a `ReFT` in plain values: what `reft.json` says of its sites, interventions and model.
+
+Kinds and dtypes come from closed tables; nothing is imported by name.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reftlens.fingerprint import fingerprint
+from reftlens.interventions import KINDS, Intervention
+from reftlens.model import Bridge
+from reftlens.reft import ReFT
+from reftlens.result import library_versions
+from reftlens.site import Site
+
+FORMAT = 1
+_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
+
+
+class StoreMismatch(ValueError):
+    """What is on disk does not fit: another model, width, kind or format; the message names it."""
+
+
+def describe(reft: ReFT, model: Any) -> dict[str, Any]:
+    """The record of `reft` as it was trained on `model`.
+
+    Raises:
+        ValueError: if `rebuild` would not make the same of it: a class that takes the name of another kind, settings
+            that are no JSON values, tensors of several dtypes, or parameters shared between interventions.
+    """
+    _refuse_ambiguous(reft)
+    return {
+        "format": FORMAT,
+        "sites": [
+            site.to_dict() | {"hook": hook, "intervention": i}
+            for site, hook, i in zip(reft.sites, _canonical_hooks(reft, model), reft.which, strict=True)
+        ],
+        "interventions": [_described(m) for m in _modules(reft)],
+        "model": fingerprint(model).to_dict(),
+        "versions": library_versions(),
+    }
+
+
+def rebuild(record: dict[str, Any], kinds: Mapping[str, type[Intervention]], folder: Path) -> ReFT:
+    """The `ReFT` that a record describes, its weights not yet filled in.
+
+    Raises:
+        StoreMismatch: for a kind, a dtype or settings that are not known; `folder` is named.
+    """
+    table = {**KINDS, **kinds}
+    with torch.random.fork_rng(devices=[]):  # constructors draw a start that the weights then replace
+        modules = [_built(spec, table, folder) for spec in record["interventions"]]
+    return ReFT({Site.from_dict(s): modules[s["intervention"]] for s in record["sites"]})
+
+
+def _canonical_hooks(reft: ReFT, model: Any) -> list[str]:
+    """The names of the hooks on a bridge; one that is edited again further on is known by its alias only."""
+    if not isinstance(model, Bridge):
+        return [site.hook for site in reft.sites]
+    bound = reft.bind(model)
+    return [
+        site.hook if carry is not None else point.name or site.hook
+        for site, point, carry in zip(reft.sites, bound.points, bound.carries, strict=True)
+    ]
+
+
+def _described(module: Intervention) -> dict[str, Any]:
+    name = type(module).__name__
+    settings = module.settings()
+    try:
+        same = json.loads(json.dumps(settings)) == settings
+    except TypeError:
+        same = False
+    if not same:
+        raise ValueError(f"settings() of {name} must hold JSON values only (numbers, text, lists), got {settings}")
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values() if t.is_floating_point()}
+    if len(dtypes) > 1:
+        raise ValueError(f"{name} holds tensors of several dtypes, {sorted(dtypes)}: move it to one with .to(dtype)")
+    return {"kind": module.kind, "settings": settings, "dtype": dtypes.pop() if dtypes else "float32"}
+
+
+def _modules(reft: ReFT) -> list[Intervention]:
+    return [m for m in reft.interventions if isinstance(m, Intervention)]
+
+
+def _refuse_ambiguous(reft: ReFT) -> None:
+    """Raise where the record could be read in two ways."""
+    classes: dict[str, type[Intervention]] = dict(KINDS)
+    for module in _modules(reft):
+        if classes.setdefault(module.kind, type(module)) is not type(module):
+            raise ValueError(
+                f"{type(module).__name__} has kind = {module.kind!r}, which names another class: give it a kind of "
+                "its own"
+            )
+    names: dict[int, str] = {}
+    for name, parameter in reft.interventions.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(parameter), name)
+        if first != name:
+            raise ValueError(
+                f"interventions share a parameter ({first} and {name}), which cannot be stored: to tie weights, use "
+                "one intervention at several sites"
+            )
+
+
+def _built(spec: dict[str, Any], kinds: Mapping[str, type[Intervention]], folder: Path) -> Intervention:
+    kind, dtype = spec["kind"], spec["dtype"]
+    if kind not in kinds:
+        raise StoreMismatch(
+            f"{folder} holds an intervention of kind {kind!r}, and the known ones are {', '.join(kinds)}; if "
+            f"it is a class of yours, pass kinds={{{kind!r}: YourClass}}"
+        )
+    if dtype not in _DTYPES:
+        raise StoreMismatch(f"{folder} holds weights of dtype {dtype!r}, and the known ones are {', '.join(_DTYPES)}")
+    try:
+        return kinds[kind](**spec["settings"]).to(_DTYPES[dtype])
+    except (TypeError, ValueError) as error:
+        raise StoreMismatch(f"{folder} holds {kind} with settings {spec['settings']}: {error}") from error
