@@ -82,7 +82,7 @@ def _submodule(model: Bridge, path: str) -> nn.Module | None:
 
 def _fold(place: _Place, module: Intervention, strength: float, exact: dict[str, Tensor]) -> None:
     """Put one edit after the layer, as `exact` has it so far, into its weight and bias; in float64."""
-    matrix, constant = _affine(place.hook, module, strength)
+    matrix, constant = (t.to(place.layer.weight.device) for t in _affine(place.hook, module, strength))
     columns = isinstance(place.layer, nn.Linear)  # its weight is [out, in]; that of Conv1D is [in, out]
     name, bias = f"{place.name}.weight", place.layer.bias
     weight = exact.get(name, place.layer.weight.double())

@@ -17,7 +17,7 @@ LAYERS = [
     ("looking", "preflight activations"),
     ("training", "checkpoint result evaluate training fit"),
     ("generation", "generation beams generate"),
-    ("keeping", "store hub pyreft plain merge"),
+    ("keeping", "record store hub pyreft plain merge"),
     ("tasks", "tasks"),
     ("surface", "cli __main__ __init__"),
 ]

@@ -1,7 +1,7 @@
 """The emoji chatbot: a few thousand numbers, learned from forty examples, make a model answer in emoji.
 
-The tutorial of pyreft, rebuilt for SmolLM2-135M-Instruct on data of its own. `emoji_reft` and `SETTINGS` are what
-did best on the questions of `emoji_dev.jsonl`; `tutorial_reft` and `TUTORIAL` are the tutorial's own choice.
+The tutorial of pyreft, rebuilt for SmolLM2-135M-Instruct on data of its own. `emoji_reft` and `SETTINGS` were chosen
+by the answers to `emoji_dev.jsonl`, among the small and quick ones; `tutorial_reft` and `TUTORIAL` are the tutorial's.
 """
 
 import json
