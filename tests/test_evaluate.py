@@ -4,6 +4,13 @@ import pytest
 import torch
 
 
+def batch_of(ids):
+    """Rows of tokens whose last one is the target."""
+    from reftlens.data import batch_from_rows
+
+    return batch_from_rows(ids, [[1] * (len(row) - 1) + [2] for row in ids])
+
+
 def _setup(model):
     import reftlens as rl
 
@@ -56,6 +63,30 @@ def test_B17_evaluation_has_no_dropout_and_leaves_the_mode(gpt2):
     first, second = (rl.evaluate(reft, gpt2, data, progress=False) for _ in range(2))
     assert first == second
     assert reft.training and reft[0].dropout.training
+
+
+def test_B18_a_classifier_is_evaluated_during_training_and_after_it_with_its_own_objective(gpt2):
+    import reftlens as rl
+
+    labels = torch.tensor([5, 9, 20])  # the answer is one of three tokens
+
+    def choice(logits, batch):
+        wanted = (batch.target_ids[:, None] == labels).float().argmax(dim=1)
+        return torch.nn.functional.cross_entropy(logits[:, labels], wanted, reduction="none")
+
+    prompts = rl.encode_prompts(gpt2, ["the cat sat", "a dog ran by the hill", "the moon"])
+    ids = [
+        [*row[keep].tolist(), int(label)]
+        for row, keep, label in zip(prompts.tokens, prompts.prompt_mask, labels, strict=True)
+    ]
+    data = batch_of(ids)
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(gpt2.cfg.d_model, 2)})
+    run = rl.fit(reft, gpt2, data, steps=6, lr=0.05, objective=choice, validation=data, eval_every=2, progress=False)
+    after = rl.evaluate(reft, gpt2, data, objective=choice, progress=False)
+    assert [step for step, _ in run.validation] == [2, 4, 6]
+    # float32: the one sums over a batch of three, the other over targets of each example
+    assert sum(after.loss) / 3 == pytest.approx(run.validation[-1][1], abs=1e-5)
+    assert sum(after.loss) < sum(after.base_loss)
 
 
 def test_the_result_has_a_frame_a_plot_and_a_sentence(gpt2):
