@@ -43,6 +43,7 @@ from reftlens.pretrained import ModelNotAvailable, load_model
 from reftlens.pyreft import load_pyreft
 from reftlens.reft import ReFT, Variant
 from reftlens.result import FitResult
+from reftlens.scorer import Reuse
 from reftlens.site import (
     Site,
     attn_k,
@@ -90,6 +91,7 @@ __all__ = [
     "Prompt",
     "ReFT",
     "Response",
+    "Reuse",
     "Site",
     "SiteNeverFired",
     "SteeringVector",

@@ -23,19 +23,31 @@ class SiteNeverFired(RuntimeError):
     """A site was to be edited and no hidden state passed through it."""
 
 
+@dataclass
+class Part:
+    """One intervention's share of an edit: it takes the next `tokens` of the edit's tokens."""
+
+    intervention: Intervention
+    tokens: int
+    strength: Strength = 1.0
+    basis: Tensor | None = None
+    """Kept over several forward passes where nothing trains; None computes it anew, inside the graph."""
+
+    @property
+    def idle(self) -> bool:
+        return isinstance(self.strength, float) and self.strength == 0.0
+
+
 @dataclass(eq=False, repr=False)
 class Edit:
-    """One intervention at one hook on the tokens `(rows, columns)` of a `[batch, seq]` forward pass."""
+    """Interventions at one hook on the tokens `(rows, columns)` of a `[batch, seq]` forward pass, each on its own."""
 
     point: HookPoint
-    intervention: Intervention
+    parts: list[Part]
     rows: Int[Tensor, " tokens"]
     columns: Int[Tensor, " tokens"]
     shape: tuple[int, int]
-    strength: Strength = 1.0
     heads: tuple[int, ...] | None = None
-    basis: Tensor | None = None
-    """Kept over several forward passes where nothing trains; None computes it anew, inside the graph."""
     carry: HookPoint | None = None
     """Where the change is added once more: the skip connection, for a hook that only the MLP branch reads."""
     fired: int = field(default=0, init=False)
@@ -43,7 +55,7 @@ class Edit:
 
     def __repr__(self) -> str:
         """Short: TransformerLens asks for it whenever a hook is added."""
-        return f"Edit({self.point.name}, {self.intervention.kind})"
+        return f"Edit({self.point.name}, {', '.join(part.intervention.kind for part in self.parts)})"
 
     def __call__(self, h: Tensor, hook: HookPoint) -> Tensor | None:
         """The edited activation: `h` itself outside the chosen tokens."""
@@ -53,10 +65,15 @@ class Edit:
                 f"for {self.shape}: run the model on the batch that was given to on(…)"
             )
         self.fired += 1
-        if isinstance(self.strength, float) and self.strength == 0.0:
+        if all(part.idle for part in self.parts):
             return None
         before = self._read(h)
-        after = self.intervention(before, strength=self.strength, basis=self.basis)
+        pieces = before.split([part.tokens for part in self.parts])
+        edited = [
+            part.intervention(piece, strength=part.strength, basis=part.basis)
+            for part, piece in zip(self.parts, pieces, strict=True)
+        ]
+        after = edited[0] if len(edited) == 1 else torch.cat(edited)
         self.change = after - before if self.carry is not None else None
         return self._write(h, after)
 
@@ -71,11 +88,12 @@ class Edit:
 
     def _read(self, h: Tensor) -> Tensor:
         vectors = token_vectors(h, self.heads, self.point.name)
-        if vectors.shape[-1] != self.intervention.d:
-            raise ValueError(
-                f"{self.point.name} has vectors of width {vectors.shape[-1]}, and {self.intervention.kind} was made "
-                f"for d={self.intervention.d}"
-            )
+        for part in self.parts:
+            if vectors.shape[-1] != part.intervention.d:
+                raise ValueError(
+                    f"{self.point.name} has vectors of width {vectors.shape[-1]}, and {part.intervention.kind} was "
+                    f"made for d={part.intervention.d}"
+                )
         return vectors[self.rows, self.columns]
 
     def _write(self, h: Tensor, after: Tensor) -> Tensor:
@@ -166,3 +184,21 @@ def forward(
         logits, cache = model(tokens, attention_mask=mask, return_type="logits_and_cache", use_cache=True, **kwargs)
         return Output(logits, cache)
     return Output(model(tokens, attention_mask=mask, return_type="logits", use_cache=False))
+
+
+def forward_inside(
+    model: Bridge,
+    tokens: Int[Tensor, "batch seq"],
+    attention_mask: Bool[Tensor, "batch keys"],
+    position_ids: Int[Tensor, "batch seq"],
+    cache: Any = None,
+) -> Output:
+    """`forward` for a model whose parts were rearranged: run the transformers model inside the bridge once."""
+    out = model.original_model(
+        input_ids=tokens,
+        attention_mask=attention_mask.long(),
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    return Output(out.logits, cache)

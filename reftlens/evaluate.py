@@ -1,7 +1,7 @@
 """Held-out loss and accuracy of a `ReFT`, per example, the unedited model beside the edited one."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 
 from reftlens import figures
 from reftlens.data import Batch
-from reftlens.engine import attached, check_fired, forward
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.objectives import Objective, cross_entropy
-from reftlens.reft import Bound, ReFT, Variant, mode
+from reftlens.reft import ReFT, Variant, mode
+from reftlens.scorer import Job, Plan, Reuse, Scorer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,6 +69,7 @@ def evaluate(
     variant: Variant = Variant(),  # noqa: B008
     objective: Objective = cross_entropy,
     batch_size: int = 16,
+    reuse: bool | Reuse = True,
     progress: bool = True,
 ) -> Evaluation:
     """Loss and accuracy on `data` without and with the edit, dropout off."""
@@ -78,43 +79,39 @@ def evaluate(
     if empty:
         raise ValueError(f"row(s) {empty[:10]} have no target: nothing to score there")
     bound.require(data.view, variant)
+    plans = [Plan(bound, replace(variant, strength=0.0)), Plan(bound, variant)]
+    scorer = Scorer(model, data, plans, Reuse.of(reuse), uses=1)
     columns: list[list[float]] = [[], [], [], []]
-    with tqdm(total=len(data), desc="evaluate", unit="example", disable=not progress) as bar:
-        for batch in _pieces(data, batch_size, device_of(model)):
-            for column, use in ((0, None), (1, variant)):
-                with mode(reft, training=False), torch.no_grad():
-                    logits = _target_logits(bound, model, batch, use)
-                    columns[column] += _per_example(objective(logits, batch), batch)
-                hits = (logits.argmax(dim=-1) == batch.target_ids).float()
-                columns[column + 2] += _per_example(hits, batch)
-            bar.update(len(batch))
+    with (
+        tqdm(total=len(data), desc="evaluate", unit="example", disable=not progress) as bar,
+        mode(reft, training=False),
+        torch.no_grad(),
+    ):
+        for rows in _pieces(len(data), batch_size):
+            for column in (0, 1):
+                ((scored,),) = scorer.groups([Job(column, rows)])
+                columns[column] += _per_example(objective(scored.logits, scored.batch), scored.batch)
+                hits = (scored.logits.argmax(dim=-1) == scored.batch.target_ids).float()
+                columns[column + 2] += _per_example(hits, scored.batch)
+            bar.update(len(rows))
     return Evaluation(*(tuple(c) for c in columns))
 
 
 @torch.no_grad()
-def mean_loss(bound: Bound, model: Bridge, data: Batch, objective: Objective, *, batch_size: int) -> float:
-    """Mean loss per target of the edited model, dropout off."""
+def mean_loss(scorer: Scorer, objective: Objective, *, batch_size: int) -> float:
+    """Mean loss per target of the edited model (the scorer's first plan), dropout off."""
     total, weight = 0.0, 0
-    with mode(bound.reft, training=False):
-        for batch in _pieces(data, batch_size, device_of(model)):
-            losses = objective(_target_logits(bound, model, batch, Variant()), batch)
-            total, weight = total + losses.sum().item(), weight + losses.numel()
+    with mode(scorer.plans[0].bound.reft, training=False):
+        for rows in _pieces(len(scorer.data), batch_size):
+            for (scored,) in scorer.groups([Job(0, rows)]):
+                losses = objective(scored.logits, scored.batch)
+                total, weight = total + losses.sum().item(), weight + losses.numel()
     return total / weight
 
 
-def _pieces(data: Batch, size: int, device: torch.device) -> Iterator[Batch]:
-    for start in range(0, len(data), size):
-        yield data[start : start + size].to(device)
-
-
-def _target_logits(
-    bound: Bound, model: Bridge, batch: Batch, variant: Variant | None
-) -> Float[Tensor, "targets vocab"]:
-    edits = [] if variant is None else bound.edits(batch.view, variant)
-    with attached(edits):
-        logits = forward(model, batch.tokens, batch.attention_mask).logits
-    check_fired(edits)
-    return logits[batch.predicting]
+def _pieces(count: int, size: int) -> Iterator[tuple[int, ...]]:
+    for start in range(0, count, size):
+        yield tuple(range(start, min(start + size, count)))
 
 
 def _per_example(values: Float[Tensor, " n"], batch: Batch) -> list[float]:

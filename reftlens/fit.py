@@ -15,7 +15,8 @@ from reftlens.objectives import Objective, cross_entropy
 from reftlens.preflight import preflight
 from reftlens.reft import ReFT, mode
 from reftlens.result import FitResult
-from reftlens.training import Run, Step, decayed
+from reftlens.scorer import Plan, Reuse, Scorer
+from reftlens.training import Run, Step, advance, decayed
 
 
 def fit(
@@ -42,6 +43,7 @@ def fit(
     on_step: Callable[[Step], None] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 20,
+    reuse: bool | Reuse = True,
     progress: bool = True,
 ) -> FitResult:
     """Train `reft` in place on `data` and return the record of the run. Settings: see `FitConfig`.
@@ -51,6 +53,8 @@ def fit(
         on_step: called after every optimizer step.
         checkpoint: a file, written every `checkpoint_every` steps and at the end. If it exists, the run goes on
             from it, and ends with the weights of a run that was never interrupted (bit-identical on a CPU).
+        reuse: compute at each step only what the edits can change, and take the rest from what was captured once;
+            False computes everything. `FitResult.computation` tells what was done.
 
     Raises:
         TrainingDiverged: on the first loss or gradient that is not finite.
@@ -66,7 +70,7 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     return run_fit(
         reft, model, data, config, validation=validation, objective=objective, on_step=on_step, checkpoint=path,
-        checkpoint_every=checkpoint_every, progress=progress,
+        checkpoint_every=checkpoint_every, reuse=Reuse.of(reuse), progress=progress,
     )  # fmt: skip
 
 
@@ -103,19 +107,25 @@ def run_fit(
     on_step: Callable[[Step], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 20,
+    reuse: Reuse | None = Reuse(),  # noqa: B008
     progress: bool = True,
 ) -> FitResult:
     """`fit` with its settings in one object."""
     _check(reft, model, data, config, validation)
     device = device_of(model)
-    run = Run(reft.to(device), model, data, config, validation, objective, checkpoint)
+    run = Run(reft.to(device), model, data, config, validation, objective, checkpoint, reuse)
     total = config.total_steps(len(data))
     devices = [device] if device.type == "cuda" else []
     with frozen(model), mode(reft, training=True), torch.random.fork_rng(devices):
         run.resume()
+        uses = (total - run.done) * config.batch_size * config.accumulate / len(data)
+        scorer = Scorer(
+            model, data, [Plan(run.bound)], reuse, uses=uses, autocast=run.autocast, narrow=run.narrow,
+            progress=progress,
+        )  # fmt: skip
         with tqdm(total=total, initial=run.done, desc="fit", unit="step", disable=not progress) as bar:
             while run.done < total and not run.stopped_early:
-                record = run.step(total)
+                (record,) = advance([run], scorer, total)
                 bar.update()
                 bar.set_postfix(loss=f"{record.loss:.4f}")
                 if on_step is not None:
@@ -123,7 +133,7 @@ def run_fit(
                 if run.done % checkpoint_every == 0 and run.done < total:
                     run.save()
         run.finish()
-    return run.result()
+    return run.result(scorer.said)
 
 
 def _check(reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation: Batch | None) -> None:

@@ -230,7 +230,7 @@ class Session:
                 continue
             assert self.bound is not None
             edit = self.bound.edit(i, mask, self.variant)
-            edit.basis = self.bases[i]
+            edit.parts[0].basis = self.bases[i]
             edits.append(edit)
             self.unused.discard(i)
             self.edited[:, -new:] |= mask

@@ -10,7 +10,7 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.data import Batch
-from reftlens.engine import Edit, attached, check_fired
+from reftlens.engine import Edit, Part, attached, check_fired
 from reftlens.interventions.base import Intervention, Strength
 from reftlens.model import Bridge, parameter_total, resolve_hook
 from reftlens.positions import Mask, Positions, TokenView, as_positions
@@ -237,11 +237,10 @@ class Bound:
         rows, columns = mask.nonzero().unbind(dim=1)
         return Edit(
             point=self.points[i],
-            intervention=self.reft[i],
+            parts=[Part(self.reft[i], len(rows), self.strength(variant, i))],
             rows=rows,
             columns=columns,
             shape=(mask.shape[0], mask.shape[1]),
-            strength=self.strength(variant, i),
             heads=self.reft.sites[i].heads,
             carry=self.carries[i],
         )

@@ -40,6 +40,8 @@ class FitResult:
     model_name: str
     device: str
     versions: dict[str, str]
+    computation: str = ""
+    """What was computed at each step, and what was reused; or why everything was computed."""
 
     @property
     def loss(self) -> float:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from torch import Tensor
 from reftlens.checkpoint import Checkpoint, read_checkpoint
 from reftlens.config import FitConfig
 from reftlens.data import Batch
-from reftlens.engine import attached, check_fired, forward
 from reftlens.evaluate import mean_loss
 from reftlens.fingerprint import fingerprint
 from reftlens.model import Bridge, device_of
 from reftlens.objectives import Objective
 from reftlens.reft import Bound, ReFT
 from reftlens.result import FitResult, library_versions
+from reftlens.scorer import Job, Plan, Reuse, Scored, Scorer
 from reftlens.subspace import Frame
 
 
@@ -57,6 +58,9 @@ class Run:
     validation: Batch | None
     objective: Objective
     path: Path | None
+    reuse: Reuse | None = None
+    number: int = 0
+    """Of its plan among those of the scorer."""
     losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -68,6 +72,8 @@ class Run:
     def __post_init__(self) -> None:
         self.bound: Bound = self.reft.bind(self.model)
         self.device = device_of(self.model)
+        self._scorer: Scorer | None = None
+        self._loss, self._targets = 0.0, 0
         self.parameters = [p for p in self.reft.parameters() if p.requires_grad]
         with_decay = decayed(self.reft)
         rest = [p for p in self.parameters if all(p is not q for q in with_decay)]
@@ -82,14 +88,41 @@ class Run:
 
     # -- one optimizer step ------------------------------------------------------------------------------
 
-    def step(self, total: int) -> Step:
-        began = time.perf_counter()
+    def open_step(self) -> list[tuple[int, ...]]:
+        """Make ready for the next optimizer step; its rows, in micro-batches: a function of seed and step only."""
+        torch.manual_seed(_derived_seed(self.config.seed, "step", self.done))
+        self.optimizer.zero_grad(set_to_none=True)
+        self._loss, self._targets = 0.0, 0
+        epoch, place = divmod(self.done, self.config.steps_per_epoch(len(self.data)))
+        order = torch.arange(len(self.data))
+        if self.config.shuffle:
+            generator = torch.Generator().manual_seed(_derived_seed(self.config.seed, "epoch", epoch))
+            order = torch.randperm(len(self.data), generator=generator)
+        size = self.config.batch_size
+        rows = order.tolist()[place * size * self.config.accumulate :][: size * self.config.accumulate]
+        return [tuple(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+    def loss_of(self, scored: Scored) -> Tensor:
+        """Sum of the losses of a micro-batch; the step's mean is over all targets, whatever micro-batch they are in."""
+        with self.autocast():
+            losses = self.objective(scored.logits, scored.batch)
+        if losses.ndim != 1:
+            raise ValueError(f"the objective gave losses of shape {list(losses.shape)}, expected one dimension")
+        value = losses.sum()
+        if not torch.isfinite(value):
+            raise TrainingDiverged(f"step {self.done + 1}: the loss is {value.item()}: {self._cause(scored.logits)}")
+        self._loss, self._targets = self._loss + value.item(), self._targets + losses.numel()
+        return value
+
+    def close_step(self, total: int) -> Step:
+        """Take the optimizer step with the gradients gathered since `open_step`."""
         rate = self.config.learning_rate(self.done, total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(_derived_seed(self.config.seed, "step", self.done))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._accumulate(self._rows())
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= self._targets
+        loss = self._loss / self._targets
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
         if not math.isfinite(norm):
             raise TrainingDiverged(
@@ -101,45 +134,14 @@ class Run:
         self.rates.append(rate)
         self.norms.append(norm)
         self._validate(total)
-        self.seconds += time.perf_counter() - began
         return Step(self.done, loss, rate, norm, self.reft)
 
-    def _rows(self) -> list[list[int]]:
-        """The rows of this optimizer step in micro-batches: a function of seed and step only."""
-        per_epoch = self.config.steps_per_epoch(len(self.data))
-        epoch, place = divmod(self.done, per_epoch)
-        order = torch.arange(len(self.data))
-        if self.config.shuffle:
-            generator = torch.Generator().manual_seed(_derived_seed(self.config.seed, "epoch", epoch))
-            order = torch.randperm(len(self.data), generator=generator)
-        size = self.config.batch_size
-        rows = order.tolist()[place * size * self.config.accumulate :][: size * self.config.accumulate]
-        return [rows[i : i + size] for i in range(0, len(rows), size)]
+    @property
+    def narrow(self) -> bool:
+        """Whether the model computes in fewer bits than its weights have."""
+        return self.config.precision == "bfloat16"
 
-    def _accumulate(self, micro_batches: list[list[int]]) -> float:
-        """Gradient of the mean loss over all targets of the step, whatever micro-batch they are in."""
-        loss, weight = 0.0, 0
-        for rows in micro_batches:
-            batch = self.data[rows].to(self.device)
-            edits = self.bound.edits(batch.view)
-            with attached(edits), self._autocast():
-                logits = forward(self.model, batch.tokens, batch.attention_mask).logits[batch.predicting]
-                losses = self.objective(logits, batch)
-                if losses.ndim != 1:
-                    raise ValueError(f"the objective gave losses of shape {list(losses.shape)}, expected one dimension")
-                value = losses.sum()
-                if not torch.isfinite(value):
-                    raise TrainingDiverged(f"step {self.done + 1}: the loss is {value.item()}: {self._cause(logits)}")
-                if value.requires_grad:  # not so where no site chooses a token in these rows
-                    value.backward()
-            check_fired(edits)
-            loss, weight = loss + value.item(), weight + losses.numel()
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad /= weight
-        return loss / weight
-
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def _cause(self, logits: Tensor) -> str:
@@ -160,13 +162,19 @@ class Run:
         every = self.config.eval_every or self.config.steps_per_epoch(len(self.data))
         if self.validation is None or (self.done % every and self.done < total):
             return
-        loss = mean_loss(self.bound, self.model, self.validation, self.objective, batch_size=self.config.batch_size)
+        loss = mean_loss(self._validator(), self.objective, batch_size=self.config.batch_size)
         if not self.evaluations or loss < min(v for _, v in self.evaluations):
             self.best = {n: p.detach().clone() for n, p in self.reft.named_parameters()}
         self.evaluations.append((self.done, loss))
         best = min(range(len(self.evaluations)), key=lambda i: self.evaluations[i][1])
         waited = len(self.evaluations) - 1 - best
         self.stopped_early = self.config.patience is not None and waited >= self.config.patience
+
+    def _validator(self) -> Scorer:
+        if self._scorer is None:
+            assert self.validation is not None
+            self._scorer = Scorer(self.model, self.validation, [Plan(self.bound)], self.reuse)
+        return self._scorer
 
     # -- checkpoints and result --------------------------------------------------------------------------
 
@@ -227,7 +235,7 @@ class Run:
             self.reft.load_state_dict(self.reft.state_dict() | self.best)
         self.reft.settle()
 
-    def result(self) -> FitResult:
+    def result(self, computation: str) -> FitResult:
         best = min(self.evaluations, key=lambda e: e[1])[0] if self.evaluations else None
         return FitResult(
             config=self.config,
@@ -242,7 +250,25 @@ class Run:
             model_name=self.model.cfg.model_name,
             device=str(self.device),
             versions=library_versions(),
+            computation=computation,
         )
+
+
+def advance(runs: Sequence[Run], scorer: Scorer, total: int) -> list[Step]:
+    """One optimizer step of every run, scored together; the scorer's plans are the runs, in this order."""
+    began = time.perf_counter()
+    micro_batches = [run.open_step() for run in runs]
+    for turn in range(max(map(len, micro_batches))):
+        jobs = [Job(run.number, rows[turn]) for run, rows in zip(runs, micro_batches, strict=True) if turn < len(rows)]
+        by_number = {run.number: run for run in runs}
+        for group in scorer.groups(jobs):
+            value = torch.stack([by_number[scored.job.plan].loss_of(scored) for scored in group]).sum()
+            if value.requires_grad:  # not so where no site chooses a token in these rows
+                value.backward()
+    steps = [run.close_step(total) for run in runs]
+    for run in runs:
+        run.seconds += (time.perf_counter() - began) / len(runs)
+    return steps
 
 
 def _derived_seed(seed: int, what: str, number: int) -> int:

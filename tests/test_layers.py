@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "reftlens"
 LAYERS = [
     ("ground", "model positions subspace figures config pretrained data fingerprint"),
     ("edits", "interventions.base interventions.family interventions.fixed interventions objectives site"),
-    ("engine", "engine reft"),
+    ("engine", "engine reft body cone shelf prefix scorer"),
     ("looking", "preflight activations"),
     ("training", "checkpoint result evaluate training fit"),
     ("generation", "generation beams generate"),
@@ -26,7 +26,9 @@ FILES = sorted(path for path in ROOT.rglob("*.py"))
 
 # `(file, function)`: why it may have **kwargs.
 KWARGS_ALLOWED = {
-    ("model.py", "__call__"): "the Protocol says how TransformerLens is called, and that is its signature"
+    ("model.py", "__call__"): "the Protocol says how TransformerLens is called, and that is its signature",
+    ("body.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
+    ("prefix.py", "update"): "the signature of transformers' cache layers",
 }
 LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", "gguf"}
 MODELS = {"model", "hf_model", "bridge", "original_model"}

@@ -1,0 +1,488 @@
+"""Logits at the targets of a data set, edited, by the cheapest computation that is exact.
+
+Training, evaluation and sweeps all ask a `Scorer`. It computes only the light cone of the edits and takes the rest
+from what was captured once; where that would not be valid it runs the whole model, and `said` tells which and why.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers.cache_utils import DynamicLayer
+
+from reftlens.body import Body, Gather
+from reftlens.cone import Window, buckets, first_block, spans, window
+from reftlens.data import Batch
+from reftlens.engine import Edit, Part, attached, check_fired, forward, forward_inside
+from reftlens.model import Bridge, device_of
+from reftlens.positions import Mask
+from reftlens.prefix import Capture, Captured, Stub, assemble, cache_of, entering
+from reftlens.reft import Bound, Variant, mode
+from reftlens.shelf import Shelf, Tier, choose_tier, padded_bytes
+
+_TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
+_OVERHEAD = defaultdict(lambda: 256.0, cpu=16.0)  # what one more pass through the blocks costs, in tokens
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What of the frozen computation is reused. The default is all of it; each part can be switched off alone.
+
+    Args:
+        depth: skip the blocks below the first edit.
+        tokens: skip the tokens before the first edit and after the last target.
+        scored_only: run the unembedding at the targets only.
+        buckets: compute a step's examples in up to so many groups of similar length.
+        plain: let components of the bridge whose hooks nobody uses step aside for the original ones, with the
+            fast attention function.
+        memory: bytes that may be kept on the device (on a CPU, in memory), by default half of what is free.
+        disk: bytes that may be kept in a temporary file where memory does not do, by default half of what is free.
+        half: keep captured numbers in bfloat16: half the space, and no longer exact.
+        verify: compare the first batch with the full computation, and go on in full where they differ.
+    """
+
+    depth: bool = True
+    tokens: bool = True
+    scored_only: bool = True
+    buckets: int = 3
+    plain: bool = True
+    memory: int | None = None
+    disk: int | None = None
+    half: bool = False
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        if self.buckets < 1:
+            raise ValueError(f"buckets={self.buckets}, expected 1 or more")
+        for name in ("memory", "disk"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name}={value}, expected a number of bytes, 0 or more")
+
+    @staticmethod
+    def of(choice: "bool | Reuse") -> "Reuse | None":
+        """`True` is everything, `False` (None here) the full computation."""
+        return choice if isinstance(choice, Reuse) else Reuse() if choice else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way of editing: a bound `ReFT` and how it is applied."""
+
+    bound: Bound
+    variant: Variant = field(default_factory=Variant)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows of the data set to be scored under one plan (its index)."""
+
+    plan: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A job, its rows as a batch, and the logits at their targets."""
+
+    job: Job
+    batch: Batch
+    logits: Float[Tensor, "targets vocab"]
+
+
+class Scorer:
+    """Scores rows of `data` under any of `plans`.
+
+    Args:
+        uses: how often each row will be scored, about; what is used once is not kept.
+        autocast: makes the context of each forward pass; `narrow` says that it computes in 16 bits.
+    """
+
+    def __init__(
+        self,
+        model: Bridge,
+        data: Batch,
+        plans: Sequence[Plan],
+        reuse: Reuse | None,
+        *,
+        uses: float = float("inf"),
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        narrow: bool = False,
+        progress: bool = False,
+    ) -> None:
+        self.model, self.data, self.plans, self.reuse, self.autocast = model, data, list(plans), reuse, autocast
+        self.device = device_of(model)
+        self.tier: Tier = "nowhere"
+        self._checked, self._narrow = False, narrow
+        self._store: dict[int, Captured] = {}
+        self._state: tuple[int, ...] = ()
+        self.why_full = "reuse is switched off"
+        if reuse is None:
+            return
+        try:
+            self.body = Body(model)
+        except ValueError as error:
+            self.why_full = str(error)
+            return
+        self.why_full = self._obstacle()
+        if not self.why_full:
+            self._lay_out(uses, progress)
+
+    # -- what is said ------------------------------------------------------------------------------------
+
+    @property
+    def said(self) -> str:
+        """How scores are computed, in words."""
+        if self.why_full:
+            return f"full computation: {self.why_full}"
+        tokens, whole = sum(c.length for c in self.cones), int(self.data.attention_mask.sum())
+        kept = {
+            "device": "on the device",
+            "host": "in host memory",
+            "disk": "on disk",
+            "nowhere": "nowhere, recomputed",
+        }
+        size = f" ({self._bytes / 1e6:.1f} MB)" if self.tier != "nowhere" else ""
+        return (
+            f"light cone: blocks {self.first} to {self.body.depth - 1}, {tokens} of {whole} tokens; "
+            f"the rest is kept {kept[self.tier]}{size}"
+        )
+
+    def _obstacle(self) -> str:
+        """Why reuse is not valid on this model with these sites, or ""."""
+        hf = self.model.original_model
+        config = getattr(hf, "config", None)
+        if getattr(config, "is_encoder_decoder", False):
+            return "an encoder-decoder model"
+        if "CausalLM" not in type(hf).__name__ and "LMHead" not in type(hf).__name__:
+            return f"{type(hf).__name__} is not a causal language model"
+        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if kinds:
+            return f"layers of the kind {', '.join(sorted(kinds))}"
+        if len({p.device for p in hf.parameters()}) > 1:
+            return "the model is spread over several devices"
+        if self._checkpointing():
+            return "gradient checkpointing is on, which computes blocks again without the stored keys"
+        for plan in self.plans:
+            for point in plan.bound.points:
+                if first_block(point.name or "", self.body.depth) is None:
+                    return f"{point.name} has no known place among the blocks"
+        hook = self.body.foreign_hook()
+        return f"another hook is active at {hook}" if hook else ""
+
+    def _checkpointing(self) -> bool:
+        hf = self.model.original_model
+        return hf.training and any(getattr(m, "gradient_checkpointing", False) for m in hf.modules())
+
+    # -- layout and capture ------------------------------------------------------------------------------
+
+    def _lay_out(self, uses: float, progress: bool) -> None:
+        assert self.reuse is not None
+        self.tidy = _right_padded(self.data).to(self.device)
+        self.masks = {i: self._plan_masks(plan) for i, plan in enumerate(self.plans)}
+        places = [first_block(p.name or "", self.body.depth) or 0 for plan in self.plans for p in plan.bound.points]
+        self.first = min(places) if self.reuse.depth else 0
+        edited = torch.stack([m for masks in self.masks.values() for m in masks.values()]).any(dim=0)
+        self.cones = spans(self.tidy, edited, tokens=self.reuse.tokens)
+        plain = self.reuse.plain and not getattr(self.model, "compatibility_mode", False)
+        self.plain = plain
+        self.capture = Capture(self.body, self.tidy, self.cones, self.first, plain)
+        self._bytes = 0
+        self._uses, self._progress = uses, progress
+
+    def _plan_masks(self, plan: Plan) -> dict[int, Mask]:
+        view = self.tidy.view
+        sites = plan.bound.reft.sites
+        return {i: plan.variant.mask(sites[i], view) for i in plan.bound.active(plan.variant)}
+
+    def prepare(self) -> None:
+        """Capture all rows, if they are to be kept; done by the first scoring where it was not done before."""
+        if self.why_full or self._state == self._model_state():
+            return
+        self._store, self._state = {}, self._model_state()
+        if self._uses <= 1:
+            return
+        assert self.reuse is not None
+        order = sorted(range(len(self.data)), key=lambda r: (self.cones[r].stop, r))
+        need = self._bytes_needed(max(order, key=lambda r: self.cones[r].start))
+        self.tier = choose_tier(need, self.device, self.reuse.memory, self.reuse.disk)
+        if self.tier == "nowhere":
+            return
+        shelf = Shelf(self.tier, self.device, need)
+        with tqdm(total=len(order), desc="capture", unit="example", disable=not self._progress, leave=False) as bar:
+            for rows in _chunks(order, [c.stop for c in self.cones], most=4096):
+                for row, captured in zip(rows, self._captured(rows), strict=True):
+                    self._store[row] = captured.rebuilt([shelf.put(t) for t in captured.tensors()])
+                bar.update(len(rows))
+        self._bytes = shelf.used
+
+    def _bytes_needed(self, sampled: int) -> int:
+        """An estimate from one row: bytes per token of the cone, and per token before it; a little is added."""
+        (sample,) = self._captured([sampled])
+        cone = self.cones[sampled]
+        stream = 0 if sample.stream is None else padded_bytes(sample.stream) / max(1, cone.length)
+        before = sum(map(padded_bytes, (*sample.keys, *sample.values))) / max(1, cone.start)
+        need = sum(stream * c.length + before * c.start + 8 * len(sample.tensors()) for c in self.cones)
+        return int(need) + 4096
+
+    def _captured(self, rows: Sequence[int]) -> list[Captured]:
+        with self.autocast():
+            found = self.capture(rows)
+        if self.reuse is not None and self.reuse.half:
+            return [c.rebuilt([t.to(torch.bfloat16) for t in c.tensors()]) for c in found]
+        return found
+
+    def _fetch(self, rows: Sequence[int]) -> list[Captured]:
+        """What was captured of these rows; rows that are not kept are captured now, each once."""
+        missing = sorted({r for r in rows if r not in self._store})
+        if missing:
+            if self.tier == "nowhere":
+                self._store = {r: c for r, c in self._store.items() if r in rows}
+            self._store |= dict(zip(missing, self._captured(missing), strict=True))
+        return [self._store[r] for r in rows]
+
+    def _model_state(self) -> tuple[int, ...]:
+        """Changes whenever a weight of the model is written to, replaced or moved, or the data is."""
+        weights = [(p.data_ptr(), p._version) for p in self.model.original_model.parameters()]
+        tokens = [(t.data_ptr(), t._version) for t in (self.data.tokens, self.data.role)]
+        return tuple(n for pair in (*weights, *tokens) for n in pair)
+
+    # -- scoring -----------------------------------------------------------------------------------------
+
+    def groups(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
+        """Score jobs, as many together as is sensible; jobs of one group share a graph, so call backward once."""
+        if not self.why_full:
+            self._check_again(jobs[0])
+        if self.why_full:
+            for job in jobs:
+                with self._whole(job) as scored:
+                    yield [scored]
+            return
+        for group in self._grouped(jobs):
+            yield self._cone(group)
+
+    def _check_again(self, job: Job) -> None:
+        """Look for what could make reuse wrong; the first time, compare with the full computation."""
+        hook = self.body.foreign_hook()
+        if hook:
+            self.why_full = f"another hook is active at {hook}"
+        elif self._checkpointing():
+            self.why_full = self._obstacle()
+        elif not self._checked and self.reuse is not None and self.reuse.verify:
+            self._checked = True
+            self.why_full = self._difference(job)
+            if self.why_full:
+                warnings.warn(f"the frozen computation is not reused: {self.why_full}", stacklevel=4)
+        if not self.why_full:
+            self.prepare()
+
+    def _whole(self, job: Job) -> "_Whole":
+        plan = self.plans[job.plan]
+        batch = self.data[list(job.rows)].to(self.device)
+        return _Whole(self, plan, job, batch)
+
+    def _grouped(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        """Jobs together as long as their cones stay small: keys are joined with their prefix once for every job."""
+        group: list[Job] = []
+        size = 0
+        for job in jobs:
+            more = sum(self.cones[r].stop for r in job.rows)
+            if group and size + more > _TOGETHER[self.device.type]:
+                yield group
+                group, size = [], 0
+            group.append(job)
+            size += more
+        yield group
+
+    def _cone(self, jobs: list[Job]) -> list[Scored]:
+        """The light cone of all rows of the jobs, in a few groups of similar length."""
+        assert self.reuse is not None
+        rows = [(j, r) for j, job in enumerate(jobs) for r in job.rows]
+        captured = self._fetch([r for _, r in rows])
+        cones = [self.cones[r] for _, r in rows]
+        lengths, before = [c.length for c in cones], [c.start for c in cones]
+        groups = buckets(lengths, before, self.reuse.buckets, _OVERHEAD[self.device.type])
+        counts = [int(n) for n in self.tidy.target_mask.sum(dim=1)[[r for _, r in rows]]]
+        order = _back_in_order([n for group in groups for n in group], counts, self.device)
+        gather, logits = Gather(order), []
+        with self.autocast():
+            for i, group in enumerate(groups):
+                gather.last = i == len(groups) - 1
+                logits.append(self._bucket(jobs, [rows[n] for n in group], [captured[n] for n in group], gather))
+        if self.reuse.scored_only:
+            scored = logits[-1]
+        else:
+            scored = torch.cat(logits) if order is None else torch.cat(logits)[order]
+        sizes = [sum(counts[n] for n, (k, _) in enumerate(rows) if k == j) for j in range(len(jobs))]
+        batches = [self.data[list(job.rows)].to(self.device) for job in jobs]
+        return [Scored(*parts) for parts in zip(jobs, batches, scored.split(sizes), strict=True)]
+
+    def _bucket(
+        self, jobs: list[Job], rows: list[tuple[int, int]], captured: list[Captured], gather: Gather
+    ) -> Float[Tensor, "targets vocab"]:
+        """One pass through the blocks of the cone, for rows `(job, row)` of similar length."""
+        assert self.reuse is not None
+        index = torch.tensor([r for _, r in rows], device=self.device)
+        win = window([self.cones[r] for _, r in rows], self.device)
+        stream, mask, layers = assemble(captured, win, next(self.body.head.original.parameters()))
+        edits = self._edits(jobs, rows, index, win)
+        used = frozenset(id(p) for e in edits for p in (e.point, e.carry) if p is not None)
+        places = entering(self.body, self.first, stream, self.capture.as_tuple)
+        at = _predicting(win, self.tidy.target_mask[index])
+        if self.reuse.scored_only:
+            gather.at, gather.unembed = at, self.body.piece(self.body.head, plain=self.plain, used=used)
+            places.append((self.body.head, gather))
+        cache = None
+        if layers:
+            below: list[DynamicLayer] = [Stub(len(rows), int(win.starts.max())) for _ in range(self.first)]
+            cache = cache_of([*below, *layers])
+        with attached(edits), self.body.arranged(places, plain=self.plain, used=used):
+            out = forward_inside(self.model, win.cut(self.tidy.tokens[index]), mask, win.columns, cache)
+        check_fired(edits)
+        return out.logits[0] if self.reuse.scored_only else out.logits[at]
+
+    def _edits(
+        self, jobs: list[Job], rows: list[tuple[int, int]], index: Int[Tensor, " rows"], win: Window
+    ) -> list[Edit]:
+        """The edits of all jobs, those at the same place of their `ReFT` in one."""
+        found: dict[tuple[Any, ...], Edit] = {}
+        for j, job in enumerate(jobs):
+            mine = torch.tensor([n for n, (k, _) in enumerate(rows) if k == j], device=self.device)
+            if not len(mine):
+                continue
+            plan = self.plans[job.plan]
+            view = replace(win, columns=win.columns[mine], real=win.real[mine], starts=win.starts[mine])
+            for i, mask in self.masks[job.plan].items():
+                at, columns = (view.cut(mask[index[mine]]) & view.real).nonzero().unbind(dim=1)
+                if not len(at):
+                    continue
+                site, point = plan.bound.reft.sites[i], plan.bound.points[i]
+                key = (i, id(point), site.heads)
+                if key not in found:
+                    shape, carry = (win.real.shape[0], win.real.shape[1]), plan.bound.carries[i]
+                    found[key] = Edit(point, [], index[:0], index[:0], shape, site.heads, carry)
+                edit = found[key]
+                edit.rows = torch.cat([edit.rows, mine[at]])
+                edit.columns = torch.cat([edit.columns, columns])
+                edit.parts.append(Part(plan.bound.reft[i], len(at), plan.bound.strength(plan.variant, i)))
+        return [found[key] for key in sorted(found, key=lambda key: key[0])]
+
+    # -- the claim is checked ----------------------------------------------------------------------------
+
+    def _difference(self, job: Job) -> str:
+        """What is wrong with the cone on some rows of `job`, or ""; loss, logits and gradients are compared."""
+        rows = _within(job.rows, [c.stop for c in self.cones], most=1024)
+        sample = Job(len(self.plans) - 1, rows)
+        reft = self.plans[-1].bound.reft
+        with mode(reft, training=False), torch.enable_grad():
+            with self._whole(sample) as whole:
+                expected = self._loss_and_gradients(whole, reft)
+            try:
+                found = self._loss_and_gradients(self._cone([sample])[0], reft)
+            except Exception as error:  # whatever a model's own code says to a stored cache: it cannot be reused
+                return f"computing with stored keys and values failed: {type(error).__name__}: {error}"
+            finally:
+                self._store = {}
+        if not torch.isfinite(expected[1]).all():
+            return ""  # nothing to compare with; training will say what overflowed
+        halved = self.reuse is not None and self.reuse.half
+        narrow = halved or self._narrow or expected[1].dtype.itemsize < 4
+        limit = 0.25 if narrow else 1e-3 if expected[1].dtype == torch.float32 else 1e-8
+        worst = max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
+        if not worst <= limit:
+            return f"on the first batch, loss, logits or gradients differ from the full computation by {worst:.2g}"
+        return ""
+
+    def _loss_and_gradients(self, scored: Scored, reft: nn.Module) -> list[Tensor]:
+        loss = F.cross_entropy(scored.logits.float(), scored.batch.target_ids)
+        parameters = [p for p in reft.parameters() if p.requires_grad]
+        if not parameters or not loss.requires_grad:
+            return [loss.detach(), scored.logits.detach()]
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [loss.detach(), scored.logits.detach(), *(g for g in grads if g is not None)]
+
+
+class _Whole:
+    """The full computation of one job, its hooks attached for as long as the block is open."""
+
+    def __init__(self, scorer: Scorer, plan: Plan, job: Job, batch: Batch) -> None:
+        self.scorer, self.plan, self.job, self.batch = scorer, plan, job, batch
+
+    def __enter__(self) -> Scored:
+        self.edits = self.plan.bound.edits(self.batch.view, self.plan.variant)
+        self.stack = ExitStack()
+        try:
+            self.stack.enter_context(attached(self.edits))
+            self.stack.enter_context(self.scorer.autocast())
+            logits = forward(self.scorer.model, self.batch.tokens, self.batch.attention_mask).logits
+        except BaseException:
+            self.stack.close()
+            raise
+        return Scored(self.job, self.batch, logits[self.batch.predicting])
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.stack.close()
+        if kind is None:
+            check_fired(self.edits)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference over largest absolute value."""
+    largest = expected.abs().max().item()
+    difference = (found.to(expected.dtype) - expected).abs().max().item()
+    return difference / largest if largest > 0 else difference
+
+
+def _right_padded(data: Batch) -> Batch:
+    """The same rows, padded on the right."""
+    real = data.attention_mask
+    order = (~real).long().argsort(dim=1, stable=True)
+    moved = {k: getattr(data, k).gather(1, order) for k in ("tokens", "role", "target_mask")}
+    return replace(data, **moved)
+
+
+def _back_in_order(order: Sequence[int], counts: Sequence[int], device: torch.device) -> Int[Tensor, " targets"] | None:
+    """Where each target is when rows stand in `order`; None if that is where it should be."""
+    if list(order) == sorted(order):
+        return None
+    begins, total = {}, 0
+    for n in order:
+        begins[n], total = total, total + counts[n]
+    return torch.tensor([begins[n] + i for n in range(len(order)) for i in range(counts[n])], device=device)
+
+
+def _predicting(win: Window, targets: Mask) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
+    """Row and column, in the window, of what each target is predicted from."""
+    rows, columns = targets.nonzero().unbind(dim=1)
+    return rows, columns - 1 - win.starts[rows]
+
+
+def _chunks(order: Sequence[int], lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:
+    """Consecutive rows together, up to `most` tokens with their padding; always the same for the same data."""
+    chunk: list[int] = []
+    for row in order:
+        if chunk and (len(chunk) + 1) * max(lengths[r] for r in (*chunk, row)) > most:
+            yield chunk
+            chunk = []
+        chunk.append(row)
+    yield chunk
+
+
+def _within(rows: Sequence[int], lengths: Sequence[int], *, most: int) -> tuple[int, ...]:
+    """The longest row, and of the others as many as fit into `most` tokens, the shortest first."""
+    by_length = sorted(rows, key=lambda r: lengths[r])
+    chosen, room = {by_length[-1]}, most - lengths[by_length[-1]]
+    for row in by_length[:-1]:
+        room -= lengths[row]
+        if room < 0:
+            break
+        chosen.add(row)
+    return tuple(r for r in rows if r in chosen)
