@@ -6,7 +6,7 @@ from reftlens.config import FitConfig
 from reftlens.data import Batch, Example, encode, encode_prompts, load_examples
 from reftlens.engine import SiteNeverFired
 from reftlens.evaluate import Evaluation, evaluate
-from reftlens.fit import fit, fit_seeds
+from reftlens.fit import fit, fit_seeds, fit_together
 from reftlens.generate import generate, stream
 from reftlens.generation import Generation
 from reftlens.hub import from_hub, push_to_hub
@@ -114,6 +114,7 @@ __all__ = [
     "final_norm",
     "fit",
     "fit_seeds",
+    "fit_together",
     "from_hub",
     "generate",
     "load",

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, vmap
+from torch.func import functional_call
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.interventions.base import Intervention, Strength
@@ -36,6 +37,43 @@ class Part:
     @property
     def idle(self) -> bool:
         return isinstance(self.strength, float) and self.strength == 0.0
+
+    def likeness(self) -> Any:
+        """Equal for parts that can be computed as one stack; None for a part that has to be computed alone."""
+        module = self.intervention
+        random = module.training and module.dropout.p > 0
+        if self.idle or random or self.basis is not None or isinstance(self.strength, Tensor) or not module.stacks:
+            return None
+        return type(module), repr(module.settings()), self.tokens, self.strength
+
+
+def _edited(parts: Sequence[Part], h: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
+    """Each part's own tokens, edited; parts that differ in their numbers only are computed as one stack."""
+    pieces = h.split([part.tokens for part in parts])
+    alike: dict[Any, list[int]] = {}
+    for i, part in enumerate(parts):
+        alike.setdefault(part.likeness() or i, []).append(i)
+    results: dict[int, Tensor] = {}
+    for members in alike.values():
+        if len(members) == 1:
+            part, piece = parts[members[0]], pieces[members[0]]
+            results[members[0]] = part.intervention(piece, strength=part.strength, basis=part.basis)
+        else:
+            stacked = _stacked([parts[i] for i in members], torch.stack([pieces[i] for i in members]))
+            results |= dict(zip(members, stacked, strict=True))
+    return results[0] if len(parts) == 1 else torch.cat([results[i] for i in range(len(parts))])
+
+
+def _stacked(parts: Sequence[Part], h: Float[Tensor, "parts tokens d"]) -> Float[Tensor, "parts tokens d"]:
+    """All parts at once, their parameters side by side; gradients reach each part's own."""
+    first = parts[0]
+    states = [dict(part.intervention.named_parameters()) | dict(part.intervention.named_buffers()) for part in parts]
+    stack = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+    def one(state: dict[str, Tensor], piece: Tensor) -> Tensor:
+        return functional_call(first.intervention, state, (piece,), {"strength": first.strength})
+
+    return vmap(one)(stack, h)
 
 
 @dataclass(eq=False, repr=False)
@@ -68,12 +106,7 @@ class Edit:
         if all(part.idle for part in self.parts):
             return None
         before = self._read(h)
-        pieces = before.split([part.tokens for part in self.parts])
-        edited = [
-            part.intervention(piece, strength=part.strength, basis=part.basis)
-            for part, piece in zip(self.parts, pieces, strict=True)
-        ]
-        after = edited[0] if len(edited) == 1 else torch.cat(edited)
+        after = _edited(self.parts, before)
         self.change = after - before if self.carry is not None else None
         return self._write(h, after)
 

@@ -1,6 +1,7 @@
 """The one training loop: AdamW on the parameters of a `ReFT`, the model frozen for as long as it runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -83,17 +84,60 @@ def fit_seeds(
     *,
     validation: Batch | None = None,
     objective: Objective = cross_entropy,
+    reuse: bool | Reuse = True,
     progress: bool = True,
 ) -> list[tuple[ReFT, FitResult]]:
-    """One run per seed, each from its own initialisation and data order; `reft` itself stays as it is."""
-    runs = []
-    for seed in seeds:
-        copy = reft.clone()
+    """One run per seed, each from its own initialisation and data order; `reft` itself stays as it is.
+
+    The runs share each pass through the model (see `fit_together`), unless there is dropout to draw for each.
+    """
+    copies = [reft.clone() for _ in seeds]
+    for copy, seed in zip(copies, seeds, strict=True):
         copy.reset(seed)
-        settings = replace(config, seed=seed)
-        result = run_fit(copy, model, data, settings, validation=validation, objective=objective, progress=progress)
-        runs.append((copy, result))
-    return runs
+    configs = [replace(config, seed=seed) for seed in seeds]
+    if _dropout(copies):
+        results = [
+            run_fit(c, model, data, s, validation=validation, objective=objective, reuse=Reuse.of(reuse),
+                    progress=progress)
+            for c, s in zip(copies, configs, strict=True)
+        ]  # fmt: skip
+    else:
+        results = fit_together(
+            copies, model, data, configs, validation=validation, objective=objective, reuse=reuse, progress=progress
+        )
+    return list(zip(copies, results, strict=True))
+
+
+def fit_together(
+    refts: Sequence[ReFT],
+    model: Bridge,
+    data: Batch,
+    configs: FitConfig | Sequence[FitConfig] = FitConfig(),  # noqa: B008
+    *,
+    validation: Batch | None = None,
+    objective: Objective = cross_entropy,
+    reuse: bool | Reuse = True,
+    progress: bool = True,
+) -> list[FitResult]:
+    """Train several interventions in place, each as `fit` would train it alone, in shared passes through the model.
+
+    Seeds, ranks, kinds, sites and settings may all differ. What is frozen is captured once for all of them, and the
+    steps of all are computed side by side: many small cones in the time of a few.
+
+    Args:
+        configs: one for each of `refts`, or one for all.
+
+    Raises:
+        ValueError: as `fit`; and where an intervention has dropout, whose draws would not be those of its own run.
+    """
+    settings = [configs] * len(refts) if isinstance(configs, FitConfig) else list(configs)
+    if len(settings) != len(refts) or not refts:
+        raise ValueError(f"{len(refts)} interventions and {len(settings)} configs: one config each, or one for all")
+    if _dropout(refts):
+        raise ValueError("dropout would be drawn otherwise than in a run of its own: use fit, or dropout=0")
+    if len({config.precision for config in settings}) > 1:
+        raise ValueError("interventions that train together compute in one precision")
+    return _train(refts, model, data, settings, validation, objective, Reuse.of(reuse), progress)
 
 
 def run_fit(
@@ -111,29 +155,60 @@ def run_fit(
     progress: bool = True,
 ) -> FitResult:
     """`fit` with its settings in one object."""
-    _check(reft, model, data, config, validation)
+    (result,) = _train(
+        [reft], model, data, [config], validation, objective, reuse, progress, on_step, checkpoint, checkpoint_every
+    )
+    return result
+
+
+def _train(
+    refts: Sequence[ReFT],
+    model: Bridge,
+    data: Batch,
+    configs: Sequence[FitConfig],
+    validation: Batch | None,
+    objective: Objective,
+    reuse: Reuse | None,
+    progress: bool,
+    on_step: Callable[[Step], None] | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 20,
+) -> list[FitResult]:
+    for reft, config in zip(refts, configs, strict=True):
+        _check(reft, model, data, config, validation)
     device = device_of(model)
-    run = Run(reft.to(device), model, data, config, validation, objective, checkpoint, reuse)
-    total = config.total_steps(len(data))
-    devices = [device] if device.type == "cuda" else []
-    with frozen(model), mode(reft, training=True), torch.random.fork_rng(devices):
-        run.resume()
-        uses = (total - run.done) * config.batch_size * config.accumulate / len(data)
+    runs = [
+        Run(reft.to(device), model, data, config, validation, objective, checkpoint, reuse, number)
+        for number, (reft, config) in enumerate(zip(refts, configs, strict=True))
+    ]
+    with ExitStack() as stack:
+        stack.enter_context(frozen(model))
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        for run in runs:
+            stack.enter_context(mode(run.reft, training=True))
+            run.resume()
         scorer = Scorer(
-            model, data, [Plan(run.bound)], reuse, uses=uses, autocast=run.autocast, narrow=run.narrow,
-            progress=progress,
+            model, data, [Plan(run.bound) for run in runs], reuse, uses=sum(run.uses for run in runs),
+            autocast=runs[0].autocast, narrow=runs[0].narrow, progress=progress,
         )  # fmt: skip
-        with tqdm(total=total, initial=run.done, desc="fit", unit="step", disable=not progress) as bar:
-            while run.done < total and not run.stopped_early:
-                (record,) = advance([run], scorer, total)
-                bar.update()
-                bar.set_postfix(loss=f"{record.loss:.4f}")
-                if on_step is not None:
-                    on_step(record)
-                if run.done % checkpoint_every == 0 and run.done < total:
-                    run.save()
-        run.finish()
-    return run.result(scorer.said)
+        longest = max(run.total for run in runs)
+        done = min(longest, min(run.done for run in runs))
+        bar = stack.enter_context(tqdm(total=longest, initial=done, desc="fit", unit="step", disable=not progress))
+        while going := [run for run in runs if not run.finished]:
+            records = advance(going, scorer)
+            bar.update()
+            bar.set_postfix(loss=f"{sum(record.loss for record in records) / len(records):.4f}")
+            if on_step is not None:
+                on_step(records[0])
+            if runs[0].done % checkpoint_every == 0 and not runs[0].finished:
+                runs[0].save()
+        for run in runs:
+            run.finish()
+    return [run.result(scorer.said) for run in runs]
+
+
+def _dropout(refts: Sequence[ReFT]) -> bool:
+    return any(module.dropout.p > 0 for reft in refts for _, module in reft.items())
 
 
 def _check(reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation: Batch | None) -> None:

@@ -86,6 +86,19 @@ class Run:
     def done(self) -> int:
         return len(self.losses)
 
+    @property
+    def total(self) -> int:
+        return self.config.total_steps(len(self.data))
+
+    @property
+    def finished(self) -> bool:
+        return self.done >= self.total or self.stopped_early
+
+    @property
+    def uses(self) -> float:
+        """How often each row is computed in the whole run, about."""
+        return self.total * self.config.batch_size * self.config.accumulate / len(self.data)
+
     # -- one optimizer step ------------------------------------------------------------------------------
 
     def open_step(self) -> list[tuple[int, ...]]:
@@ -114,9 +127,9 @@ class Run:
         self._loss, self._targets = self._loss + value.item(), self._targets + losses.numel()
         return value
 
-    def close_step(self, total: int) -> Step:
+    def close_step(self) -> Step:
         """Take the optimizer step with the gradients gathered since `open_step`."""
-        rate = self.config.learning_rate(self.done, total)
+        rate = self.config.learning_rate(self.done, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for parameter in self.parameters:
@@ -133,7 +146,7 @@ class Run:
         self.losses.append(loss)
         self.rates.append(rate)
         self.norms.append(norm)
-        self._validate(total)
+        self._validate()
         return Step(self.done, loss, rate, norm, self.reft)
 
     @property
@@ -158,9 +171,9 @@ class Run:
 
     # -- validation --------------------------------------------------------------------------------------
 
-    def _validate(self, total: int) -> None:
+    def _validate(self) -> None:
         every = self.config.eval_every or self.config.steps_per_epoch(len(self.data))
-        if self.validation is None or (self.done % every and self.done < total):
+        if self.validation is None or (self.done % every and self.done < self.total):
             return
         loss = mean_loss(self._validator(), self.objective, batch_size=self.config.batch_size)
         if not self.evaluations or loss < min(v for _, v in self.evaluations):
@@ -254,7 +267,7 @@ class Run:
         )
 
 
-def advance(runs: Sequence[Run], scorer: Scorer, total: int) -> list[Step]:
+def advance(runs: Sequence[Run], scorer: Scorer) -> list[Step]:
     """One optimizer step of every run, scored together; the scorer's plans are the runs, in this order."""
     began = time.perf_counter()
     micro_batches = [run.open_step() for run in runs]
@@ -265,7 +278,7 @@ def advance(runs: Sequence[Run], scorer: Scorer, total: int) -> list[Step]:
             value = torch.stack([by_number[scored.job.plan].loss_of(scored) for scored in group]).sum()
             if value.requires_grad:  # not so where no site chooses a token in these rows
                 value.backward()
-    steps = [run.close_step(total) for run in runs]
+    steps = [run.close_step() for run in runs]
     for run in runs:
         run.seconds += (time.perf_counter() - began) / len(runs)
     return steps

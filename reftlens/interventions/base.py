@@ -27,6 +27,8 @@ class Intervention(nn.Module, ABC):
     """Name under which the store knows the class."""
     affine: bool = False
     """Whether the edit is an affine map of `h`, so that it can be merged into a linear layer."""
+    stacks: bool = True
+    """Whether several of one class and equal settings may be computed at once under `torch.vmap`."""
 
     def __init__(self, d: int, rank: int, dropout: float = 0.0) -> None:
         super().__init__()
