@@ -38,6 +38,7 @@ from reftlens.positions import (
     Tokens,
     parse_positions,
 )
+from reftlens.prefill import Prefilled, prefill
 from reftlens.preflight import preflight, sites
 from reftlens.pretrained import ModelNotAvailable, load_model
 from reftlens.pyreft import load_pyreft
@@ -88,6 +89,7 @@ __all__ = [
     "Nth",
     "OrthoDiReFT",
     "Positions",
+    "Prefilled",
     "Prompt",
     "ReFT",
     "Response",
@@ -128,6 +130,7 @@ __all__ = [
     "on_transformers",
     "orthonormal",
     "parse_positions",
+    "prefill",
     "preflight",
     "push_to_hub",
     "resid_mid",

@@ -73,6 +73,28 @@ class Body:
     def depth(self) -> int:
         return len(self.blocks)
 
+    @property
+    def may_be_plain(self) -> bool:
+        """Whether original components compute what the bridge's do: not so once weights were processed."""
+        return not getattr(self.model, "compatibility_mode", False)
+
+    def obstacle(self) -> str:
+        """Why this model, as it is now, cannot go on from stored keys and values, or ""."""
+        hf, config = self.model.original_model, self.config
+        if getattr(config, "is_encoder_decoder", False):
+            return "an encoder-decoder model"
+        if "CausalLM" not in type(hf).__name__ and "LMHead" not in type(hf).__name__:
+            return f"{type(hf).__name__} is not a causal language model"
+        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if kinds:
+            return f"it has layers of the kind {', '.join(sorted(kinds))}"
+        if len({p.device for p in hf.parameters()}) > 1:
+            return "the model is spread over several devices"
+        if hf.training and any(getattr(m, "gradient_checkpointing", False) for m in hf.modules()):
+            return "gradient checkpointing is on, which computes blocks again without the stored keys"
+        hook = self.foreign_hook()
+        return f"another hook is active at {hook}" if hook else ""
+
     def foreign_hook(self) -> str:
         """The name of a hook that somebody else has put on the model, or ""."""
         for name, point in self._points:
@@ -126,6 +148,8 @@ class Body:
 
     def _free(self, used: frozenset[int]) -> list[Slot]:
         """Slots whose components may step aside."""
+        if used not in self._known and self._eager_overflows and not self._may_use_sdpa(used):
+            self._known[used] = []
         if used not in self._known:
             free = [slot for slot in self.outside if not used & self._points_in(slot)]
             for i, slot in enumerate(self.blocks):
@@ -133,6 +157,11 @@ class Body:
                     free += self.inside[i] if used & self._points_in(slot) else [*self.inside[i], slot]
             self._known[used] = free
         return self._known[used]
+
+    @property
+    def _eager_overflows(self) -> bool:
+        """In float64 the mask of transformers' eager attention overflows its float32 softmax: NaN in padded rows."""
+        return next(iter(self.model.original_model.parameters())).dtype == torch.float64
 
     def _needs_inside(self, i: int, used: frozenset[int]) -> bool:
         """Whether a hook within block `i` is used, its own input and output apart."""
@@ -183,14 +212,16 @@ class Exit(nn.Module):
 
 
 class Observe(nn.Module):
-    """A block that is run as it is, and noted for whether it returns a tuple."""
+    """A block that is run as it is, and noted for what enters it and whether it returns a tuple."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block, self.as_tuple = block, False
+        self.seen: Tensor | None = None
 
-    def forward(self, *args: Any, **given: Any) -> Any:
-        out = self.block(*args, **given)
+    def forward(self, hidden_states: Tensor, *args: Any, **given: Any) -> Any:
+        self.seen = hidden_states
+        out = self.block(hidden_states, *args, **given)
         self.as_tuple = isinstance(out, tuple)
         return out
 

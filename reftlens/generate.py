@@ -6,6 +6,7 @@ the edits whose positions choose it. Hooks are attached for the length of one fo
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -18,10 +19,11 @@ from transformers.generation import logits_process as lp
 
 from reftlens.beams import beam_search
 from reftlens.data import Batch, Prompt, encode_prompts, end_of_turn
-from reftlens.engine import attached, check_fired, forward
+from reftlens.engine import check_fired
 from reftlens.generation import Generation, TextStream, stack_logits
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.positions import Mask, Role, TokenView
+from reftlens.prefill import Prefilled, Runner, left_padded
 from reftlens.reft import ReFT, Variant, mode
 
 
@@ -68,7 +70,7 @@ class Decoding:
 def generate(
     reft: ReFT | None,
     model: Bridge,
-    prompts: Sequence[Prompt] | Batch,
+    prompts: Sequence[Prompt] | Batch | Prefilled,
     *,
     chat: bool = False,
     system: str | None = None,
@@ -90,15 +92,15 @@ def generate(
     `Prompt` act on the prompt, `Response` and `Generated` on what is generated, `All` on both.
 
     Args:
-        prompts: texts, lists of chat messages (with `chat=True`), or an encoded `Batch` of prompts.
+        prompts: texts, lists of chat messages (with `chat=True`), an encoded `Batch` of prompts, or what `prefill`
+            made of them.
         seed: of the sampling; the global random state is neither read nor changed.
         keep_logits: also return the logits that each token was chosen from (not with beams).
     """
     decoding = Decoding(
         max_new_tokens, temperature, top_k, top_p, beams, repetition_penalty, no_repeat_ngram, seed
     )  # fmt: skip
-    batch = prompts if isinstance(prompts, Batch) else encode_prompts(model, prompts, chat=chat, system=system)
-    session = Session(reft, model, batch, variant, decoding, stop_ids(model, chat))
+    session = _session(reft, model, prompts, chat, system, variant, decoding)
     with tqdm(total=max_new_tokens, desc="generate", unit="token", disable=not progress) as bar:
         if beams > 1:
             if keep_logits:
@@ -115,7 +117,7 @@ def generate(
 def stream(
     reft: ReFT | None,
     model: Bridge,
-    prompt: Prompt,
+    prompt: Prompt | Prefilled,
     *,
     chat: bool = False,
     system: str | None = None,
@@ -132,13 +134,30 @@ def stream(
     decoding = Decoding(
         max_new_tokens, temperature, top_k, top_p, 1, repetition_penalty, no_repeat_ngram, seed
     )  # fmt: skip
-    batch = encode_prompts(model, [prompt], chat=chat, system=system)
-    session = Session(reft, model, batch, variant, decoding, stop_ids(model, chat))
+    prompts = prompt if isinstance(prompt, Prefilled) else [prompt]
+    session = _session(reft, model, prompts, chat, system, variant, decoding)
     text = TextStream(model.tokenizer)
     for _ in session.greedy_or_sampled():
         piece = text.push(session.ids[0][-1], last=session.finished)
         if piece:
             yield piece
+
+
+def _session(
+    reft: ReFT | None, model: Bridge, prompts: Sequence[Prompt] | Batch | Prefilled, chat: bool, system: str | None,
+    variant: Variant, decoding: Decoding,
+) -> "Session":  # fmt: skip
+    prefilled = prompts if isinstance(prompts, Prefilled) else None
+    if isinstance(prompts, Prefilled):
+        if reft is None or chat or system is not None:
+            raise ValueError("prefilled prompts come with their template, and are for the edits they were read for")
+        prompts.check(reft, model)
+        batch, chat = prompts.prompts, prompts.chat
+    else:
+        batch = prompts if isinstance(prompts, Batch) else encode_prompts(model, prompts, chat=chat, system=system)
+    session = Session(reft, model, batch, variant, decoding, stop_ids(model, chat))
+    session.prefilled = prefilled
+    return session
 
 
 def stop_ids(model: Bridge, chat: bool) -> set[int]:
@@ -172,27 +191,22 @@ class Session:
     ids: list[list[int]] = field(default_factory=list)
     """Tokens generated so far, per row."""
     cache: Any = None
+    prefilled: Prefilled | None = None
 
     def __post_init__(self) -> None:
         check_deterministic(self.model)
         batch, device = self.prompts, device_of(self.model)
-        rows = [batch.tokens[i][batch.prompt_mask[i]].tolist() for i in range(len(batch))]
-        if any(not row for row in rows):
-            raise ValueError(f"row {[bool(r) for r in rows].index(False)} has no prompt token to continue")
+        self.tokens, self.role = left_padded(batch, device)
+        rows = [t[r != Role.PAD].tolist() for t, r in zip(self.tokens, self.role, strict=True)]
         self.prompt_ids = rows
-        longest = max(map(len, rows))
+        longest = self.tokens.shape[1]
         limit = self.model.cfg.n_ctx
         if longest + self.decoding.max_new_tokens > limit:
             raise ValueError(
                 f"the longest prompt has {longest} tokens, and with max_new_tokens={self.decoding.max_new_tokens} that "
                 f"is more than the model's context of {limit}"
             )
-        pad = getattr(batch.tokenizer, "pad_token_id", None) or 0
-        tokens = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=device)
-        role = torch.tensor([[int(Role.PAD)] * (longest - len(r)) + [int(Role.PROMPT)] * len(r) for r in rows])
-        self.tokens: Int[Tensor, "batch seq"] = tokens
-        self.role: Int[Tensor, "batch seq"] = role.to(device)
-        self.edited: Bool[Tensor, "batch seq"] = torch.zeros_like(tokens, dtype=torch.bool)
+        self.edited: Bool[Tensor, "batch seq"] = torch.zeros_like(self.tokens, dtype=torch.bool)
         self.ids = [[] for _ in rows]
         self.bound = None if self.reft is None else self.reft.to(device).bind(self.model)
         self.sites = [] if self.bound is None else self.bound.active(self.variant)
@@ -201,6 +215,7 @@ class Session:
         self._require_prompt_sites()
         with torch.no_grad():
             self.bases = {} if self.reft is None else {i: self.reft[i].basis() for i in self.sites}
+        self.runner = Runner(self.model)
         self.generator = torch.Generator(device).manual_seed(self.decoding.seed)
 
     def _require_prompt_sites(self) -> None:
@@ -220,7 +235,8 @@ class Session:
 
     def next_logits(self) -> Float[Tensor, "batch vocab"]:
         """Run what is not in the cache yet (the prompt, or the newest token) and return the last logits."""
-        new = self.tokens.shape[1] if self.cache is None else 1
+        reused = self.runner.ready(self.prefilled) if self.cache is None else None
+        new = self.tokens.shape[1] - (reused.start if reused is not None else 0) if self.cache is None else 1
         edits = []
         view = TokenView(self.tokens, self.role, self.prompts.tokenizer)
         for i in self.sites:
@@ -231,14 +247,15 @@ class Session:
             assert self.bound is not None
             edit = self.bound.edit(i, mask, self.variant)
             edit.parts[0].basis = self.bases[i]
-            edits.append(edit)
+            if not edit.parts[0].idle:  # at strength 0 the model computes as if there were no edit, bit for bit
+                edits.append(edit)
             self.unused.discard(i)
             self.edited[:, -new:] |= mask
-        with mode(self.reft, training=False) if self.reft is not None else attached([]), attached(edits):
-            out = forward(self.model, self.tokens[:, -new:], self.role != Role.PAD, cache=self.cache, use_cache=True)
+        with mode(self.reft, training=False) if self.reft is not None else nullcontext():
+            last, self.cache = self.runner.step(
+                self.tokens[:, -new:], self.role != Role.PAD, edits, self.cache, reused
+            )  # fmt: skip
         check_fired(edits)
-        self.cache = out.cache
-        last = out.logits[:, -1]
         return last.to(torch.promote_types(last.dtype, torch.float32))
 
     def scores(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:

@@ -103,6 +103,16 @@ def parameter_total(model: Bridge | nn.Module) -> int:
     return sum(p.numel() for p in underlying(model).parameters())
 
 
+def version_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Changes whenever a tensor is written to, replaced or moved."""
+    return tensor.data_ptr(), tensor._version
+
+
+def weights_state(model: Bridge) -> tuple[int, ...]:
+    """Changes whenever a weight of the model is written to, replaced or moved."""
+    return tuple(n for p in model.original_model.parameters() for n in version_of(p))
+
+
 @contextmanager
 def frozen(model: Bridge) -> Iterator[None]:
     """The model's parameters take no gradient inside the block; their flags are put back after it."""

@@ -22,7 +22,7 @@ from reftlens.body import Body, Gather
 from reftlens.cone import Window, buckets, first_block, spans, window
 from reftlens.data import Batch
 from reftlens.engine import Edit, Part, attached, check_fired, forward, forward_inside
-from reftlens.model import Bridge, device_of
+from reftlens.model import Bridge, device_of, version_of, weights_state
 from reftlens.positions import Mask
 from reftlens.prefix import Capture, Captured, Stub, assemble, cache_of, entering
 from reftlens.reft import Bound, Variant, mode
@@ -158,29 +158,11 @@ class Scorer:
 
     def _obstacle(self) -> str:
         """Why reuse is not valid on this model with these sites, or ""."""
-        hf = self.model.original_model
-        config = getattr(hf, "config", None)
-        if getattr(config, "is_encoder_decoder", False):
-            return "an encoder-decoder model"
-        if "CausalLM" not in type(hf).__name__ and "LMHead" not in type(hf).__name__:
-            return f"{type(hf).__name__} is not a causal language model"
-        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-        if kinds:
-            return f"layers of the kind {', '.join(sorted(kinds))}"
-        if len({p.device for p in hf.parameters()}) > 1:
-            return "the model is spread over several devices"
-        if self._checkpointing():
-            return "gradient checkpointing is on, which computes blocks again without the stored keys"
         for plan in self.plans:
             for point in plan.bound.points:
                 if first_block(point.name or "", self.body.depth) is None:
                     return f"{point.name} has no known place among the blocks"
-        hook = self.body.foreign_hook()
-        return f"another hook is active at {hook}" if hook else ""
-
-    def _checkpointing(self) -> bool:
-        hf = self.model.original_model
-        return hf.training and any(getattr(m, "gradient_checkpointing", False) for m in hf.modules())
+        return self.body.obstacle()
 
     # -- layout and capture ------------------------------------------------------------------------------
 
@@ -192,9 +174,8 @@ class Scorer:
         self.first = min(places) if self.reuse.depth else 0
         edited = torch.stack([m for masks in self.masks.values() for m in masks.values()]).any(dim=0)
         self.cones = spans(self.tidy, edited, tokens=self.reuse.tokens)
-        plain = self.reuse.plain and not getattr(self.model, "compatibility_mode", False)
-        self.plain = plain
-        self.capture = Capture(self.body, self.tidy, self.cones, self.first, plain)
+        self.plain = self.reuse.plain and self.body.may_be_plain
+        self.capture = Capture(self.body, self.tidy, self.cones, self.first, self.plain)
         self._bytes = 0
         self._uses, self._progress = uses, progress
 
@@ -250,10 +231,7 @@ class Scorer:
         return [self._store[r] for r in rows]
 
     def _model_state(self) -> tuple[int, ...]:
-        """Changes whenever a weight of the model is written to, replaced or moved, or the data is."""
-        weights = [(p.data_ptr(), p._version) for p in self.model.original_model.parameters()]
-        tokens = [(t.data_ptr(), t._version) for t in (self.data.tokens, self.data.role)]
-        return tuple(n for pair in (*weights, *tokens) for n in pair)
+        return (*weights_state(self.model), *version_of(self.data.tokens), *version_of(self.data.role))
 
     # -- scoring -----------------------------------------------------------------------------------------
 
@@ -271,12 +249,10 @@ class Scorer:
 
     def _check_again(self, job: Job) -> None:
         """Look for what could make reuse wrong; the first time, compare with the full computation."""
-        hook = self.body.foreign_hook()
-        if hook:
-            self.why_full = f"another hook is active at {hook}"
-        elif self._checkpointing():
-            self.why_full = self._obstacle()
-        elif not self._checked and self.reuse is not None and self.reuse.verify:
+        self.why_full = self.body.obstacle()
+        if self.why_full:
+            return
+        if not self._checked and self.reuse is not None and self.reuse.verify:
             self._checked = True
             self.why_full = self._difference(job)
             if self.why_full:
@@ -359,6 +335,8 @@ class Scorer:
             if not len(mine):
                 continue
             plan = self.plans[job.plan]
+            if plan.variant.strength == 0.0:  # computed as if there were no edit, bit for bit
+                continue
             view = replace(win, columns=win.columns[mine], real=win.real[mine], starts=win.starts[mine])
             for i, mask in self.masks[job.plan].items():
                 at, columns = (view.cut(mask[index[mine]]) & view.real).nonzero().unbind(dim=1)
@@ -396,7 +374,9 @@ class Scorer:
         halved = self.reuse is not None and self.reuse.half
         narrow = halved or self._narrow or expected[1].dtype.itemsize < 4
         limit = 0.25 if narrow else 1e-3 if expected[1].dtype == torch.float32 else 1e-8
-        worst = max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
+        largest = max((g.abs().max().item() for g in expected[2:]), default=0.0)
+        floors = [0.0, 0.0, *(1e-3 * largest for _ in expected[2:])]  # a gradient that is 0 in theory is mere rounding
+        worst = max(relative_error(a, b, floor) for a, b, floor in zip(found, expected, floors, strict=True))
         if not worst <= limit:
             return f"on the first batch, loss, logits or gradients differ from the full computation by {worst:.2g}"
         return ""
@@ -434,9 +414,9 @@ class _Whole:
             check_fired(self.edits)
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference over largest absolute value."""
-    largest = expected.abs().max().item()
+def relative_error(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
+    """Largest absolute difference over largest absolute value, or over `floor` where that is larger."""
+    largest = max(expected.abs().max().item(), floor)
     difference = (found.to(expected.dtype) - expected).abs().max().item()
     return difference / largest if largest > 0 else difference
 

@@ -356,7 +356,8 @@ def test_fit_seeds_are_single_runs_and_leave_the_template_alone(gpt2):
     alone = template.clone()
     alone.reset(4)
     rl.fit(alone, gpt2, data, steps=4, batch_size=2, epochs=config.epochs, seed=4, progress=False)
-    assert _same(_tensors(alone), _tensors(runs[1][0]))
+    for a, b in zip(alone.parameters(), runs[1][0].parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)  # float32: side by side with others sums are reordered
     assert not _same(_tensors(runs[0][0]), _tensors(runs[1][0]))
 
 

@@ -16,7 +16,7 @@ LAYERS = [
     ("engine", "engine reft body cone shelf prefix scorer"),
     ("looking", "preflight activations"),
     ("training", "checkpoint result evaluate training fit"),
-    ("generation", "generation beams generate"),
+    ("generation", "generation prefill beams generate"),
     ("keeping", "record store hub pyreft plain merge"),
     ("tasks", "tasks"),
     ("surface", "cli __main__ __init__"),
