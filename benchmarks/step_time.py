@@ -106,9 +106,8 @@ def main() -> None:
         path.write_text(json.dumps(results, indent=1) + "\n")
         medians = {name: statistics.median(times) for name, times in results[shape]["cpu"].items()}
         line = "  ".join(f"{name} {seconds:.3f}" for name, seconds in medians.items())
-        print(
-            f"({shape}) median CPU seconds: {line}   pyreft/reftlens {medians['pyreft-loreft'] / medians['reftlens']:.2f}"
-        )
+        ratio = medians["pyreft-loreft"] / medians["reftlens"]
+        print(f"({shape}) median CPU seconds: {line}; pyreft / reftlens {ratio:.2f}", flush=True)
 
     import performance_report
 

@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 import warnings
+from contextlib import suppress
 
 import torch
 from shapes import SHAPES, edited_places, rows_of
@@ -54,10 +55,8 @@ def reftlens_steps(shape, folder):
             raise StopIteration
 
     clock = Clock()
-    try:
+    with suppress(StopIteration):
         rl.fit(reft, model, data, steps=steps, lr=LR, batch_size=len(data), on_step=on_step, progress=False)
-    except StopIteration:
-        pass
     yield baseline
 
 
