@@ -62,6 +62,7 @@ from reftlens.site import (
 )
 from reftlens.store import StoreMismatch, load, load_run, save
 from reftlens.subspace import orthonormal
+from reftlens.sweep import Sweep, sweep
 from reftlens.training import Step, TrainingDiverged
 
 __all__ = [
@@ -99,6 +100,7 @@ __all__ = [
     "SteeringVector",
     "Step",
     "StoreMismatch",
+    "Sweep",
     "Tokens",
     "TrainingDiverged",
     "Variant",
@@ -139,4 +141,5 @@ __all__ = [
     "save",
     "sites",
     "stream",
+    "sweep",
 ]

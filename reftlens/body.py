@@ -168,6 +168,11 @@ class Body:
         block: Any = self.blocks[i].component
         return bool(used & self._points_in(self.blocks[i]) - {id(block.hook_in), id(block.hook_out)})
 
+    def uses_more_than_output(self, used: frozenset[int]) -> bool:
+        """Whether a hook of the last block is used, its output apart."""
+        last: Any = self.blocks[-1]
+        return bool(used & self._points_in(last) - {id(last.component.hook_out)})
+
     def _points_in(self, slot: Slot) -> frozenset[int]:
         key = id(slot.component)
         if key not in self._inner_points:

@@ -87,12 +87,12 @@ def evaluate(
         mode(reft, training=False),
         torch.no_grad(),
     ):
-        for rows in _pieces(len(data), batch_size):
+        for rows in pieces(len(data), batch_size):
             for column in (0, 1):
                 ((scored,),) = scorer.groups([Job(column, rows)])
-                columns[column] += _per_example(objective(scored.logits, scored.batch), scored.batch)
+                columns[column] += per_example(objective(scored.logits, scored.batch), scored.batch)
                 hits = (scored.logits.argmax(dim=-1) == scored.batch.target_ids).float()
-                columns[column + 2] += _per_example(hits, scored.batch)
+                columns[column + 2] += per_example(hits, scored.batch)
             bar.update(len(rows))
     return Evaluation(*(tuple(c) for c in columns))
 
@@ -102,19 +102,19 @@ def mean_loss(scorer: Scorer, objective: Objective, *, batch_size: int) -> float
     """Mean loss per target of the edited model (the scorer's first plan), dropout off."""
     total, weight = 0.0, 0
     with mode(scorer.plans[0].bound.reft, training=False):
-        for rows in _pieces(len(scorer.data), batch_size):
+        for rows in pieces(len(scorer.data), batch_size):
             for (scored,) in scorer.groups([Job(0, rows)]):
                 losses = objective(scored.logits, scored.batch)
                 total, weight = total + losses.sum().item(), weight + losses.numel()
     return total / weight
 
 
-def _pieces(count: int, size: int) -> Iterator[tuple[int, ...]]:
+def pieces(count: int, size: int) -> Iterator[tuple[int, ...]]:
     for start in range(0, count, size):
         yield tuple(range(start, min(start + size, count)))
 
 
-def _per_example(values: Float[Tensor, " n"], batch: Batch) -> list[float]:
+def per_example(values: Float[Tensor, " n"], batch: Batch) -> list[float]:
     """Mean of per-target values within each example; values that are per example already stay."""
     if len(values) == len(batch) != len(batch.target_rows):
         return values.tolist()

@@ -24,9 +24,10 @@ from reftlens.data import Batch
 from reftlens.engine import Edit, Part, attached, check_fired, forward, forward_inside
 from reftlens.model import Bridge, device_of, version_of, weights_state
 from reftlens.positions import Mask
-from reftlens.prefix import Capture, Captured, Stub, assemble, cache_of, entering
+from reftlens.prefix import Capture, Captured, Prefilled, Stub, assemble, cache_of, entering
 from reftlens.reft import Bound, Variant, mode
 from reftlens.shelf import Shelf, Tier, choose_tier, padded_bytes
+from reftlens.trim import Trimmed
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
 _OVERHEAD = defaultdict(lambda: 256.0, cpu=16.0)  # what one more pass through the blocks costs, in tokens
@@ -316,14 +317,27 @@ class Scorer:
         if self.reuse.scored_only:
             gather.at, gather.unembed = at, self.body.piece(self.body.head, plain=self.plain, used=used)
             places.append((self.body.head, gather))
-        cache = None
+        cache, before, trims = None, int(win.starts.max()), self._trims(at, win, used)
+        if trims and not layers:
+            layers = [Prefilled([None] * len(rows), [None] * len(rows), 0) for _ in range(self.body.depth - self.first)]
         if layers:
-            below: list[DynamicLayer] = [Stub(len(rows), int(win.starts.max())) for _ in range(self.first)]
+            below: list[DynamicLayer] = [Stub(len(rows), before) for _ in range(self.first)]
             cache = cache_of([*below, *layers])
+        if trims and cache is not None:
+            places.append((self.body.blocks[-1], Trimmed(self.body, cache, layers[-1], before, at)))
         with attached(edits), self.body.arranged(places, plain=self.plain, used=used):
             out = forward_inside(self.model, win.cut(self.tidy.tokens[index]), mask, win.columns, cache)
         check_fired(edits)
         return out.logits[0] if self.reuse.scored_only else out.logits[at]
+
+    def _trims(self, at: tuple[Tensor, Tensor], win: Window, used: frozenset[int]) -> bool:
+        """Whether the last block is worth computing, and can be computed, at the scored tokens only."""
+        assert self.reuse is not None
+        if not (self.reuse.scored_only and self.reuse.tokens) or self.first == self.body.depth:
+            return False
+        rows, width = win.real.shape
+        most = int(torch.bincount(at[0], minlength=rows).max())
+        return most < 0.7 * width and not self.body.uses_more_than_output(used)
 
     def _edits(
         self, jobs: list[Job], rows: list[tuple[int, int]], index: Int[Tensor, " rows"], win: Window

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1] / "reftlens"
 LAYERS = [
     ("ground", "model positions subspace figures config pretrained data fingerprint"),
     ("edits", "interventions.base interventions.family interventions.fixed interventions objectives site"),
-    ("engine", "engine reft body cone shelf prefix scorer"),
+    ("engine", "engine reft body cone shelf prefix trim scorer"),
     ("looking", "preflight activations"),
-    ("training", "checkpoint result evaluate training fit"),
+    ("training", "checkpoint result evaluate sweep training fit"),
     ("generation", "generation prefill beams generate"),
     ("keeping", "record store hub pyreft plain merge"),
     ("tasks", "tasks"),
@@ -28,6 +28,8 @@ FILES = sorted(path for path in ROOT.rglob("*.py"))
 KWARGS_ALLOWED = {
     ("model.py", "__call__"): "the Protocol says how TransformerLens is called, and that is its signature",
     ("body.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
+    ("trim.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
+    ("trim.py", "update"): "the signature of transformers' cache layers",
     ("prefix.py", "update"): "the signature of transformers' cache layers",
 }
 LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", "gguf"}
