@@ -372,8 +372,9 @@ class Scorer:
     def _difference(self, job: Job) -> str:
         """What is wrong with the cone on some rows of `job`, or ""; loss, logits and gradients are compared."""
         rows = _within(job.rows, [c.stop for c in self.cones], most=1024)
-        sample = Job(len(self.plans) - 1, rows)
-        reft = self.plans[-1].bound.reft
+        strongest = max(range(len(self.plans)), key=lambda i: _dose(self.plans[i].variant))
+        sample = Job(strongest, rows)
+        reft = self.plans[strongest].bound.reft
         with mode(reft, training=False), torch.enable_grad():
             with self._whole(sample) as whole:
                 expected = self._loss_and_gradients(whole, reft)
@@ -426,6 +427,10 @@ class _Whole:
         self.stack.close()
         if kind is None:
             check_fired(self.edits)
+
+
+def _dose(variant: Variant) -> float:
+    return max(map(abs, variant.strength)) if isinstance(variant.strength, tuple) else abs(variant.strength)
 
 
 def relative_error(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:

@@ -1,0 +1,90 @@
+"""The geometry of the light cone: blocks, spans of tokens, and groups of rows."""
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from architectures import bridge
+
+
+def _cost(lengths, keys, groups, overhead):
+    from reftlens.cone import _KEYS_PER_TOKEN
+
+    def one(rows):
+        longest, deepest = max(lengths[r] for r in rows), max(keys[r] for r in rows)
+        return len(rows) * longest * (1 + (deepest + longest) / _KEYS_PER_TOKEN) + overhead
+
+    return sum(one(rows) for rows in groups)
+
+
+@pytest.mark.parametrize(
+    "hook, first",
+    [
+        ("blocks.3.hook_in", 3), ("blocks.3.hook_out", 4), ("blocks.3.attn.hook_out", 3), ("blocks.3.mlp.hook_out", 3),
+        ("blocks.11.ln2.hook_in", 11), ("embed.hook_out", 0), ("pos_embed.hook_out", 0), ("ln_final.hook_out", 12),
+        ("blocks.3.attn.hook_pattern", None), ("blocks.3.attn.hook_attn_scores", None), ("unembed.hook_in", None),
+    ],
+)  # fmt: skip
+def test_the_first_block_that_a_hook_can_change(hook, first):
+    from reftlens.cone import first_block
+
+    assert first_block(hook, 12) == first
+
+
+def test_a_span_runs_from_the_first_edited_or_scored_token_to_the_last_scored_one():
+    import reftlens as rl
+    from reftlens.cone import spans
+
+    model = bridge("gpt2")
+    data = rl.encode(model, [rl.Example("the cat sat", " on the mat"), rl.Example("a", " dog ran by the green hill")])
+    prompts, ends = data.prompt_mask.sum(dim=1).tolist(), data.attention_mask.sum(dim=1).tolist()
+    for positions, starts in [
+        (rl.Last(), [p - 1 for p in prompts]),
+        (rl.First(), [0, 0]),
+        (rl.Response(), [p - 1 for p in prompts]),  # the last prompt token predicts the first target
+        (rl.Last(2), [prompts[0] - 2, max(0, prompts[1] - 2)]),
+    ]:
+        found = spans(data, positions.mask(data.view), tokens=True)
+        assert [(c.start, c.stop) for c in found] == [(s, e - 1) for s, e in zip(starts, ends, strict=True)]
+    whole = spans(data, rl.Last().mask(data.view), tokens=False)
+    assert [(c.start, c.stop) for c in whole] == [(0, e) for e in ends]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_groups_are_the_cheapest_of_all(seed):
+    from reftlens.cone import buckets
+
+    dice = random.Random(seed)
+    n, most, overhead = dice.randint(1, 6), dice.randint(1, 3), dice.choice([0.0, 5.0, 200.0])
+    lengths, keys = [dice.randint(1, 90) for _ in range(n)], [dice.randint(0, 300) for _ in range(n)]
+    found = buckets(lengths, keys, most, overhead)
+    assert sorted(i for group in found for i in group) == list(range(n))
+    assert 1 <= len(found) <= most and all(group == sorted(group) for group in found)
+    every = [
+        [[i for i in range(n) if labels[i] == k] for k in set(labels)]
+        for labels in itertools.product(range(most), repeat=n)
+    ]
+    # rows of one length are never parted, and groups are ranges of lengths: that is the best where keys are equal
+    if len(set(keys)) == 1 or n <= 2:
+        least = min(_cost(lengths, keys, groups, overhead) for groups in every)
+        assert _cost(lengths, keys, found, overhead) == pytest.approx(least)
+    assert _cost(lengths, keys, found, overhead) <= _cost(lengths, keys, [list(range(n))], overhead) + 1e-9
+
+
+def test_one_long_row_is_computed_apart_and_equal_rows_together():
+    from reftlens.cone import buckets
+
+    assert buckets([10] * 7, [5] * 7, 3, 16.0) == [list(range(7))]
+    assert buckets([10, 200, 11, 9], [5] * 4, 3, 16.0) == [[0, 2, 3], [1]]
+    assert buckets([10, 200, 11, 9], [5] * 4, 3, 1e6) == [[0, 1, 2, 3]]
+
+
+def test_a_window_shows_the_cones_of_its_rows():
+    from reftlens.cone import Span, window
+
+    win = window([Span(2, 5), Span(0, 1)], torch.device("cpu"))
+    values = torch.arange(12).view(2, 6)
+    assert win.real.tolist() == [[True] * 3, [True, False, False]]
+    assert win.cut(values)[win.real].tolist() == [2, 3, 4, 6]
