@@ -19,18 +19,17 @@ def _sites():
         "last": [rl.resid_post(1, "last")], "first": [rl.resid_pre(0, "f1+l1")],
         "two": [rl.resid_post(0, "l2"), rl.attn_out(2, "last")], "all": [rl.mlp_out(1, "all")],
         "embed": [rl.embed("last")], "final norm": [rl.final_norm("last")],
-        "generated": [rl.resid_post(2, rl.Generated())], "response": [rl.attn_v(1, rl.Response())],
+        "generated": [rl.resid_post(2, rl.Generated())], "response": [rl.attn_q(1, rl.Response())],
     }  # fmt: skip
 
 
 def _reft(name, dtype=torch.float32):
     import reftlens as rl
 
-    width = {"response": 32}
-    return rl.ReFT({site: rl.LoReFT(width.get(name, 32), 2) for site in _sites()[name]}).to(dtype)
+    return rl.ReFT({site: rl.LoReFT(32, 2) for site in _sites()[name]}).to(dtype)
 
 
-@pytest.mark.parametrize("name", ["last", "first", "two", "all", "embed", "final norm", "generated"])
+@pytest.mark.parametrize("name", ["last", "first", "two", "all", "embed", "final norm", "generated", "response"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_generation_from_prefilled_prompts_is_generation(architecture, name):
     import reftlens as rl

@@ -158,10 +158,9 @@ def test_prompts_far_longer_than_a_sliding_window(architecture):
     import reftlens as rl
 
     model = bridge(architecture)
-    long = " ".join(p for p, _ in TEXTS)
-    data = rl.encode(
-        model, [rl.Example(long, " the cat"), rl.Example(long + " and a dog", " ran"), rl.Example("a", " cat")]
-    )
+    long = " ".join(p for p, _ in TEXTS * 2)
+    rows = [(long, " the cat"), (long + " and a dog", " ran"), ("a", " cat")]
+    data = rl.encode(model, [rl.Example(p, c) for p, c in rows])
     assert data.prompt_mask.sum(dim=1).max() > 2 * model.original_model.config.sliding_window
     for positions in ("last", "l20", "f1"):
         reft = rl.ReFT({rl.resid_pre(1, positions): rl.LoReFT(32, 2)})
@@ -181,8 +180,12 @@ def test_the_last_block_runs_at_scored_tokens_only(architecture, where, monkeypa
     monkeypatch.setattr(scorer, "Trimmed", lambda *a: ran.append(1) or trimmed(*a))
     model = bridge(architecture)
     data = rl.encode(model, [rl.Example(p + " while", c) for p, c in TEXTS if len(p) > 20], end=False)
-    hooks = {"below": [rl.resid_post(1, "f2+l2")], "last block": [rl.resid_post(2, "f2+l2"), rl.resid_pre(1, "f1")],
-             "every block": [rl.resid_post(i, "f2+l2") for i in range(3)], "before all": [rl.embed("f1")]}[where]  # fmt: skip
+    hooks = {
+        "below": [rl.resid_post(1, "f2+l2")],
+        "last block": [rl.resid_post(2, "f2+l2"), rl.resid_pre(1, "f1")],
+        "every block": [rl.resid_post(i, "f2+l2") for i in range(3)],
+        "before all": [rl.embed("f1")],
+    }[where]
     reft = rl.ReFT({s: rl.LoReFT(32, 2) for s in hooks})
     for rows in ((0,), (0, 1)):
         expected, _ = scored(model, reft, data, None, rows=rows)
