@@ -38,6 +38,21 @@ def test_training_follows_the_cpu_and_generation_continues_alike(architecture):
     assert runs[0][1] == runs[1][1]
 
 
+@pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
+def test_the_light_cone_equals_the_full_computation(architecture):
+    import reftlens as rl
+    from test_scorer import off, scored, worst
+
+    model = _on_cuda(architecture)
+    data, reft = _setup(model)
+    reft.to("cuda")
+    rows = tuple(range(len(data)))
+    for reuse in (off(), off(plain=False), off(memory=0), rl.Reuse(memory=0, disk=0, verify=False)):
+        expected, _ = scored(model, reft, data, None, rows=rows)
+        found, said = scored(model, reft, data, reuse, rows=rows)
+        assert said.startswith("light cone") and worst(found, expected) < 1e-4  # float32 kernels of other shapes
+
+
 def test_half_precision_models_train_float32_interventions(tmp_path):
     import reftlens as rl
 

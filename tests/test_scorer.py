@@ -4,6 +4,9 @@ Ladder: `torch.equal` where the shapes of every product are the same; float64 wh
 float32 with a tolerance for sums in another order.
 """
 
+import os
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -324,6 +327,45 @@ def test_over_budget_the_numbers_are_the_same(gpt2, memory, disk, where, tmp_pat
     assert not list(tmp_path.iterdir()), "the file has no name by now: nothing that a later run could trust"
     for a, b in zip(reft.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)  # recomputed in batches of other sizes
+
+
+def test_a_kill_during_capture_leaves_nothing(tmp_path):
+    """The file that is captured into has lost its name before the first number is in it."""
+    script = (
+        "import sys, time, torch\n"
+        "from reftlens.shelf import Shelf\n"
+        "shelf = Shelf('disk', torch.device('cpu'), 1 << 20)\n"
+        "kept = shelf.put(torch.ones(1000))\n"
+        "print(kept.sum().item(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None and process.stdout.readline().strip() == "1000.0"
+    assert not list(tmp_path.glob("reftlens-*"))
+    process.kill()
+    process.wait()
+    assert not list(tmp_path.glob("reftlens-*"))
+
+
+@pytest.mark.slow
+def test_the_cone_equals_the_full_computation_on_the_default_model(smol):
+    import reftlens as rl
+
+    data = rl.encode(smol, [rl.Example("The cat sat on the", " mat."), rl.Example("Why?", " Because it can be done.")])
+    for hook in (
+        rl.resid_post(8, "last"),
+        rl.attn_z(20, "l2", heads=3),
+        rl.mlp_out(28, "f1+l1"),
+        rl.final_norm("last"),
+    ):
+        d = {"attn": 64}.get(hook.hook.split(".")[2] if hook.hook.count(".") > 2 else "", smol.cfg.d_model)
+        reft = rl.ReFT({hook: rl.LoReFT(d, 4)})
+        expected, _ = scored(smol, reft, data, None, rows=(0, 1))
+        found, said = scored(smol, reft, data, off(), rows=(0, 1))
+        assert said.startswith("light cone") and worst(found, expected) < ROUNDING
+        exact, _ = scored(smol, reft, data, off(**PARTS["depth"]), rows=(0, 1))
+        assert all(torch.equal(a, b) for a, b in zip(exact, expected, strict=True))
 
 
 def test_half_precision_storage_is_smaller_and_close(gpt2):

@@ -1,0 +1,175 @@
+"""Turns what `step_time.py` measured into docs/performance.md and docs/performance.png.
+
+python benchmarks/performance_report.py [--out docs]
+"""
+
+import argparse
+import json
+import platform
+import statistics
+from importlib.metadata import version
+from pathlib import Path
+
+import counted
+from shapes import SHAPES
+
+NAMES = {
+    "pyreft-loreft": "pyreft LoReFT", "pyreft-nodireft": "pyreft NodiReFT", "floor": "floor, all computed",
+    "floor-reuse": "floor, same reuse", "reftlens": "reftlens",
+}  # fmt: skip
+
+HEAD = """# Performance
+
+How long an optimizer step takes, beside pyreft and beside a floor, on SmolLM2-135M in float32. Measured by
+
+    python benchmarks/step_time.py
+
+which builds the peers' environment, runs all contenders interleaved and writes this page, and by
+`python benchmarks/counted.py` (counted operations) and `python benchmarks/twenty_runs.py` (many runs at once).
+
+![Median CPU seconds per step of each contender and shape.](performance.png)
+
+**What is compared.** CPU seconds of one thread, the median of {repeats} interleaved rounds on a shared machine with
+two cores ({machine}; torch {torch}, transformers {transformers}). The *floor* is plain transformers with
+scaled-dot-product attention, a bare low-rank edit at the same place and logits at the targets only; once computing
+everything, once with the same reuse, written for the shape by hand. pyreft 0.1.0 with pyvene 0.1.8 runs in an
+environment of its own. A reftlens step is one of the public `rl.fit`: gradient clipping, schedule, record and all.
+Capture and the check of the first batch happen once, before the steps that are timed.
+
+"""
+
+TAIL = """
+## What had to be worked around to run the peers
+
+- pyreft 0.1.0 asks for transformers 4.45.1 and other old pins that cannot be installed together on Python 3.11 with a
+  current torch; it is installed with `--no-deps` beside transformers 4.57.6.
+- Its interventions default to bfloat16, which fails on a float32 model: `dtype=torch.float32` is passed to each.
+- `NodireftIntervention` raises `KeyError: 'add_bias'` unless that is given.
+- The step calls `ReftTrainer.compute_loss`, pyreft's own loss, on a collated batch, without the rest of the Trainer.
+- In (c) its weights are tied over prefix and suffix, as ours are.
+
+## What is exact, and what is not
+
+A step with reuse has the loss and the gradients of the full computation: bit for bit where only depth is reused, to
+1e-10 in float64 and 1e-5 in float32 otherwise (`tests/test_scorer.py`, every kind of site on six architectures).
+Exact steps are not identical runs: in float32, rounding alone makes any two runs that sum in another order drift apart
+after some twenty steps, with reuse or without. In float64 they stay together.
+
+## Operations counted
+
+What a step without reuse computes, over what the cone holds without any padding: no implementation can save more.
+
+{counted}
+
+## On a GPU
+
+Not yet measured. The CUDA tests (`tests/test_cuda.py`) skip where there is none.
+"""
+
+
+def median(results: dict, shape: str, name: str, kind: str = "cpu") -> float:
+    return statistics.median(results[shape][kind][name])
+
+
+def _head(columns: list[str]) -> list[str]:
+    return [f"| {' | '.join(columns)} |", "|---" + "|--:" * (len(columns) - 1) + "|"]
+
+
+def table(results: dict) -> str:
+    columns = [
+        "shape", "pyreft LoReFT", "pyreft NodiReFT", "floor, all", "floor, same reuse", "**reftlens**",
+        "LoReFT / reftlens", "NodiReFT / reftlens", "reftlens / floor", "counted",
+    ]  # fmt: skip
+    lines = _head(columns)
+    bound = counted.ratios(counted.SMOL)
+    for shape in (s for s in SHAPES if s in results):
+        m = {name: median(results, shape, name) for name in NAMES}
+        lines.append(
+            f"| ({shape}) {SHAPES[shape]['what']} | {m['pyreft-loreft']:.2f} | {m['pyreft-nodireft']:.2f} | "
+            f"{m['floor']:.2f} | {m['floor-reuse']:.2f} | **{m['reftlens']:.2f}** | "
+            f"**{m['pyreft-loreft'] / m['reftlens']:.1f}** | {m['pyreft-nodireft'] / m['reftlens']:.1f} | "
+            f"{m['reftlens'] / m['floor-reuse']:.2f} | {bound[shape]:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def wall_and_memory(results: dict) -> str:
+    columns = [
+        "shape", "wall s, pyreft LoReFT", "wall s, reftlens", "ratio", "peak MB, pyreft LoReFT", "peak MB, reftlens",
+        "share",
+    ]  # fmt: skip
+    lines = _head(columns)
+    for shape in (s for s in SHAPES if s in results):
+        theirs, ours = (median(results, shape, name, "wall") for name in ("pyreft-loreft", "reftlens"))
+        grown = results[shape]["growth"]
+        lines.append(
+            f"| ({shape}) | {theirs:.2f} | {ours:.2f} | {theirs / ours:.1f} | {grown['pyreft-loreft'] / 1e6:.0f} | "
+            f"{grown['reftlens'] / 1e6:.0f} | {grown['reftlens'] / grown['pyreft-loreft']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def generation(results: dict) -> str:
+    lines = _head(["prompts", "pyreft", "plain transformers", "reftlens", "reftlens / plain"])
+    for shape in (s for s in ("g1", "g8") if s in results):
+        batch = int(shape[1:])
+        speed = {name: 64 * batch / median(results, shape, name) for name in results[shape]["cpu"]}
+        lines.append(
+            f"| {batch} | {speed['pyreft-loreft']:.1f} | {speed['floor']:.1f} | {speed['reftlens']:.1f} | "
+            f"{speed['reftlens'] / speed['floor']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(results: dict, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    from reftlens import figures
+
+    shapes = [s for s in SHAPES if s in results]
+    figure, ax = plt.subplots(figsize=(8.4, 3.6), layout="constrained")
+    figures.axes(ax)
+    colours = dict(zip(NAMES, (figures.ORANGE, "#f3c9a5", figures.GREY, "#9fc3e0", figures.BLUE), strict=True))
+    for k, (name, label) in enumerate(NAMES.items()):
+        heights = [median(results, shape, name) for shape in shapes]
+        places = [i + (k - 2) * 0.16 for i in range(len(shapes))]
+        ax.bar(places, heights, width=0.15, color=colours[name], label=label)
+    for i, shape in enumerate(shapes):
+        ours = median(results, shape, "reftlens")
+        ratio = median(results, shape, "pyreft-loreft") / ours
+        ax.annotate(f"{ratio:.1f}x", (i + 0.32, ours), ha="center", va="bottom", fontsize=9)
+    ax.set(yscale="log", ylabel="CPU seconds per optimizer step", xticks=range(len(shapes)))
+    ax.set_xticklabels([f"({s})" for s in shapes])
+    ax.legend(frameon=False, fontsize=8, ncols=2)
+    figure.savefig(path, dpi=160)
+
+
+def write(results: dict, out: Path) -> None:
+    repeats = min(len(times) for shape in results.values() for times in shape["cpu"].values())
+    parts = [
+        HEAD.format(
+            repeats=repeats, machine=platform.machine(), torch=version("torch"), transformers=version("transformers")
+        ),
+        "## Training: median CPU seconds per step\n\n" + table(results),
+        "\n\n## Wall time on two threads, and peak memory (growth over the process with its model loaded)\n\n",
+        wall_and_memory(results),
+        "\n\n## Generation: tokens per second of one thread, 64 greedy tokens after 40, layer 8 edited\n\n",
+        generation(results),
+    ]
+    extra = out / "performance_twenty.md"
+    if extra.exists():
+        parts.append("\n\n" + extra.read_text(encoding="utf-8").rstrip())
+    counts = "\n".join(
+        f"- {size.name}: " + ", ".join(f"({s}) {ratio:.1f}" for s, ratio in counted.ratios(size).items())
+        for size in (counted.SMOL, counted.LLAMA)
+    )
+    parts.append("\n" + TAIL.format(counted=counts))
+    (out / "performance.md").write_text("".join(parts), encoding="utf-8")
+    draw(results, out / "performance.png")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
+    options = parser.parse_args()
+    write(json.loads((options.out / "performance.json").read_text(encoding="utf-8")), options.out)
