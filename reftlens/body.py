@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
@@ -234,12 +235,12 @@ class Observe(nn.Module):
 class Gather(nn.Module):
     """In place of the unembedding: keeps what the targets are predicted from, over several passes.
 
-    The last pass unembeds all that was kept, in the order asked for.
+    The last pass unembeds all that was kept, in the order asked for, and rows of zeros up to a multiple of `multiple`.
     """
 
-    def __init__(self, order: Tensor | None) -> None:
+    def __init__(self, order: Tensor | None, multiple: int = 1) -> None:
         super().__init__()
-        self.order = order
+        self.order, self.multiple = order, multiple
         self.unembed: nn.Module = nn.Identity()
         self.at: tuple[Tensor, Tensor] | None = None
         self.last = False
@@ -250,7 +251,8 @@ class Gather(nn.Module):
         if not self.last:
             return hidden_states[:, :0]
         rows = torch.cat(self.kept) if len(self.kept) > 1 else self.kept[0]
-        return self.unembed((rows if self.order is None else rows[self.order])[None])
+        rows = rows if self.order is None else rows[self.order]
+        return self.unembed(pad(rows, (0, 0, 0, -len(rows) % self.multiple))[None])
 
 
 def _slots(module: nn.Module, seen: set[int]) -> Iterator[Slot]:

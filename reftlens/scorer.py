@@ -30,6 +30,9 @@ from reftlens.shelf import Shelf, Tier, choose_tier, padded_bytes
 from reftlens.trim import Trimmed
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
+_ROWS = 8
+"""The unembedding gets a multiple of so many rows. For some other numbers, CPU libraries with several threads add the
+vocabulary's tens of thousands of terms one after the other in the backward pass, and gradients lose two digits."""
 _OVERHEAD = defaultdict(lambda: 256.0, cpu=16.0)  # what one more pass through the blocks costs, in tokens
 
 
@@ -289,13 +292,13 @@ class Scorer:
         groups = buckets(lengths, before, self.reuse.buckets, _OVERHEAD[self.device.type])
         counts = [int(n) for n in self.tidy.target_mask.sum(dim=1)[[r for _, r in rows]]]
         order = _back_in_order([n for group in groups for n in group], counts, self.device)
-        gather, logits = Gather(order), []
+        gather, logits = Gather(order, _ROWS), []
         with self.autocast():
             for i, group in enumerate(groups):
                 gather.last = i == len(groups) - 1
                 logits.append(self._bucket(jobs, [rows[n] for n in group], [captured[n] for n in group], gather))
         if self.reuse.scored_only:
-            scored = logits[-1]
+            scored = logits[-1][: sum(counts)]
         else:
             scored = torch.cat(logits) if order is None else torch.cat(logits)[order]
         sizes = [sum(counts[n] for n, (k, _) in enumerate(rows) if k == j) for j in range(len(jobs))]

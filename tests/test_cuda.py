@@ -40,8 +40,9 @@ def test_training_follows_the_cpu_and_generation_continues_alike(architecture):
 
 @pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
 def test_the_light_cone_equals_the_full_computation(architecture):
-    import reftlens as rl
     from test_scorer import off, scored, worst
+
+    import reftlens as rl
 
     model = _on_cuda(architecture)
     data, reft = _setup(model)
