@@ -44,7 +44,7 @@ from reftlens.pretrained import ModelNotAvailable, load_model
 from reftlens.pyreft import load_pyreft
 from reftlens.reft import ReFT, Variant
 from reftlens.result import FitResult
-from reftlens.scorer import Reuse
+from reftlens.reuse import Reuse
 from reftlens.site import (
     Site,
     attn_k,

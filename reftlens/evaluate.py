@@ -14,7 +14,8 @@ from reftlens.data import Batch
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.objectives import Objective, cross_entropy
 from reftlens.reft import ReFT, Variant, mode
-from reftlens.scorer import Job, Plan, Reuse, Scorer
+from reftlens.reuse import Reuse
+from reftlens.scorer import Job, Plan, Scorer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

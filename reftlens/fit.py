@@ -16,7 +16,8 @@ from reftlens.objectives import Objective, cross_entropy
 from reftlens.preflight import preflight
 from reftlens.reft import ReFT, mode
 from reftlens.result import FitResult
-from reftlens.scorer import Plan, Reuse, Scorer
+from reftlens.reuse import Reuse
+from reftlens.scorer import Plan, Scorer
 from reftlens.training import Run, Step, advance, decayed
 
 

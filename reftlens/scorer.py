@@ -15,18 +15,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.body import Body, Gather
 from reftlens.cone import Window, buckets, first_block, spans, window
 from reftlens.data import Batch
 from reftlens.engine import Edit, Part, attached, check_fired, forward, forward_inside
-from reftlens.model import Bridge, device_of, version_of, weights_state
+from reftlens.kept import Kept
+from reftlens.model import Bridge, device_of
 from reftlens.positions import Mask
 from reftlens.prefix import Capture, Captured, Prefilled, Stub, assemble, cache_of, entering
 from reftlens.reft import Bound, Variant, mode
-from reftlens.shelf import Shelf, Tier, choose_tier, padded_bytes
+from reftlens.reuse import Reuse
 from reftlens.trim import Trimmed
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
@@ -34,47 +34,6 @@ _ROWS = 8
 """The unembedding gets a multiple of so many rows. For some other numbers, CPU libraries with several threads add the
 vocabulary's tens of thousands of terms one after the other in the backward pass, and gradients lose two digits."""
 _OVERHEAD = defaultdict(lambda: 256.0, cpu=16.0)  # what one more pass through the blocks costs, in tokens
-
-
-@dataclass(frozen=True)
-class Reuse:
-    """What of the frozen computation is reused. The default is all of it; each part can be switched off alone.
-
-    Args:
-        depth: skip the blocks below the first edit.
-        tokens: skip the tokens before the first edit and after the last target.
-        scored_only: run the unembedding at the targets only.
-        buckets: compute a step's examples in up to so many groups of similar length.
-        plain: let components of the bridge whose hooks nobody uses step aside for the original ones, with the
-            fast attention function.
-        memory: bytes that may be kept on the device (on a CPU, in memory), by default half of what is free.
-        disk: bytes that may be kept in a temporary file where memory does not do, by default half of what is free.
-        half: keep captured numbers in bfloat16: half the space, and no longer exact.
-        verify: compare the first batch with the full computation, and go on in full where they differ.
-    """
-
-    depth: bool = True
-    tokens: bool = True
-    scored_only: bool = True
-    buckets: int = 3
-    plain: bool = True
-    memory: int | None = None
-    disk: int | None = None
-    half: bool = False
-    verify: bool = True
-
-    def __post_init__(self) -> None:
-        if self.buckets < 1:
-            raise ValueError(f"buckets={self.buckets}, expected 1 or more")
-        for name in ("memory", "disk"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name}={value}, expected a number of bytes, 0 or more")
-
-    @staticmethod
-    def of(choice: "bool | Reuse") -> "Reuse | None":
-        """`True` is everything, `False` (None here) the full computation."""
-        return choice if isinstance(choice, Reuse) else Reuse() if choice else None
 
 
 @dataclass(frozen=True)
@@ -124,10 +83,7 @@ class Scorer:
     ) -> None:
         self.model, self.data, self.plans, self.reuse, self.autocast = model, data, list(plans), reuse, autocast
         self.device = device_of(model)
-        self.tier: Tier = "nowhere"
         self._checked, self._narrow = False, narrow
-        self._store: dict[int, Captured] = {}
-        self._state: tuple[int, ...] = ()
         self.why_full = "reuse is switched off"
         if reuse is None:
             return
@@ -148,16 +104,9 @@ class Scorer:
         if self.why_full:
             return f"full computation: {self.why_full}"
         tokens, whole = sum(c.length for c in self.cones), int(self.data.attention_mask.sum())
-        kept = {
-            "device": "on the device",
-            "host": "in host memory",
-            "disk": "on disk",
-            "nowhere": "nowhere, recomputed",
-        }
-        size = f" ({self._bytes / 1e6:.1f} MB)" if self.tier != "nowhere" else ""
         return (
             f"light cone: blocks {self.first} to {self.body.depth - 1}, {tokens} of {whole} tokens; "
-            f"the rest is kept {kept[self.tier]}{size}"
+            f"the rest is kept {self.kept}"
         )
 
     def _obstacle(self) -> str:
@@ -180,62 +129,12 @@ class Scorer:
         self.cones = spans(self.tidy, edited, tokens=self.reuse.tokens)
         self.plain = self.reuse.plain and self.body.may_be_plain
         self.capture = Capture(self.body, self.tidy, self.cones, self.first, self.plain)
-        self._bytes = 0
-        self._uses, self._progress = uses, progress
+        self.kept = Kept(self.model, self.capture, self.reuse, uses, self.autocast, progress)
 
     def _plan_masks(self, plan: Plan) -> dict[int, Mask]:
         view = self.tidy.view
         sites = plan.bound.reft.sites
         return {i: plan.variant.mask(sites[i], view) for i in plan.bound.active(plan.variant)}
-
-    def prepare(self) -> None:
-        """Capture all rows, if they are to be kept; done by the first scoring where it was not done before."""
-        if self.why_full or self._state == self._model_state():
-            return
-        self._store, self._state = {}, self._model_state()
-        if self._uses <= 1:
-            return
-        assert self.reuse is not None
-        order = sorted(range(len(self.data)), key=lambda r: (self.cones[r].stop, r))
-        need = self._bytes_needed(max(order, key=lambda r: self.cones[r].start))
-        self.tier = choose_tier(need, self.device, self.reuse.memory, self.reuse.disk)
-        if self.tier == "nowhere":
-            return
-        shelf = Shelf(self.tier, self.device, need)
-        with tqdm(total=len(order), desc="capture", unit="example", disable=not self._progress, leave=False) as bar:
-            for rows in _chunks(order, [c.stop for c in self.cones], most=4096):
-                for row, captured in zip(rows, self._captured(rows), strict=True):
-                    self._store[row] = captured.rebuilt([shelf.put(t) for t in captured.tensors()])
-                bar.update(len(rows))
-        self._bytes = shelf.used
-
-    def _bytes_needed(self, sampled: int) -> int:
-        """An estimate from one row: bytes per token of the cone, and per token before it; a little is added."""
-        (sample,) = self._captured([sampled])
-        cone = self.cones[sampled]
-        stream = 0 if sample.stream is None else padded_bytes(sample.stream) / max(1, cone.length)
-        before = sum(map(padded_bytes, (*sample.keys, *sample.values))) / max(1, cone.start)
-        need = sum(stream * c.length + before * c.start + 8 * len(sample.tensors()) for c in self.cones)
-        return int(need) + 4096
-
-    def _captured(self, rows: Sequence[int]) -> list[Captured]:
-        with self.autocast():
-            found = self.capture(rows)
-        if self.reuse is not None and self.reuse.half:
-            return [c.rebuilt([t.to(torch.bfloat16) for t in c.tensors()]) for c in found]
-        return found
-
-    def _fetch(self, rows: Sequence[int]) -> list[Captured]:
-        """What was captured of these rows; rows that are not kept are captured now, each once."""
-        missing = sorted({r for r in rows if r not in self._store})
-        if missing:
-            if self.tier == "nowhere":
-                self._store = {r: c for r, c in self._store.items() if r in rows}
-            self._store |= dict(zip(missing, self._captured(missing), strict=True))
-        return [self._store[r] for r in rows]
-
-    def _model_state(self) -> tuple[int, ...]:
-        return (*weights_state(self.model), *version_of(self.data.tokens), *version_of(self.data.role))
 
     # -- scoring -----------------------------------------------------------------------------------------
 
@@ -262,7 +161,7 @@ class Scorer:
             if self.why_full:
                 warnings.warn(f"the frozen computation is not reused: {self.why_full}", stacklevel=4)
         if not self.why_full:
-            self.prepare()
+            self.kept.prepare()
 
     def _whole(self, job: Job) -> "_Whole":
         plan = self.plans[job.plan]
@@ -286,7 +185,7 @@ class Scorer:
         """The light cone of all rows of the jobs, in a few groups of similar length."""
         assert self.reuse is not None
         rows = [(j, r) for j, job in enumerate(jobs) for r in job.rows]
-        captured = self._fetch([r for _, r in rows])
+        captured = self.kept.fetch([r for _, r in rows])
         cones = [self.cones[r] for _, r in rows]
         lengths, before = [c.length for c in cones], [c.start for c in cones]
         groups = buckets(lengths, before, self.reuse.buckets, _OVERHEAD[self.device.type])
@@ -386,7 +285,7 @@ class Scorer:
             except Exception as error:  # whatever a model's own code says to a stored cache: it cannot be reused
                 return f"computing with stored keys and values failed: {type(error).__name__}: {error}"
             finally:
-                self._store = {}
+                self.kept.forget()
         if not torch.isfinite(expected[1]).all():
             return ""  # nothing to compare with; training will say what overflowed
         halved = self.reuse is not None and self.reuse.half
@@ -465,17 +364,6 @@ def _predicting(win: Window, targets: Mask) -> tuple[Int[Tensor, " targets"], In
     """Row and column, in the window, of what each target is predicted from."""
     rows, columns = targets.nonzero().unbind(dim=1)
     return rows, columns - 1 - win.starts[rows]
-
-
-def _chunks(order: Sequence[int], lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:
-    """Consecutive rows together, up to `most` tokens with their padding; always the same for the same data."""
-    chunk: list[int] = []
-    for row in order:
-        if chunk and (len(chunk) + 1) * max(lengths[r] for r in (*chunk, row)) > most:
-            yield chunk
-            chunk = []
-        chunk.append(row)
-    yield chunk
 
 
 def _within(rows: Sequence[int], lengths: Sequence[int], *, most: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "reftlens"
 LAYERS = [
     ("ground", "model positions subspace figures config pretrained data fingerprint"),
     ("edits", "interventions.base interventions.family interventions.fixed interventions objectives site"),
-    ("engine", "engine reft body cone shelf prefix trim scorer"),
+    ("engine", "engine reft body cone shelf reuse prefix trim kept scorer"),
     ("looking", "preflight activations"),
     ("training", "checkpoint result evaluate sweep training fit"),
     ("generation", "generation prefill beams generate"),
