@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
+    parser.add_argument("--compare", type=int, default=20, help="how many of the twenty to train alone as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = rl.load_model()
@@ -49,7 +50,8 @@ def main() -> None:
         lambda: rl.fit_together(together, model, data, configs, reuse=rl.Reuse(verify=False), progress=False)
     )
     error = 0.0
-    for (seed, rank), found in zip(table, together, strict=True):
+    chosen = range(0, len(table), -(-len(table) // options.compare))
+    for (seed, rank), found in [(table[i], together[i]) for i in chosen]:
         alone = made(d, seed, rank)
         rl.fit(alone, model, data, seed=seed, reuse=rl.Reuse(verify=False), **settings)
         error = max(error, *(relative_error(a, b) for a, b in zip(found.parameters(), alone.parameters(), strict=True)))
@@ -60,7 +62,8 @@ def main() -> None:
         f"- all twenty together: {twenty:.1f}\n"
         f"- one run that computes everything: {whole:.1f}\n"
         f"- one run on the light cone: {one:.1f}\n\n"
-        f"Largest difference of a trained parameter from its separate run, relative: {error:.1e}.\n"
+        f"Largest difference of a trained parameter from its separate run, relative, over {len(chosen)} of them: "
+        f"{error:.1e}.\n"
     )
     print(text)
     (options.out / "performance_twenty.md").write_text(text, encoding="utf-8")
