@@ -99,11 +99,8 @@ class Body:
     def foreign_hook(self) -> str:
         """The name of a hook that somebody else has put on the model, or ""."""
         for name, point in self._points:
-            if (point.fwd_hooks or point.bwd_hooks) and any(
-                _is_foreign(_wrapped(hook))
-                for table in (point._forward_hooks, point._backward_hooks)
-                for hook in table.values()
-            ):
+            tables = (point._forward_hooks, point._forward_pre_hooks, point._backward_hooks)
+            if any(_is_foreign(_wrapped(hook)) for table in tables if table for hook in table.values()):
                 return name
         for name, module in self._modules:
             tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
@@ -273,11 +270,11 @@ def _slots(module: nn.Module, seen: set[int]) -> Iterator[Slot]:
 
 
 def _wrapped(hook: Any) -> Any:
-    """The function that a hook point was given, inside the one that it gave to torch."""
+    """The function that a hook point was given, inside the one that it gave to torch; any other hook as it is."""
     names = getattr(getattr(hook, "__code__", None), "co_freevars", ())
     cells = getattr(hook, "__closure__", None) or ()
     inside: dict[str, Any] = {name: cell.cell_contents for name, cell in zip(names, cells, strict=False)}
-    return inside.get("hook")
+    return inside.get("hook", hook)
 
 
 def _is_foreign(hook: Any) -> bool:

@@ -1,6 +1,5 @@
 """Held-out loss and accuracy of a `ReFT`, per example, the unedited model beside the edited one."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -110,9 +109,11 @@ def mean_loss(scorer: Scorer, objective: Objective, *, batch_size: int) -> float
     return total / weight
 
 
-def pieces(count: int, size: int) -> Iterator[tuple[int, ...]]:
-    for start in range(0, count, size):
-        yield tuple(range(start, min(start + size, count)))
+def pieces(count: int, size: int) -> list[tuple[int, ...]]:
+    """The numbers below `count`, `size` at a time."""
+    if size < 1:
+        raise ValueError(f"batch_size={size}, expected 1 or more")
+    return [tuple(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
 def per_example(values: Float[Tensor, " n"], batch: Batch) -> list[float]:

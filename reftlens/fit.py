@@ -90,7 +90,8 @@ def fit_seeds(
 ) -> list[tuple[ReFT, FitResult]]:
     """One run per seed, each from its own initialisation and data order; `reft` itself stays as it is.
 
-    The runs share each pass through the model (see `fit_together`), unless there is dropout to draw for each.
+    `seeds` takes the place of `config.seed`. The runs share each pass through the model (see `fit_together`), unless
+    there is dropout to draw for each.
     """
     copies = [reft.clone() for _ in seeds]
     for copy, seed in zip(copies, seeds, strict=True):
@@ -136,6 +137,9 @@ def fit_together(
         raise ValueError(f"{len(refts)} interventions and {len(settings)} configs: one config each, or one for all")
     if _dropout(refts):
         raise ValueError("dropout would be drawn otherwise than in a run of its own: use fit, or dropout=0")
+    owners = [id(p) for reft in refts for p in reft.parameters()]
+    if len(set(owners)) < len(owners):
+        raise ValueError("two of the interventions share parameters, and each would train the other: use .clone()")
     if len({config.precision for config in settings}) > 1:
         raise ValueError("interventions that train together compute in one precision")
     return _train(refts, model, data, settings, validation, objective, Reuse.of(reuse), progress)
@@ -175,6 +179,8 @@ def _train(
     checkpoint: Path | None = None,
     checkpoint_every: int = 20,
 ) -> list[FitResult]:
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every={checkpoint_every}, expected 1 or more")
     for reft, config in zip(refts, configs, strict=True):
         _check(reft, model, data, config, validation)
     device = device_of(model)

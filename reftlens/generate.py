@@ -136,11 +136,14 @@ def stream(
     )  # fmt: skip
     prompts = prompt if isinstance(prompt, Prefilled) else [prompt]
     session = _session(reft, model, prompts, chat, system, variant, decoding)
+    if len(session.ids) != 1:
+        raise ValueError(f"a stream is of one prompt, and {len(session.ids)} were prefilled: use generate")
     text = TextStream(model.tokenizer)
     for _ in session.greedy_or_sampled():
         piece = text.push(session.ids[0][-1], last=session.finished)
         if piece:
             yield piece
+    session.warn_of_unused_sites()
 
 
 def _session(
@@ -149,8 +152,10 @@ def _session(
 ) -> "Session":  # fmt: skip
     prefilled = prompts if isinstance(prompts, Prefilled) else None
     if isinstance(prompts, Prefilled):
-        if reft is None or chat or system is not None:
-            raise ValueError("prefilled prompts come with their template, and are for the edits they were read for")
+        if chat or system is not None:
+            raise ValueError("prefilled prompts come with their template: drop chat and system")
+        if reft is None:
+            raise ValueError("prefilled prompts are for the edits they were read for: use Variant(strength=0)")
         prompts.check(reft, model)
         batch, chat = prompts.prompts, prompts.chat
     else:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any, SupportsFloat
 
 import torch
 from torch import nn
@@ -34,12 +35,13 @@ class Variant:
 
     def __init__(
         self,
-        strength: float | Sequence[float] = 1.0,
+        strength: SupportsFloat | Sequence[float] = 1.0,
         among: Where | None = None,
         sites: Sequence[int] | None = None,
     ) -> None:
-        plain = isinstance(strength, int | float)
-        object.__setattr__(self, "strength", float(strength) if plain else tuple(map(float, strength)))
+        given: Any = strength
+        many = isinstance(strength, Sequence) or getattr(given, "ndim", 0) > 0  # else a number, of any library
+        object.__setattr__(self, "strength", tuple(map(float, given)) if many else float(given))
         object.__setattr__(self, "among", None if among is None else as_positions(among))
         object.__setattr__(self, "sites", None if sites is None else tuple(sites))
 

@@ -6,14 +6,14 @@ from what was captured once; where that would not be valid it runs the whole mod
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicLayer
 
@@ -104,10 +104,9 @@ class Scorer:
         if self.why_full:
             return f"full computation: {self.why_full}"
         tokens, whole = sum(c.length for c in self.cones), int(self.data.attention_mask.sum())
-        return (
-            f"light cone: blocks {self.first} to {self.body.depth - 1}, {tokens} of {whole} tokens; "
-            f"the rest is kept {self.kept}"
-        )
+        last = self.body.depth - 1
+        blocks = f"blocks {self.first} to {last}" if self.first <= last else "no block"
+        return f"light cone: {blocks}, {tokens} of {whole} tokens; the rest is kept {self.kept}"
 
     def _obstacle(self) -> str:
         """Why reuse is not valid on this model with these sites, or ""."""
@@ -259,7 +258,7 @@ class Scorer:
                 if not len(at):
                     continue
                 site, point = plan.bound.reft.sites[i], plan.bound.points[i]
-                key = (i, id(point), site.heads)
+                key = (i, id(point), id(plan.bound.carries[i]), site.heads)
                 if key not in found:
                     shape, carry = (win.real.shape[0], win.real.shape[1]), plan.bound.carries[i]
                     found[key] = Edit(point, [], index[:0], index[:0], shape, site.heads, carry)
@@ -272,39 +271,57 @@ class Scorer:
     # -- the claim is checked ----------------------------------------------------------------------------
 
     def _difference(self, job: Job) -> str:
-        """What is wrong with the cone on some rows of `job`, or ""; loss, logits and gradients are compared."""
-        rows = _within(job.rows, [c.stop for c in self.cones], most=1024)
-        strongest = max(range(len(self.plans)), key=lambda i: _dose(self.plans[i].variant))
-        sample = Job(strongest, rows)
-        reft = self.plans[strongest].bound.reft
-        with mode(reft, training=False), torch.enable_grad():
-            with self._whole(sample) as whole:
-                expected = self._loss_and_gradients(whole, reft)
+        """What is wrong with the cone on some rows of `job`, or ""; losses, logits and gradients are compared.
+
+        One plan is taken of every set of sites and tokens, the strongest, and their cones are computed together.
+        """
+        strongest: dict[Any, int] = {}
+        for i, plan in enumerate(self.plans):
+            key = (plan.bound.reft.sites, plan.variant.sites, plan.variant.among)
+            if key not in strongest or _dose(plan.variant) > _dose(self.plans[strongest[key]].variant):
+                strongest[key] = i
+        rows = _within(job.rows, [c.stop for c in self.cones], most=1024 // len(strongest))
+        samples = [Job(i, rows) for i in strongest.values()]
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            for i in strongest.values():
+                stack.enter_context(mode(self.plans[i].bound.reft, training=False))
+            expected = self._totals([sample] for sample in samples)
             try:
-                found = self._loss_and_gradients(self._cone([sample])[0], reft)
+                found = self._totals([samples], cone=True)
             except Exception as error:  # whatever a model's own code says to a stored cache: it cannot be reused
                 return f"computing with stored keys and values failed: {type(error).__name__}: {error}"
             finally:
                 self.kept.forget()
-        if not torch.isfinite(expected[1]).all():
+        if not all(torch.isfinite(t).all() for t in expected):
             return ""  # nothing to compare with; training will say what overflowed
         halved = self.reuse is not None and self.reuse.half
-        narrow = halved or self._narrow or expected[1].dtype.itemsize < 4
-        limit = 0.25 if narrow else 1e-3 if expected[1].dtype == torch.float32 else 1e-8
-        largest = max((g.abs().max().item() for g in expected[2:]), default=0.0)
-        floors = [0.0, 0.0, *(1e-3 * largest for _ in expected[2:])]  # a gradient that is 0 in theory is mere rounding
+        narrow = halved or self._narrow or expected[0].dtype.itemsize < 4
+        limit = 0.25 if narrow else 1e-3 if expected[0].dtype == torch.float32 else 1e-8
+        largest = max(g.abs().max().item() for g in expected[1:])
+        floors = [0.0, *(1e-3 * largest for _ in expected[1:])]  # a gradient that is 0 in theory is mere rounding
         worst = max(relative_error(a, b, floor) for a, b, floor in zip(found, expected, floors, strict=True))
         if not worst <= limit:
             return f"on the first batch, loss, logits or gradients differ from the full computation by {worst:.2g}"
         return ""
 
-    def _loss_and_gradients(self, scored: Scored, reft: nn.Module) -> list[Tensor]:
-        loss = F.cross_entropy(scored.logits.float(), scored.batch.target_ids)
-        parameters = [p for p in reft.parameters() if p.requires_grad]
-        if not parameters or not loss.requires_grad:
-            return [loss.detach(), scored.logits.detach()]
-        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return [loss.detach(), scored.logits.detach(), *(g for g in grads if g is not None)]
+    def _totals(self, groups: Iterable[list[Job]], *, cone: bool = False) -> list[Tensor]:
+        """Logits of all jobs one after the other, the sum of their losses, and its gradients."""
+        modules = {id(plan.bound.reft): plan.bound.reft for plan in self.plans}
+        parameters = list({id(p): p for m in modules.values() for p in m.parameters() if p.requires_grad}.values())
+        # None is 0: an edit after the last target is left out of the cone, and changes nothing in the full pass
+        total, grads, logits = torch.zeros(()), [torch.zeros_like(p) for p in parameters], []
+        for jobs in groups:
+            with nullcontext(self._cone(jobs)) if cone else self._whole(jobs[0]) as result:
+                scored = result if isinstance(result, list) else [result]
+                losses = [F.cross_entropy(one.logits.float(), one.batch.target_ids) for one in scored]
+                logits += [one.logits.detach() for one in scored]
+                loss = torch.stack(losses).sum()
+                total = total + loss.detach().cpu()
+                if parameters and loss.requires_grad:
+                    known = torch.autograd.grad(loss, parameters, allow_unused=True)
+                    grads = [g if k is None else g + k for g, k in zip(grads, known, strict=True)]
+        return [torch.cat(logits), total, *grads]
 
 
 class _Whole:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat
 
 import torch
 from jaxtyping import Float
@@ -70,7 +70,7 @@ def sweep(
     reft: ReFT,
     model: Bridge,
     data: Batch,
-    variants: Sequence[Variant | float],
+    variants: Sequence[Variant | SupportsFloat],
     *,
     objective: Objective = cross_entropy,
     batch_size: int = 16,

@@ -453,3 +453,69 @@ def test_training_with_reuse_is_training_without_it():
     for x, y in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(x, y, atol=1e-8, rtol=0)
     assert a.computation.startswith("light cone") and b.computation == "full computation: reuse is switched off"
+
+
+# -- found by a critical reader --------------------------------------------------------------------------------------
+
+
+def test_runs_at_one_hook_that_differ_in_the_skip_connection_stay_apart():
+    import reftlens as rl
+
+    model, data = bridge("gpt2", torch.float64), texts("gpt2")
+
+    def made():
+        torch.manual_seed(0)
+        return [
+            rl.ReFT({hook: rl.LoReFT(32, 2).double()})
+            for hook in (rl.resid_mid(1, "last"), rl.Site("blocks.1.ln2.hook_in", "last"))
+        ]
+
+    together, alone = made(), made()
+    rl.fit_together(together, model, data, rl.FitConfig(steps=3, lr=0.02), progress=False)
+    for one, other in zip(together, alone, strict=True):
+        rl.fit(other, model, data, steps=3, lr=0.02, progress=False)
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
+
+
+def test_a_site_after_the_last_target_changes_nothing(gpt2):
+    import reftlens as rl
+
+    data = rl.encode(gpt2, [rl.Example("the cat sat on the", " mat")], end=False)
+    reft = rl.ReFT({rl.resid_post(0, "last"): rl.LoReFT(32, 2), rl.resid_post(1, "response"): rl.LoReFT(32, 2)})
+    before = reft[1].W.clone()
+    run = rl.fit(reft, gpt2, data, steps=2, progress=False)
+    assert run.computation.startswith("light cone") and torch.equal(reft[1].W, before)
+
+
+def test_a_torch_hook_on_a_hook_point_is_seen(gpt2):
+    import reftlens as rl
+
+    seen = []
+    handle = gpt2.hook_dict["blocks.0.hook_out"].register_forward_hook(lambda *_: seen.append(1) and None)
+    try:
+        rl.generate(None, gpt2, ["the cat"], max_new_tokens=3)
+        _, said = scored(gpt2, one_site("gpt2", "resid_post"), texts("gpt2"), off())
+    finally:
+        handle.remove()
+    assert len(seen) == 4 and said.startswith("full computation")
+
+
+def test_interventions_that_share_parameters_do_not_train_together(gpt2):
+    import reftlens as rl
+
+    reft = one_site("gpt2", "resid_post")
+    with pytest.raises(ValueError, match="share parameters"):
+        rl.fit_together([reft, reft], gpt2, texts("gpt2"), progress=False)
+
+
+def test_numbers_of_any_library_are_strengths_and_bad_sizes_are_refused(gpt2):
+    import reftlens as rl
+
+    reft = one_site("gpt2", "resid_post")
+    found = rl.sweep(reft, gpt2, texts("gpt2"), list(torch.linspace(0, 1, 3)), progress=False)
+    assert [v.strength for v in found.variants] == [0.0, 0.5, 1.0]
+    with pytest.raises(ValueError, match="batch_size=-1"):
+        rl.sweep(reft, gpt2, texts("gpt2"), [1.0], batch_size=-1, progress=False)
+    with pytest.raises(ValueError, match="checkpoint_every=0"):
+        rl.fit(reft, gpt2, texts("gpt2"), steps=1, checkpoint_every=0, progress=False)
