@@ -98,12 +98,12 @@ def evaluate(
 
 
 @torch.no_grad()
-def mean_loss(scorer: Scorer, objective: Objective, *, batch_size: int) -> float:
-    """Mean loss per target of the edited model (the scorer's first plan), dropout off."""
+def mean_loss(scorer: Scorer, plan: int, objective: Objective, *, batch_size: int) -> float:
+    """Mean loss per target of the model edited as one of the scorer's plans says, dropout off."""
     total, weight = 0.0, 0
-    with mode(scorer.plans[0].bound.reft, training=False):
+    with mode(scorer.plans[plan].bound.reft, training=False):
         for rows in pieces(len(scorer.data), batch_size):
-            for (scored,) in scorer.groups([Job(0, rows)]):
+            for (scored,) in scorer.groups([Job(plan, rows)]):
                 losses = objective(scored.logits, scored.batch)
                 total, weight = total + losses.sum().item(), weight + losses.numel()
     return total / weight

@@ -185,7 +185,7 @@ def _train(
         _check(reft, model, data, config, validation)
     device = device_of(model)
     runs = [
-        Run(reft.to(device), model, data, config, validation, objective, checkpoint, reuse, number)
+        Run(reft.to(device), model, data, config, validation, objective, checkpoint, number)
         for number, (reft, config) in enumerate(zip(refts, configs, strict=True))
     ]
     with ExitStack() as stack:
@@ -194,15 +194,19 @@ def _train(
         for run in runs:
             stack.enter_context(mode(run.reft, training=True))
             run.resume()
+        plans = [Plan(run.bound) for run in runs]
         scorer = Scorer(
-            model, data, [Plan(run.bound) for run in runs], reuse, uses=sum(run.uses for run in runs),
-            autocast=runs[0].autocast, narrow=runs[0].narrow, progress=progress,
+            model, data, plans, reuse, uses=sum(run.uses for run in runs), autocast=runs[0].autocast,
+            narrow=runs[0].narrow, progress=progress,
+        )  # fmt: skip
+        validator = None if validation is None else Scorer(
+            model, validation, plans, reuse, autocast=runs[0].autocast, narrow=runs[0].narrow, progress=progress
         )  # fmt: skip
         longest = max(run.total for run in runs)
         done = min(longest, min(run.done for run in runs))
         bar = stack.enter_context(tqdm(total=longest, initial=done, desc="fit", unit="step", disable=not progress))
         while going := [run for run in runs if not run.finished]:
-            records = advance(going, scorer)
+            records = advance(going, scorer, validator)
             bar.update()
             bar.set_postfix(loss=f"{sum(record.loss for record in records) / len(records):.4f}")
             if on_step is not None:

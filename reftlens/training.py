@@ -21,7 +21,6 @@ from reftlens.model import Bridge, device_of
 from reftlens.objectives import Objective
 from reftlens.reft import Bound, ReFT
 from reftlens.result import FitResult, library_versions
-from reftlens.reuse import Reuse
 from reftlens.scorer import Job, Plan, Scored, Scorer
 from reftlens.subspace import Frame
 
@@ -59,9 +58,8 @@ class Run:
     validation: Batch | None
     objective: Objective
     path: Path | None
-    reuse: Reuse | None = None
     number: int = 0
-    """Of its plan among those of the scorer."""
+    """Of its plan among those of the scorers, of the data and of the validation set."""
     losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -73,7 +71,6 @@ class Run:
     def __post_init__(self) -> None:
         self.bound: Bound = self.reft.bind(self.model)
         self.device = device_of(self.model)
-        self._scorer: Scorer | None = None
         self._loss, self._targets = 0.0, 0
         self.parameters = [p for p in self.reft.parameters() if p.requires_grad]
         with_decay = decayed(self.reft)
@@ -128,8 +125,8 @@ class Run:
         self._loss, self._targets = self._loss + value.item(), self._targets + losses.numel()
         return value
 
-    def close_step(self) -> Step:
-        """Take the optimizer step with the gradients gathered since `open_step`."""
+    def close_step(self, validator: Scorer | None) -> Step:
+        """Take the optimizer step with the gradients gathered since `open_step`; `validator` scores `validation`."""
         rate = self.config.learning_rate(self.done, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -147,7 +144,8 @@ class Run:
         self.losses.append(loss)
         self.rates.append(rate)
         self.norms.append(norm)
-        self._validate()
+        if validator is not None:
+            self._validate(validator)
         return Step(self.done, loss, rate, norm, self.reft)
 
     @property
@@ -172,23 +170,17 @@ class Run:
 
     # -- validation --------------------------------------------------------------------------------------
 
-    def _validate(self) -> None:
+    def _validate(self, validator: Scorer) -> None:
         every = self.config.eval_every or self.config.steps_per_epoch(len(self.data))
-        if self.validation is None or (self.done % every and self.done < self.total):
+        if self.done % every and self.done < self.total:
             return
-        loss = mean_loss(self._validator(), self.objective, batch_size=self.config.batch_size)
+        loss = mean_loss(validator, self.number, self.objective, batch_size=self.config.batch_size)
         if not self.evaluations or loss < min(v for _, v in self.evaluations):
             self.best = {n: p.detach().clone() for n, p in self.reft.named_parameters()}
         self.evaluations.append((self.done, loss))
         best = min(range(len(self.evaluations)), key=lambda i: self.evaluations[i][1])
         waited = len(self.evaluations) - 1 - best
         self.stopped_early = self.config.patience is not None and waited >= self.config.patience
-
-    def _validator(self) -> Scorer:
-        if self._scorer is None:
-            assert self.validation is not None
-            self._scorer = Scorer(self.model, self.validation, [Plan(self.bound)], self.reuse)
-        return self._scorer
 
     # -- checkpoints and result --------------------------------------------------------------------------
 
@@ -268,8 +260,8 @@ class Run:
         )
 
 
-def advance(runs: Sequence[Run], scorer: Scorer) -> list[Step]:
-    """One optimizer step of every run, scored together; the scorer's plans are the runs, in this order."""
+def advance(runs: Sequence[Run], scorer: Scorer, validator: Scorer | None) -> list[Step]:
+    """One optimizer step of every run, scored together; each run's `number` is its plan at either scorer."""
     began = time.perf_counter()
     micro_batches = [run.open_step() for run in runs]
     for turn in range(max(map(len, micro_batches))):
@@ -279,7 +271,7 @@ def advance(runs: Sequence[Run], scorer: Scorer) -> list[Step]:
             value = torch.stack([by_number[scored.job.plan].loss_of(scored) for scored in group]).sum()
             if value.requires_grad:  # not so where no site chooses a token in these rows
                 value.backward()
-    steps = [run.close_step() for run in runs]
+    steps = [run.close_step(validator) for run in runs]
     for run in runs:
         run.seconds += (time.perf_counter() - began) / len(runs)
     return steps

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", str(CORES))  # for child processes; more threads than cores only wait
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
@@ -47,8 +49,8 @@ def llama():
 
 @pytest.fixture
 def smol():
-    """SmolLM2-135M-Instruct, the default model (slow tests only), on all cores; read-only."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """SmolLM2-135M-Instruct, the default model (slow tests only), on this worker's share of the cores; read-only."""
+    torch.set_num_threads(CORES)
     yield _smol()
     torch.set_num_threads(1)
 
