@@ -21,7 +21,7 @@ from reftlens.model import Bridge, device_of
 from reftlens.objectives import Objective
 from reftlens.reft import Bound, ReFT
 from reftlens.result import FitResult, library_versions
-from reftlens.scorer import Job, Plan, Scored, Scorer
+from reftlens.scorer import Job, Scored, Scorer
 from reftlens.subspace import Frame
 
 

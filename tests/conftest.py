@@ -6,8 +6,6 @@ from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-os.environ.setdefault("OMP_NUM_THREADS", str(CORES))  # for child processes; more threads than cores only wait
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
@@ -15,7 +13,16 @@ import torch
 
 import architectures
 
+CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", str(CORES))  # for child processes; more threads than cores only wait
 torch.set_num_threads(1)  # on tiny models a second thread only waits, and on a busy machine it waits long
+
+
+def pytest_collection_modifyitems(items):
+    """Slow tests follow one another on one worker: two language models at once slow each other down several times."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("slow"))
 
 
 @pytest.fixture(autouse=True)
