@@ -3,7 +3,7 @@
 from reftlens.activations import activations
 from reftlens.checkpoint import CheckpointMismatch
 from reftlens.config import FitConfig
-from reftlens.data import Batch, Example, encode, encode_prompts, load_examples
+from reftlens.data import Batch, Example, Source, encode, encode_prompts, load_examples
 from reftlens.engine import SiteNeverFired
 from reftlens.evaluate import Evaluation, evaluate
 from reftlens.fit import fit, fit_seeds, fit_together
@@ -11,9 +11,11 @@ from reftlens.generate import generate, stream
 from reftlens.generation import Generation
 from reftlens.hub import from_hub, push_to_hub
 from reftlens.interventions import (
+    DAS,
     Ablation,
     ConsReFT,
     DiReFT,
+    Interchange,
     Intervention,
     LobiReFT,
     LoReFT,
@@ -66,6 +68,7 @@ from reftlens.sweep import Sweep, sweep
 from reftlens.training import Step, TrainingDiverged
 
 __all__ = [
+    "DAS",
     "Ablation",
     "All",
     "At",
@@ -81,6 +84,7 @@ __all__ = [
     "Generated",
     "Generation",
     "HookNotFound",
+    "Interchange",
     "Intervention",
     "Last",
     "LoReFT",
@@ -97,6 +101,7 @@ __all__ = [
     "Reuse",
     "Site",
     "SiteNeverFired",
+    "Source",
     "SteeringVector",
     "Step",
     "StoreMismatch",

@@ -44,6 +44,24 @@ class Batch:
     tokenizer: Any = field(default=None, repr=False)
     truncated: tuple[int, ...] = ()
     """Rows that were cut, on request."""
+    sources: Mapping[str, "Source"] = field(default_factory=dict, repr=False)
+    """By the name of the variable that an interchange intervention takes from it."""
+
+    def with_sources(self, sources: "Batch | Source | Mapping[str, Batch | Source]") -> "Batch":
+        """The same rows with sources to exchange with: one (named `"source"`), or `{variable: one}`.
+
+        A `Batch` as source has a row for each row of this one; a `Source` says which row goes with which.
+        """
+        given = {"source": sources} if isinstance(sources, Batch | Source) else dict(sources)
+        if not given:
+            raise ValueError("sources={}, expected a batch, or one for each variable")
+        made = {name: s if isinstance(s, Source) else Source(s, torch.arange(len(s))) for name, s in given.items()}
+        for name, one in made.items():
+            if len(one.rows) != len(self):
+                raise ValueError(f"source {name!r} has {len(one.rows)} row(s), and the data {len(self)}")
+            if len(one.rows) and not -1 <= int(one.rows.min()) <= int(one.rows.max()) < len(one.batch):
+                raise ValueError(f"source {name!r} names rows outside -1 to {len(one.batch) - 1} of its batch")
+        return replace(self, sources=made)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -61,6 +79,7 @@ class Batch:
             target_mask=self.target_mask[index][:, keep],
             examples=tuple(self.examples[i] for i in chosen),
             truncated=tuple(new for new, old in enumerate(chosen) if old in self.truncated),
+            sources={n: Source(s.batch, s.rows[index.to(s.rows.device)]) for n, s in self.sources.items()},
         )
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -100,12 +119,22 @@ class Batch:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over ids, roles and targets of all rows; padding does not matter."""
+        """SHA-256 over ids, roles and targets of all rows, and their sources; padding does not matter."""
         digest = hashlib.sha256()
         for ids, role, target in zip(self.tokens.tolist(), self.role.tolist(), self.target_mask.tolist(), strict=True):
             row = [(t, r, int(s)) for t, r, s in zip(ids, role, target, strict=True) if r != Role.PAD]
             digest.update(json.dumps(row).encode())
+        for name, source in sorted(self.sources.items()):
+            digest.update(json.dumps([name, source.batch.fingerprint, source.rows.tolist()]).encode())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Rows to exchange with: `batch`, and for each row of the data which of its rows, or -1 for no exchange."""
+
+    batch: Batch
+    rows: Int[Tensor, " rows"]
 
 
 def batch_from_rows(

@@ -33,6 +33,8 @@ class Part:
     strength: Strength = 1.0
     basis: Tensor | None = None
     """Kept over several forward passes where nothing trains; None computes it anew, inside the graph."""
+    source: Float[Tensor, "tokens variables d"] | None = None
+    """What the intervention's variables are exchanged for, where it has any."""
 
     @property
     def idle(self) -> bool:
@@ -57,7 +59,7 @@ def _edited(parts: Sequence[Part], h: Float[Tensor, "tokens d"]) -> Float[Tensor
     for members in alike.values():
         if len(members) == 1:
             part, piece = parts[members[0]], pieces[members[0]]
-            results[members[0]] = part.intervention(piece, strength=part.strength, basis=part.basis)
+            results[members[0]] = part.intervention(piece, part.strength, part.basis, part.source)
         else:
             stacked = _stacked([parts[i] for i in members], torch.stack([pieces[i] for i in members]))
             results |= dict(zip(members, stacked, strict=True))
@@ -69,11 +71,12 @@ def _stacked(parts: Sequence[Part], h: Float[Tensor, "parts tokens d"]) -> Float
     first = parts[0]
     states = [dict(part.intervention.named_parameters()) | dict(part.intervention.named_buffers()) for part in parts]
     stack = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    sources = [part.source for part in parts if part.source is not None]
 
-    def one(state: dict[str, Tensor], piece: Tensor) -> Tensor:
-        return functional_call(first.intervention, state, (piece,), {"strength": first.strength})
+    def one(state: dict[str, Tensor], piece: Tensor, source: Tensor | None = None) -> Tensor:
+        return functional_call(first.intervention, state, (piece, first.strength, None, source))
 
-    return vmap(one)(stack, h)
+    return vmap(one)(stack, h, torch.stack(sources)) if sources else vmap(one)(stack, h)
 
 
 @dataclass(eq=False, repr=False)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, SupportsFloat
 
 import torch
@@ -16,6 +17,7 @@ from reftlens.interventions.base import Intervention, Strength
 from reftlens.model import Bridge, parameter_total, resolve_hook
 from reftlens.positions import Mask, Positions, TokenView, as_positions
 from reftlens.site import Site, Where
+from reftlens.sources import Donor, places_of, read_donors
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class ReFT(nn.Module):
         """
         bound = self.bind(model)
         bound.require(batch.view, variant)
-        edits = bound.edits(batch.view, variant)
+        edits = bound.edits(batch.view, variant, bound.donors(model, batch, variant))
         with attached(edits):
             yield
         check_fired(edits)
@@ -220,7 +222,7 @@ class Bound:
                 f"strength has {len(variant.strength)} values, and {module.kind} at {self.reft.sites[i]} has "
                 f"rank {module.rank}"
             )
-        return torch.tensor(variant.strength, device=next(iter(module.state_dict().values())).device)
+        return torch.tensor(variant.strength)
 
     def require(self, view: TokenView, variant: Variant = Variant()) -> None:
         """Raise if an active site chooses no token in any row of `view`."""
@@ -229,10 +231,38 @@ class Bound:
                 among = f" among {variant.among}" if variant.among is not None else ""
                 raise ValueError(f"{self.reft.sites[i]}{among} chooses no token in any of {len(view.ids)} row(s)")
 
-    def edits(self, view: TokenView, variant: Variant = Variant()) -> list[Edit]:
-        """What to attach for one forward pass over `view`: the sites that choose a token there."""
-        masks = {i: variant.mask(self.reft.sites[i], view) for i in self.active(variant)}
-        return [self.edit(i, mask, variant) for i, mask in masks.items() if mask.any()]
+    def donors(self, model: Bridge, data: Batch, variant: Variant = Variant()) -> dict[int, Donor]:
+        """What the sources of `data` hold at the active sites that exchange something."""
+        wanted = {
+            i: (self.reft.sites[i], self.points[i], self.reft[i].variables)
+            for i in self.active(variant)
+            if self.reft[i].variables
+        }
+        return read_donors(model, data, wanted)
+
+    def edits(
+        self,
+        view: TokenView,
+        variant: Variant = Variant(),
+        donors: Mapping[int, Donor] = MappingProxyType({}),
+        rows: Sequence[int] | None = None,
+    ) -> list[Edit]:
+        """What to attach for one forward pass over `view`: the sites that choose a token there.
+
+        `donors` count rows in the data that `view` was taken from; `rows` are those it holds, None for all.
+        """
+        found = []
+        for i in self.active(variant):
+            mask = variant.mask(self.reft.sites[i], view)
+            if not mask.any():
+                continue
+            edit = self.edit(i, mask, variant)
+            if i in donors:
+                which = edit.rows if rows is None else torch.tensor(rows, device=mask.device)[edit.rows]
+                places = places_of(self.reft.sites[i].positions.mask(view))[edit.rows, edit.columns]
+                edit.parts[0].source = donors[i].of(which, places)
+            found.append(edit)
+        return found
 
     def edit(self, i: int, mask: Mask, variant: Variant) -> Edit:
         """The edit of site `i` on the tokens of `mask`."""

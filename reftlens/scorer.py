@@ -27,6 +27,7 @@ from reftlens.positions import Mask
 from reftlens.prefix import Capture, Captured, Prefilled, Stub, assemble, cache_of, entering
 from reftlens.reft import Bound, Variant, mode
 from reftlens.reuse import Reuse
+from reftlens.sources import Donor, places_of
 from reftlens.trim import Trimmed
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
@@ -84,6 +85,7 @@ class Scorer:
         self.model, self.data, self.plans, self.reuse, self.autocast = model, data, list(plans), reuse, autocast
         self.device = device_of(model)
         self._checked, self._narrow = False, narrow
+        self.donors = self._read_donors()
         self.why_full = "reuse is switched off"
         if reuse is None:
             return
@@ -95,6 +97,18 @@ class Scorer:
         self.why_full = self._obstacle()
         if not self.why_full:
             self._lay_out(uses, progress)
+
+    def _read_donors(self) -> list[dict[int, Donor]]:
+        """For each plan what its sources hold, read once for all plans with the same sites."""
+        read: dict[Any, dict[int, Donor]] = {}
+        result = []
+        for plan in self.plans:
+            reft = plan.bound.reft
+            key = (reft.sites, tuple(module.variables for _, module in reft.items()), plan.variant.sites)
+            if key not in read:
+                read[key] = plan.bound.donors(self.model, self.data, plan.variant)
+            result.append(read[key])
+        return result
 
     # -- what is said ------------------------------------------------------------------------------------
 
@@ -127,6 +141,10 @@ class Scorer:
         edited = torch.stack([m for masks in self.masks.values() for m in masks.values()]).any(dim=0)
         self.cones = spans(self.tidy, edited, tokens=self.reuse.tokens)
         self.plain = self.reuse.plain and self.body.may_be_plain
+        chosen = {(i, k) for i, donors in enumerate(self.donors) for k in donors}
+        self.places = {
+            (i, k): places_of(self.plans[i].bound.reft.sites[k].positions.mask(self.tidy.view)) for i, k in chosen
+        }
         self.capture = Capture(self.body, self.tidy, self.cones, self.first, self.plain)
         self.kept = Kept(self.model, self.capture, self.reuse, uses, self.autocast, progress)
 
@@ -265,7 +283,13 @@ class Scorer:
                 edit = found[key]
                 edit.rows = torch.cat([edit.rows, mine[at]])
                 edit.columns = torch.cat([edit.columns, columns])
-                edit.parts.append(Part(plan.bound.reft[i], len(at), plan.bound.strength(plan.variant, i)))
+                donor, source = self.donors[job.plan].get(i), None
+                if donor is not None:
+                    real = index[mine[at]]
+                    source = donor.of(real, self.places[job.plan, i][real, columns + win.starts[mine[at]]])
+                edit.parts.append(
+                    Part(plan.bound.reft[i], len(at), plan.bound.strength(plan.variant, i), source=source)
+                )
         return [found[key] for key in sorted(found, key=lambda key: key[0])]
 
     # -- the claim is checked ----------------------------------------------------------------------------
@@ -331,7 +355,8 @@ class _Whole:
         self.scorer, self.plan, self.job, self.batch = scorer, plan, job, batch
 
     def __enter__(self) -> Scored:
-        self.edits = self.plan.bound.edits(self.batch.view, self.plan.variant)
+        donors = self.scorer.donors[self.job.plan]
+        self.edits = self.plan.bound.edits(self.batch.view, self.plan.variant, donors, self.job.rows)
         self.stack = ExitStack()
         try:
             self.stack.enter_context(attached(self.edits))

@@ -3,16 +3,31 @@
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import ConsReFT, DiReFT, LobiReFT, LoReFT, NoReFT, OrthoDiReFT
 from reftlens.interventions.fixed import Ablation, SteeringVector
+from reftlens.interventions.interchange import DAS, Interchange
 
 KINDS: dict[str, type[Intervention]] = {
-    c.kind: c for c in (LoReFT, DiReFT, OrthoDiReFT, NoReFT, ConsReFT, LobiReFT, SteeringVector, Ablation)
+    c.kind: c
+    for c in (
+        LoReFT,
+        DiReFT,
+        OrthoDiReFT,
+        NoReFT,
+        ConsReFT,
+        LobiReFT,
+        SteeringVector,
+        Ablation,
+        DAS,
+        Interchange,
+    )
 }
 
 __all__ = [
+    "DAS",
     "KINDS",
     "Ablation",
     "ConsReFT",
     "DiReFT",
+    "Interchange",
     "Intervention",
     "LoReFT",
     "LobiReFT",

@@ -27,6 +27,8 @@ class Intervention(nn.Module, ABC):
     """Name under which the store knows the class."""
     affine: bool = False
     """Whether the edit is an affine map of `h`, so that it can be merged into a linear layer."""
+    variables: tuple[str, ...] = ()
+    """What is exchanged for the value it has in a source row; nothing, for an intervention without a source."""
     stacks: bool = True
     """Whether several of one class and equal settings may be computed at once under `torch.vmap`."""
 
@@ -58,12 +60,14 @@ class Intervention(nn.Module, ABC):
         h: Float[Tensor, "*units {self.d}"],
         strength: Strength = 1.0,
         basis: Tensor | None = None,
+        source: Float[Tensor, "*units variables {self.d}"] | None = None,
     ) -> Float[Tensor, "*units {self.d}"]:
         """The edited `h`.
 
         Args:
             strength: a number, or one per direction (`[rank]`), or any shape that broadcasts with the code.
             basis: what `self.basis()` gave, where a caller keeps it over several calls.
+            source: for an intervention that exchanges variables, where each is taken from; NaN leaves it.
         """
         if isinstance(strength, int | float) and strength == 0:
             return h
@@ -71,10 +75,16 @@ class Intervention(nn.Module, ABC):
             x = h.to(self.working_dtype(h.dtype))
             basis = self.basis() if basis is None else basis
             basis = None if basis is None else basis.to(x.dtype)
-            scale = strength.to(x.dtype) if isinstance(strength, Tensor) else strength
-            code = self.dropout(self.code(x, basis)) * scale
+            scale = strength.to(x) if isinstance(strength, Tensor) else strength
+            code = self.dropout(self.coded(x, basis, source)) * scale
             edit = code if basis is None else code @ basis.T
             return (x + edit).to(h.dtype)
+
+    def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None) -> Tensor:
+        """`code`, for a kind that may take a source."""
+        if source is not None:
+            raise ValueError(f"{self.kind} exchanges nothing, and was given a source")
+        return self.code(h, basis)
 
     def working_dtype(self, hidden: torch.dtype) -> torch.dtype:
         """float32, or wider where `hidden` or a parameter is."""

@@ -1,0 +1,128 @@
+"""Interventions with a source: what a subspace holds is exchanged for what it holds in another row.
+
+`h' = h + strength · (source - h) B Bᵀ`. With several variables, each owns some columns of `B` and has a source of
+its own.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens.interventions.base import Intervention
+from reftlens.subspace import Frame
+
+Sources = Float[Tensor, "*units variables d"]
+
+
+class Exchange(Intervention):
+    """An intervention that takes one source vector per token and variable; NaN stands for "leave this variable"."""
+
+    variables: tuple[str, ...] = ("source",)
+
+    @abstractmethod
+    def exchanged(self, h: Tensor, basis: Tensor | None, away: Tensor) -> Tensor:
+        """The code, from `away = source - h` (`[*units, variables, d]`, zero where a variable is left)."""
+
+    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
+        raise ValueError(
+            f"{self.kind} exchanges {', '.join(map(repr, self.variables))} and was given no source: pass "
+            "data.with_sources(…)"
+        )
+
+    def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None) -> Tensor:
+        if source is None:
+            return self.code(h, basis)
+        if tuple(source.shape) != (*h.shape[:-1], len(self.variables), self.d):
+            raise ValueError(
+                f"{self.kind} got sources of shape {list(source.shape)} for hidden states of shape {list(h.shape)} "
+                f"and {len(self.variables)} variable(s)"
+            )
+        here = h.unsqueeze(-2)
+        return self.exchanged(h, basis, torch.where(source.isnan(), 0.0, source.to(h.dtype) - here))
+
+
+class Interchange(Exchange):
+    """Vanilla interchange, `h' = h + strength · (source - h)`: the whole vector is exchanged. Nothing is trained.
+
+    The ceiling of what any subspace of the site can carry.
+    """
+
+    kind = "Interchange"
+
+    def __init__(self, d: int) -> None:
+        super().__init__(d, d)
+
+    def exchanged(self, h: Tensor, basis: Tensor | None, away: Tensor) -> Tensor:
+        return away[..., 0, :]
+
+    def basis(self) -> None:
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        return {"d": self.d}
+
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """Nothing is trained, so nothing changes."""
+
+
+class DAS(Exchange):
+    """Distributed alignment search, `h' = h + strength · (source - h) B Bᵀ` with `B` orthonormal and trained.
+
+    Low-rank interchange in a learned subspace (Geiger et al. 2023, arXiv 2303.02536; the DII of the ReFT paper,
+    eq. 1). `strength` may be one number per direction.
+
+    Args:
+        rank: width of the subspace of the one variable `"source"`.
+        variables: instead of `rank`, several variables that share one frame: `{"op1": 2, "op2": 2}`. Each has a
+            source of its own, and takes the next so many columns.
+    """
+
+    kind = "DAS"
+
+    def __init__(
+        self,
+        d: int,
+        rank: int | None = None,
+        *,
+        variables: Mapping[str, int] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if (rank is None) == (variables is None):
+            raise ValueError("DAS needs rank=…, or variables={name: rank, …} for several, and not both")
+        widths: dict[str, int] = dict(variables or {}) if rank is None else {"source": rank}
+        if not widths:
+            raise ValueError("variables={}, expected at least one")
+        for name, width in widths.items():
+            if not isinstance(width, int) or width < 1:
+                raise ValueError(f"variable {name!r} has rank {width!r}, expected 1 or more")
+        super().__init__(d, sum(widths.values()))
+        self.widths = widths
+        self.variables = tuple(widths)
+        self.frame = Frame(d, self.rank)
+        self.reset(generator)
+
+    def exchanged(self, h: Tensor, basis: Tensor | None, away: Tensor) -> Tensor:
+        assert basis is not None
+        columns = basis.split(list(self.widths.values()), dim=1)
+        return torch.cat([away[..., v, :] @ part for v, part in enumerate(columns)], dim=-1)
+
+    def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
+        return self.frame()
+
+    def subspace(self, variable: str) -> Float[Tensor, "{self.d} width"]:
+        """The columns of the basis that belong to one variable."""
+        if variable not in self.widths:
+            raise ValueError(f"no variable {variable!r}, there are: {', '.join(self.variables)}")
+        columns = self.basis().split(list(self.widths.values()), dim=1)
+        return columns[self.variables.index(variable)]
+
+    def settings(self) -> dict[str, Any]:
+        return {"d": self.d, "variables": self.widths}
+
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """A frame drawn uniformly."""
+        self.frame.reset(generator)

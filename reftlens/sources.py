@@ -1,0 +1,126 @@
+"""What interchange interventions put in: hidden states of source rows, read once and handed out token by token."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.hook_points import HookPoint
+
+from reftlens.data import Batch
+from reftlens.engine import forward, hooked, token_vectors
+from reftlens.model import Bridge, device_of
+from reftlens.positions import Mask
+from reftlens.site import Site
+
+
+@dataclass
+class _Reader:
+    """Keeps the hidden states that pass through a hook."""
+
+    kept: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, h: Tensor, hook: HookPoint) -> None:
+        self.kept.append(h)
+
+
+@torch.no_grad()
+def read_sites(
+    model: Bridge,
+    data: Batch,
+    places: Sequence[tuple[Site, HookPoint]],
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[Float[Tensor, "tokens d"]]:
+    """Hidden states of the unedited model at the positions of each site, row by row, in the model's dtype."""
+    collected: list[list[Tensor]] = [[] for _ in places]
+    device = device_of(model)
+    with tqdm(total=len(data), desc="activations", unit="example", disable=not progress) as bar:
+        for start in range(0, len(data), batch_size):
+            batch = data[start : start + batch_size].to(device)
+            readers = [_Reader() for _ in places]
+            with hooked([(point, reader) for (_, point), reader in zip(places, readers, strict=True)]):
+                forward(model, batch.tokens, batch.attention_mask)
+            for (site, _), reader, kept in zip(places, readers, collected, strict=True):
+                if len(reader.kept) != 1:
+                    raise ValueError(f"{site.hook} fired {len(reader.kept)} times in one forward pass, expected once")
+                kept.append(token_vectors(reader.kept[0], site.heads, site.hook)[site.positions.mask(batch.view)])
+            bar.update(len(batch))
+    return [torch.cat(kept) for kept in collected]
+
+
+@dataclass(frozen=True)
+class Donor:
+    """For the tokens that one site chooses in each row of a data set: what each variable's source holds there."""
+
+    vectors: tuple[Float[Tensor, "tokens d"], ...]
+    """One tensor for each variable of the intervention."""
+    begins: tuple[Int[Tensor, " rows"], ...]
+    """Where the tokens of a row's source begin among `vectors`; -1 where that variable is not exchanged."""
+
+    def of(self, rows: Int[Tensor, " n"], places: Int[Tensor, " n"]) -> Float[Tensor, "n variables d"]:
+        """Source vectors of tokens: their row, and which of the row's chosen tokens each is; NaN for no exchange."""
+        columns = []
+        for vectors, begins in zip(self.vectors, self.begins, strict=True):
+            start = begins[rows]
+            found = vectors[(start + places).clamp(min=0)]
+            columns.append(torch.where((start >= 0)[:, None], found, torch.nan))
+        return torch.stack(columns, dim=1)
+
+
+def places_of(mask: Mask) -> Int[Tensor, "batch seq"]:
+    """For each chosen token, which of its row's chosen tokens it is, from 0."""
+    return mask.long().cumsum(dim=1) - 1
+
+
+def read_donors(
+    model: Bridge, data: Batch, wanted: Mapping[int, tuple[Site, HookPoint, tuple[str, ...]]]
+) -> dict[int, Donor]:
+    """Read the sources of `data` at sites `{index: (site, hook, variables of the intervention)}`.
+
+    Raises:
+        ValueError: if `data` has no source for a variable, or a row's source has another number of tokens at the
+            site than the row itself.
+    """
+    if not wanted:
+        return {}
+    named = {v for _, _, variables in wanted.values() for v in variables}
+    for name in sorted(named - set(data.sources)):
+        given = ", ".join(map(repr, data.sources)) or "none"
+        raise ValueError(
+            f"an intervention exchanges {name!r}, and the data has no such source (it has: {given}): pass "
+            f"data.with_sources({{{name!r}: …}}), a batch with the rows to take it from"
+        )
+    for name in sorted(set(data.sources) - named):
+        raise ValueError(
+            f"the data has a source {name!r} that no intervention exchanges (they exchange: {', '.join(sorted(named))})"
+        )
+    found: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+    for name in sorted(named):
+        source = data.sources[name]
+        mine = {i: (site, point) for i, (site, point, variables) in wanted.items() if name in variables}
+        vectors = read_sites(model, source.batch, list(mine.values()))
+        for (i, (site, _)), read in zip(mine.items(), vectors, strict=True):
+            found[i, name] = read, _begins(site, data, name)
+    return {
+        i: Donor(*zip(*(found[i, name] for name in variables), strict=True))
+        for i, (_, _, variables) in wanted.items()
+    }  # fmt: skip
+
+
+def _begins(site: Site, data: Batch, name: str) -> Int[Tensor, " rows"]:
+    """Where each row's source tokens begin; -1 for rows without."""
+    source = data.sources[name]
+    own = site.positions.mask(data.view).sum(dim=1).cpu()
+    theirs = site.positions.mask(source.batch.view).sum(dim=1).cpu()
+    index = source.rows.cpu()
+    for row in ((index >= 0) & (own > 0) & (own != theirs[index.clamp(min=0)])).nonzero().flatten().tolist():
+        raise ValueError(
+            f"row {row}: {site} chooses {int(own[row])} token(s), and {int(theirs[index[row]])} in its source "
+            f"{name!r} (row {int(index[row])} there); choose positions that both have equally many of"
+        )
+    begins = theirs.cumsum(dim=0) - theirs
+    return torch.where(index >= 0, begins[index.clamp(min=0)], -1).to(data.tokens.device)

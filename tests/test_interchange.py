@@ -1,0 +1,227 @@
+"""Interventions with a source: what they compute, that sources reach the right tokens, and that reuse is exact."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+D = 16
+
+
+def _das(d=D, **kwargs):
+    import reftlens as rl
+
+    return rl.DAS(d, generator=torch.Generator().manual_seed(1), **(kwargs or {"rank": 3}))
+
+
+def _data(lengths=((5, 2), (8, 1), (6, 3)), seed=0):
+    """Rows of random tokens; the sources have other lengths."""
+    from reftlens.data import batch_from_rows
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows(sizes):
+        ids = [torch.randint(1, 60, (p + c,), generator=generator).tolist() for p, c in sizes]
+        return batch_from_rows(ids, [[1] * p + [2] * c for p, c in sizes])
+
+    return rows(lengths), rows([(p + 3 - i, 0) for i, (p, _) in enumerate(lengths)])
+
+
+def test_das_exchanges_what_lies_in_its_subspace_and_nothing_else():
+    das, h, s = _das(), torch.randn(7, D), torch.randn(7, D)
+    basis = das.basis()
+    out = das(h, source=s[:, None])
+    torch.testing.assert_close(out @ basis, s @ basis)
+    outside = torch.eye(D) - basis @ basis.T
+    torch.testing.assert_close(out @ outside, h @ outside)
+    assert torch.equal(das(h, 0.0, source=s[:, None]), h)
+    torch.testing.assert_close(das(h, 0.5, source=s[:, None]), (h + out) / 2)
+
+
+def test_each_variable_owns_its_columns_and_takes_its_own_source():
+    das, h, s = _das(variables={"left": 1, "right": 2}), torch.randn(4, D), torch.randn(4, 2, D)
+    left, right = das.subspace("left"), das.subspace("right")
+    out = das(h, source=s)
+    torch.testing.assert_close(out @ left, s[:, 0] @ left)
+    torch.testing.assert_close(out @ right, s[:, 1] @ right)
+    s[0, 0], s[1, 1] = torch.nan, torch.nan
+    out = das(h, source=s)
+    torch.testing.assert_close(out[0] @ left, h[0] @ left)
+    torch.testing.assert_close(out[0] @ right, s[0, 1] @ right)
+    torch.testing.assert_close(out[1] @ right, h[1] @ right)
+    assert torch.isfinite(out).all()
+    with pytest.raises(ValueError, match="no variable 'up'"):
+        das.subspace("up")
+
+
+def test_a_source_is_required_where_something_is_exchanged_and_refused_elsewhere():
+    import reftlens as rl
+
+    with pytest.raises(ValueError, match="was given no source"):
+        _das()(torch.randn(2, D))
+    with pytest.raises(ValueError, match="exchanges nothing"):
+        rl.LoReFT(D, rank=2)(torch.randn(2, D), source=torch.randn(2, 1, D))
+    with pytest.raises(ValueError, match="not both"):
+        rl.DAS(D)
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        rl.DAS(D, variables={"a": 0})
+
+
+def test_interchange_at_the_last_token_gives_the_sources_own_next_token(any_model):
+    """The whole vector of the last block exchanged: the logits there are those of the source."""
+    import reftlens as rl
+    from reftlens.engine import forward
+
+    base, source = _data()
+    data = base.with_sources(source)
+    last = any_model.cfg.n_layers - 1
+    reft = rl.ReFT({rl.resid_post(last, "last"): rl.Interchange(any_model.cfg.d_model)})
+    with torch.no_grad(), reft.on(any_model, data):
+        edited = forward(any_model, data.tokens, data.attention_mask).logits
+    with torch.no_grad():
+        theirs = forward(any_model, source.tokens, source.attention_mask).logits
+    for row in range(3):
+        here, there = int(base.prompt_mask[row].sum()) - 1, int(source.attention_mask[row].sum()) - 1
+        torch.testing.assert_close(edited[row, here], theirs[row, there], atol=1e-5, rtol=1e-4)
+
+
+def test_a_row_that_is_its_own_source_is_not_changed(gpt2):
+    import reftlens as rl
+
+    base, _ = _data()
+    sites = {rl.resid_post(0, "f2+l1"): _das(gpt2.cfg.d_model), rl.mlp_out(1, "all"): _das(gpt2.cfg.d_model)}
+    score = rl.evaluate(rl.ReFT(sites), gpt2, base.with_sources(base), progress=False)
+    assert score.loss == pytest.approx(score.base_loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_sources_follow_their_rows_into_any_batch(gpt2, order):
+    """Rows in another order, in batches of any size, with reuse or without: the loss of each row is its own."""
+    import reftlens as rl
+
+    base, source = _data()
+    data = base.with_sources(source)
+    reft = rl.ReFT({rl.resid_post(0, "f1+l2"): _das(gpt2.cfg.d_model)})
+    expected = rl.evaluate(reft, gpt2, data, reuse=False, progress=False).loss
+    assert len(set(expected)) == 3
+    for reuse in (False, True):
+        for size in (1, 2, 3):
+            found = rl.evaluate(reft, gpt2, data[order], reuse=reuse, batch_size=size, progress=False).loss
+            assert found == pytest.approx([expected[i] for i in order], abs=1e-5)
+
+
+def test_reuse_is_exact_for_das_at_several_sites_and_positions(gpt2_double):
+    import reftlens as rl
+
+    base, source = _data()
+    data = base.with_sources({"a": source, "b": source[[1, 2, 0]]})
+    refts = [
+        rl.ReFT({
+            rl.resid_post(0, "l2"): _das(gpt2_double.cfg.d_model, variables={"a": 1, "b": 2}),
+            rl.attn_z(1, "l1", heads=[1]): _das(gpt2_double.cfg.d_model // gpt2_double.cfg.n_heads,
+                                                variables={"b": 1}),
+        }).double()
+        for _ in range(2)
+    ]  # fmt: skip
+    runs = [
+        rl.fit(reft, gpt2_double, data, steps=4, batch_size=2, reuse=reuse, progress=False)
+        for reft, reuse in zip(refts, (False, True), strict=True)
+    ]
+    assert runs[1].computation.startswith("light cone")
+    assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-10)
+    for a, b in zip(refts[0].parameters(), refts[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_several_das_train_together_as_they_would_alone(gpt2_double):
+    import reftlens as rl
+
+    base, source = _data()
+    data = base.with_sources(source)
+    reft = rl.ReFT({rl.resid_post(0, "last"): _das(gpt2_double.cfg.d_model)}).double()
+    config = rl.FitConfig(steps=3, batch_size=2)
+    for seed, (found, result) in enumerate(rl.fit_seeds(reft, gpt2_double, data, [0, 1], config, progress=False)):
+        alone = reft.clone()
+        alone.reset(seed)
+        expected = rl.fit(alone, gpt2_double, data, steps=3, batch_size=2, seed=seed, progress=False)
+        assert result.losses == pytest.approx(expected.losses, rel=1e-10)
+        torch.testing.assert_close(next(found.parameters()), next(alone.parameters()))
+
+
+def test_what_does_not_fit_together_is_named(gpt2):
+    import reftlens as rl
+
+    base, source = _data()
+    reft = rl.ReFT({rl.resid_post(0, "last"): _das(gpt2.cfg.d_model)})
+    with pytest.raises(ValueError, match="no such source"):
+        rl.evaluate(reft, gpt2, base, progress=False)
+    with pytest.raises(ValueError, match="no intervention exchanges"):
+        rl.evaluate(reft, gpt2, base.with_sources({"source": source, "other": source}), progress=False)
+    with pytest.raises(ValueError, match="2 row"):
+        base.with_sources(source[:2])
+    with pytest.raises(ValueError, match="rows outside"):
+        base.with_sources(rl.Source(source, torch.tensor([0, 1, 3])))
+    everywhere = rl.ReFT({rl.resid_post(0, "all"): _das(gpt2.cfg.d_model)})
+    with pytest.raises(ValueError, match=r"row 0: .* token\(s\), and .* in its source"):
+        rl.evaluate(everywhere, gpt2, base.with_sources(source), progress=False)
+
+
+def test_a_variable_that_is_left_in_a_row_changes_nothing_there(gpt2):
+    import reftlens as rl
+
+    base, source = _data()
+    data = base.with_sources(rl.Source(source, torch.tensor([0, -1, 0])))
+    reft = rl.ReFT({rl.resid_post(0, "last"): _das(gpt2.cfg.d_model)})
+    score = rl.evaluate(reft, gpt2, data, progress=False)
+    same = [abs(a - b) < 1e-6 for a, b in zip(score.loss, score.base_loss, strict=True)]
+    assert same == [False, True, False]
+
+
+def test_das_is_saved_and_loaded_with_its_variables(gpt2, tmp_path):
+    import reftlens as rl
+
+    reft = rl.ReFT({rl.resid_post(0, "last"): _das(gpt2.cfg.d_model, variables={"op2": 2, "op1": 1})})
+    rl.save(reft, tmp_path / "das", gpt2)
+    loaded = rl.load(tmp_path / "das", gpt2)
+    assert loaded[0].variables == ("op2", "op1")
+    assert torch.equal(loaded[0].subspace("op1"), reft[0].subspace("op1"))
+
+
+def test_das_equals_pyvenes_low_rank_rotation_on_equal_weights():
+    import reftlens as rl
+
+    stored = load_file(Path(__file__).parent / "reference" / "pyreft_functions.safetensors")
+    base, source, out, basis = (
+        stored[f"LowRankRotatedSpaceIntervention.{key}"] for key in ("base", "source", "out", "R")
+    )
+    das = rl.DAS(basis.shape[0], rank=basis.shape[1])
+    das.frame.set(basis)
+    torch.testing.assert_close(das(base, source=source[:, None]), out, atol=1e-6, rtol=0)
+    assert (out - base).abs().max() > 0.1
+
+
+def test_an_interchange_is_saved_and_has_a_strength_per_direction(gpt2, tmp_path):
+    import reftlens as rl
+
+    base, source = _data()
+    data, d = base.with_sources(source), gpt2.cfg.d_model
+    reft = rl.ReFT({rl.resid_post(0, "last"): rl.Interchange(d)})
+    rl.save(reft, tmp_path / "swap", gpt2)
+    loaded = rl.load(tmp_path / "swap", gpt2)
+    half = rl.evaluate(loaded, gpt2, data, variant=rl.Variant([1.0] * (d // 2) + [0.0] * (d - d // 2)), progress=False)
+    first = rl.ReFT({rl.resid_post(0, "last"): rl.DAS(d, rank=d // 2)})
+    with torch.no_grad():
+        first[0].frame.set(torch.eye(d, d // 2))
+    assert half.loss == pytest.approx(rl.evaluate(first, gpt2, data, progress=False).loss, abs=1e-5)
+
+
+def test_what_needs_a_source_and_gets_none_is_refused(gpt2):
+    import reftlens as rl
+
+    reft = rl.ReFT({rl.resid_post(0, "last"): _das(gpt2.cfg.d_model)})
+    prompts = rl.encode_prompts(gpt2, ["one two"])
+    with pytest.raises(ValueError, match="no such source"), reft.on(gpt2, prompts):
+        pass
+    with pytest.raises(ValueError, match="was given no source"):
+        rl.generate(reft, gpt2, ["one two"], max_new_tokens=1, progress=False)
