@@ -1,7 +1,7 @@
 """`ReFT`: which intervention acts at which site, and the one stateful moment in which they act."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -231,14 +231,27 @@ class Bound:
                 among = f" among {variant.among}" if variant.among is not None else ""
                 raise ValueError(f"{self.reft.sites[i]}{among} chooses no token in any of {len(view.ids)} row(s)")
 
-    def donors(self, model: Bridge, data: Batch, variant: Variant = Variant()) -> dict[int, Donor]:
-        """What the sources of `data` hold at the active sites that exchange something."""
+    def donors(
+        self, model: Bridge, data: Batch, variant: Variant = Variant(), *, nested: bool = False
+    ) -> dict[int, Donor]:
+        """What the sources of `data` hold at the active sites that exchange something.
+
+        A source may have sources itself: they are exchanged in it, at full strength, before it is read.
+        """
         wanted = {
             i: (self.reft.sites[i], self.points[i], self.reft[i].variables)
             for i in self.active(variant)
             if self.reft[i].variables
         }
-        return read_donors(model, data, wanted)
+        return read_donors(model, data, wanted, lambda source: self._editing(model, source, variant), nested=nested)
+
+    def _editing(
+        self, model: Bridge, source: Batch, variant: Variant
+    ) -> Callable[[Batch, Sequence[int]], AbstractContextManager[None]]:
+        """Exchanges what the sources of a source say, for each batch of its rows."""
+        donors = self.donors(model, source, variant, nested=True)
+        inner = Variant(sites=tuple(donors))
+        return lambda batch, rows: attached(self.edits(batch.view, inner, donors, rows))
 
     def edits(
         self,

@@ -1,6 +1,7 @@
 """What interchange interventions put in: hidden states of source rows, read once and handed out token by token."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -34,15 +35,23 @@ def read_sites(
     *,
     batch_size: int = 16,
     progress: bool = False,
+    edited: Callable[[Batch, Sequence[int]], AbstractContextManager[None]] | None = None,
 ) -> list[Float[Tensor, "tokens d"]]:
-    """Hidden states of the unedited model at the positions of each site, row by row, in the model's dtype."""
+    """Hidden states at the positions of each site, row by row, in the model's dtype.
+
+    Of the unedited model; or inside the context that `edited` makes for a batch, given which rows of `data` it has.
+    """
     collected: list[list[Tensor]] = [[] for _ in places]
     device = device_of(model)
     with tqdm(total=len(data), desc="activations", unit="example", disable=not progress) as bar:
         for start in range(0, len(data), batch_size):
             batch = data[start : start + batch_size].to(device)
             readers = [_Reader() for _ in places]
-            with hooked([(point, reader) for (_, point), reader in zip(places, readers, strict=True)]):
+            rows = range(start, start + len(batch))
+            with (
+                edited(batch, rows) if edited else nullcontext(),
+                hooked([(point, reader) for (_, point), reader in zip(places, readers, strict=True)]),
+            ):
                 forward(model, batch.tokens, batch.attention_mask)
             for (site, _), reader, kept in zip(places, readers, collected, strict=True):
                 if len(reader.kept) != 1:
@@ -77,9 +86,17 @@ def places_of(mask: Mask) -> Int[Tensor, "batch seq"]:
 
 
 def read_donors(
-    model: Bridge, data: Batch, wanted: Mapping[int, tuple[Site, HookPoint, tuple[str, ...]]]
+    model: Bridge,
+    data: Batch,
+    wanted: Mapping[int, tuple[Site, HookPoint, tuple[str, ...]]],
+    edited_source: Callable[[Batch], Callable[[Batch, Sequence[int]], AbstractContextManager[None]]],
+    *,
+    nested: bool = False,
 ) -> dict[int, Donor]:
     """Read the sources of `data` at sites `{index: (site, hook, variables of the intervention)}`.
+
+    A source that has sources of its own is read with those exchanged in it first, as `edited_source` does. Such a
+    `nested` source need not have one for every variable: the others are left in it.
 
     Raises:
         ValueError: if `data` has no source for a variable, or a row's source has another number of tokens at the
@@ -88,7 +105,7 @@ def read_donors(
     if not wanted:
         return {}
     named = {v for _, _, variables in wanted.values() for v in variables}
-    for name in sorted(named - set(data.sources)):
+    for name in sorted(named - set(data.sources)) if not nested else ():
         given = ", ".join(map(repr, data.sources)) or "none"
         raise ValueError(
             f"an intervention exchanges {name!r}, and the data has no such source (it has: {given}): pass "
@@ -99,16 +116,20 @@ def read_donors(
             f"the data has a source {name!r} that no intervention exchanges (they exchange: {', '.join(sorted(named))})"
         )
     found: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-    for name in sorted(named):
+    for name in sorted(named & set(data.sources)):
         source = data.sources[name]
         mine = {i: (site, point) for i, (site, point, variables) in wanted.items() if name in variables}
-        vectors = read_sites(model, source.batch, list(mine.values()))
+        edited = edited_source(source.batch) if source.batch.sources else None
+        vectors = read_sites(model, source.batch, list(mine.values()), edited=edited)
         for (i, (site, _)), read in zip(mine.items(), vectors, strict=True):
             found[i, name] = read, _begins(site, data, name)
-    return {
-        i: Donor(*zip(*(found[i, name] for name in variables), strict=True))
-        for i, (_, _, variables) in wanted.items()
-    }  # fmt: skip
+    left = torch.full((len(data),), -1, device=data.tokens.device)
+    donors = {}
+    for i, (_, _, variables) in wanted.items():
+        known = {name: found[i, name] for name in variables if (i, name) in found}
+        for vectors, _ in list(known.values())[:1]:
+            donors[i] = Donor(*zip(*(known.get(name, (vectors, left)) for name in variables), strict=True))
+    return donors
 
 
 def _begins(site: Site, data: Batch, name: str) -> Int[Tensor, " rows"]:

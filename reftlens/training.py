@@ -17,6 +17,7 @@ from reftlens.config import FitConfig
 from reftlens.data import Batch
 from reftlens.evaluate import mean_loss
 from reftlens.fingerprint import fingerprint
+from reftlens.interventions.base import Intervention
 from reftlens.model import Bridge, device_of
 from reftlens.objectives import Objective
 from reftlens.reft import Bound, ReFT
@@ -72,6 +73,7 @@ class Run:
         self.bound: Bound = self.reft.bind(self.model)
         self.device = device_of(self.model)
         self._loss, self._targets = 0.0, 0
+        self.modules = [m for m in self.reft.interventions if isinstance(m, Intervention)]
         self.parameters = [p for p in self.reft.parameters() if p.requires_grad]
         with_decay = decayed(self.reft)
         rest = [p for p in self.parameters if all(p is not q for q in with_decay)]
@@ -103,6 +105,8 @@ class Run:
         """Make ready for the next optimizer step; its rows, in micro-batches: a function of seed and step only."""
         torch.manual_seed(_derived_seed(self.config.seed, "step", self.done))
         self.optimizer.zero_grad(set_to_none=True)
+        for module in self.modules:
+            module.anneal(self.done / max(1, self.total - 1))
         self._loss, self._targets = 0.0, 0
         epoch, place = divmod(self.done, self.config.steps_per_epoch(len(self.data)))
         order = torch.arange(len(self.data))
@@ -133,6 +137,10 @@ class Run:
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad /= self._targets
+        for module in self.modules:
+            penalty = module.penalty()
+            if penalty is not None:
+                penalty.backward()
         loss = self._loss / self._targets
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
         if not math.isfinite(norm):

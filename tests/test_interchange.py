@@ -1,5 +1,6 @@
 """Interventions with a source: what they compute, that sources reach the right tokens, and that reuse is exact."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,41 @@ def test_what_needs_a_source_and_gets_none_is_refused(gpt2):
         pass
     with pytest.raises(ValueError, match="was given no source"):
         rl.generate(reft, gpt2, ["one two"], max_new_tokens=1, progress=False)
+
+
+def test_a_source_may_be_intervened_on_itself(gpt2):
+    """Nested: the source of a row is another row, in which a variable was exchanged before it was read."""
+    import reftlens as rl
+
+    base, source = _data()
+    inner = source[[2, 0, 1]]
+    site, later = rl.resid_post(0, "last"), rl.resid_post(2, "last")
+    nested = source.with_sources({"first": inner})
+    reft = rl.ReFT({
+        site: _das(gpt2.cfg.d_model, variables={"first": 3}), later: _das(gpt2.cfg.d_model, variables={"second": 4})
+    })  # fmt: skip
+    nobody = rl.Source(source, torch.tensor([-1, -1, -1]))
+    found = rl.evaluate(reft, gpt2, base.with_sources({"first": nobody, "second": nested}), progress=False).loss
+    plain = rl.evaluate(reft, gpt2, base.with_sources({"first": nobody, "second": source}), progress=False).loss
+    assert found != pytest.approx(plain, abs=1e-4), "the inner exchange reaches the row"
+    full = rl.evaluate(
+        reft, gpt2, base.with_sources({"first": nobody, "second": nested}), reuse=False, progress=False
+    ).loss
+    assert found == pytest.approx(full, abs=1e-5)
+    read = _after_block_2(gpt2, source, source.with_sources({"first": inner}), rl.ReFT({site: reft[0]}))
+    expected = reft[1](_after_block_2(gpt2, base), source=read[:, None])
+    data = base.with_sources({"first": nobody, "second": nested})
+    torch.testing.assert_close(_after_block_2(gpt2, base, data, reft), expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def _after_block_2(model, batch, data=None, reft=None):
+    """Hidden states of the last prompt tokens, read by a hook of torch, so after every edit."""
+    seen = []
+    handle = model.blocks[2].register_forward_hook(
+        lambda _, __, out: seen.append(out[0] if type(out) is tuple else out)
+    )
+    with reft.on(model, data) if reft is not None else nullcontext():
+        model(batch.tokens, attention_mask=batch.attention_mask.long(), use_cache=False)
+    handle.remove()
+    return seen[-1][torch.arange(len(batch)), batch.prompt_mask.sum(dim=1) - 1]

@@ -11,15 +11,20 @@ ROOT = Path(__file__).parents[1] / "reftlens"
 # From the ground up. A module may import those of the layers below it and, in its own layer, those to its left.
 # `tasks` stands for every file in that folder. A new file needs a place here.
 LAYERS = [
-    ("ground", "model positions subspace figures config pretrained data fingerprint"),
+    ("ground", "model positions subspace figures config pretrained data batches causal fingerprint"),
     (
         "edits",
-        "interventions.base interventions.family interventions.fixed interventions.interchange interventions "
-        "objectives site",
+        "interventions.base interventions.family interventions.fixed interventions.interchange "
+        "interventions.masks interventions objectives site",
     ),
     ("engine", "engine sources reft body cone shelf reuse prefix trim kept scorer"),
     ("looking", "preflight activations"),
     ("training", "checkpoint result evaluate sweep training fit"),
+    (
+        "analysis",
+        "analysis.estimates analysis.answers analysis.scores analysis.directions analysis.control_table "
+        "analysis.controls analysis.interchange_map analysis",
+    ),
     ("generation", "generation prefill beams generate"),
     ("keeping", "record store hub pyreft plain merge"),
     ("tasks", "tasks"),

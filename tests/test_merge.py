@@ -30,12 +30,13 @@ def _kinds():
         "Ablation zero": lambda d: rl.Ablation(d),
         "Ablation mean": lambda d: rl.Ablation(d, torch.randn(d)),
         "Ablation subspace": lambda d: rl.Ablation(d, torch.randn(d), torch.randn(d, 2)),
+        "Noise": lambda d: rl.Noise(d, 0.5),
     }
 
 
 KINDS = (
     "LoReFT", "LoReFT dropout", "DiReFT", "OrthoDiReFT", "NoReFT", "ConsReFT", "LobiReFT", "SteeringVector",
-    "Ablation zero", "Ablation mean", "Ablation subspace",
+    "Ablation zero", "Ablation mean", "Ablation subspace", "Noise",
 )  # fmt: skip
 WITHOUT_CONSTANT = ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT", "Ablation zero")
 

@@ -23,6 +23,9 @@ def _sites():
     }  # fmt: skip
 
 
+SLOW = pytest.mark.slow
+
+
 def _reft(name, dtype=torch.float32):
     import reftlens as rl
 
@@ -30,7 +33,7 @@ def _reft(name, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("name", ["last", "first", "two", "all", "embed", "final norm", "generated", "response"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [pytest.param(a, marks=() if a == "gpt2" else SLOW) for a in ARCHITECTURES])
 def test_generation_from_prefilled_prompts_is_generation(architecture, name):
     import reftlens as rl
 

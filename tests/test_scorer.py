@@ -329,6 +329,7 @@ def test_over_budget_the_numbers_are_the_same(gpt2, memory, disk, where, tmp_pat
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)  # recomputed in batches of other sizes
 
 
+@pytest.mark.slow
 def test_a_kill_during_capture_leaves_nothing(tmp_path):
     """The file that is captured into has lost its name before the first number is in it."""
     script = (

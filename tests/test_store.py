@@ -54,6 +54,7 @@ def _kinds():
     table["Ablation mean"] = lambda d: rl.Ablation(d, _rand(d))
     table["Ablation subspace"] = lambda d: rl.Ablation(d, _rand(d), _rand(d, 2))
     table["Ablation zero subspace"] = lambda d: rl.Ablation(d, directions=_rand(d, 1))
+    table["Noise"] = lambda d: rl.Noise(d, 0.5, seed=3)
     return table
 
 
@@ -62,7 +63,7 @@ KIND_NAMES = [
     *(k + s for k in ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT") for s in (" relu", " tanh, all")),
     *(f"{k} identity" for k in ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT", "LobiReFT")),
     "LoReFT of full rank", "SteeringVector", "SteeringVector zero", "Ablation zero", "Ablation mean",
-    "Ablation subspace", "Ablation zero subspace",
+    "Ablation subspace", "Ablation zero subspace", "Noise",
 ]  # fmt: skip
 
 

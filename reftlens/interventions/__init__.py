@@ -2,8 +2,9 @@
 
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import ConsReFT, DiReFT, LobiReFT, LoReFT, NoReFT, OrthoDiReFT
-from reftlens.interventions.fixed import Ablation, SteeringVector
+from reftlens.interventions.fixed import Ablation, Noise, SteeringVector
 from reftlens.interventions.interchange import DAS, Interchange
+from reftlens.interventions.masks import BoundlessDAS, SAEMask, SigmoidMask
 
 KINDS: dict[str, type[Intervention]] = {
     c.kind: c
@@ -18,6 +19,10 @@ KINDS: dict[str, type[Intervention]] = {
         Ablation,
         DAS,
         Interchange,
+        BoundlessDAS,
+        SigmoidMask,
+        SAEMask,
+        Noise,
     )
 }
 
@@ -25,6 +30,7 @@ __all__ = [
     "DAS",
     "KINDS",
     "Ablation",
+    "BoundlessDAS",
     "ConsReFT",
     "DiReFT",
     "Interchange",
@@ -32,6 +38,9 @@ __all__ = [
     "LoReFT",
     "LobiReFT",
     "NoReFT",
+    "Noise",
     "OrthoDiReFT",
+    "SAEMask",
+    "SigmoidMask",
     "SteeringVector",
 ]

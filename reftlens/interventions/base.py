@@ -80,6 +80,13 @@ class Intervention(nn.Module, ABC):
             edit = code if basis is None else code @ basis.T
             return (x + edit).to(h.dtype)
 
+    def anneal(self, progress: float) -> None:
+        """Called before each optimizer step with the share of steps that are done, 0 to 1; most kinds do nothing."""
+
+    def penalty(self) -> Tensor | None:
+        """Added to the loss of each optimizer step, in nats; None for most kinds."""
+        return None
+
     def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None) -> Tensor:
         """`code`, for a kind that may take a source."""
         if source is not None:

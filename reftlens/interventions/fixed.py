@@ -107,3 +107,33 @@ class Ablation(Intervention):
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(expected)}")
+
+
+class Noise(Intervention):
+    """Gaussian noise, `h' = h + strength · scale · ε`, `ε ~ N(0, I)` drawn once from `seed`. Nothing is trained.
+
+    One draw for every token, so that an edit is a function of its settings; other draws have other seeds.
+    """
+
+    kind = "Noise"
+
+    def __init__(self, d: int, scale: float, seed: int = 0) -> None:
+        super().__init__(d, 1)
+        if not 0 <= scale < float("inf"):
+            raise ValueError(f"scale={scale}, expected a finite number, 0 or more")
+        self.scale, self.seed = float(scale), seed
+        self.register_buffer("drawn", torch.zeros(d))
+        self.reset(torch.Generator().manual_seed(seed))
+
+    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
+        return h.new_ones(*h.shape[:-1], 1)
+
+    def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
+        return self.scale * self.get_buffer("drawn")[:, None]
+
+    def settings(self) -> dict[str, Any]:
+        return {"d": self.d, "scale": self.scale, "seed": self.seed}
+
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """Draw the noise anew."""
+        self.get_buffer("drawn").copy_(torch.randn(self.d, generator=generator))

@@ -1,0 +1,1 @@
+"""What was learned: scores with intervals, controls, maps, directions."""

@@ -1,0 +1,84 @@
+"""A number with its 95 % interval, by TransformerLens' statistics."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator, success_rate_ci
+
+_DRAWS = 2000
+_LOW_HIGH = torch.tensor([0.025, 0.975], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`value`, with the 95 % interval `[low, high]` and the number of examples behind it."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    def as_columns(self, name: str) -> dict[str, float]:
+        """`{name: value, name_low: …, name_high: …}`, for a data frame."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+
+def share_of(hits: Shaped[Tensor, " example"]) -> Estimate:
+    """Share of hits with the exact (Clopper-Pearson) interval."""
+    _some(hits)
+    found = success_rate_ci([bool(h) for h in hits.tolist()])
+    return Estimate(found.point_estimate, found.ci_low, found.ci_high, len(hits))
+
+
+def mean_of(values: Float[Tensor, " example"]) -> Estimate:
+    """Mean with a percentile-bootstrap interval over examples (2,000 draws from a fixed seed)."""
+    _some(values)
+    low, high = bootstrap_ci(values.double(), n_resamples=_DRAWS)
+    return Estimate(values.double().mean().item(), low.item(), high.item(), len(values))
+
+
+def difference_of(a: Shaped[Tensor, " example"], b: Shaped[Tensor, " example"]) -> Estimate:
+    """Mean of `a - b` over the same examples, paired bootstrap."""
+    return mean_of(a.double() - b.double())
+
+
+def average_of(a: Shaped[Tensor, " m"], b: Shaped[Tensor, " n"]) -> Estimate:
+    """Mean of the means of two groups of examples, each resampled by itself."""
+    _some(a)
+    _some(b)
+    draws = torch.stack([_resampled(x, str(i)).mean(dim=1) for i, x in enumerate((a, b))]).mean(dim=0)
+    value = (a.double().mean() + b.double().mean()).item() / 2
+    low, high = torch.quantile(draws, _LOW_HIGH).tolist()
+    return Estimate(value, low, high, len(a) + len(b))
+
+
+def ratio_of(above: Float[Tensor, " example"], below: Float[Tensor, " example"]) -> Estimate:
+    """`sum(above) / sum(below)`, examples resampled together."""
+    _some(above)
+    both = _resampled(torch.stack([above, below], dim=1), "ratio").sum(dim=1)
+    draws = both[:, 0] / both[:, 1]
+    value = (above.double().sum() / below.double().sum()).item()
+    low, high = torch.quantile(draws, _LOW_HIGH).tolist()
+    return Estimate(value, low, high, len(above))
+
+
+def _resampled(values: Shaped[Tensor, "n *rest"], label: str) -> Float[Tensor, "draws n *rest"]:
+    index = torch.randint(len(values), (_DRAWS, len(values)), generator=derive_generator(0, label))
+    return values.double()[index]
+
+
+def _some(values: Tensor) -> None:
+    if not len(values):
+        raise ValueError("no example is left to estimate from")
+
+
+def holm(p: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
+    """p-values corrected for their number by Holm's step-down rule (Holm 1979), which holds under any dependence."""
+    order, count = p.argsort(), len(p)
+    steps = (p[order] * torch.arange(count, 0, -1, dtype=p.dtype)).cummax(dim=0).values
+    return torch.empty_like(p).scatter(0, order, steps.clamp(max=1))

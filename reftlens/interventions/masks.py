@@ -1,0 +1,218 @@
+"""Exchanges behind a gate that is trained: how many directions, which neurons, which latents carry a variable.
+
+`h' = h + strength · (m ⊙ (source - h) B) Bᵀ`, with a gate `m` in (0, 1) per direction that sharpens in training.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from reftlens.interventions.interchange import Exchange
+from reftlens.subspace import Frame
+
+Temperature = Sequence[float]
+"""First and last."""
+
+
+class Gated(Exchange):
+    """Abstract: an exchange with a gate whose temperature falls geometrically from `start` to `end` in training.
+
+    `fit` calls `anneal` before each step, so that a resumed run goes on as it would have.
+    """
+
+    temperature_now: Tensor
+
+    def __init__(self, d: int, rank: int, temperature: Temperature, sparsity: float) -> None:
+        super().__init__(d, rank)
+        start, end = temperature
+        if not (0 < end <= start < math.inf):
+            raise ValueError(f"temperature=({start}, {end}), expected start >= end > 0")
+        if not 0 <= sparsity < math.inf:
+            raise ValueError(f"sparsity={sparsity}, expected 0 or more")
+        self.temperature, self.sparsity = (float(start), float(end)), float(sparsity)
+        self.register_buffer("temperature_now", torch.tensor(float(start)))
+
+    def gate(self) -> Float[Tensor, " {self.rank}"]:
+        """How far each direction is open, at the present temperature."""
+        raise NotImplementedError
+
+    def chosen(self) -> Bool[Tensor, " {self.rank}"]:
+        """Directions more open than shut."""
+        return self.gate().detach() > 0.5
+
+    def anneal(self, progress: float) -> None:
+        start, end = self.temperature
+        self.temperature_now.fill_(start * (end / start) ** progress)
+
+    def penalty(self) -> Tensor | None:
+        """`sparsity · Σ m`: the number of open directions, priced in nats."""
+        return self.sparsity * self.gate().sum() if self.sparsity else None
+
+    def exchanged(self, h: Tensor, basis: Tensor | None, away: Tensor) -> Tensor:
+        moved = away[..., 0, :] if basis is None else away[..., 0, :] @ basis
+        return self.gate().to(h.dtype) * moved
+
+
+class BoundlessDAS(Gated):
+    """DAS that learns its width (Boundless DAS, Wu et al. 2023, arXiv 2305.08809), within `rank` directions.
+
+    `h' = h + strength · (m ⊙ (source - h) B) Bᵀ`, `B` orthonormal and trained, `m_i = σ((w · rank - i - ½) / T)` for
+    `i = 0 … rank - 1`: the first `w · rank` directions are open. In place of a d × d rotation there is a frame of
+    `rank` columns, and the gate's lower edge is left out: it would hold direction 0 half shut at any width.
+
+    Args:
+        temperature: of the gate, first and last, in directions; by default `(rank / 2, 0.1)`.
+        sparsity: price of an open direction in nats, added to the loss.
+    """
+
+    kind = "BoundlessDAS"
+
+    def __init__(
+        self,
+        d: int,
+        rank: int,
+        *,
+        temperature: Temperature | None = None,
+        sparsity: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(d, rank, temperature or (max(rank / 2, 0.1), 0.1), sparsity)
+        self.frame = Frame(d, rank)
+        self.width = nn.Parameter(torch.tensor(0.5))
+        self.reset(generator)
+
+    def gate(self) -> Float[Tensor, " {self.rank}"]:
+        edges = torch.arange(self.rank, device=self.width.device) + 0.5
+        return torch.sigmoid((self.width * self.rank - edges) / self.temperature_now)
+
+    def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
+        return self.frame()
+
+    def settings(self) -> dict[str, Any]:
+        return {"d": self.d, "rank": self.rank, "temperature": list(self.temperature), "sparsity": self.sparsity}
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """A frame drawn uniformly, half of it open."""
+        self.frame.reset(generator)
+        self.width.fill_(0.5)
+        self.anneal(0.0)
+
+
+class SigmoidMask(Gated):
+    """Differential binary masking: which units are exchanged (Cao et al. 2020; De Cao et al. 2022).
+
+    `h' = h + strength · (σ(l / T) ⊙ (source - h) B) Bᵀ`, the logits `l` trained from 0. `B` is fixed: the standard
+    basis, so that units are neurons, or the orthonormal columns given, say `pca(x, 32).basis`.
+
+    Args:
+        rank: only for loading: the width of a basis that is filled in later.
+        temperature: of the gate, first and last; the last makes it all but binary.
+        sparsity: price of an open unit in nats, added to the loss.
+    """
+
+    kind = "SigmoidMask"
+
+    def __init__(
+        self,
+        d: int,
+        basis: Float[Tensor, "d rank"] | None = None,
+        *,
+        rank: int | None = None,
+        temperature: Temperature = (1.0, 0.01),
+        sparsity: float = 0.0,
+    ) -> None:
+        if basis is not None:
+            rank = basis.shape[1]
+            Frame(d, rank).set(basis)  # is it d wide, and orthonormal?
+        super().__init__(d, d if rank is None else rank, temperature, sparsity)
+        self.rotated = rank is not None
+        directions = torch.zeros(d, rank or d) if basis is None else basis.detach().float().contiguous()
+        self.register_buffer("directions", directions if self.rotated else None)
+        self.logits = nn.Parameter(torch.zeros(self.rank))
+
+    def gate(self) -> Float[Tensor, " {self.rank}"]:
+        return torch.sigmoid(self.logits / self.temperature_now)
+
+    def basis(self) -> Float[Tensor, "{self.d} {self.rank}"] | None:
+        return self.get_buffer("directions") if self.rotated else None
+
+    def settings(self) -> dict[str, Any]:
+        width = self.rank if self.rotated else None
+        return {"d": self.d, "rank": width, "temperature": list(self.temperature), "sparsity": self.sparsity}
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """Every unit half open."""
+        self.logits.zero_()
+        self.anneal(0.0)
+
+
+class SAEMask(Gated):
+    """A mask over the latents of a sparse autoencoder; what the autoencoder does not explain stays as it is.
+
+    `h' = h + strength · (m ⊙ (z(source) - z(h))) W_dec` with `z(h) = relu((h - b_dec) W_enc + b_enc)` and
+    `m = σ(l / T)`, `l` trained from 0. The reconstruction error of `h` is kept (pyvene's version drops it).
+
+    Args:
+        encoder: `[d, latents]`. decoder: `[latents, d]`. Given as tensors, of any autoencoder of this form; its
+            biases are 0 where they are not given.
+        latents: only for loading: how many there are, filled in later.
+    """
+
+    kind = "SAEMask"
+
+    def __init__(
+        self,
+        d: int,
+        encoder: Float[Tensor, "_ _"] | None = None,
+        decoder: Float[Tensor, "_ _"] | None = None,
+        encoder_bias: Float[Tensor, " _"] | None = None,
+        decoder_bias: Float[Tensor, " _"] | None = None,
+        *,
+        latents: int | None = None,
+        temperature: Temperature = (1.0, 0.01),
+        sparsity: float = 0.0,
+    ) -> None:
+        if latents is None and encoder is not None:
+            latents = encoder.shape[1]
+        if latents is None:
+            raise ValueError("SAEMask needs the autoencoder: encoder [d, latents] and decoder [latents, d]")
+        super().__init__(d, latents, temperature, sparsity)
+        shapes = {"encoder": (d, latents), "decoder": (latents, d), "encoder_bias": (latents,), "decoder_bias": (d,)}
+        given = {"encoder": encoder, "decoder": decoder, "encoder_bias": encoder_bias, "decoder_bias": decoder_bias}
+        for name, shape in shapes.items():
+            tensor = given[name]
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
+            self.register_buffer(name, torch.zeros(shape) if tensor is None else tensor.detach().float())
+        self.logits = nn.Parameter(torch.zeros(latents))
+
+    def latents(self, h: Float[Tensor, "*units {self.d}"]) -> Float[Tensor, "*units {self.rank}"]:
+        """`relu((h - b_dec) W_enc + b_enc)`."""
+        encoder, bias = self.get_buffer("encoder").to(h.dtype), self.get_buffer("encoder_bias").to(h.dtype)
+        return torch.relu((h - self.get_buffer("decoder_bias").to(h.dtype)) @ encoder + bias)
+
+    def gate(self) -> Float[Tensor, " {self.rank}"]:
+        return torch.sigmoid(self.logits / self.temperature_now)
+
+    def exchanged(self, h: Tensor, basis: Tensor | None, away: Tensor) -> Tensor:
+        return self.gate().to(h.dtype) * (self.latents(h + away[..., 0, :]) - self.latents(h))
+
+    def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
+        return self.get_buffer("decoder").T
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "d": self.d, "latents": self.rank, "temperature": list(self.temperature), "sparsity": self.sparsity
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """Every latent half open."""
+        self.logits.zero_()
+        self.anneal(0.0)

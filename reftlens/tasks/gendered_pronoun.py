@@ -1,0 +1,34 @@
+"""Which pronoun follows a name? (Mathwin et al.; CausalGym, Arora et al. 2024, arXiv 2402.12560)"""
+
+from reftlens.causal import CausalModel, Derived
+from reftlens.tasks.task import Task
+
+_SHE = ("Mary", "Anna", "Sarah", "Laura", "Lisa", "Kate", "Emma", "Alice", "Julia", "Rachel", "Jane", "Susan")
+_HE = ("John", "Tom", "James", "Peter", "Paul", "David", "Mark", "Jack", "Adam", "Robert", "Simon", "Daniel")
+_DID = ("walked", "left", "smiled", "slept", "laughed", "waited")
+
+
+def gendered_pronoun() -> Task:
+    """Variable: `gender` of the name, "she" or "he"; the answer is the pronoun.
+
+    Names, verbs and templates of train and test are different ones.
+    """
+    causal = CausalModel(
+        inputs={"name": _SHE + _HE, "verb": _DID},
+        derived={
+            "gender": Derived(("name",), lambda name: "she" if name in _SHE else "he"),
+            "pronoun": Derived(("gender",), lambda gender: gender),
+        },
+        output="pronoun",
+    )
+    return Task(
+        "gendered pronoun",
+        causal,
+        pools={
+            "train": {"name": _SHE[::2] + _HE[::2], "verb": _DID[::2]},
+            "test": {"name": _SHE[1::2] + _HE[1::2], "verb": _DID[1::2]},
+        },
+        templates={"train": ("{name} {verb} because", "Yesterday {name} {verb}, and then"),
+                   "test": ("{name} {verb} although",)},
+        answer=lambda pronoun: f" {pronoun}",
+    )  # fmt: skip

@@ -1,0 +1,164 @@
+"""Causal models by their laws, and the pairs of every built-in task against answers worked out another way."""
+
+import re
+
+import pytest
+import torch
+
+import reftlens as rl
+from reftlens.tasks.addition import addition
+from reftlens.tasks.gendered_pronoun import gendered_pronoun
+from reftlens.tasks.indirect_object import indirect_object
+from reftlens.tasks.multiple_choice import multiple_choice
+from reftlens.tasks.price_tagging import price_tagging
+
+TASKS = {t.name: t for t in (price_tagging(), indirect_object(), gendered_pronoun(), multiple_choice(), addition())}
+CELLS = [(name, v) for name, t in TASKS.items() for v in t.causal.derived if v != t.causal.output]
+
+
+def _model():
+    derived = {
+        "left": rl.Derived(("a", "b"), lambda a, b: a == b),
+        "right": rl.Derived(("c", "d"), lambda c, d: c == d),
+        "same": rl.Derived(("left", "right"), lambda left, right: left == right),
+    }
+    return rl.CausalModel({name: range(3) for name in "abcd"}, derived, "same")
+
+
+def test_it_runs_intervenes_and_interchanges():
+    model = _model()
+    base, source = dict(a=0, b=0, c=1, d=1), dict(a=0, b=1, c=2, d=2)
+    assert model.run(base) == {**base, "left": True, "right": True, "same": True}
+    assert model.run(base, {"left": False})["same"] is False
+    assert model.run(base, {"a": 2})["left"] is False, "an input can be held fixed as well"
+    assert model.interchange(base, {"left": source})["same"] is False
+    assert model.interchange(base, {"left": source, "right": dict(a=0, b=0, c=0, d=1)})["same"] is True
+    nested = (base, {"left": source})  # a source whose own left was exchanged: its `same` is False
+    assert model.interchange(base, {"same": nested})["same"] is False
+
+
+def test_what_is_no_causal_model_is_said():
+    one = rl.Derived(("a",), lambda a: a)
+    with pytest.raises(ValueError, match="in a circle"):
+        rl.CausalModel({"a": [1]}, {"x": rl.Derived(("y",), str), "y": rl.Derived(("x",), str)}, "x")
+    with pytest.raises(ValueError, match="which no variable is called"):
+        rl.CausalModel({"a": [1]}, {"x": rl.Derived(("b",), str)}, "x")
+    with pytest.raises(ValueError, match="both an input and computed"):
+        rl.CausalModel({"a": [1]}, {"a": one}, "a")
+    with pytest.raises(ValueError, match="no value to take"):
+        rl.CausalModel({"a": []}, {"x": one}, "x")
+    with pytest.raises(ValueError, match="the output is 'y'"):
+        rl.CausalModel({"a": [1]}, {"x": one}, "y")
+    model = rl.CausalModel({"a": [1]}, {"x": rl.Derived(("a",), lambda a: a / 0)}, "x")
+    with pytest.raises(ValueError, match="x could not be computed from a=1: ZeroDivisionError"):
+        model.run({"a": 1})
+    with pytest.raises(ValueError, match="no value for a"):
+        model.run({})
+    with pytest.raises(ValueError, match="no variable z"):
+        model.interchange({"a": 1}, {"z": {"a": 1}})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_setting_that_is_its_own_source_changes_nothing(name):
+    task, generator = TASKS[name], torch.Generator().manual_seed(0)
+    for _ in range(20):
+        setting = task.draw(generator)
+        plain = task.causal.run(setting)
+        assert task.causal.interchange(setting, {v: setting for v in task.causal.derived}) == plain
+
+
+@pytest.mark.parametrize("name, variable", CELLS)
+def test_pairs_are_balanced_repeatable_and_apart(name, variable):
+    task = TASKS[name]
+    train, test = (task.pairs(40, variable, split=split, seed=1) for split in ("train", "test"))
+    for pairs in (train, test):
+        assert sum(b.completion != c for b, c in zip(pairs.base, pairs.counterfactual, strict=True)) == 20
+        prompts = {(b.prompt, s.prompt) for b, s in zip(pairs.base, pairs.sources[variable], strict=True)}
+        assert len(prompts) == 40
+    assert not {b.prompt for b in train.base} & {b.prompt for b in test.base}
+    assert task.pairs(40, variable, seed=1) == train != task.pairs(40, variable, seed=2)
+    assert train[3:5].base == train.base[3:5] and len(train[[0, 7]]) == 2
+
+
+def _numbers(text):
+    return [float(n) for n in re.findall(r"\d+\.\d+", text)]
+
+
+def _price(prompt):
+    """`(price, lower, upper)` read from a prompt, whatever stands first in it."""
+    low, high = sorted(_numbers(prompt))[0], sorted(_numbers(prompt))[-1]
+    found = re.search(r"(\d+\.\d+) dollars(?::| lie| within)", prompt)
+    price = float(found.group(1))
+    rest = [n for n in _numbers(prompt) if n != price] or [low, high]
+    return price, min(rest), max(rest)
+
+
+def test_price_tags_against_the_prompts_read_anew():
+    for split in ("train", "test"):
+        pairs = TASKS["price tagging"].pairs(60, "above", split=split)
+        for base, source, answer in zip(pairs.base, pairs.sources["above"], pairs.counterfactual, strict=True):
+            (price, low, high), (other, below, _) = _price(base.prompt), _price(source.prompt)
+            assert base.completion == (" Yes" if low <= price <= high else " No")
+            assert answer == (" Yes" if other >= below and price <= high else " No")
+
+
+def test_indirect_objects_against_the_prompts_read_anew():
+    pairs = TASKS["indirect object identification"].pairs(40, "position")
+    for base, source, answer in zip(pairs.base, pairs.sources["position"], pairs.counterfactual, strict=True):
+        names = [re.findall(r"\b(?!When|Then)[A-Z][a-z]+", e.prompt) for e in (base, source)]
+        assert base.completion.strip() == next(n for n in names[0] if names[0].count(n) == 1)
+        place = next(i for i in (0, 1) if names[1].count(names[1][i]) == 1)
+        assert answer.strip() == names[0][place]
+
+
+def test_multiple_choice_against_the_prompts_read_anew():
+    pairs = TASKS["multiple choice"].pairs(40, "pointer")
+
+    def options(prompt):
+        return re.findall(r"^([A-D])\. (\w+)$", prompt, flags=re.M)
+
+    for base, source, answer in zip(pairs.base, pairs.sources["pointer"], pairs.counterfactual, strict=True):
+        where = next(i for i, (_, c) in enumerate(options(source.prompt)) if c in source.prompt.split("\n")[0])
+        assert answer.strip() == options(base.prompt)[where][0]
+
+
+def test_sums_against_the_prompts_read_anew():
+    pairs = TASKS["two-digit addition"].pairs(40, "carry")
+    for base, source, answer in zip(pairs.base, pairs.sources["carry"], pairs.counterfactual, strict=True):
+        (a, b), (c, d) = ([int(n) for n in re.findall(r"(\d+) \+ (\d+) = $", e.prompt)[0]] for e in (base, source))
+        assert int(base.completion) == a + b
+        carry = (a % 10 + b % 10 >= 10), (c % 10 + d % 10 >= 10)
+        assert int(answer) == a + b + 10 * (carry[1] - carry[0])
+
+
+def test_several_variables_have_a_source_each():
+    pairs = TASKS["price tagging"].pairs(30, ["above", "below"])
+    assert set(pairs.sources) == set(pairs.values) == {"above", "below"}
+    for i, answer in enumerate(pairs.counterfactual):
+        assert answer == (" Yes" if pairs.values["above"][i] and pairs.values["below"][i] else " No")
+
+
+def test_pairs_are_encoded_with_their_sources(gpt2):
+    pairs = TASKS["gendered pronoun"].pairs(8, "gender")
+    data, base = pairs.encode(gpt2), pairs.encode_base(gpt2)
+    assert list(data.sources) == ["source"] and len(data.sources["source"].batch) == 8
+    text = [gpt2.tokenizer.decode(data.tokens[i][data.target_mask[i]]) for i in range(8)]
+    assert tuple(text) == pairs.counterfactual
+    assert [e.prompt for e in data.sources["source"].batch.examples] == [e.prompt for e in pairs.sources["gender"]]
+    assert not base.sources and [e.completion for e in base.examples] == [e.completion for e in pairs.base]
+    both = TASKS["price tagging"].pairs(6, ["above", "below"]).encode(gpt2)
+    assert set(both.sources) == {"above", "below"}
+    first = pairs.encode_base(gpt2, first_token=True)
+    assert first.target_mask.sum(dim=1).tolist() == [1] * 8
+    with pytest.raises(ValueError, match="begin with the same token"):  # " he" and " she" do, letter by letter
+        pairs.encode(gpt2, first_token=True)
+
+
+def test_what_cannot_be_asked_of_a_task_is_said():
+    task = TASKS["gendered pronoun"]
+    with pytest.raises(ValueError, match="no variable"):
+        task.pairs(4, "colour")
+    with pytest.raises(ValueError, match="ask for fewer"):
+        task.pairs(50_000, "gender")
+    with pytest.raises(ValueError, match="a share from 0 to 1"):
+        task.pairs(4, "gender", changed=1.5)

@@ -1,0 +1,145 @@
+"""Planted truth and its twin: the controls let a real subspace through, and nothing else."""
+
+from functools import cache
+
+import pytest
+import torch
+from planted import VALUES, D, pairs, planted
+
+TRAIN, TEST = list(VALUES)[:200], list(VALUES)[200:]
+
+
+def _data(value):
+    train, _ = pairs(value, 1024, 1, TRAIN)
+    return train, *pairs(value, 200, 2, TEST)
+
+
+@cache
+def _trained(rank, shuffled=False):
+    """`(planted, das, config, train, test, base)`; `shuffled` gives every value token another value's answer."""
+    import reftlens as rl
+
+    truth = planted()
+    value = truth.value[torch.randperm(len(truth.value), generator=torch.Generator().manual_seed(5))]
+    train, test, base = _data(value if shuffled else truth.value)
+    config = rl.FitConfig(steps=100, lr=3e-2, batch_size=128)
+    das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(D, rank=rank)})
+    das.reset(0)
+    rl.fit_together([das], truth.model, train, [config], progress=False)
+    return truth, das, config, train, test, base
+
+
+def _controls(rank, shuffled=False, **kwargs):
+    import reftlens as rl
+
+    truth, das, config, train, test, base = _trained(rank, shuffled)
+    return rl.controls(das, truth.model, train, test, config, base=base, progress=False, **kwargs)
+
+
+def test_das_of_the_right_rank_finds_the_planted_plane():
+    import reftlens as rl
+
+    truth, das, _, _, test, base = _trained(2)
+    scores = rl.interchange_scores(das, truth.model, test, base=base, progress=False)
+    assert scores.accuracy.value > 0.99 and scores.restricted.value > 0.99
+    assert torch.linalg.svdvals(das[0].basis().T @ truth.subspace).min() > 0.99
+    assert scores.log_odds_ratio.low > 1.0
+    assert scores.logit_difference_recovered.value == pytest.approx(1.0, abs=0.1)
+
+
+def test_too_small_a_rank_does_not():
+    import reftlens as rl
+
+    truth, das, _, _, test, base = _trained(1)
+    scores = rl.interchange_scores(das, truth.model, test, base=base, progress=False)
+    assert scores.accuracy.high < 0.9
+
+
+@pytest.mark.slow
+def test_a_planted_subspace_survives_every_control():
+    found = _controls(2)
+    assert found.p < 0.01 and found.rank == 1 and len(found.random) == 100
+    assert found["trained"].accuracy.low > 0.97 and found["full vector"].accuracy.value > 0.99
+    assert found.selectivity.low > 0.5
+    assert found["random model"].accuracy.high < 0.6
+    assert found["random subspaces"].accuracy.value < 0.6
+    untrained = [w for w in found.warnings if "without training" not in w]
+    assert not untrained, "what is planted linearly, difference of means may find too; nothing else is said"
+
+
+@pytest.mark.slow
+def test_shuffled_labels_do_not_survive_them():
+    found = _controls(2, shuffled=True, random=20, random_model=False)
+    assert found.p > 0.05 and found["trained"].accuracy.value < 0.5
+    assert any("shuffled labels" in w for w in found.warnings) and any("no edit" in w for w in found.warnings)
+
+
+@pytest.mark.slow
+def test_random_subspaces_do_not_survive_them():
+    import reftlens as rl
+
+    truth, _, config, train, test, base = _trained(2)
+    ranks = []
+    for seed in (11, 12, 13):
+        das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(D, rank=2, generator=torch.Generator().manual_seed(seed))})
+        settings = dict(base=base, random=30, random_model=False, progress=False)
+        found = rl.controls(das, truth.model, train, test, config, **settings)
+        ranks.append(found.rank)
+        assert any("no edit" in w for w in found.warnings)
+    assert sum(ranks) > 15, "their place among others of their kind is anywhere"
+
+
+def test_the_table_can_be_read_and_seen():
+    import reftlens as rl
+
+    truth, das, _, train, test, base = _trained(2)
+    settings = dict(base=base[:40], random=5, random_model=False, shuffles=99, progress=False)
+    once, again = (
+        rl.controls(das, truth.model, train[:64], test[:40], rl.FitConfig(steps=3), **settings) for _ in range(2)
+    )
+    assert list(once.to_frame().index) == [row.name for row in once.rows]
+    assert "selectivity" in str(once) and "permutation p" in str(once)
+    assert "accuracy" in once.plot().get_xlabel()
+    assert once == again, "seeds are explicit: the same again"
+
+
+def test_what_controls_cannot_be_made_of_is_said():
+    import reftlens as rl
+
+    truth, _, config, train, test, _ = _trained(2)
+    place = rl.resid_post(1, "last")
+    with pytest.raises(ValueError, match="exchanges nothing"):
+        rl.controls(rl.ReFT({place: rl.LoReFT(D, rank=1)}), truth.model, train, test, config)
+    with pytest.raises(ValueError, match="say which with variable"):
+        rl.controls(rl.ReFT({place: rl.DAS(D, variables={"a": 1, "b": 1})}), truth.model, train, test, config)
+    with pytest.raises(ValueError, match="no subspace to compare"):
+        rl.controls(rl.ReFT({place: rl.Interchange(D)}), truth.model, train, test, config)
+
+
+def test_labels_shuffle_within_their_strata():
+    from reftlens.analysis.controls import shuffled_p
+
+    gained = torch.eye(3)[[0, 0, 1, 1, 2, 2]]
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    assert shuffled_p(gained, labels, None, 999, 0) < 0.05
+    assert shuffled_p(gained, labels, labels, 99, 0) == 1.0, "within a stratum of equal labels nothing changes"
+
+
+@pytest.mark.slow
+def test_p_is_calibrated_on_labels_that_mean_nothing():
+    """100 tasks of labels drawn apart from the inputs, on random networks: 1 % to 11 % have p < 0.05."""
+    import reftlens as rl
+    from architectures import fresh_bridge
+
+    small = []
+    for seed in range(100):
+        model = fresh_bridge("gpt2", seed)
+        value = torch.randint(0, 4, (400,), generator=torch.Generator().manual_seed(1000 + seed))
+        train, _ = pairs(value, 64, 2 * seed, TRAIN)
+        test, base = pairs(value, 60, 2 * seed + 1, TEST)
+        das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(D, rank=2)})
+        das.reset(seed)
+        config = rl.FitConfig(steps=10, lr=3e-2, batch_size=32, seed=seed)
+        rl.fit_together([das], model, train, [config], progress=False)
+        small.append(rl.permutation_p(das, model, test, base=base, shuffles=999, seed=seed) < 0.05)
+    assert 0.01 <= sum(small) / len(small) <= 0.11

@@ -1,0 +1,88 @@
+"""Maps: the planted place is found, cells are those of separate runs, and a map goes on where it was stopped."""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+import torch
+from planted import VALUES, pairs, planted
+
+CONFIG = dict(steps=15, lr=5e-2, batch_size=64)
+
+
+def _loaded():
+    return planted().model
+
+
+def _map(model=None, positions=("last", "first"), layers=(0, 2), **kwargs):
+    import reftlens as rl
+
+    value = planted().value
+    train, test = pairs(value, 128, 1, list(VALUES)[:200])[0], pairs(value, 60, 2, list(VALUES)[200:])[0]
+    settings = dict(layers=layers, positions=positions, ranks=(0, 2), shuffles=99, progress=False)
+    config = rl.FitConfig(**CONFIG)
+    return rl.interchange_map(model or planted().model, train, test, config=config, **{**settings, **kwargs})
+
+
+def test_the_variable_is_at_the_last_token_and_nowhere_else():
+    found = _map()
+    cell, accuracy = found.best
+    assert cell.position == "last" and accuracy.value > 0.8
+    frame = found.to_frame().set_index(["layer", "position", "rank"])
+    for layer in (0, 2):
+        assert frame.loc[(layer, "last", 0), "accuracy"] == 1.0
+        assert frame.loc[(layer, "last", 2), "p_holm"] < 0.1
+        for rank in (0, 2):
+            assert frame.loc[(layer, "first", rank), "accuracy"] == pytest.approx(found.unedited, abs=0.2)
+            assert frame.loc[(layer, "first", rank), "p_holm"] > 0.1
+    assert found.accuracy(2).shape == (2, 2)
+    assert found.plot().get_xlabel() == "position"
+
+
+def test_a_cell_is_what_a_separate_run_gives():
+    import reftlens as rl
+
+    (cell,) = _map(positions=("last",), layers=(1,), ranks=(2,), seeds=(3,)).cells
+    truth = planted()
+    train, test = (pairs(truth.value, n, s, t)[0] for n, s, t in ((128, 1, list(VALUES)[:200]),
+                                                                  (60, 2, list(VALUES)[200:])))  # fmt: skip
+    das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(32, 2, generator=torch.Generator().manual_seed(3))})
+    rl.fit(das, truth.model, train, **CONFIG, seed=3, progress=False)
+    hits = rl.interchange_scores(das, truth.model, test, progress=False).hits
+    assert cell.choose == tuple(hits[::2].tolist()) and cell.report == tuple(hits[1::2].tolist())
+
+
+def test_a_map_goes_on_from_its_folder(tmp_path):
+    whole = _map()
+    assert _map(layers=(0,), folder=tmp_path).cells == whole.cells[:4]
+    before = (tmp_path / "layer_000.json").stat().st_mtime_ns
+    assert _map(folder=tmp_path).cells == whole.cells
+    assert (tmp_path / "layer_000.json").stat().st_mtime_ns == before and len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(ValueError, match="other data or settings"):
+        _map(folder=tmp_path, ranks=(1,))
+
+
+@pytest.mark.slow
+def test_any_executor_gives_the_same_cells():
+    with pytest.raises(ValueError, match="a function that loads"):
+        _map(executor=ProcessPoolExecutor(1))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        assert _map(_loaded, executor=pool) == _map()
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_gives_the_same_cells():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        assert _map(_loaded, executor=client.get_executor()) == _map()
+
+
+def test_too_few_pairs_are_refused():
+    import reftlens as rl
+
+    data = pairs(planted().value, 8, 1)[0]
+    with pytest.raises(ValueError, match="expected 4 or more"):
+        rl.interchange_map(planted().model, data, data[:3])

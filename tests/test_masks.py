@@ -1,0 +1,193 @@
+"""Gates: open they are DAS, shut they do nothing, and training finds what was planted."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from planted import VALUES, pairs, planted
+
+import reftlens as rl
+
+D = 16
+
+
+def _seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def _sae(k=24):
+    g = _seeded(3)
+    return rl.SAEMask(D, *(torch.randn(*shape, generator=g) for shape in ((D, k), (k, D), (k,), (D,))))
+
+
+MAKE = {
+    "BoundlessDAS": lambda: rl.BoundlessDAS(D, 4, generator=_seeded()),
+    "neurons": lambda: rl.SigmoidMask(D),
+    "PCA": lambda: rl.SigmoidMask(D, rl.pca(torch.randn(50, D, generator=_seeded(1)), 5).basis),
+    "SAE": _sae,
+}
+
+
+def _gate(module, logit):
+    """Every direction open (+) or shut (-)."""
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if name in ("width", "logits"):
+                p.fill_(logit)
+    return module
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("count", [1, 7])
+def test_shut_it_is_the_identity_and_open_the_exchange_in_its_subspace(name, count):
+    module = MAKE[name]()
+    h, source = torch.randn(2, count, D, generator=_seeded(2))
+    torch.testing.assert_close(_gate(module, -1e4)(h, source=source[:, None]), h)
+    found = _gate(module, 1e4)(h, source=source[:, None])
+    if name == "SAE":
+        expected = h + (module.latents(source) - module.latents(h)) @ module.decoder
+    else:
+        basis = torch.eye(D) if module.basis() is None else module.basis().float()
+        expected = h + (source - h) @ basis @ basis.T
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(module(h, 0.0, source=source[:, None]), h)
+    left = torch.full_like(source, torch.nan)
+    torch.testing.assert_close(module(h, source=left[:, None]), h)
+
+
+def test_formulas_written_out():
+    h, source = torch.randn(2, 6, D, generator=_seeded(2))
+    das = MAKE["BoundlessDAS"]()
+    gate = [1 / (1 + math.exp(-(0.5 * 4 - i - 0.5) / 2.0)) for i in range(4)]
+    expected = h.clone()
+    for i, m in enumerate(gate):
+        column = das.basis()[:, i].detach()
+        expected += m * ((source - h) @ column)[:, None] * column
+    torch.testing.assert_close(das(h, source=source[:, None]), expected)
+    mask = _gate(MAKE["neurons"](), 0.3)
+    m = 1 / (1 + math.exp(-0.3))
+    torch.testing.assert_close(mask(h, source=source[:, None]), (1 - m) * h + m * source)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_the_temperature_falls_as_a_function_of_progress(name):
+    module = MAKE[name]()
+    start, end = module.temperature
+    for progress in (0.0, 0.5, 1.0, 0.5):
+        module.anneal(progress)
+        assert module.temperature_now.item() == pytest.approx(start ** (1 - progress) * end**progress, rel=1e-5)
+    assert module.penalty() is None
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_it_is_stored_whole(name, gpt2, tmp_path):
+    wide = {"BoundlessDAS": rl.BoundlessDAS(32, 3), "neurons": rl.SigmoidMask(32, sparsity=0.1),
+            "PCA": rl.SigmoidMask(32, rl.random_subspace(32, 5, seed=1).basis),
+            "SAE": rl.SAEMask(32, torch.randn(32, 6), torch.randn(6, 32))}  # fmt: skip
+    module = wide[name]
+    module.anneal(0.7)
+    rl.save(rl.ReFT({rl.resid_post(0, "last"): module}), tmp_path / "x", gpt2)
+    loaded = rl.load(tmp_path / "x", gpt2)[0]
+    h, source = torch.randn(2, 3, 32)
+    assert torch.equal(loaded(h, source=source[:, None]), module(h, source=source[:, None]))
+    assert loaded.settings() == module.settings()
+
+
+def _planted_data(shuffled=False):
+    truth = planted()
+    order = torch.randperm(len(truth.value), generator=_seeded(5))
+    value = truth.value[order] if shuffled else truth.value
+    return truth, pairs(value, 512, 1, list(VALUES)[:200])[0], pairs(value, 150, 2, list(VALUES)[200:])[0]
+
+
+def _fitted(module, shuffled=False, steps=80):
+    truth, train, test = _planted_data(shuffled)
+    reft = rl.ReFT({rl.resid_post(1, "last"): module})
+    run = rl.fit(reft, truth.model, train, steps=steps, lr=5e-2, batch_size=64, progress=False)
+    assert run.computation.startswith("light cone")
+    return rl.interchange_scores(reft, truth.model, test, progress=False).accuracy.value
+
+
+def test_boundless_das_finds_a_planted_width():
+    module = rl.BoundlessDAS(32, 8, sparsity=0.1, generator=_seeded(2))
+    assert _fitted(module, steps=200) > 0.95
+    assert module.chosen().tolist() == [True, True, *[False] * 6]
+    chosen = module.basis()[:, :2].detach()
+    assert torch.linalg.svdvals(chosen.T @ planted().subspace).min() > 0.95
+
+
+def test_a_mask_finds_planted_components_and_nothing_where_there_is_nothing():
+    frame = torch.linalg.qr(torch.cat([planted().subspace, torch.randn(32, 30, generator=_seeded())], dim=1)).Q
+    mask = rl.SigmoidMask(32, frame, sparsity=0.05)
+    assert _fitted(mask) > 0.95
+    assert mask.chosen().nonzero().flatten().tolist() == [0, 1]
+    twin = rl.SigmoidMask(32, frame, sparsity=0.05)
+    assert _fitted(twin, shuffled=True) < 0.5
+
+
+def test_the_penalty_shuts_what_is_not_needed_and_only_it():
+    free, priced = rl.SigmoidMask(32), rl.SigmoidMask(32, sparsity=0.05)
+    assert min(_fitted(free), _fitted(priced)) > 0.95
+    assert priced.gate().sum() < free.gate().sum()
+
+
+def test_masks_that_train_together_train_as_alone():
+    truth, train, _ = _planted_data()
+    made = [rl.ReFT({rl.resid_post(1, "last"): rl.SigmoidMask(32, sparsity=s)}) for s in (0.0, 0.1)]
+    alone = [reft.clone() for reft in made]
+    config = rl.FitConfig(steps=4, lr=5e-2, batch_size=16)
+    rl.fit_together(made, truth.model, train, config, progress=False)
+    for one, expected in zip(made, alone, strict=True):
+        rl.fit_together([expected], truth.model, train, config, progress=False)
+        torch.testing.assert_close(one[0].logits, expected[0].logits, atol=1e-5, rtol=1e-4)
+        assert one[0].temperature_now == expected[0].temperature_now
+
+
+def test_what_makes_no_mask_is_said():
+    with pytest.raises(ValueError, match="not orthonormal"):
+        rl.SigmoidMask(D, torch.ones(D, 2))
+    with pytest.raises(ValueError, match="start >= end > 0"):
+        rl.BoundlessDAS(D, 2, temperature=(0.1, 1.0))
+    with pytest.raises(ValueError, match="needs the autoencoder"):
+        rl.SAEMask(D)
+    with pytest.raises(ValueError, match="decoder has shape"):
+        rl.SAEMask(D, torch.zeros(D, 3), torch.zeros(4, D))
+    with pytest.raises(ValueError, match="sparsity"):
+        rl.SigmoidMask(D, sparsity=-1.0)
+
+
+def test_noise_is_a_function_of_its_seed():
+    h = torch.zeros(3, D)
+    noise = rl.Noise(D, 0.5, seed=1)
+    assert torch.equal(noise(h), rl.Noise(D, 0.5, seed=1)(h))
+    assert not torch.equal(noise(h), rl.Noise(D, 0.5, seed=2)(h))
+    assert rl.Noise(10_000, 0.5)(torch.zeros(1, 10_000)).std() == pytest.approx(0.5, rel=0.05)
+    torch.testing.assert_close(noise(h, 2.0), 2 * noise(h))
+
+
+def test_joined_batches_are_their_rows(gpt2):
+    truth, train, test = _planted_data()
+    cause, isolate = train[:5].with_sources({"a": train.sources["source"].batch[:5]}), test[:3]
+    both = rl.join([cause, isolate])
+    assert len(both) == 8 and set(both.sources) == {"a", "source"}
+    assert both.sources["a"].rows.tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
+    for name, one in (("a", cause), ("source", isolate)):
+        rows = (both.sources[name].rows >= 0).nonzero().flatten().tolist()
+        mine = both[rows]
+        assert mine.with_sources(mine.sources[name]).fingerprint == one.with_sources(one.sources[name]).fingerprint
+    with pytest.raises(ValueError, match="no batches"):
+        rl.join([])
+    with pytest.raises(ValueError, match="different tokenizers"):
+        rl.join([train, replace(test, tokenizer=gpt2.tokenizer)])
+    assert truth.model is not None
+
+
+def test_a_resampled_row_is_never_its_own_source():
+    _, train, _ = _planted_data()
+    for count in (2, 3, 20):
+        rows = rl.resampled(train[:count], seed=1).sources["source"].rows
+        assert sorted(rows.tolist()) == list(range(count)) and not (rows == torch.arange(count)).any()
+    assert not torch.equal(rows, rl.resampled(train[:20], seed=2).sources["source"].rows)
+    with pytest.raises(ValueError, match="needs another row"):
+        rl.resampled(train[:1])
