@@ -16,6 +16,7 @@ from reftlens.analysis.directions import (
 )
 from reftlens.analysis.estimates import Estimate
 from reftlens.analysis.interchange_map import InterchangeMap, interchange_map
+from reftlens.analysis.reft_r1 import reft_r1
 from reftlens.analysis.scores import Disentanglement, InterchangeScores, cause_isolate, interchange_scores, scores_table
 from reftlens.batches import join, resampled
 from reftlens.causal import CausalModel, Derived, Pairs
@@ -41,6 +42,7 @@ from reftlens.interventions import (
     Noise,
     NoReFT,
     OrthoDiReFT,
+    ReFTr1,
     SAEMask,
     SigmoidMask,
     SteeringVector,
@@ -131,6 +133,7 @@ __all__ = [
     "Prefilled",
     "Prompt",
     "ReFT",
+    "ReFTr1",
     "Response",
     "Reuse",
     "SAEMask",
@@ -190,6 +193,7 @@ __all__ = [
     "push_to_hub",
     "random_subspace",
     "random_twin",
+    "reft_r1",
     "repe",
     "resampled",
     "resid_mid",

@@ -35,6 +35,8 @@ class Part:
     """Kept over several forward passes where nothing trains; None computes it anew, inside the graph."""
     source: Float[Tensor, "tokens variables d"] | None = None
     """What the intervention's variables are exchanged for, where it has any."""
+    rows: Int[Tensor, " tokens"] | None = None
+    """Of each token, for an intervention that pools over a row."""
 
     @property
     def idle(self) -> bool:
@@ -59,7 +61,7 @@ def _edited(parts: Sequence[Part], h: Float[Tensor, "tokens d"]) -> Float[Tensor
     for members in alike.values():
         if len(members) == 1:
             part, piece = parts[members[0]], pieces[members[0]]
-            results[members[0]] = part.intervention(piece, part.strength, part.basis, part.source)
+            results[members[0]] = part.intervention(piece, part.strength, part.basis, part.source, part.rows)
         else:
             stacked = _stacked([parts[i] for i in members], torch.stack([pieces[i] for i in members]))
             results |= dict(zip(members, stacked, strict=True))

@@ -137,7 +137,8 @@ class _PlainEdit:
         mask = self.call.placed(self.mask.to(h.device), h.shape[:2])
         self.fired = True
         out = h.clone()
-        out[mask] = self.module(h[mask], strength=self.strength)
+        rows = mask.nonzero()[:, 0] if self.module.pools else None
+        out[mask] = self.module(h[mask], strength=self.strength, rows=rows)
         return out
 
     def after(self, block: nn.Module, args: Any, output: Any) -> Any:

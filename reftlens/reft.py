@@ -141,6 +141,9 @@ class ReFT(nn.Module):
 
     def bind(self, model: Bridge) -> "Bound":
         """Find the hooks of this model once, for many forward passes."""
+        for site, module in self.items():
+            if module.pools and site.positions.reaches_response:
+                raise ValueError(f"{module.kind} pools over a prompt, and {site} chooses tokens after it: use Prompt()")
         hooks = model.hook_dict
         points = [resolve_hook(model, site.hook, hooks) for site in self.sites]
         carries = [skip_of(s.hook, p, hooks) for p, s in zip(points, self.sites, strict=True)]
@@ -282,7 +285,7 @@ class Bound:
         rows, columns = mask.nonzero().unbind(dim=1)
         return Edit(
             point=self.points[i],
-            parts=[Part(self.reft[i], len(rows), self.strength(variant, i))],
+            parts=[Part(self.reft[i], len(rows), self.strength(variant, i), rows=rows if self.reft[i].pools else None)],
             rows=rows,
             columns=columns,
             shape=(mask.shape[0], mask.shape[1]),

@@ -287,9 +287,9 @@ class Scorer:
                 if donor is not None:
                     real = index[mine[at]]
                     source = donor.of(real, self.places[job.plan, i][real, columns + win.starts[mine[at]]])
-                edit.parts.append(
-                    Part(plan.bound.reft[i], len(at), plan.bound.strength(plan.variant, i), source=source)
-                )
+                module, strength = plan.bound.reft[i], plan.bound.strength(plan.variant, i)
+                whose = mine[at] if module.pools else None
+                edit.parts.append(Part(module, len(at), strength, source=source, rows=whose))
         return [found[key] for key in sorted(found, key=lambda key: key[0])]
 
     # -- the claim is checked ----------------------------------------------------------------------------

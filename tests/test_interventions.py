@@ -189,7 +189,12 @@ def test_shapes_are_checked_while_the_tests_run(rl):
 def test_every_kind_is_in_the_tables(rl):
     from reftlens.interventions import KINDS
 
-    assert {k for k, c in KINDS.items() if not c.variables} == {*FORMULAS, "SteeringVector", "Ablation", "Noise"}
+    assert {k for k, c in KINDS.items() if not c.variables and not c.pools} == {
+        *FORMULAS,
+        "SteeringVector",
+        "Ablation",
+        "Noise",
+    }
     assert all(cls.kind == name and issubclass(cls, rl.Intervention) for name, cls in KINDS.items())
     with pytest.raises(TypeError, match="abstract"):
         rl.Intervention(4, 1)

@@ -15,15 +15,15 @@ LAYERS = [
     (
         "edits",
         "interventions.base interventions.family interventions.fixed interventions.interchange "
-        "interventions.masks interventions objectives site",
+        "interventions.masks interventions.pooled interventions objectives site",
     ),
     ("engine", "engine sources reft body cone shelf reuse prefix trim kept scorer"),
     ("looking", "preflight activations"),
     ("training", "checkpoint result evaluate sweep training fit"),
     (
         "analysis",
-        "analysis.estimates analysis.answers analysis.scores analysis.directions analysis.control_table "
-        "analysis.controls analysis.interchange_map analysis",
+        "analysis.estimates analysis.answers analysis.scores analysis.directions analysis.reft_r1 "
+        "analysis.control_table analysis.controls analysis.interchange_map analysis",
     ),
     ("generation", "generation prefill beams generate"),
     ("keeping", "record store hub pyreft plain merge"),

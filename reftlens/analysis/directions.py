@@ -24,6 +24,8 @@ class Direction:
     """Orthonormal columns, the most telling first, each pointing towards the later class."""
     scale: Float[Tensor, " rank"]
     """Distance of the class means along each column, or the standard deviation where there are no classes."""
+    threshold: float = 0.0
+    """Of ReFT-r1: below it along the first column, nothing is detected."""
 
     def as_steering(self) -> SteeringVector:
         """Adds the first direction, as long as its scale."""

@@ -5,6 +5,7 @@ from reftlens.interventions.family import ConsReFT, DiReFT, LobiReFT, LoReFT, No
 from reftlens.interventions.fixed import Ablation, Noise, SteeringVector
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.interventions.masks import BoundlessDAS, SAEMask, SigmoidMask
+from reftlens.interventions.pooled import ReFTr1
 
 KINDS: dict[str, type[Intervention]] = {
     c.kind: c
@@ -23,6 +24,7 @@ KINDS: dict[str, type[Intervention]] = {
         SigmoidMask,
         SAEMask,
         Noise,
+        ReFTr1,
     )
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "NoReFT",
     "Noise",
     "OrthoDiReFT",
+    "ReFTr1",
     "SAEMask",
     "SigmoidMask",
     "SteeringVector",

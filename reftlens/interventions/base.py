@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reftlens.subspace import Frame
@@ -31,6 +31,8 @@ class Intervention(nn.Module, ABC):
     """What is exchanged for the value it has in a source row; nothing, for an intervention without a source."""
     stacks: bool = True
     """Whether several of one class and equal settings may be computed at once under `torch.vmap`."""
+    pools: bool = False
+    """Whether the edit of a token depends on the other edited tokens of its row; such a kind edits prompts only."""
 
     def __init__(self, d: int, rank: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -61,6 +63,7 @@ class Intervention(nn.Module, ABC):
         strength: Strength = 1.0,
         basis: Tensor | None = None,
         source: Float[Tensor, "*units variables {self.d}"] | None = None,
+        rows: Int[Tensor, " *units"] | None = None,
     ) -> Float[Tensor, "*units {self.d}"]:
         """The edited `h`.
 
@@ -68,6 +71,7 @@ class Intervention(nn.Module, ABC):
             strength: a number, or one per direction (`[rank]`), or any shape that broadcasts with the code.
             basis: what `self.basis()` gave, where a caller keeps it over several calls.
             source: for an intervention that exchanges variables, where each is taken from; NaN leaves it.
+            rows: for an intervention that pools, the row that each token belongs to.
         """
         if isinstance(strength, int | float) and strength == 0:
             return h
@@ -76,7 +80,7 @@ class Intervention(nn.Module, ABC):
             basis = self.basis() if basis is None else basis
             basis = None if basis is None else basis.to(x.dtype)
             scale = strength.to(x) if isinstance(strength, Tensor) else strength
-            code = self.dropout(self.coded(x, basis, source)) * scale
+            code = self.dropout(self.coded(x, basis, source, rows)) * scale
             edit = code if basis is None else code @ basis.T
             return (x + edit).to(h.dtype)
 
@@ -87,8 +91,8 @@ class Intervention(nn.Module, ABC):
         """Added to the loss of each optimizer step, in nats; None for most kinds."""
         return None
 
-    def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None) -> Tensor:
-        """`code`, for a kind that may take a source."""
+    def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None, rows: Tensor | None) -> Tensor:
+        """`code`, for a kind that may take a source, or looks at a row as a whole."""
         if source is not None:
             raise ValueError(f"{self.kind} exchanges nothing, and was given a source")
         return self.code(h, basis)

@@ -116,6 +116,7 @@ class Noise(Intervention):
     """
 
     kind = "Noise"
+    affine = True
 
     def __init__(self, d: int, scale: float, seed: int = 0) -> None:
         super().__init__(d, 1)

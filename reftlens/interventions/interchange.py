@@ -33,7 +33,7 @@ class Exchange(Intervention):
             "data.with_sources(…)"
         )
 
-    def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None) -> Tensor:
+    def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None, rows: Tensor | None) -> Tensor:
         if source is None:
             return self.code(h, basis)
         if tuple(source.shape) != (*h.shape[:-1], len(self.variables), self.d):
