@@ -2,7 +2,7 @@
 
 from reftlens.activations import activations
 from reftlens.analysis.control_table import Control, Controls
-from reftlens.analysis.controls import controls, permutation_p, random_twin
+from reftlens.analysis.controls import controls, random_twin
 from reftlens.analysis.directions import (
     Direction,
     caa,
@@ -15,7 +15,11 @@ from reftlens.analysis.directions import (
     repe,
 )
 from reftlens.analysis.estimates import Estimate
+from reftlens.analysis.illusion import IllusionMeter, subspace_illusion
 from reftlens.analysis.interchange_map import InterchangeMap, interchange_map
+from reftlens.analysis.manifold import ManifoldDistance, SiteDistance, manifold_distance
+from reftlens.analysis.permutation import permutation_p
+from reftlens.analysis.readers import SeenSplit, seen_split
 from reftlens.analysis.reft_r1 import reft_r1
 from reftlens.analysis.scores import Disentanglement, InterchangeScores, cause_isolate, interchange_scores, scores_table
 from reftlens.batches import join, resampled
@@ -116,6 +120,7 @@ __all__ = [
     "Generated",
     "Generation",
     "HookNotFound",
+    "IllusionMeter",
     "Interchange",
     "InterchangeMap",
     "InterchangeScores",
@@ -123,6 +128,7 @@ __all__ = [
     "Last",
     "LoReFT",
     "LobiReFT",
+    "ManifoldDistance",
     "ModelNotAvailable",
     "NoReFT",
     "Noise",
@@ -137,8 +143,10 @@ __all__ = [
     "Response",
     "Reuse",
     "SAEMask",
+    "SeenSplit",
     "SigmoidMask",
     "Site",
+    "SiteDistance",
     "SiteNeverFired",
     "Source",
     "SteeringVector",
@@ -179,6 +187,7 @@ __all__ = [
     "load_model",
     "load_pyreft",
     "load_run",
+    "manifold_distance",
     "mean_ablation",
     "merged_weights",
     "mlp_out",
@@ -201,7 +210,9 @@ __all__ = [
     "resid_pre",
     "save",
     "scores_table",
+    "seen_split",
     "sites",
     "stream",
+    "subspace_illusion",
     "sweep",
 ]

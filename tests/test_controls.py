@@ -117,7 +117,7 @@ def test_what_controls_cannot_be_made_of_is_said():
 
 
 def test_labels_shuffle_within_their_strata():
-    from reftlens.analysis.controls import shuffled_p
+    from reftlens.analysis.permutation import shuffled_p
 
     gained = torch.eye(3)[[0, 0, 1, 1, 2, 2]]
     labels = torch.tensor([0, 0, 1, 1, 2, 2])

@@ -22,8 +22,10 @@ LAYERS = [
     ("training", "checkpoint result evaluate sweep training fit"),
     (
         "analysis",
-        "analysis.estimates analysis.answers analysis.scores analysis.directions analysis.reft_r1 "
-        "analysis.control_table analysis.controls analysis.interchange_map analysis",
+        "analysis.estimates analysis.compared analysis.answers analysis.scores analysis.permutation "
+        "analysis.directions analysis.reft_r1 analysis.variable analysis.control_table analysis.controls "
+        "analysis.interchange_map analysis.readers analysis.illusion analysis.manifold "
+        "analysis",
     ),
     ("generation", "generation prefill beams generate"),
     ("keeping", "record store hub pyreft plain merge"),

@@ -15,16 +15,16 @@ from reftlens.analysis.answers import answers, first_targets
 from reftlens.analysis.control_table import Control, Controls, warnings_of
 from reftlens.analysis.directions import Direction, difference_of_means, pca
 from reftlens.analysis.estimates import Estimate, difference_of, mean_of, share_of
+from reftlens.analysis.permutation import shuffled_p
+from reftlens.analysis.variable import about_variable, basis_of, pairs_of, rows_of
 from reftlens.config import FitConfig
 from reftlens.data import Batch
 from reftlens.fit import run_fit
-from reftlens.interventions.base import Intervention
-from reftlens.interventions.interchange import DAS, Exchange, Interchange
+from reftlens.interventions.interchange import Exchange, Interchange
 from reftlens.model import Bridge, device_of
 from reftlens.reft import ReFT, Variant
 from reftlens.result import FitResult
 from reftlens.reuse import Reuse
-from reftlens.site import Site
 from reftlens.subspace import orthonormal
 
 
@@ -102,8 +102,8 @@ def controls(
     """
     settings = config.config if isinstance(config, FitResult) else config
     maker = _Maker(
-        _about(reft, variable), model, _pairs(train, variable), _pairs(test, variable),
-        None if base is None else _rows_of(base, test, variable), settings, seed, reuse, progress,
+        about_variable(reft, variable), model, pairs_of(train, variable), pairs_of(test, variable),
+        None if base is None else rows_of(base, test, variable), settings, seed, reuse, progress,
     )  # fmt: skip
     return maker.made(values, random, shuffles, random_model)
 
@@ -129,7 +129,7 @@ class _Maker:
         owns = None if self.base is None else first_targets(self.base)
         classes = torch.cat([labels, first_targets(self.train)] + ([] if owns is None else [owns])).unique()
         fixed = self._fixed(values)
-        placebos = [self._each(lambda m, i=i: Placebo(_basis(m), self.seed + i)) for i in range(random)]
+        placebos = [self._each(lambda m, i=i: Placebo(basis_of(m), self.seed + i)) for i in range(random)]
         plans = [(self.reft, Variant(strength=0.0)), *((r, Variant()) for r in [*fixed.values(), *placebos])]
         found = answers(self.model, self.test, plans, classes.expand(len(self.test), -1), batch_size=16,
                         reuse=self.reuse, progress=self.progress, describe="controls")  # fmt: skip
@@ -211,50 +211,6 @@ class _Maker:
         return Control("random model", share_of(hits), mean_of(gained), self._accuracy(reft, twin, self.train))
 
 
-def shuffled_p(
-    gained: Float[Tensor, "pair classes"],
-    labels: Int[Tensor, " pair"],
-    strata: Int[Tensor, " pair"] | None,
-    shuffles: int,
-    seed: int,
-) -> float:
-    """Permutation p of `mean(gained[pair, label])`, labels shuffled among pairs of the same stratum."""
-    if shuffles < 1:
-        raise ValueError(f"shuffles={shuffles}, expected 1 or more (999 for a p of 0.001)")
-    generator = torch.Generator().manual_seed(seed)
-    groups = torch.zeros_like(labels) if strata is None else strata
-    rows, reached = torch.arange(len(labels)), 0
-    scored = gained.double()
-    observed = scored[rows, labels].mean()
-    slots = torch.argsort(groups, stable=True)
-    for _ in range(shuffles):
-        drawn = torch.rand(len(labels), generator=generator, dtype=torch.float64).argsort()
-        shuffled = torch.empty_like(labels)
-        shuffled[slots] = labels[drawn[torch.argsort(groups[drawn], stable=True)]]
-        reached += int(scored[rows, shuffled].mean() >= observed - 1e-12)
-    return (1 + reached) / (1 + shuffles)
-
-
-def permutation_p(
-    reft: ReFT,
-    model: Bridge,
-    test: Batch,
-    *,
-    base: Batch | None = None,
-    shuffles: int = 999,
-    seed: int = 0,
-    reuse: bool | Reuse = True,
-) -> float:
-    """The permutation p of `controls` alone: held-out answers shuffled among pairs, the subspace fixed."""
-    labels = first_targets(test)
-    classes = labels.unique()
-    plans = [(reft, Variant(strength=0.0)), (reft, Variant())]
-    found = answers(model, test, plans, classes.expand(len(test), -1), reuse=reuse, progress=False)
-    strata = None if base is None else first_targets(base)
-    gained = found.log_probs[1] - found.log_probs[0]
-    return shuffled_p(gained, torch.searchsorted(classes, labels), strata, shuffles, seed)
-
-
 def relabelled(data: Batch, classes: Int[Tensor, " classes"], seed: int) -> Batch:
     """`data` with another answer for each row: one of `classes`, drawn by a hash of its source prompt."""
     counts = data.target_mask.sum(dim=1)
@@ -294,13 +250,6 @@ def _spread(values: Float[Tensor, " draws"]) -> Estimate:
     return Estimate(values.double().mean().item(), low, high, len(values))
 
 
-def _basis(module: Intervention) -> Float[Tensor, "d rank"]:
-    basis = module.basis()
-    if basis is None:
-        raise ValueError(f"{module.kind} has no subspace to compare with others: it exchanges whole vectors")
-    return orthonormal(basis.detach())
-
-
 def _filled(means: Direction, components: Direction) -> Direction:
     """The first columns of `means`, as many as `components`; where there are too few, filled up with those."""
     rank, basis = components.basis.shape[1], means.basis
@@ -310,41 +259,3 @@ def _filled(means: Direction, components: Direction) -> Direction:
     left = components.basis - basis @ (basis.T @ components.basis)
     more = torch.linalg.svd(left, full_matrices=False).U[:, :missing]
     return replace(means, basis=orthonormal(torch.cat([basis, more], dim=1)), scale=means.scale.new_ones(rank))
-
-
-def _about(reft: ReFT, variable: str | None) -> ReFT:
-    """The exchange of one variable, under the name `"source"`."""
-    modules: dict[Site, Intervention] = {}
-    for site, module in reft.items():
-        if not module.variables:
-            raise ValueError(f"{module.kind} at {site} exchanges nothing: controls are for DAS and its kin")
-        if variable is None and len(module.variables) > 1:
-            raise ValueError(f"{module.kind} exchanges {', '.join(module.variables)}: say which with variable=…")
-        if isinstance(module, DAS):
-            basis = module.subspace(variable or next(iter(module.variables))).detach()
-            modules[site] = Direction(module.kind, orthonormal(basis), torch.ones(basis.shape[1])).as_exchange()
-        else:
-            _basis(module)
-            modules[site] = module
-    return ReFT(modules)
-
-
-def _pairs(data: Batch, variable: str | None) -> Batch:
-    """The rows in which the variable is exchanged, its source named `"source"`."""
-    if not data.sources:
-        raise ValueError("the pairs have no source: pass data.with_sources(…)")
-    name = variable or next(iter(data.sources))
-    if name not in data.sources or (variable is None and len(data.sources) > 1):
-        raise ValueError(f"the pairs have sources for {', '.join(data.sources)}: say which with variable=…")
-    rows = (data.sources[name].rows >= 0).nonzero().flatten().tolist()
-    if not rows:
-        raise ValueError(f"no pair exchanges {name!r}")
-    kept = data[rows]
-    return kept.with_sources(kept.sources[name])
-
-
-def _rows_of(base: Batch, test: Batch, variable: str | None) -> Batch:
-    """The rows of `base` that `_pairs` keeps of `test`."""
-    name = variable or next(iter(test.sources))
-    rows = (test.sources[name].rows >= 0).nonzero().flatten().tolist()
-    return replace(base, sources={})[rows]

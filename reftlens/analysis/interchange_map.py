@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from reftlens import figures
 from reftlens.analysis.answers import answers, first_targets
-from reftlens.analysis.controls import shuffled_p
 from reftlens.analysis.estimates import Estimate, holm, share_of
+from reftlens.analysis.permutation import shuffled_p
 from reftlens.config import FitConfig
 from reftlens.data import Batch
 from reftlens.fit import fit_together
