@@ -17,11 +17,8 @@ from torch.nn.functional import pad
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
+from reftlens.engine import Stop
 from reftlens.model import Bridge
-
-
-class Stop(Exception):
-    """Ends a forward pass from inside once what it was run for is known."""
 
 
 @dataclass(frozen=True)

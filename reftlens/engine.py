@@ -24,6 +24,10 @@ class SiteNeverFired(RuntimeError):
     """A site was to be edited and no hidden state passed through it."""
 
 
+class Stop(Exception):
+    """Ends a forward pass from inside once what it was run for is known."""
+
+
 @dataclass
 class Part:
     """One intervention's share of an edit: it takes the next `tokens` of the edit's tokens."""

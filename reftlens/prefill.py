@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from reftlens.body import Body, Entry, Exit, Gather, Observe, Skip, Slot, Stop
+from reftlens.body import Body, Entry, Exit, Gather, Observe, Skip, Slot
 from reftlens.cone import first_block
 from reftlens.data import Batch, Prompt, encode_prompts
-from reftlens.engine import Edit, attached, forward, forward_inside
+from reftlens.engine import Edit, Stop, attached, forward, forward_inside
 from reftlens.model import Bridge, check_deterministic, device_of, weights_state
 from reftlens.positions import Role, TokenView
 from reftlens.prefix import NO_HOOK, Stub, cache_of

@@ -17,10 +17,10 @@ from torch.nn import Module
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from reftlens.body import Body, Entry, Exit, Observe, Skip, Slot, Stop
+from reftlens.body import Body, Entry, Exit, Observe, Skip, Slot
 from reftlens.cone import Span, Window
 from reftlens.data import Batch
-from reftlens.engine import forward_inside
+from reftlens.engine import Stop, forward_inside
 
 NO_HOOK: frozenset[int] = frozenset()
 

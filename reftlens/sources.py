@@ -1,7 +1,7 @@
 """What interchange interventions put in: hidden states of source rows, read once and handed out token by token."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.data import Batch
-from reftlens.engine import forward, hooked, token_vectors
+from reftlens.engine import Stop, forward, hooked, token_vectors
 from reftlens.model import Bridge, device_of
 from reftlens.positions import Mask
 from reftlens.site import Site
@@ -19,12 +19,15 @@ from reftlens.site import Site
 
 @dataclass
 class _Reader:
-    """Keeps the hidden states that pass through a hook."""
+    """Keeps the hidden states that pass through a hook, and ends the pass once all of `readers` have theirs."""
 
+    readers: list["_Reader"] = field(repr=False)
     kept: list[Tensor] = field(default_factory=list)
 
     def __call__(self, h: Tensor, hook: HookPoint) -> None:
         self.kept.append(h)
+        if all(reader.kept for reader in self.readers):
+            raise Stop
 
 
 @torch.no_grad()
@@ -46,11 +49,13 @@ def read_sites(
     with tqdm(total=len(data), desc="activations", unit="example", disable=not progress) as bar:
         for start in range(0, len(data), batch_size):
             batch = data[start : start + batch_size].to(device)
-            readers = [_Reader() for _ in places]
+            readers: list[_Reader] = []
+            readers += [_Reader(readers) for _ in places]
             rows = range(start, start + len(batch))
             with (
                 edited(batch, rows) if edited else nullcontext(),
                 hooked([(point, reader) for (_, point), reader in zip(places, readers, strict=True)]),
+                suppress(Stop),
             ):
                 forward(model, batch.tokens, batch.attention_mask)
             for (site, _), reader, kept in zip(places, readers, collected, strict=True):

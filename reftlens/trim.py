@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from reftlens.body import Body, Stop
+from reftlens.body import Body
+from reftlens.engine import Stop
 from reftlens.prefix import Recorder, cache_of
 
 
