@@ -19,6 +19,7 @@ from reftlens.analysis.estimates import Estimate, holm, share_of
 from reftlens.analysis.permutation import shuffled_p
 from reftlens.config import FitConfig
 from reftlens.data import Batch
+from reftlens.fingerprint import fingerprint
 from reftlens.fit import fit_together
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.model import Bridge
@@ -139,13 +140,15 @@ class _Layer:
     config: FitConfig
     shuffles: int
     reuse: bool | Reuse
+    model: dict[str, Any]
+    """Its fingerprint."""
 
     @property
     def fingerprint(self) -> str:
-        """What the cells depend on, apart from the model."""
+        """What the cells depend on."""
         said = [
             *(data.fingerprint for data in (self.train, self.choose, self.report)), [str(s) for s in self.sites],
-            self.labels, self.ranks, self.seeds, asdict(self.config), self.shuffles,
+            self.labels, self.ranks, self.seeds, asdict(self.config), self.shuffles, self.model,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
@@ -206,7 +209,7 @@ def interchange_map(
     test: Batch,
     *,
     layers: Sequence[int] | None = None,
-    positions: Sequence[Positions | str] = ("last",),
+    positions: Sequence[Positions | str] | Mapping[str, Positions | str] = ("last",),
     ranks: Sequence[int] = (1,),
     seeds: Sequence[int] = (0,),
     at: Callable[[int, Any], Site] = resid_post,
@@ -225,6 +228,7 @@ def interchange_map(
     Args:
         model: a bridge, or a function without arguments that loads one (needed with an `executor`).
         layers: all, if None. `at` makes the site of a layer and positions.
+        positions: a list, or `{label: positions}`.
         ranks: of DAS; 0 stands for vanilla interchange of the whole vector, where nothing is trained.
         folder: one file per layer is written there, and read instead of computed by the next call of equal settings.
         executor: any `concurrent.futures.Executor`; each layer is one task for it.
@@ -237,16 +241,17 @@ def interchange_map(
     load = _Given(model) if isinstance(model, Bridge) else model
     if executor is not None and isinstance(load, _Given):
         raise ValueError("an executor needs model=…, a function that loads the model there, e.g. rl.load_model")
-    depth = int(load().cfg.n_layers) if layers is None else 0
-    where = [as_positions(p) for p in positions]
-    labels = tuple(p if isinstance(p, str) else str(p) for p in positions)
+    here = load()
+    load = load if executor is not None else _Given(here)
+    named = positions if isinstance(positions, Mapping) else {str(p): p for p in positions}
+    where = [as_positions(p) for p in named.values()]
     works = [
-        _Layer(load, train, test[::2], test[1::2], tuple(at(layer, p) for p in where), labels, layer, tuple(ranks),
-               tuple(seeds), config, shuffles, reuse)
-        for layer in (range(depth) if layers is None else layers)
+        _Layer(load, train, test[::2], test[1::2], tuple(at(layer, p) for p in where), tuple(named), layer,
+               tuple(ranks), tuple(seeds), config, shuffles, reuse, fingerprint(here).to_dict())
+        for layer in (range(here.cfg.n_layers) if layers is None else layers)
     ]  # fmt: skip
     cells = _all_cells(works, None if folder is None else Path(folder), executor, progress)
-    unedited = answers(load(), test, [(_idle(works[0], load()), Variant(strength=0.0))], first_targets(test)[:, None],
+    unedited = answers(here, test, [(_idle(works[0], here), Variant(strength=0.0))], first_targets(test)[:, None],
                        reuse=reuse, progress=False)  # fmt: skip
     return InterchangeMap(tuple(cells), unedited.hits[0].float().mean().item())
 
