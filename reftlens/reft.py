@@ -17,7 +17,7 @@ from reftlens.interventions.base import Intervention, Strength
 from reftlens.model import Bridge, parameter_total, resolve_hook
 from reftlens.positions import Mask, Positions, TokenView, as_positions
 from reftlens.site import Site, Where
-from reftlens.sources import Donor, places_of, read_donors
+from reftlens.sources import Donor, Place, check_sources, places_of, read_donors
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,14 @@ class Bound:
                 among = f" among {variant.among}" if variant.among is not None else ""
                 raise ValueError(f"{self.reft.sites[i]}{among} chooses no token in any of {len(view.ids)} row(s)")
 
+    def exchanged(self, variant: Variant) -> dict[int, Place]:
+        """The active sites that exchange something."""
+        return {
+            i: (self.reft.sites[i], self.points[i], self.reft[i].variables)
+            for i in self.active(variant)
+            if self.reft[i].variables
+        }
+
     def donors(
         self, model: Bridge, data: Batch, variant: Variant = Variant(), *, nested: bool = False
     ) -> dict[int, Donor]:
@@ -241,12 +249,9 @@ class Bound:
 
         A source may have sources itself: they are exchanged in it, at full strength, before it is read.
         """
-        wanted = {
-            i: (self.reft.sites[i], self.points[i], self.reft[i].variables)
-            for i in self.active(variant)
-            if self.reft[i].variables
-        }
-        return read_donors(model, data, wanted, lambda source: self._editing(model, source, variant), nested=nested)
+        return read_donors(
+            model, data, self.exchanged(variant), lambda source: self._editing(model, source, variant), nested=nested
+        )
 
     def _editing(
         self, model: Bridge, source: Batch, variant: Variant
@@ -292,3 +297,17 @@ class Bound:
             heads=self.reft.sites[i].heads,
             carry=self.carries[i],
         )
+
+
+def shared_donors(model: Bridge, data: Batch, plans: Sequence[tuple[Bound, Variant]]) -> list[dict[int, Donor]]:
+    """`donors` of each plan; sources without sources of their own are read in one pass for all of them."""
+    if any(source.batch.sources for source in data.sources.values()):
+        return [bound.donors(model, data, variant) for bound, variant in plans]
+    wanted = [bound.exchanged(variant) for bound, variant in plans]
+    for places in wanted:
+        if places:
+            check_sources(data, places.values())
+    every = list(dict.fromkeys(place for places in wanted for place in places.values()))
+    read = read_donors(model, data, dict(enumerate(every)))
+    found = {place: read[i] for i, place in enumerate(every) if i in read}
+    return [{i: found[place] for i, place in places.items()} for places in wanted]

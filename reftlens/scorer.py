@@ -25,9 +25,9 @@ from reftlens.kept import Kept
 from reftlens.model import Bridge, device_of
 from reftlens.positions import Mask
 from reftlens.prefix import Capture, Captured, Prefilled, Stub, assemble, cache_of, entering
-from reftlens.reft import Bound, Variant, mode
+from reftlens.reft import Bound, Variant, mode, shared_donors
 from reftlens.reuse import Reuse
-from reftlens.sources import Donor, places_of
+from reftlens.sources import places_of
 from reftlens.trim import Trimmed
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
@@ -85,7 +85,8 @@ class Scorer:
         self.model, self.data, self.plans, self.reuse, self.autocast = model, data, list(plans), reuse, autocast
         self.device = device_of(model)
         self._checked, self._narrow = False, narrow
-        self.donors = self._read_donors()
+        self.donors = shared_donors(model, data, [(plan.bound, plan.variant) for plan in self.plans])
+        """For each plan what its sources hold."""
         self.why_full = "reuse is switched off"
         if reuse is None:
             return
@@ -97,18 +98,6 @@ class Scorer:
         self.why_full = self._obstacle()
         if not self.why_full:
             self._lay_out(uses, progress)
-
-    def _read_donors(self) -> list[dict[int, Donor]]:
-        """For each plan what its sources hold, read once for all plans with the same sites."""
-        read: dict[Any, dict[int, Donor]] = {}
-        result = []
-        for plan in self.plans:
-            reft = plan.bound.reft
-            key = (reft.sites, tuple(module.variables for _, module in reft.items()), plan.variant.sites)
-            if key not in read:
-                read[key] = plan.bound.donors(self.model, self.data, plan.variant)
-            result.append(read[key])
-        return result
 
     # -- what is said ------------------------------------------------------------------------------------
 

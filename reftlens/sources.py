@@ -1,6 +1,6 @@
 """What interchange interventions put in: hidden states of source rows, read once and handed out token by token."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
@@ -90,15 +90,19 @@ def places_of(mask: Mask) -> Int[Tensor, "batch seq"]:
     return mask.long().cumsum(dim=1) - 1
 
 
+Place = tuple[Site, HookPoint, tuple[str, ...]]
+"""A site, its hook, and the variables that are exchanged there."""
+
+
 def read_donors(
     model: Bridge,
     data: Batch,
-    wanted: Mapping[int, tuple[Site, HookPoint, tuple[str, ...]]],
-    edited_source: Callable[[Batch], Callable[[Batch, Sequence[int]], AbstractContextManager[None]]],
+    wanted: Mapping[int, Place],
+    edited_source: Callable[[Batch], Callable[[Batch, Sequence[int]], AbstractContextManager[None]]] | None = None,
     *,
     nested: bool = False,
 ) -> dict[int, Donor]:
-    """Read the sources of `data` at sites `{index: (site, hook, variables of the intervention)}`.
+    """Read the sources of `data` at the places of one intervention, by their index.
 
     A source that has sources of its own is read with those exchanged in it first, as `edited_source` does. Such a
     `nested` source need not have one for every variable: the others are left in it.
@@ -109,22 +113,12 @@ def read_donors(
     """
     if not wanted:
         return {}
-    named = {v for _, _, variables in wanted.values() for v in variables}
-    for name in sorted(named - set(data.sources)) if not nested else ():
-        given = ", ".join(map(repr, data.sources)) or "none"
-        raise ValueError(
-            f"an intervention exchanges {name!r}, and the data has no such source (it has: {given}): pass "
-            f"data.with_sources({{{name!r}: …}}), a batch with the rows to take it from"
-        )
-    for name in sorted(set(data.sources) - named):
-        raise ValueError(
-            f"the data has a source {name!r} that no intervention exchanges (they exchange: {', '.join(sorted(named))})"
-        )
+    named = check_sources(data, wanted.values(), nested=nested)
     found: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
     for name in sorted(named & set(data.sources)):
         source = data.sources[name]
         mine = {i: (site, point) for i, (site, point, variables) in wanted.items() if name in variables}
-        edited = edited_source(source.batch) if source.batch.sources else None
+        edited = edited_source(source.batch) if edited_source and source.batch.sources else None
         vectors = read_sites(model, source.batch, list(mine.values()), edited=edited)
         for (i, (site, _)), read in zip(mine.items(), vectors, strict=True):
             found[i, name] = read, _begins(site, data, name)
@@ -135,6 +129,22 @@ def read_donors(
         for vectors, _ in list(known.values())[:1]:
             donors[i] = Donor(*zip(*(known.get(name, (vectors, left)) for name in variables), strict=True))
     return donors
+
+
+def check_sources(data: Batch, places: Iterable[Place], *, nested: bool = False) -> set[str]:
+    """The variables that are exchanged; raises where `data` lacks a source for one, or has one that none uses."""
+    named = {v for _, _, variables in places for v in variables}
+    for name in sorted(named - set(data.sources)) if not nested else ():
+        given = ", ".join(map(repr, data.sources)) or "none"
+        raise ValueError(
+            f"an intervention exchanges {name!r}, and the data has no such source (it has: {given}): pass "
+            f"data.with_sources({{{name!r}: …}}), a batch with the rows to take it from"
+        )
+    for name in sorted(set(data.sources) - named):
+        raise ValueError(
+            f"the data has a source {name!r} that no intervention exchanges (they exchange: {', '.join(sorted(named))})"
+        )
+    return named
 
 
 def _begins(site: Site, data: Batch, name: str) -> Int[Tensor, " rows"]:
