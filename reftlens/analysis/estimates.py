@@ -1,11 +1,17 @@
 """A number with its 95 % interval, by TransformerLens' statistics."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator, success_rate_ci
+from transformer_lens.utilities.statistics import (
+    bootstrap_ci,
+    derive_generator,
+    sign_flip_permutation_pvalue,
+    success_rate_ci,
+)
 
 _DRAWS = 2000
 _LOW_HIGH = torch.tensor([0.025, 0.975], dtype=torch.float64)
@@ -82,3 +88,19 @@ def holm(p: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
     order, count = p.argsort(), len(p)
     steps = (p[order] * torch.arange(count, 0, -1, dtype=p.dtype)).cummax(dim=0).values
     return torch.empty_like(p).scatter(0, order, steps.clamp(max=1))
+
+
+def sign_flip_p(values: Float[Tensor, " example"], *, draws: int = 9999, seed: int = 0) -> float:
+    """Two-sided p that paired effects are symmetric about 0, by flipping their signs; exact up to 12 examples."""
+    _some(values)
+    flips = derive_generator(seed, "sign flips")
+    return sign_flip_permutation_pvalue(values.double(), n_permutations=draws, generator=flips).item()
+
+
+def sign_flip_tests(
+    rows: Sequence[Float[Tensor, " _"]], *, seed: int = 0
+) -> tuple[Float[Tensor, " tests"], Float[Tensor, " tests"]]:
+    """`sign_flip_p` of each row, and the same after Holm's correction; enough draws that one row can pass it."""
+    draws = max(9999, 40 * len(rows))
+    p = torch.tensor([sign_flip_p(row, draws=draws, seed=seed) for row in rows], dtype=torch.float64)
+    return p, holm(p)

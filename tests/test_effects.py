@@ -1,0 +1,273 @@
+"""Effects with a known truth: what is read has its effect, what is not has none, and parts add up where they must."""
+
+from functools import cache
+
+import pytest
+import torch
+from planted import CORNERS, VALUES, D, pairs, planted
+
+from architectures import bridge
+
+QUIET = dict(progress=False)
+
+
+@cache
+def _scene():
+    """The planted network, 24 rows of three fillers and a value that answer another row's value, and a LoReFT."""
+    truth = planted()
+    data, _ = pairs(truth.value, 24, 3)
+    return truth, data
+
+
+def _vector(truth, corner=0, length=4.0):
+    import reftlens as rl
+
+    return rl.SteeringVector(D, length * truth.subspace @ CORNERS[corner])
+
+
+def _das(truth, positions="prompt", layer=1):
+    import reftlens as rl
+
+    das = rl.DAS(D, rank=2)
+    das.frame.set(truth.subspace)
+    return rl.ReFT({rl.resid_post(layer, positions): das})
+
+
+def test_the_one_position_that_is_read_does_all_of_it_and_the_fillers_nothing():
+    from reftlens.analysis.effects import position_effects
+
+    truth, data = _scene()
+    found = position_effects(_das(truth), truth.model, data, **QUIET)
+    assert found.parts == ("-4", "-3", "-2", "-1") and found.edited.all()
+    assert torch.allclose(found.alone[3], found.whole, atol=1e-6) and found.effect("-1").low > 1.0
+    assert (found.left_out[3] == 0).all(), "without it nothing that is read is edited"
+    assert (found.alone[:3] == 0).all() and torch.allclose(found.left_out[:3], found.whole.expand(3, -1), atol=1e-6)
+    assert found.lost_without("-1").value == pytest.approx(found.effect("-1").value)
+    assert found.whole_accuracy.mean() > 0.95 > 0.6 > found.unedited_accuracy.mean()
+    assert torch.equal(found.left_out_accuracy[3], found.unedited_accuracy)
+    p, corrected = found.tests
+    assert (corrected[:, 3] < 0.01).all() and (p[0, :3] == 1).all() and (corrected >= p).all()
+
+
+def test_positions_and_sites_equal_separate_evaluations():
+    import reftlens as rl
+    from reftlens.analysis.effect_map import effect_map
+    from reftlens.analysis.effects import position_effects, site_effects
+    from reftlens.positions import as_positions
+
+    model, data = bridge("gpt2"), _ragged()
+    where = {"start": "first", "cat": rl.Tokens("cat", missing="skip"), "end": "l2"}
+    reft = _two_layers(model)
+
+    def gained(among=None, sites=None):
+        found = rl.evaluate(reft, model, data, variant=rl.Variant(among=among, sites=sites), **QUIET)
+        return torch.tensor(found.base_loss) - torch.tensor(found.loss), torch.tensor(found.accuracy)
+
+    by_place = position_effects(reft, model, data, positions=where, **QUIET)
+    for i, label in enumerate(where):
+        chosen = as_positions(where[label])
+        for way, accuracy, among in (
+            (by_place.alone, by_place.alone_accuracy, chosen),
+            (by_place.left_out, by_place.left_out_accuracy, rl.All() - chosen),
+        ):
+            rows = by_place.edited[i]
+            expected = gained(among=among)
+            assert torch.allclose(way[i, rows].float(), expected[0][rows], atol=2e-5)
+            assert torch.equal(accuracy[i, rows].float(), expected[1][rows])
+    by_site = site_effects(reft, model, data, **QUIET)
+    for i in range(2):
+        assert torch.allclose(by_site.alone[i].float(), gained(sites=[i])[0], atol=2e-5)
+        assert torch.allclose(by_site.left_out[i].float(), gained(sites=[1 - i])[0], atol=2e-5)
+    cells = effect_map(reft, model, data, positions=where, **QUIET)
+    assert cells.hooks == tuple(site.hook for site in reft.sites) and cells.positions == tuple(where)
+    for i in range(2):
+        for j, label in enumerate(where):
+            rows = cells.edited[i, j]
+            assert torch.allclose(cells.gained[i, j, rows].float(), gained(where[label], [i])[0][rows], atol=2e-5)
+
+
+def _ragged():
+    import reftlens as rl
+
+    prompts = ["the cat sat", "a dog ran by the green hill while", "the moon"]
+    return rl.encode(bridge("gpt2"), [rl.Example(p, " and looked") for p in prompts])
+
+
+def _two_layers(model, positions="prompt"):
+    import reftlens as rl
+
+    sites = [rl.resid_post(layer, positions) for layer in (0, 1)]
+    reft = rl.ReFT({site: rl.LoReFT(int(model.cfg.d_model), rank=2) for site in sites})
+    reft.reset(3)
+    return reft
+
+
+def test_short_prompts_are_not_counted_where_they_have_no_token():
+    from reftlens.analysis.effects import position_effects
+
+    model, data = bridge("gpt2"), _ragged()
+    found = position_effects(_two_layers(model, "all"), model, data, **QUIET)
+    lengths = data.prompt_mask.sum(dim=1)
+    assert found.parts == (*(str(-k) for k in range(int(lengths.max()), 0, -1)), "response")
+    expected = [int((lengths >= k).sum()) for k in range(int(lengths.max()), 0, -1)] + [len(data)]
+    assert found.edited.sum(dim=1).tolist() == expected == found.to_frame()["n"].tolist()
+    assert found.effect(found.parts[0]).count == 1
+
+
+def test_with_one_site_alone_is_the_whole_and_left_out_is_nothing():
+    from reftlens.analysis.effects import site_effects
+
+    truth, data = _scene()
+    found = site_effects(_das(truth, "last"), truth.model, data, **QUIET)
+    assert torch.allclose(found.alone[0], found.whole, atol=1e-6) and (found.left_out == 0).all()
+
+
+def test_a_site_that_nothing_reads_has_no_effect_at_all():
+    import reftlens as rl
+    from reftlens.analysis.effect_map import effect_map, interactions
+    from reftlens.analysis.effects import site_effects
+
+    truth, data = _scene()
+    reft = rl.ReFT({rl.resid_post(0, "f1"): _vector(truth), rl.resid_post(1, "last"): _vector(truth)})
+    found = site_effects(reft, truth.model, _plain(data), **QUIET)
+    assert (found.alone[0] == 0).all() and found.effect(found.parts[1]).value != 0
+    both = interactions(reft, truth.model, _plain(data), **QUIET)
+    assert both.excess[0, 1].abs().max() < 1e-5
+    cells = effect_map(reft, truth.model, _plain(data), **QUIET)
+    assert cells.edited.any(dim=-1).tolist() == [[True, False], [False, True]] and cells.positions == ("-4", "-1")
+    assert cells.tests[0][0, 0] == 1.0 and cells.mean[0, 0] == 0 and cells.mean[0, 1].isnan()
+    assert len(cells.to_frame()) == 2
+
+
+def _plain(data):
+    from dataclasses import replace
+
+    return replace(data, sources={})
+
+
+def test_sites_that_act_on_different_answers_add_up_and_two_on_one_answer_do_not():
+    import reftlens as rl
+    from reftlens.analysis.effect_map import interactions
+    from reftlens.data import batch_from_rows
+
+    truth, _ = _scene()
+    generator = torch.Generator().manual_seed(0)
+    value = torch.tensor(list(VALUES))[torch.randint(0, len(VALUES), (20, 2), generator=generator)]
+    data = batch_from_rows([[60, int(a), 41, int(b), 40] for a, b in value], [[1, 1, 2, 2, 2]] * 20,
+                           [[False, False, True, False, True]] * 20)  # fmt: skip
+    first, later, again = rl.resid_post(1, "last"), rl.resid_post(1, [3]), rl.resid_post(2, "last")
+    reft = rl.ReFT({site: _vector(truth, corner) for site, corner in ((first, 1), (later, 0), (again, 1))})
+    found = interactions(reft, truth.model, data, **QUIET)
+    assert found.excess[0, 1].abs().max() < 1e-5 and found.excess[1, 2].abs().max() < 1e-5
+    assert found.interaction(0, 2).high < -0.1, "both push the same answer, which is certain soon"
+    alone = [rl.evaluate(reft, truth.model, data, variant=rl.Variant(sites=s), **QUIET) for s in ([0], [2], [0, 2])]
+    one, two, both = (torch.tensor(e.base_loss) - torch.tensor(e.loss) for e in alone)
+    assert torch.allclose(found.excess[0, 2].float(), both - one - two, atol=1e-5)
+    assert found.excess[0, 2].equal(found.excess[2, 0]) and found.excess[0, 0].isnan().all()
+    frame = found.to_frame().set_index(["site", "other"])
+    p = frame["p_holm"]
+    assert found.sites == (str(first), str(later), again.hook), "hooks, and positions where they tell sites apart"
+    assert p.loc[(found.sites[0], found.sites[2])] < 0.05 < p.loc[(found.sites[0], found.sites[1])]
+
+
+def test_only_what_exchanges_needs_the_source():
+    """A ReFT of an exchange and a vector: each is scored alone though only one of them takes a source."""
+    import reftlens as rl
+    from reftlens.analysis.effect_map import interactions
+    from reftlens.analysis.effects import site_effects
+
+    truth, data = _scene()
+    das = _das(truth, "last")
+    reft = rl.ReFT({das.sites[0]: das[0], rl.resid_post(2, "last"): _vector(truth)})
+    found = site_effects(reft, truth.model, data, **QUIET)
+    alone = rl.evaluate(das, truth.model, data, **QUIET)
+    expected = torch.tensor(alone.base_loss) - torch.tensor(alone.loss)
+    assert torch.allclose(found.alone[0].float(), expected, atol=1e-5)
+    assert interactions(reft, truth.model, data, **QUIET).excess[0, 1].abs().max() > 0.1
+    with pytest.raises(ValueError, match="has no such source"):
+        site_effects(reft, truth.model, _plain(data), **QUIET)
+    with pytest.raises(ValueError, match="no intervention exchanges"):
+        more = data.with_sources({**data.sources, "other": data.sources["source"]})
+        site_effects(reft, truth.model, more, **QUIET)
+
+
+def test_the_map_of_a_planted_network_finds_the_one_position_and_corrects_its_p():
+    from reftlens.analysis.effect_map import effect_map
+    from reftlens.analysis.estimates import holm
+
+    truth, data = _scene()
+    found = effect_map(_das(truth), truth.model, data, **QUIET)
+    p, corrected = found.tests
+    assert torch.equal(corrected.flatten(), holm(p.flatten()))
+    assert (corrected[0] < 0.05).tolist() == [False, False, False, True]
+    assert corrected[0, 3] == pytest.approx(min(1.0, 4 * p[0, 3].item()))
+
+
+def test_sign_flips_are_uniform_where_there_is_no_effect_and_small_where_there_is():
+    from reftlens.analysis.estimates import sign_flip_p
+
+    generator = torch.Generator().manual_seed(0)
+    for n in (10, 25):  # all patterns, and drawn ones
+        values = torch.randn(400, n, generator=generator)
+        p = torch.tensor([sign_flip_p(row, draws=199) for row in values]).sort().values
+        gap = (p - torch.arange(1, 401) / 400).abs().max().item()
+        assert gap < 1.63 / 400**0.5 + 1 / 200, "Kolmogorov-Smirnov at 1 %, p being a multiple of 1/200"
+        assert sign_flip_p(values[0] + 3, draws=199) < 0.02
+    assert sign_flip_p(torch.zeros(20)) == 1.0
+    assert sign_flip_p(torch.tensor([1.0] * 5)) == 2 / 2**5
+
+
+def test_enough_signs_are_flipped_for_the_correction():
+    from reftlens.analysis.estimates import sign_flip_tests
+
+    rows = [torch.randn(20, generator=torch.Generator().manual_seed(i)) for i in range(299)] + [torch.ones(20) * 9]
+    p, corrected = sign_flip_tests(rows)
+    assert corrected[-1] < 0.05 and corrected[-1] == pytest.approx(300 * p[-1].item())
+
+
+def test_a_second_run_gives_the_same_and_everything_can_be_seen():
+    from reftlens.analysis.effect_map import effect_map, interactions
+    from reftlens.analysis.effects import position_effects, site_effects
+
+    model, data = bridge("gpt2"), _ragged()
+    reft = _two_layers(model)
+    for analysis in (position_effects, site_effects, effect_map, interactions):
+        once, again = (analysis(reft, model, data, **QUIET) for _ in range(2))
+        assert once.to_frame().equals(again.to_frame())
+        ax = once.plot()
+        assert ax.get_figure() is not None
+    assert "alone" in str(position_effects(reft, model, data, **QUIET))
+    assert "nats" in position_effects(reft, model, data, **QUIET).plot().get_ylabel()
+
+
+def test_strength_is_a_knob_here_too():
+    import reftlens as rl
+    from reftlens.analysis.effects import position_effects
+
+    model, data = bridge("gpt2"), _ragged()
+    reft = _two_layers(model)
+    found = position_effects(reft, model, data, positions={"end": "last"}, strength=0.5, **QUIET)
+    expected = rl.evaluate(reft, model, data, variant=rl.Variant(0.5), **QUIET)
+    gained = torch.tensor(expected.base_loss) - torch.tensor(expected.loss)
+    assert torch.allclose(found.whole.float(), gained, atol=1e-5)
+    idle = position_effects(reft, model, data, positions={"end": "last"}, strength=0.0, **QUIET)
+    assert (idle.whole == 0).all() and (idle.alone == 0).all() and (idle.left_out == 0).all()
+
+
+def test_what_has_no_answer_is_refused():
+    from reftlens.analysis.effect_map import effect_map, interactions
+    from reftlens.analysis.effects import position_effects
+
+    truth, data = _scene()
+    das = _das(truth, "last")
+    with pytest.raises(ValueError, match=r"position 'start' .* holds no edited token"):
+        position_effects(das, truth.model, data, positions={"start": "first"}, **QUIET)
+    with pytest.raises(ValueError, match=r"position 'start' .* holds no edited token"):
+        effect_map(das, truth.model, data, positions={"start": "first"}, **QUIET)
+    with pytest.raises(ValueError, match=r"expected \{label: positions\}"):
+        position_effects(das, truth.model, data, positions={}, **QUIET)
+    with pytest.raises(ValueError, match="an interaction is of two"):
+        interactions(das, truth.model, data, **QUIET)
+    found = position_effects(das, truth.model, data, **QUIET)
+    with pytest.raises(ValueError, match="no position '-9'"):
+        found.effect("-9")
