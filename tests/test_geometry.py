@@ -1,0 +1,215 @@
+"""Equal subspaces overlap by 1, orthogonal ones by 0, unrelated ones by chance, and only the span of a basis counts."""
+
+import numpy
+import pytest
+import torch
+from planted import planted
+
+from architectures import D, bridge
+
+WIDE = 40
+
+
+def _frame(rank, seed, d=WIDE):
+    return torch.linalg.qr(torch.randn(d, rank, generator=torch.Generator().manual_seed(seed)).double()).Q
+
+
+def _overlap(subspaces, **kwargs):
+    from reftlens.analysis.geometry import subspace_overlap
+
+    return subspace_overlap(subspaces, **kwargs)
+
+
+def test_equal_is_1_and_orthogonal_is_0():
+    whole = _frame(6, 0)
+    one, other = whole[:, :3], whole[:, 3:]
+    rotated = 5 * one @ torch.randn(3, 3, dtype=torch.float64)  # another basis of the same span
+    found = _overlap({"one": one, "rotated": rotated, "twice": torch.cat([one, one], dim=1), "other": other})
+    assert found.ranks == (3, 3, 3, 3), "columns that depend on others do not count"
+    torch.testing.assert_close(found.overlap[:3, :3], torch.ones(3, 3, dtype=torch.float64))
+    torch.testing.assert_close(found.overlap[:3, 3], torch.zeros(3, dtype=torch.float64))
+    assert found.angles[0][1].max() < 1e-4 and found.angles[0][3].min() > 90 - 1e-4
+
+
+def test_part_of_a_subspace_overlaps_with_it_by_1():
+    whole = _frame(6, 0)
+    found = _overlap({"part": whole[:, :2], "whole": whole})
+    assert found.overlap[0, 1].item() == pytest.approx(1.0)
+    assert found.chance(0, 1).mean == pytest.approx(6 / WIDE)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (2, 5), (4, 4)])
+def test_numpy_finds_the_same_angles(a, b):
+    one, other = (torch.randn(WIDE, n, generator=torch.Generator().manual_seed(n + i)) for i, n in enumerate((a, b)))
+    found = _overlap({"one": one, "other": other})
+    u, v = (numpy.linalg.svd(x.double().numpy(), full_matrices=False)[0] for x in (one, other))
+    cosines = numpy.linalg.svd(u.T @ v, compute_uv=False)
+    assert found.overlap[0, 1].item() == pytest.approx((cosines**2).mean())
+    numpy.testing.assert_allclose(found.angles[0][1].numpy(), numpy.degrees(numpy.arccos(cosines)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("a", "b", "d"), [(1, 1, 40), (2, 5, 40), (4, 4, 12)])
+def test_the_chance_level_is_that_of_random_subspaces(a, b, d):
+    from reftlens.analysis.geometry import chance_overlap
+
+    generator, count = torch.Generator().manual_seed(0), 4000
+    one, other = (torch.linalg.qr(torch.randn(count, d, n, generator=generator).double()).Q for n in (a, b))
+    drawn = (one.mT @ other).square().sum(dim=(1, 2)) / min(a, b)
+    chance = chance_overlap(d, a, b)
+    assert abs(drawn.mean().item() - chance.mean) < 4 * chance.spread / count**0.5
+    assert drawn.std().item() == pytest.approx(chance.spread, rel=0.08), "4 standard errors, with heavy tails"
+
+
+def test_an_unrelated_subspace_is_at_chance_and_a_related_one_is_not():
+    base = _frame(3, 0)
+    near = base + 0.1 * torch.randn(WIDE, 3, generator=torch.Generator().manual_seed(1)).double()
+    found = _overlap({"base": base, "near": near} | {f"random {i}": _frame(3, 10 + i) for i in range(30)})
+    frame = found.to_frame()
+    mine = frame[(frame.a == "base") & frame.b.str.startswith("random")]
+    assert abs(mine.z.mean()) < 4 / 30**0.5 and mine.z.max() < 5
+    assert frame[(frame.a == "base") & (frame.b == "near")].z.item() > 10
+    assert len(frame) == 32 * 31 / 2 and frame.chance.eq(3 / WIDE).all()
+
+
+def test_everything_that_spans_is_taken():
+    import reftlens as rl
+
+    plane = _frame(2, 3, D)
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).double() * torch.tensor([3.0, 2.0]) @ plane.T
+    das, gated = rl.DAS(D, 2), rl.BoundlessDAS(D, 4)
+    das.frame.set(plane.float())
+    gated.frame.set(rl.orthonormal(torch.cat([plane, _frame(2, 5, D)], dim=1)).float())
+    gated.anneal(1.0)  # half of it is open: the first two columns
+    reft = rl.ReFT({rl.resid_post(0, "last"): das, rl.resid_post(1, "last"): rl.LoReFT(D, 2)})
+    found = _overlap({"PCA": rl.pca(x, 2), "ReFT": reft, "DAS": das, "boundless": gated, "tensor": plane})
+    assert [n for n in found.names if n.startswith("ReFT, ")] == [f"ReFT, {s}" for s in reft.sites]
+    same = [i for i, name in enumerate(found.names) if name != f"ReFT, {reft.sites[1]}"]
+    torch.testing.assert_close(
+        found.overlap[same][:, same], torch.ones(5, 5, dtype=torch.float64), atol=1e-6, rtol=0  # frames are float32
+    )  # fmt: skip
+    assert _overlap({"a": reft, "b": plane}, site=0).overlap[0, 1] > 1 - 1e-6
+    assert _overlap({"a": reft, "b": plane}, site=reft.sites[1]).overlap[0, 1] < 0.9
+
+
+def test_what_has_no_angle_is_said():
+    import reftlens as rl
+
+    reft = rl.ReFT({rl.resid_post(0, "last"): rl.SteeringVector(D)})
+    with pytest.raises(ValueError, match="'mine' is zero"):
+        _overlap({"mine": reft})
+    with pytest.raises(ValueError, match="different spaces"):
+        _overlap({"a": _frame(2, 0), "b": _frame(2, 0, 12)})
+    with pytest.raises(ValueError, match="columns that span it"):
+        _overlap({"a": torch.ones(3)})
+    with pytest.raises(ValueError, match="expected one or more"):
+        _overlap({})
+    with pytest.raises(ValueError, match="not among the sites"):
+        _overlap({"mine": reft}, site=3)
+
+
+def test_the_figure_shows_overlap_and_chance():
+    axes = _overlap({"a": _frame(2, 0), "b": _frame(2, 1)}).plot()
+    said = [text.get_text() for text in axes.texts]
+    assert "1.00" in said and "0.05±0.03" in said and len(said) == 8
+
+
+# -- weights -------------------------------------------------------------------------------------------------
+
+
+def _weights(reft, model, **kwargs):
+    from reftlens.analysis.weights import weight_overlap
+
+    return weight_overlap(reft, model, **kwargs)
+
+
+def _at(site, basis):
+    import reftlens as rl
+
+    return rl.ReFT({site: rl.Direction("given", basis.double(), torch.ones(basis.shape[1])).as_exchange()})
+
+
+def test_the_planted_plane_is_what_embedding_writes_and_unembedding_reads():
+    import reftlens as rl
+
+    world = planted()
+    found = _weights(_at(rl.resid_post(1, "last"), world.subspace), world.model)
+    assert [r.weight for r in found.rows if r.role == "writes"] == ["embed"], "blocks that write nothing are left out"
+    assert found["embed"].chance.z(found["embed"].share) > 4 and found["unembed"].share > 0.95
+    unrelated = _weights(_at(rl.resid_post(1, "last"), rl.random_subspace(D, 2, seed=5).basis), world.model)
+    assert abs(unrelated["embed"].chance.z(unrelated["embed"].share)) < 3
+    assert abs(unrelated["unembed"].chance.z(unrelated["unembed"].share)) < 3
+    read = world.model.W_U.double()  # the norm's gain is 1: it only centres
+    centred = read - read.mean(dim=0)
+    share = (world.subspace.double().T @ centred).square().sum() / centred.square().sum()
+    assert found["unembed"].share == pytest.approx(share.item())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "neox", "gemma2", "llama"])
+def test_writers_are_before_a_site_and_readers_after(name):
+    import reftlens as rl
+
+    model, plane = bridge(name), _frame(2, 0, D)
+    layers = {r.weight: (r.role, r.layer) for r in _weights(_at(rl.resid_post(1, "last"), plane), model).rows}
+    assert {layer for role, layer in layers.values() if role == "writes"} == {-1, 0, 1}
+    assert {layer for role, layer in layers.values() if role == "reads"} == {2, 3}
+    first = _weights(_at(rl.resid_pre(0, "last"), plane), model)
+    assert all(r.layer == -1 for r in first.rows if r.role == "writes")
+    only = [r.weight for r in _weights(_at(rl.mlp_out(1, "last"), plane), model).rows if r.role == "writes"]
+    assert only == ["blocks.1.mlp.out"]
+    heads = [r.weight for r in _weights(_at(rl.attn_out(1, "last"), plane), model).rows if r.role == "writes"]
+    assert heads == [f"blocks.1.attn.o.{i}" for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_what_the_heads_write_is_what_the_model_adds(name):
+    import reftlens as rl
+
+    model = bridge(name)
+    data = rl.encode_prompts(model, ["the cat sat on the mat"])
+    z = rl.activations(model, data, rl.attn_z(1, "all"), progress=False).double()
+    out = rl.activations(model, data, rl.attn_out(1, "all"), progress=False).double()
+    heads = [weight for _, weight in _writers(model, rl.attn_out(1, "last"))]
+    total = sum(mine @ weight.T for mine, weight in zip(z.split(8, dim=1), heads, strict=True))
+    if name == "gpt2":
+        torch.testing.assert_close(total + model.blocks[1].attn.b_O.detach(), out, atol=1e-5, rtol=1e-5)  # float32
+    else:  # the norm behind attention divides by a length: the direction is what is linear
+        assert torch.nn.functional.cosine_similarity(total, out, dim=1).min() > 1 - 1e-6
+
+
+def _writers(model, site):
+    from reftlens.analysis.weights import stream_writers
+
+    return stream_writers(model, site)
+
+
+def test_the_spread_of_a_share_is_that_of_random_subspaces():
+    import reftlens as rl
+
+    model, site = bridge("llama"), rl.resid_post(1, "last")
+    drawn = {"unembed": [], "blocks.0.attn.o.1": [], "blocks.2.mlp.in": []}
+    for seed in range(150):
+        found = _weights(_at(site, rl.random_subspace(D, 2, seed=seed).basis), model)
+        for name, values in drawn.items():
+            values.append(found[name].share)
+    for name, values in drawn.items():
+        shares, chance = torch.tensor(values), found[name].chance
+        assert abs(shares.mean() - chance.mean) < 4 * chance.spread / 150**0.5
+        assert shares.std().item() == pytest.approx(chance.spread, rel=0.25), "4 standard errors"
+
+
+def test_sites_outside_the_stream_are_refused():
+    import reftlens as rl
+
+    with pytest.raises(ValueError, match="what reads the residual stream"):
+        _weights(_at(rl.attn_z(1, "last"), _frame(2, 0, D)), bridge("gpt2"))
+
+
+def test_weights_have_a_figure_and_a_table():
+    import reftlens as rl
+
+    found = _weights(_at(rl.resid_post(1, "last"), _frame(2, 0, D)), bridge("gpt2"))
+    frame = found.to_frame()
+    assert frame.loc["blocks.0.attn.o.0"].overlap_chance == 8 / D and frame.loc["unembed"].chance == 2 / D
+    assert "subspace at blocks.1" in found.plot().get_xlabel() and "chance 0.062" in str(found)
+    with pytest.raises(KeyError, match="no weight"):
+        found["blocks.9.mlp.in"]

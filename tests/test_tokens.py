@@ -1,0 +1,150 @@
+"""The planted answers are what the planted directions promote; a direction that is not read is at chance."""
+
+import pytest
+import torch
+from planted import ANSWERS, CORNERS, pairs, planted
+
+from architectures import D, bridge
+
+
+def _steer(vector, site=None):
+    import reftlens as rl
+
+    return rl.ReFT({site or rl.resid_post(1, "last"): rl.SteeringVector(D, vector)})
+
+
+def _tokens(reft, model, **kwargs):
+    from reftlens.analysis.tokens import direction_tokens
+
+    return direction_tokens(reft, model, progress=False, **kwargs)
+
+
+@pytest.mark.parametrize("corner", range(4))
+def test_the_answer_of_a_planted_corner_is_promoted_most(corner):
+    world = planted()
+    found = _tokens(_steer(world.subspace @ CORNERS[corner]), world.model, top=3)
+    first = {r.effect: r.id for r in found.rows if r.place == 1}
+    opposite = next(i for i in range(4) if torch.equal(CORNERS[i], -CORNERS[corner]))
+    assert first == {"promotes": ANSWERS[corner], "suppresses": ANSWERS[opposite]}
+    assert found.p(0) < 0.02 and found.rows[0].logit > found.chance
+
+
+def test_a_direction_that_is_not_read_is_at_chance():
+    world = planted()
+    g = torch.Generator().manual_seed(0)
+    vector = torch.randn(D, generator=g)
+    vector = vector - world.subspace @ (world.subspace.T @ vector)
+    assert _tokens(_steer(vector), world.model).p(0) > 0.5
+    p = [_tokens(_steer(torch.randn(D, generator=g)), world.model, draws=100).p(0) for _ in range(40)]
+    assert 0.3 < sum(p) / 40 < 0.7 and sum(x < 0.05 for x in p) <= 6, "2 expected; more than 6 in 0.3 % of cases"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_what_is_read_is_the_final_norm_and_the_unembedding(name):
+    """Oracle: the norm written out. The length of the direction does not matter, biases do not either."""
+    model = bridge(name)
+    vector = torch.randn(D, generator=torch.Generator().manual_seed(0))
+    found = _tokens(_steer(vector), model, top=5)
+    norm = model.ln_final
+    centred = vector if norm.uses_rms_norm else vector - vector.mean()
+    unit = centred / centred.square().mean().sqrt() * (norm.weight.detach() + float(norm.uses_weight_offset))
+    logits = unit @ model.W_U.detach()
+    if name == "gemma2":
+        logits = 30 * torch.tanh(logits / 30)
+    expected = logits.sort(descending=True)
+    assert [r.id for r in found.rows[:5]] == expected.indices[:5].tolist()
+    assert [r.logit for r in found.rows[:5]] == pytest.approx(expected.values[:5].tolist(), abs=1e-3)
+    assert [r.id for r in found.rows[5:]] == expected.indices.flip(0)[:5].tolist()
+    longer = _tokens(_steer(100 * vector), model, top=5)
+    assert [r.id for r in longer.rows] == [r.id for r in found.rows]
+
+
+def test_with_data_the_directions_are_the_canonical_ones():
+    """A frame whose columns mean nothing, an edit that is always towards one corner."""
+    import reftlens as rl
+
+    world = planted()
+    module = rl.LobiReFT(D, 2)
+    with torch.no_grad():
+        turn = torch.linalg.qr(torch.randn(2, 2)).Q
+        module.frame.set(world.subspace @ turn)
+        module.b.copy_(turn.T @ CORNERS[2])
+    reft, data = rl.ReFT({rl.resid_post(1, "last"): module}), pairs(world.value, 20, 0)[1]
+    found = _tokens(reft, world.model, data=data)
+    assert found.rows[0].id == ANSWERS[2] and found.canonical and found.basis.shape == (D, 2)
+    assert found.top(0)[0] == world.model.tokenizer.decode([ANSWERS[2]])
+    only = _tokens(reft, world.model, data=data, directions=[1], top=2)
+    assert {r.direction for r in only.rows} == {1} and only.basis.shape == (D, 1) and "direction 1" in str(only)
+    assert not _tokens(reft, world.model).canonical
+
+
+def test_after_the_final_norm_there_is_no_norm():
+    import reftlens as rl
+
+    model = bridge("gpt2")
+    vector = torch.randn(D, generator=torch.Generator().manual_seed(0))
+    found = _tokens(_steer(vector, rl.final_norm("last")), model, top=4)
+    logits = torch.nn.functional.normalize(vector, dim=0) @ model.W_U.detach()
+    assert [r.logit for r in found.rows[:4]] == pytest.approx(logits.topk(4).values.tolist(), abs=1e-5)
+
+
+def test_the_jacobian_lens_reads_through_the_blocks():
+    from transformer_lens.tools.analysis import JacobianLens
+
+    import reftlens as rl
+
+    model = bridge("gpt2")
+    matrix = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(0))).Q
+    lens = JacobianLens({1: matrix}, n_prompts=1, d_model=D)
+    vector = torch.randn(D, generator=torch.Generator().manual_seed(1))
+    found = _tokens(_steer(vector), model, lens=lens)
+    plain = _tokens(_steer(matrix @ vector), model)
+    assert [r.id for r in found.rows] == [r.id for r in plain.rows] and found.lens == "Jacobian lens"
+    assert [r.id for r in _tokens(_steer(vector), model).rows] != [r.id for r in found.rows]
+    before = _tokens(_steer(vector, rl.resid_pre(2, "last")), model, lens=lens)
+    assert [r.id for r in before.rows] == [r.id for r in found.rows]
+    last = _tokens(_steer(vector, rl.resid_post(2, "last")), model, lens=lens)
+    assert [r.id for r in last.rows] == [r.id for r in _tokens(_steer(vector), model).rows], "nothing is behind it"
+    with pytest.raises(ValueError, match="not fitted for layer 0"):
+        _tokens(_steer(vector, rl.resid_post(0, "last")), model, lens=lens)
+    with pytest.raises(ValueError, match="reads the output of a block"):
+        _tokens(_steer(vector, rl.mlp_out(1, "last")), model, lens=lens)
+    with pytest.raises(ValueError, match="behind the last block"):
+        _tokens(_steer(vector, rl.final_norm("last")), model, lens=lens)
+
+
+def test_a_fitted_jacobian_lens_is_taken():
+    """In the planted model the blocks add nothing: J is the identity, and both lenses agree."""
+    from transformer_lens.tools.analysis import JacobianLens
+
+    world = planted()
+    lens = JacobianLens.fit(world.model, ["the cat sat on the mat and looked at the moon over the green hill"],
+                            corpus="test", source_layers=[1], skip_first_positions=2, show_progress=False)  # fmt: skip
+    vector = world.subspace @ CORNERS[1]
+    found = _tokens(_steer(vector), world.model, lens=lens, top=1)
+    assert [r.id for r in found.rows] == [r.id for r in _tokens(_steer(vector), world.model, top=1).rows]
+
+
+def test_what_the_unembedding_cannot_read_is_refused():
+    import reftlens as rl
+
+    model = bridge("gpt2")
+    for site, width in ((rl.attn_z(1, "last"), D), (rl.mlp_post(1, "last"), 48)):
+        with pytest.raises(ValueError, match="not known"):
+            _tokens(rl.ReFT({site: rl.LoReFT(width, 2)}), model)
+    with pytest.raises(ValueError, match="is zero"):
+        _tokens(_steer(torch.zeros(D)), model)
+    with pytest.raises(ValueError, match="directions="):
+        _tokens(_steer(torch.ones(D)), model, directions=[1])
+    with pytest.raises(ValueError, match="pass site="):
+        two = rl.ReFT({rl.resid_post(i, "last"): rl.LoReFT(D, 2) for i in (0, 1)})
+        _tokens(two, model)
+
+
+def test_tokens_have_a_figure_and_a_table():
+    found = _tokens(_steer(torch.arange(D).float()), bridge("gpt2"), top=4)
+    assert len(found.to_frame()) == 8 and found.to_frame().logit.is_monotonic_decreasing is False
+    axes = found.plot()
+    assert len(axes.patches) == 8 and "random directions" in axes.get_xlabel()
+    with pytest.raises(ValueError, match="no direction 3"):
+        found.plot(direction=3)
