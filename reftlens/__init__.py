@@ -1,6 +1,7 @@
 """Train representation interventions on TransformerLens hook points, and understand what they learned."""
 
 from reftlens.activations import activations
+from reftlens.analysis.composition import Composition, combined, composition, orthogonalised, vector_sum
 from reftlens.analysis.control_table import Control, Controls
 from reftlens.analysis.controls import controls, random_twin
 from reftlens.analysis.directions import (
@@ -14,14 +15,25 @@ from reftlens.analysis.directions import (
     random_subspace,
     repe,
 )
+from reftlens.analysis.effect_map import EffectMap, Interactions, effect_map, interactions
+from reftlens.analysis.effects import PartEffects, position_effects, site_effects
 from reftlens.analysis.estimates import Estimate
+from reftlens.analysis.examples import DirectionExamples, direction_examples
+from reftlens.analysis.frame import Canonical, canonical
+from reftlens.analysis.geometry import SubspaceOverlap, subspace_overlap
 from reftlens.analysis.illusion import IllusionMeter, subspace_illusion
 from reftlens.analysis.interchange_map import InterchangeMap, interchange_map
-from reftlens.analysis.manifold import ManifoldDistance, SiteDistance, manifold_distance
+from reftlens.analysis.manifold import ManifoldDistance, manifold_distance
+from reftlens.analysis.path import EditPath, edit_path
 from reftlens.analysis.permutation import permutation_p
+from reftlens.analysis.plane import Plane, plane
+from reftlens.analysis.rank_sweep import RankSweep, rank_sweep
 from reftlens.analysis.readers import SeenSplit, seen_split
 from reftlens.analysis.reft_r1 import reft_r1
 from reftlens.analysis.scores import Disentanglement, InterchangeScores, cause_isolate, interchange_scores, scores_table
+from reftlens.analysis.stability import FramePath, Stability, stability
+from reftlens.analysis.tokens import DirectionTokens, direction_tokens
+from reftlens.analysis.weights import WeightOverlap, weight_overlap
 from reftlens.batches import join, resampled
 from reftlens.causal import CausalModel, Derived, Pairs
 from reftlens.checkpoint import CheckpointMismatch
@@ -102,25 +114,33 @@ __all__ = [
     "At",
     "Batch",
     "BoundlessDAS",
+    "Canonical",
     "CausalModel",
     "CheckpointMismatch",
+    "Composition",
     "ConsReFT",
     "Control",
     "Controls",
     "Derived",
     "DiReFT",
     "Direction",
+    "DirectionExamples",
+    "DirectionTokens",
     "Disentanglement",
+    "EditPath",
+    "EffectMap",
     "Estimate",
     "Evaluation",
     "Example",
     "First",
     "FitConfig",
     "FitResult",
+    "FramePath",
     "Generated",
     "Generation",
     "HookNotFound",
     "IllusionMeter",
+    "Interactions",
     "Interchange",
     "InterchangeMap",
     "InterchangeScores",
@@ -135,9 +155,12 @@ __all__ = [
     "Nth",
     "OrthoDiReFT",
     "Pairs",
+    "PartEffects",
+    "Plane",
     "Positions",
     "Prefilled",
     "Prompt",
+    "RankSweep",
     "ReFT",
     "ReFTr1",
     "Response",
@@ -146,16 +169,18 @@ __all__ = [
     "SeenSplit",
     "SigmoidMask",
     "Site",
-    "SiteDistance",
     "SiteNeverFired",
     "Source",
+    "Stability",
     "SteeringVector",
     "Step",
     "StoreMismatch",
+    "SubspaceOverlap",
     "Sweep",
     "Tokens",
     "TrainingDiverged",
     "Variant",
+    "WeightOverlap",
     "activations",
     "attn_k",
     "attn_out",
@@ -163,10 +188,17 @@ __all__ = [
     "attn_v",
     "attn_z",
     "caa",
+    "canonical",
     "cause_isolate",
+    "combined",
+    "composition",
     "controls",
     "cross_entropy",
     "difference_of_means",
+    "direction_examples",
+    "direction_tokens",
+    "edit_path",
+    "effect_map",
     "embed",
     "encode",
     "encode_prompts",
@@ -177,6 +209,7 @@ __all__ = [
     "fit_together",
     "from_hub",
     "generate",
+    "interactions",
     "interchange_map",
     "interchange_scores",
     "join",
@@ -193,15 +226,19 @@ __all__ = [
     "mlp_out",
     "mlp_post",
     "on_transformers",
+    "orthogonalised",
     "orthonormal",
     "parse_positions",
     "pca",
     "permutation_p",
+    "plane",
+    "position_effects",
     "prefill",
     "preflight",
     "push_to_hub",
     "random_subspace",
     "random_twin",
+    "rank_sweep",
     "reft_r1",
     "repe",
     "resampled",
@@ -211,8 +248,13 @@ __all__ = [
     "save",
     "scores_table",
     "seen_split",
+    "site_effects",
     "sites",
+    "stability",
     "stream",
     "subspace_illusion",
+    "subspace_overlap",
     "sweep",
+    "vector_sum",
+    "weight_overlap",
 ]

@@ -5,13 +5,14 @@ from reftlens.tasks.task import Task
 
 _SHE = ("Mary", "Anna", "Sarah", "Laura", "Lisa", "Kate", "Emma", "Alice", "Julia", "Rachel", "Jane", "Susan")
 _HE = ("John", "Tom", "James", "Peter", "Paul", "David", "Mark", "Jack", "Adam", "Robert", "Simon", "Daniel")
-_DID = ("walked", "left", "smiled", "slept", "laughed", "waited")
+_DID = ("walked", "smiled", "slept", "laughed", "waited", "danced")
 
 
 def gendered_pronoun() -> Task:
     """Variable: `gender` of the name, "she" or "he"; the answer is the pronoun.
 
-    Names, verbs and templates of train and test are different ones.
+    Names, verbs and templates of train and test are different ones. No name stands first in its sentence, where many
+    are cut into several tokens.
     """
     causal = CausalModel(
         inputs={"name": _SHE + _HE, "verb": _DID},
@@ -28,7 +29,9 @@ def gendered_pronoun() -> Task:
             "train": {"name": _SHE[::2] + _HE[::2], "verb": _DID[::2]},
             "test": {"name": _SHE[1::2] + _HE[1::2], "verb": _DID[1::2]},
         },
-        templates={"train": ("{name} {verb} because", "Yesterday {name} {verb}, and then"),
-                   "test": ("{name} {verb} although",)},
+        templates={
+            "train": ("Everyone says {name} {verb} because", "This morning {name} {verb} because"),
+            "test": ("Last night {name} {verb}, but then",),
+        },
         answer=lambda pronoun: f" {pronoun}",
-    )  # fmt: skip
+    )
