@@ -1,6 +1,7 @@
 """Train representation interventions on TransformerLens hook points, and understand what they learned."""
 
 from reftlens.activations import activations
+from reftlens.analysis.budget import Dose, largest_dose
 from reftlens.analysis.composition import Composition, combined, composition, orthogonalised, vector_sum
 from reftlens.analysis.control_table import Control, Controls
 from reftlens.analysis.controls import controls, random_twin
@@ -15,8 +16,11 @@ from reftlens.analysis.directions import (
     random_subspace,
     repe,
 )
+from reftlens.analysis.doses import DoseResponse
+from reftlens.analysis.edit_size import edit_size
 from reftlens.analysis.effect_map import EffectMap, Interactions, effect_map, interactions
 from reftlens.analysis.effects import PartEffects, position_effects, site_effects
+from reftlens.analysis.equal_kl import EqualKL, compare_at_equal_kl
 from reftlens.analysis.estimates import Estimate
 from reftlens.analysis.examples import DirectionExamples, direction_examples
 from reftlens.analysis.frame import Canonical, canonical
@@ -32,6 +36,7 @@ from reftlens.analysis.readers import SeenSplit, seen_split
 from reftlens.analysis.reft_r1 import reft_r1
 from reftlens.analysis.scores import Disentanglement, InterchangeScores, cause_isolate, interchange_scores, scores_table
 from reftlens.analysis.stability import FramePath, Stability, stability
+from reftlens.analysis.strength import dose_response
 from reftlens.analysis.tokens import DirectionTokens, direction_tokens
 from reftlens.analysis.weights import WeightOverlap, weight_overlap
 from reftlens.batches import join, resampled
@@ -127,8 +132,11 @@ __all__ = [
     "DirectionExamples",
     "DirectionTokens",
     "Disentanglement",
+    "Dose",
+    "DoseResponse",
     "EditPath",
     "EffectMap",
+    "EqualKL",
     "Estimate",
     "Evaluation",
     "Example",
@@ -191,13 +199,16 @@ __all__ = [
     "canonical",
     "cause_isolate",
     "combined",
+    "compare_at_equal_kl",
     "composition",
     "controls",
     "cross_entropy",
     "difference_of_means",
     "direction_examples",
     "direction_tokens",
+    "dose_response",
     "edit_path",
+    "edit_size",
     "effect_map",
     "embed",
     "encode",
@@ -213,6 +224,7 @@ __all__ = [
     "interchange_map",
     "interchange_scores",
     "join",
+    "largest_dose",
     "lda",
     "linear_probe",
     "load",

@@ -1,0 +1,89 @@
+"""How the model's predictions respond to edits: log-probability gained, and divergence from the unedited model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reftlens.analysis.compared import Compared, Comparison
+from reftlens.data import Batch
+from reftlens.evaluate import per_example
+from reftlens.model import Bridge
+from reftlens.reft import ReFT, Variant
+from reftlens.reuse import Reuse
+
+_TOGETHER = 64  # targets that are computed at once: a vocabulary in float64 is large
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """For each plan `(intervention, variant)` and example, means over the example's target tokens."""
+
+    log_prob: Float[Tensor, "plan example"]
+    """Of the targets, in nats per target token: the loss with its sign turned."""
+    effect: Float[Tensor, "plan example"]
+    """The same less that of the unedited model: nats gained per target token."""
+    accuracy: Float[Tensor, "plan example"]
+    """Share of the targets that are the most likely token."""
+    kl: Float[Tensor, "plan example"]
+    """KL(edited ‖ unedited) of the predictions of the targets, in nats per token."""
+    computation: str
+    """What was computed for each plan, and what was reused; or why everything was computed."""
+    reused: bool
+    """Whether anything was: then it was also checked on the first batch, unless `reuse` says otherwise."""
+
+
+def responses(
+    model: Bridge,
+    data: Batch,
+    plans: Sequence[tuple[ReFT, Variant]],
+    *,
+    batch_size: int = 16,
+    reuse: bool | Reuse = True,
+    progress: bool = True,
+    describe: str = "responses",
+) -> Responses:
+    """Score `data` under each plan beside the unedited model, dropout off; float64 from the logits on.
+
+    Raises:
+        ValueError: where there is no plan, a row has no target, or a variant chooses no token in any row.
+    """
+    found = torch.zeros(4, len(plans), len(data), dtype=torch.float64)
+    compared = Comparison(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe=describe)
+    for one in compared:
+        found[:, one.plan, list(one.rows)] = _measured(one)
+    log_prob, effect, accuracy, kl = found
+    return Responses(log_prob, effect, accuracy, kl, compared.computation, not compared.scorer.why_full)
+
+
+def _measured(one: Compared) -> Float[Tensor, "measures row"]:
+    columns: list[Tensor] = []
+    pieces = (x.split(_TOGETHER) for x in (one.logits, one.unedited, one.batch.target_ids))
+    for logits, unedited, ids in zip(*pieces, strict=True):
+        p, q = (x.double().log_softmax(dim=-1) for x in (logits, unedited))
+        gained = _of(p, ids) - _of(q, ids)
+        columns.append(torch.stack([_of(p, ids), gained, (logits.argmax(dim=-1) == ids).double(), _divergence(p, q)]))
+    values = torch.cat(columns, dim=1)
+    return torch.tensor([per_example(row, one.batch) for row in values], dtype=torch.float64)
+
+
+def token_kl(
+    logits: Float[Tensor, "tokens vocab"], reference: Float[Tensor, "tokens vocab"]
+) -> Float[Tensor, " tokens"]:
+    """`KL(p ‖ q) = Σ p (log p - log q)` of each token's prediction, `p` from `logits`, `q` from `reference`, in nats.
+
+    Computed in float64: in float32 the two normalisers alone are wrong by more than small doses change.
+    """
+    pairs = zip(logits.split(_TOGETHER), reference.split(_TOGETHER), strict=True)
+    return torch.cat([_divergence(a.double().log_softmax(dim=-1), b.double().log_softmax(dim=-1)) for a, b in pairs])
+
+
+def _divergence(p: Float[Tensor, "tokens vocab"], q: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
+    """From log-probabilities; a token that `p` excludes adds nothing."""
+    return torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(dim=-1)
+
+
+def _of(log_probs: Float[Tensor, "tokens vocab"], ids: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    return log_probs.gather(1, ids[:, None])[:, 0]
