@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_every_public_name_is_in_the_readme():
     import reftlens as rl
 
-    names = set(re.findall(r"[`(]([A-Za-z_]+)", README))
+    names = set(re.findall(r"[`(]([A-Za-z_][A-Za-z_0-9]*)", README))
     assert not [n for n in rl.__all__ if n not in names]
 
 
