@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +129,8 @@ class _Layer:
 
     load: Callable[[], Bridge]
     train: Batch
-    choose: Batch
-    report: Batch
+    test: Batch
+    """Even rows are to choose by, odd ones to report."""
     sites: tuple[Site, ...]
     labels: tuple[str, ...]
     """What the positions of the sites were called."""
@@ -147,30 +147,29 @@ class _Layer:
     def fingerprint(self) -> str:
         """What the cells depend on."""
         said = [
-            *(data.fingerprint for data in (self.train, self.choose, self.report)), [str(s) for s in self.sites],
+            *(data.fingerprint for data in (self.train, self.test)), [str(s) for s in self.sites],
             self.labels, self.ranks, self.seeds, asdict(self.config), self.shuffles, self.model,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def run(self, progress: bool = False) -> list[Cell]:
         """Train every cell of the layer in shared passes, and score all of them in one."""
-        model = self.load()
+        model, reuse = self.load(), Reuse.of(self.reuse)
         refts, configs, places = self._made(model)
         learning = [i for i, (_, rank, _) in enumerate(places) if rank]
         if learning:
             fit_together([refts[i] for i in learning], model, self.train, [configs[i] for i in learning],
                          reuse=self.reuse, progress=progress)  # fmt: skip
+            reuse = reuse and replace(reuse, verify=False)  # the training has compared the same sites
         plans = [(refts[0], Variant(strength=0.0)), *((reft, Variant()) for reft in refts)]
-        classes = torch.cat([first_targets(d) for d in (self.train, self.choose, self.report)]).unique()
-        chosen, reported = (
-            answers(model, d, plans, classes.expand(len(d), -1), reuse=self.reuse, progress=False)
-            for d in (self.choose, self.report)
-        )
-        column = torch.searchsorted(classes, first_targets(self.report))
-        gained = reported.log_probs - reported.log_probs[:1]
+        labels = first_targets(self.test)
+        classes = torch.cat([labels, first_targets(self.train)]).unique()
+        found = answers(model, self.test, plans, classes.expand(len(labels), -1), reuse=reuse or False, progress=False)
+        column = torch.searchsorted(classes, labels[1::2])
+        gained = (found.log_probs - found.log_probs[:1])[:, 1::2]
         return [
-            Cell(self.layer, label, rank, seed, tuple(chosen.hits[n].tolist()),
-                 tuple(reported.hits[n].tolist()), shuffled_p(gained[n], column, None, self.shuffles, seed))
+            Cell(self.layer, label, rank, seed, tuple(found.hits[n, ::2].tolist()),
+                 tuple(found.hits[n, 1::2].tolist()), shuffled_p(gained[n], column, None, self.shuffles, seed))
             for n, (label, rank, seed) in enumerate(places, start=1)
         ]  # fmt: skip
 
@@ -246,7 +245,7 @@ def interchange_map(
     named = positions if isinstance(positions, Mapping) else {str(p): p for p in positions}
     where = [as_positions(p) for p in named.values()]
     works = [
-        _Layer(load, train, test[::2], test[1::2], tuple(at(layer, p) for p in where), tuple(named), layer,
+        _Layer(load, train, test, tuple(at(layer, p) for p in where), tuple(named), layer,
                tuple(ranks), tuple(seeds), config, shuffles, reuse, fingerprint(here).to_dict())
         for layer in (range(here.cfg.n_layers) if layers is None else layers)
     ]  # fmt: skip
