@@ -165,7 +165,7 @@ class _Layer:
         labels = first_targets(self.test)
         classes = torch.cat([labels, first_targets(self.train)]).unique()
         found = answers(model, self.test, plans, classes.expand(len(labels), -1), reuse=reuse or False, progress=False)
-        column = torch.searchsorted(classes, labels[1::2])
+        column = torch.searchsorted(classes, labels[1::2].contiguous())
         gained = (found.log_probs - found.log_probs[:1])[:, 1::2]
         return [
             Cell(self.layer, label, rank, seed, tuple(found.hits[n, ::2].tolist()),
