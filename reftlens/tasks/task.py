@@ -24,6 +24,7 @@ class Task:
         templates: for each split, prompts with `{input}` in them, or functions from a setting to a prompt.
         answer: the text of an output, with the space before it where the network would write one.
         fits: which settings make sense; all, if None.
+        tilt: changes a setting that was drawn uniformly, so that a rare case (two inputs alike) is not rare.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Task:
     templates: Mapping[Split, Sequence[str | Callable[[Setting], str]]]
     answer: Callable[[Any], str]
     fits: Callable[[Setting], bool] | None = None
+    tilt: Callable[[dict[str, Any], torch.Generator], dict[str, Any]] | None = None
 
     def draw(self, generator: torch.Generator, split: Split = "train") -> dict[str, Any]:
         """A setting of one split.
@@ -42,6 +44,7 @@ class Task:
         pools = {name: self.pools[split].get(name, values) for name, values in self.causal.inputs.items()}
         for _ in range(10_000):
             setting = {n: v[int(torch.randint(len(v), (), generator=generator))] for n, v in pools.items()}
+            setting = setting if self.tilt is None else self.tilt(setting, generator)
             if self.fits is None or self.fits(setting):
                 return setting
         raise ValueError(f"{self.name}: none of 10,000 settings drawn from the {split} pools fits")
