@@ -45,7 +45,7 @@ class Kept:
             return
         cones = self.capture.cones
         order = sorted(range(len(data)), key=lambda r: (cones[r].stop, r))
-        need = self._bytes_needed(max(order, key=lambda r: cones[r].start))
+        need = self._bytes_needed(max(order, key=lambda r: self.capture.latest[r]))
         self.tier = choose_tier(need, device_of(self.model), self.reuse.memory, self.reuse.disk)
         if self.tier == "nowhere":
             return
@@ -72,10 +72,11 @@ class Kept:
     def _bytes_needed(self, sampled: int) -> int:
         """An estimate from one row: bytes per token of the cone, and per token before it; a little is added."""
         (sample,) = self._captured([sampled])
-        cone = self.capture.cones[sampled]
-        stream = 0 if sample.stream is None else padded_bytes(sample.stream) / max(1, cone.length)
-        before = sum(map(padded_bytes, (*sample.keys, *sample.values))) / max(1, cone.start)
-        need = sum(stream * c.length + before * c.start + 8 * len(sample.tensors()) for c in self.capture.cones)
+        cones, latest = self.capture.cones, self.capture.latest
+        stream = sum(map(padded_bytes, sample.streams.values())) / max(1, cones[sampled].length)
+        before = sum(map(padded_bytes, (*sample.keys, *sample.values))) / max(1, latest[sampled])
+        fixed = 8 * len(sample.tensors())
+        need = sum(stream * c.length + before * n + fixed for c, n in zip(cones, latest, strict=True))
         return int(need) + 4096
 
     def _captured(self, rows: Sequence[int]) -> list[Captured]:

@@ -29,62 +29,92 @@ NO_HOOK: frozenset[int] = frozenset()
 class Captured:
     """What is kept of one row."""
 
-    stream: Float[Tensor, "cone d"] | None
-    """None where the cone begins at the embedding, which is computed each time."""
+    streams: dict[int, Float[Tensor, "cone d"]]
+    """For each block that a cone begins at; none for a cone that begins at the embedding, computed each time."""
     keys: tuple[Float[Tensor, "heads before d_head"], ...]
     """One for each block of the cone; empty where nothing lies before it."""
     values: tuple[Float[Tensor, "heads before d_value"], ...]
 
     def tensors(self) -> list[Tensor]:
-        return [*([] if self.stream is None else [self.stream]), *self.keys, *self.values]
+        return [*self.streams.values(), *self.keys, *self.values]
 
     def rebuilt(self, tensors: Sequence[Tensor]) -> "Captured":
         """The same with other tensors, in the order of `tensors()`."""
-        stream = None if self.stream is None else tensors[0]
-        rest = tensors[0 if self.stream is None else 1 :]
-        return Captured(stream, tuple(rest[: len(self.keys)]), tuple(rest[len(self.keys) :]))
+        streams, rest = dict(zip(self.streams, tensors, strict=False)), tensors[len(self.streams) :]
+        return Captured(streams, tuple(rest[: len(self.keys)]), tuple(rest[len(self.keys) :]))
+
+    def cut(self, whole: Span, cone: Span, first: int, skip: int) -> "Entering":
+        """What a cone within `whole` needs that begins at block `first`, `skip` blocks above the lowest one kept."""
+        stream = self.streams.get(first)
+        cut = None if stream is None else stream[cone.start - whole.start : cone.stop - whole.start]
+        if cone.start == 0:
+            return Entering(cut, (), ())
+        keys, values = ([t[:, : cone.start] for t in kept[skip:]] for kept in (self.keys, self.values))
+        return Entering(cut, tuple(keys), tuple(values))
+
+
+@dataclass(frozen=True)
+class Entering:
+    """What one cone of a row needs: the stream entering it (None: the embedding), and keys and values before it."""
+
+    stream: Float[Tensor, "cone d"] | None
+    keys: tuple[Float[Tensor, "heads before d_head"], ...]
+    values: tuple[Float[Tensor, "heads before d_value"], ...]
 
 
 @dataclass
 class Capture:
-    """Captures rows of a right-padded data set for cones that begin at block `first`."""
+    """Captures rows of a right-padded data set for cones that begin at the blocks `firsts`.
+
+    `cones` hold those of all plans, and no cone begins after `latest`: what lies before it is kept as keys and values.
+    """
 
     body: Body
     data: Batch
     cones: list[Span]
-    first: int
+    latest: list[int]
+    firsts: tuple[int, ...]
     plain: bool
     as_tuple: bool = False
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[int]) -> list[Captured]:
         batch = self.data[list(rows)].to(next(iter(self.body.head.original.parameters())).device)
-        stream = self._stream(batch) if self.first > 0 else None
-        before = [self.cones[r].start for r in rows]
-        keys, values = ([], []) if max(before) == 0 else self._keys_and_values(batch, stream, max(before))
+        streams = self._streams(batch)
+        before = [self.latest[r] for r in rows]
+        known = streams.get(self.first)
+        keys, values = ([], []) if max(before) == 0 else self._keys_and_values(batch, known, max(before))
         result = []
         for i, row in enumerate(rows):
             cone = self.cones[row]
-            kept = None if stream is None else stream[i, cone.start : cone.stop]
-            past = cone.start > 0
+            kept = {first: stream[i, cone.start : cone.stop] for first, stream in streams.items()}
+            past = before[i] > 0
             result.append(
                 Captured(
                     kept,
-                    tuple(k[i, :, : cone.start] for k in keys) if past else (),
-                    tuple(v[i, :, : cone.start] for v in values) if past else (),
+                    tuple(k[i, :, : before[i]] for k in keys) if past else (),
+                    tuple(v[i, :, : before[i]] for v in values) if past else (),
                 )
             )
         return result
 
-    def _stream(self, batch: Batch) -> Tensor:
-        """The residual stream entering block `first`: the blocks below run, nothing else."""
-        body = self.body
-        exit_, lowest = Exit(), Observe(body.piece(body.blocks[0], plain=self.plain, used=NO_HOOK))
-        end = body.blocks[self.first] if self.first < body.depth else body.norm
-        self._run(batch, [(body.blocks[0], lowest), (end, exit_)])
-        self.as_tuple = lowest.as_tuple
-        assert exit_.kept is not None
-        return exit_.kept
+    @property
+    def first(self) -> int:
+        return min(self.firsts)
+
+    def _streams(self, batch: Batch) -> dict[int, Tensor]:
+        """The residual stream entering each of `firsts` but 0: the blocks below the highest run, nothing else."""
+        body, wanted = self.body, sorted({*self.firsts} - {0})
+        if not wanted:
+            return {}
+        seen = {
+            i: Observe(body.piece(body.blocks[i], plain=self.plain, used=NO_HOOK)) for i in (0, *wanted[:-1])
+        }  # fmt: skip
+        exit_, end = Exit(), body.blocks[wanted[-1]] if wanted[-1] < body.depth else body.norm
+        self._run(batch, [*((body.blocks[i], block) for i, block in seen.items()), (end, exit_)])
+        self.as_tuple = seen[0].as_tuple
+        found = {i: seen[i].seen for i in wanted[:-1]} | {wanted[-1]: exit_.kept}
+        return {i: stream for i, stream in found.items() if stream is not None}
 
     def _keys_and_values(self, batch: Batch, stream: Tensor | None, length: int) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of the first `length` tokens at the blocks from `first` on, the last of which only starts."""
@@ -117,7 +147,7 @@ def entering(body: Body, first: int, stream: Tensor | None, as_tuple: bool) -> l
 
 
 def assemble(
-    captured: Sequence[Captured], window: Window, like: Tensor
+    captured: Sequence[Entering], window: Window, like: Tensor
 ) -> tuple[Tensor | None, Bool[Tensor, "rows keys"], list[DynamicLayer]]:
     """The stream of several rows side by side, the attention mask, and cache layers for the blocks of the cone.
 

@@ -18,19 +18,20 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.body import Body, Gather
-from reftlens.cone import Window, buckets, first_block, spans, window
+from reftlens.cone import Span, Window, buckets, first_block, spans, window
 from reftlens.data import Batch
 from reftlens.engine import Edit, Part, attached, check_fired, forward, forward_inside
 from reftlens.kept import Kept
 from reftlens.model import Bridge, device_of
 from reftlens.positions import Mask
-from reftlens.prefix import Capture, Captured, Prefilled, Stub, assemble, cache_of, entering
+from reftlens.prefix import Capture, Entering, Prefilled, Stub, assemble, cache_of, entering
 from reftlens.reft import Bound, Variant, mode, shared_donors
 from reftlens.reuse import Reuse
 from reftlens.sources import places_of
 from reftlens.trim import Trimmed
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
+_SAMPLES = 16  # plans whose cones are compared with the full computation
 _ROWS = 8
 """The unembedding gets a multiple of so many rows. For some other numbers, CPU libraries with several threads add the
 vocabulary's tens of thousands of terms one after the other in the backward pass, and gradients lose two digits."""
@@ -125,17 +126,37 @@ class Scorer:
         assert self.reuse is not None
         self.tidy = _right_padded(self.data).to(self.device)
         self.masks = {i: self._plan_masks(plan) for i, plan in enumerate(self.plans)}
-        places = [first_block(p.name or "", self.body.depth) or 0 for plan in self.plans for p in plan.bound.points]
-        self.first = min(places) if self.reuse.depth else 0
-        edited = torch.stack([m for masks in self.masks.values() for m in masks.values()]).any(dim=0)
-        self.cones = spans(self.tidy, edited, tokens=self.reuse.tokens)
+        self.firsts = [
+            min(first_block(p.name or "", self.body.depth) or 0 for p in plan.bound.points) if self.reuse.depth else 0
+            for plan in self.plans
+        ]
+        self.first = min(self.firsts)
+        edited = [torch.stack(list(masks.values())).any(dim=0) for masks in self.masks.values()]
+        self.own = self._spans(edited)
+        """Of each plan."""
+        self.cones = spans(self.tidy, torch.stack(edited).any(dim=0), tokens=self.reuse.tokens)
+        """Of each row, those of all plans together."""
+        latest = [max(cones[r].start for cones in self.own) for r in range(len(self.data))]
         self.plain = self.reuse.plain and self.body.may_be_plain
         chosen = {(i, k) for i, donors in enumerate(self.donors) for k in donors}
         self.places = {
             (i, k): places_of(self.plans[i].bound.reft.sites[k].positions.mask(self.tidy.view)) for i, k in chosen
         }
-        self.capture = Capture(self.body, self.tidy, self.cones, self.first, self.plain)
+        firsts = tuple(sorted(set(self.firsts)))
+        self.capture = Capture(self.body, self.tidy, self.cones, latest, firsts, self.plain)
         self.kept = Kept(self.model, self.capture, self.reuse, uses, self.autocast, progress)
+
+    def _spans(self, edited: Sequence[Mask]) -> list[list[Span]]:
+        """The cones of each plan, given what it edits; made once for all plans that edit the same tokens."""
+        assert self.reuse is not None
+        known: dict[bytes, list[Span]] = {}
+        result = []
+        for mask in edited:
+            key = mask.cpu().numpy().tobytes()
+            if key not in known:
+                known[key] = spans(self.tidy, mask, tokens=self.reuse.tokens)
+            result.append(known[key])
+        return result
 
     def _plan_masks(self, plan: Plan) -> dict[int, Mask]:
         view = self.tidy.view
@@ -175,12 +196,16 @@ class Scorer:
         return _Whole(self, plan, job, batch)
 
     def _grouped(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-        """Jobs together as long as their cones stay small: keys are joined with their prefix once for every job."""
+        """Jobs whose cones begin at the same block together, as long as they stay small.
+
+        Keys are joined with their prefix once for every job.
+        """
         group: list[Job] = []
         size = 0
-        for job in jobs:
+        for job in sorted(jobs, key=lambda job: self.firsts[job.plan]):
             more = sum(self.cones[r].stop for r in job.rows)
-            if group and size + more > _TOGETHER[self.device.type]:
+            other = bool(group) and self.firsts[job.plan] != self.firsts[group[-1].plan]
+            if other or (group and size + more > _TOGETHER[self.device.type]):
                 yield group
                 group, size = [], 0
             group.append(job)
@@ -188,11 +213,15 @@ class Scorer:
         yield group
 
     def _cone(self, jobs: list[Job]) -> list[Scored]:
-        """The light cone of all rows of the jobs, in a few groups of similar length."""
+        """The light cone of all rows of jobs that begin at one block, in a few groups of similar length."""
         assert self.reuse is not None
         rows = [(j, r) for j, job in enumerate(jobs) for r in job.rows]
-        captured = self.kept.fetch([r for _, r in rows])
-        cones = [self.cones[r] for _, r in rows]
+        cones = [self.own[jobs[j].plan][r] for j, r in rows]
+        first = self.firsts[jobs[0].plan]
+        captured = [
+            whole.cut(self.cones[r], cone, first, first - self.first)
+            for whole, cone, (_, r) in zip(self.kept.fetch([r for _, r in rows]), cones, rows, strict=True)
+        ]
         lengths, before = [c.length for c in cones], [c.start for c in cones]
         groups = buckets(lengths, before, self.reuse.buckets, _OVERHEAD[self.device.type])
         counts = [int(n) for n in self.tidy.target_mask.sum(dim=1)[[r for _, r in rows]]]
@@ -211,25 +240,25 @@ class Scorer:
         return [Scored(*parts) for parts in zip(jobs, batches, scored.split(sizes), strict=True)]
 
     def _bucket(
-        self, jobs: list[Job], rows: list[tuple[int, int]], captured: list[Captured], gather: Gather
+        self, jobs: list[Job], rows: list[tuple[int, int]], captured: list[Entering], gather: Gather
     ) -> Float[Tensor, "targets vocab"]:
         """One pass through the blocks of the cone, for rows `(job, row)` of similar length."""
         assert self.reuse is not None
         index = torch.tensor([r for _, r in rows], device=self.device)
-        win = window([self.cones[r] for _, r in rows], self.device)
+        win, first = window([self.own[jobs[j].plan][r] for j, r in rows], self.device), self.firsts[jobs[0].plan]
         stream, mask, layers = assemble(captured, win, next(self.body.head.original.parameters()))
         edits = self._edits(jobs, rows, index, win)
         used = frozenset(id(p) for e in edits for p in (e.point, e.carry) if p is not None)
-        places = entering(self.body, self.first, stream, self.capture.as_tuple)
+        places = entering(self.body, first, stream, self.capture.as_tuple)
         at = _predicting(win, self.tidy.target_mask[index])
         if self.reuse.scored_only:
             gather.at, gather.unembed = at, self.body.piece(self.body.head, plain=self.plain, used=used)
             places.append((self.body.head, gather))
-        cache, before, trims = None, int(win.starts.max()), self._trims(at, win, used)
+        cache, before, trims = None, int(win.starts.max()), self._trims(first, at, win, used)
         if trims and not layers:
-            layers = [Prefilled([None] * len(rows), [None] * len(rows), 0) for _ in range(self.body.depth - self.first)]
+            layers = [Prefilled([None] * len(rows), [None] * len(rows), 0) for _ in range(self.body.depth - first)]
         if layers:
-            below: list[DynamicLayer] = [Stub(len(rows), before) for _ in range(self.first)]
+            below: list[DynamicLayer] = [Stub(len(rows), before) for _ in range(first)]
             cache = cache_of([*below, *layers])
         if trims and cache is not None:
             places.append((self.body.blocks[-1], Trimmed(self.body, cache, layers[-1], before, at)))
@@ -238,10 +267,10 @@ class Scorer:
         check_fired(edits)
         return out.logits[0] if self.reuse.scored_only else out.logits[at]
 
-    def _trims(self, at: tuple[Tensor, Tensor], win: Window, used: frozenset[int]) -> bool:
+    def _trims(self, first: int, at: tuple[Tensor, Tensor], win: Window, used: frozenset[int]) -> bool:
         """Whether the last block is worth computing, and can be computed, at the scored tokens only."""
         assert self.reuse is not None
-        if not (self.reuse.scored_only and self.reuse.tokens) or self.first == self.body.depth:
+        if not (self.reuse.scored_only and self.reuse.tokens) or first == self.body.depth:
             return False
         rows, width = win.real.shape
         most = int(torch.bincount(at[0], minlength=rows).max())
@@ -293,15 +322,17 @@ class Scorer:
             key = (plan.bound.reft.sites, plan.variant.sites, plan.variant.among)
             if key not in strongest or _dose(plan.variant) > _dose(self.plans[strongest[key]].variant):
                 strongest[key] = i
-        rows = _within(job.rows, [c.stop for c in self.cones], most=1024 // len(strongest))
-        samples = [Job(i, rows) for i in strongest.values()]
+        chosen = sorted(strongest.values(), key=lambda i: self.firsts[i])
+        chosen = chosen[:: -(-len(chosen) // _SAMPLES)]
+        rows = _within(job.rows, [c.stop for c in self.cones], most=1024 // len(chosen))
+        samples = [Job(i, rows) for i in chosen]
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
-            for i in strongest.values():
+            for i in chosen:
                 stack.enter_context(mode(self.plans[i].bound.reft, training=False))
             expected = self._totals([sample] for sample in samples)
             try:
-                found = self._totals([samples], cone=True)
+                found = self._totals(self._grouped(samples), cone=True)
             except Exception as error:  # whatever a model's own code says to a stored cache: it cannot be reused
                 return f"computing with stored keys and values failed: {type(error).__name__}: {error}"
             finally:

@@ -90,13 +90,9 @@ class Comparison:
                     bar.update(len(rows))
 
     def _batch(self, rows: tuple[int, ...], active: list[int]) -> Iterator[Compared]:
-        jobs = [Job(i, rows) for i in (len(self.plans), *active)]
-        unedited: Tensor | None = None
-        for group in self.scorer.groups(jobs):
+        ((unedited,),) = self.scorer.groups([Job(len(self.plans), rows)])
+        for i in self.idle:
+            yield Compared(i, rows, unedited.batch, unedited.logits, unedited.logits)
+        for group in self.scorer.groups([Job(i, rows) for i in active]) if active else ():
             for scored in group:
-                if unedited is None:
-                    unedited = scored.logits
-                    for i in self.idle:
-                        yield Compared(i, rows, scored.batch, unedited, unedited)
-                else:
-                    yield Compared(scored.job.plan, rows, scored.batch, scored.logits, unedited)
+                yield Compared(scored.job.plan, rows, scored.batch, scored.logits, unedited.logits)

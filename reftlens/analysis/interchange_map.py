@@ -152,28 +152,7 @@ class _Layer:
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
-    def run(self, progress: bool = False) -> list[Cell]:
-        """Train every cell of the layer in shared passes, and score all of them in one."""
-        model, reuse = self.load(), Reuse.of(self.reuse)
-        refts, configs, places = self._made(model)
-        learning = [i for i, (_, rank, _) in enumerate(places) if rank]
-        if learning:
-            fit_together([refts[i] for i in learning], model, self.train, [configs[i] for i in learning],
-                         reuse=self.reuse, progress=progress)  # fmt: skip
-            reuse = reuse and replace(reuse, verify=False)  # the training has compared the same sites
-        plans = [(refts[0], Variant(strength=0.0)), *((reft, Variant()) for reft in refts)]
-        labels = first_targets(self.test)
-        classes = torch.cat([labels, first_targets(self.train)]).unique()
-        found = answers(model, self.test, plans, classes.expand(len(labels), -1), reuse=reuse or False, progress=False)
-        column = torch.searchsorted(classes, labels[1::2].contiguous())
-        gained = (found.log_probs - found.log_probs[:1])[:, 1::2]
-        return [
-            Cell(self.layer, label, rank, seed, tuple(found.hits[n, ::2].tolist()),
-                 tuple(found.hits[n, 1::2].tolist()), shuffled_p(gained[n], column, None, self.shuffles, seed))
-            for n, (label, rank, seed) in enumerate(places, start=1)
-        ]  # fmt: skip
-
-    def _made(self, model: Bridge) -> tuple[list[ReFT], list[FitConfig], list[tuple[str, int, int]]]:
+    def made(self, model: Bridge) -> tuple[list[ReFT], list[FitConfig], list[tuple[str, int, int]]]:
         refts, configs, places = [], [], []
         for site, label in zip(self.sites, self.labels, strict=True):
             for rank in self.ranks:
@@ -187,9 +166,37 @@ class _Layer:
         return refts, configs, places
 
 
+def run_layers(works: Sequence[_Layer], progress: bool = False) -> list[Cell]:
+    """The cells of one or more layers of a map: trained in shared passes, scored in one, the frozen part shared."""
+    one = works[0]
+    model, reuse = one.load(), Reuse.of(one.reuse)
+    refts, configs, places = [], [], []
+    for work in works:
+        made = work.made(model)
+        refts += made[0]
+        configs += made[1]
+        places += [(work.layer, *place) for place in made[2]]
+    learning = [i for i, (_, _, rank, _) in enumerate(places) if rank]
+    if learning:
+        fit_together([refts[i] for i in learning], model, one.train, [configs[i] for i in learning], reuse=one.reuse,
+                     progress=progress)  # fmt: skip
+        reuse = reuse and replace(reuse, verify=False)  # the training has compared the same sites
+    plans = [(refts[0], Variant(strength=0.0)), *((reft, Variant()) for reft in refts)]
+    labels = first_targets(one.test)
+    classes = torch.cat([labels, first_targets(one.train)]).unique()
+    found = answers(model, one.test, plans, classes.expand(len(labels), -1), reuse=reuse or False, progress=progress)
+    column = torch.searchsorted(classes, labels[1::2].contiguous())
+    gained = (found.log_probs - found.log_probs[:1])[:, 1::2]
+    return [
+        Cell(layer, label, rank, seed, tuple(found.hits[n, ::2].tolist()), tuple(found.hits[n, 1::2].tolist()),
+             shuffled_p(gained[n], column, None, one.shuffles, seed))
+        for n, (layer, label, rank, seed) in enumerate(places, start=1)
+    ]  # fmt: skip
+
+
 def run_layer(work: _Layer) -> list[Cell]:
     """What an executor calls."""
-    return work.run()
+    return run_layers([work])
 
 
 class _Given:
@@ -221,7 +228,8 @@ def interchange_map(
 ) -> InterchangeMap:
     """Train and score an exchange at every layer, position, rank and seed.
 
-    The cells of a layer share each pass through the model, and what lies outside their cone is computed once.
+    All cells share each pass through the model, and what lies outside their cones is computed once; with a `folder` or
+    an `executor`, those of each layer do.
     Held-out pairs are cut in two, every other one: places are chosen on the first half and reported on the second.
 
     Args:
@@ -265,12 +273,14 @@ def _all_cells(works: Sequence[_Layer], folder: Path | None, executor: Executor 
     waiting: Mapping[int, Future[list[Cell]]] = {}
     if executor is not None:
         waiting = {w.layer: executor.submit(run_layer, w) for w in works if known[w.layer] is None}
+    if folder is None and executor is None:
+        return run_layers(works, progress)
     cells: list[Cell] = []
     with tqdm(works, desc="map", unit="layer", disable=not progress) as bar:
         for work in bar:
             found = known[work.layer]
             if found is None:
-                found = waiting[work.layer].result() if executor is not None else work.run()
+                found = waiting[work.layer].result() if executor is not None else run_layers([work])
                 _write(folder, work, found)
             cells += found
     return cells
