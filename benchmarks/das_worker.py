@@ -1,10 +1,10 @@
 """One contender of `das.py`: answers `step N` (N threads) with the CPU seconds of what it was asked for.
 
-    python das_worker.py CONTENDER MODEL_FOLDER BASIS_FILE
+    python das_worker.py CONTENDER MODEL_FOLDER BASIS_FILE [LAYER ...]
 
 `reftlens`, `fit_das` (its own environment) and `pyvene` (the peers'): one DAS optimizer step at layer 15, from the
-basis in the file, and the loss of the first. `reftlens-map`: the whole map. `pyvene-map`: at each of a few sites one
-optimizer step and one batch scored.
+basis in the file, and the loss of the first. `reftlens-map`: the map of the layers. `pyvene-map`: at each of a few
+sites one optimizer step and one batch scored.
 """
 
 import json
@@ -12,22 +12,10 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
+import das_shapes as shape
 import torch
-from das_shapes import (
-    BATCH,
-    LAYER,
-    LENGTH,
-    LR,
-    MAP_EPOCHS,
-    MAP_LAYERS,
-    MAP_PLACES,
-    MAP_TEST,
-    MAP_TRAIN,
-    RANK,
-    SITES,
-    pairs,
-)
 from torch.nn import functional as F
 
 warnings.filterwarnings("ignore")
@@ -64,9 +52,9 @@ class Enough(Exception):
 def batch_of(rows):
     from reftlens.data import batch_from_rows
 
-    source = batch_from_rows(rows.source, [[1] * LENGTH] * len(rows.source))
+    source = batch_from_rows(rows.source, [[1] * shape.LENGTH] * len(rows.source))
     ids = [[*base, target] for base, target in zip(rows.base, rows.target, strict=True)]
-    return batch_from_rows(ids, [[1] * LENGTH + [2]] * len(ids)).with_sources(source)
+    return batch_from_rows(ids, [[1] * shape.LENGTH + [2]] * len(ids)).with_sources(source)
 
 
 def reftlens_steps(turns, folder, basis):
@@ -74,18 +62,18 @@ def reftlens_steps(turns, folder, basis):
     import reftlens as rl
 
     model = rl.load_model(folder, progress=False)
-    das = rl.DAS(model.cfg.d_model, rank=RANK)
+    das = rl.DAS(model.cfg.d_model, rank=shape.RANK)
     das.frame.set(basis)
-    reft = rl.ReFT({rl.resid_post(LAYER, "last"): das})
+    reft = rl.ReFT({rl.resid_post(shape.LAYER, "last"): das})
 
     def on_step(step):
         turns.first_loss = turns.first_loss or step.loss
         if not turns.done():
             raise Enough
 
-    data = batch_of(pairs(BATCH))
+    data = batch_of(shape.pairs(shape.BATCH))
     with suppress(Enough):
-        rl.fit(reft, model, data, steps=1000, lr=LR, batch_size=BATCH, on_step=on_step, progress=False)
+        rl.fit(reft, model, data, steps=1000, lr=shape.LR, batch_size=shape.BATCH, on_step=on_step, progress=False)
 
 
 def fit_das_steps(turns, folder, basis):
@@ -95,9 +83,9 @@ def fit_das_steps(turns, folder, basis):
 
     import reftlens as rl
 
-    model, rows = rl.load_model(folder, progress=False), pairs(BATCH)
+    model, rows = rl.load_model(folder, progress=False), shape.pairs(shape.BATCH)
     base, source, target = (torch.tensor(x) for x in rows)
-    last = torch.full((BATCH,), LENGTH - 1)
+    last = torch.full((shape.BATCH,), shape.LENGTH - 1)
 
     def task_logits(tokens):
         logits = model(tokens)[:, -1]
@@ -111,34 +99,40 @@ def fit_das_steps(turns, folder, basis):
             raise Enough
 
     register_optimizer_step_post_hook(after)
-    settings = dict(rank=RANK, base_positions=last, source_positions=last, epochs=1000, batch_size=BATCH, lr=LR)
+    settings = dict(
+        rank=shape.RANK, base_positions=last, source_positions=last, epochs=1000, batch_size=shape.BATCH, lr=shape.LR
+    )
     with suppress(Enough):
-        fit_das(model, f"blocks.{LAYER}.hook_out", base, source, target, task_logits, **settings)
+        fit_das(model, f"blocks.{shape.LAYER}.hook_out", base, source, target, task_logits, **settings)
 
 
 def intervenable(model, layer):
     import pyvene
 
     kind = pyvene.LowRankRotatedSpaceIntervention
-    place = pyvene.RepresentationConfig(layer, "block_output", low_rank_dimension=RANK, intervention_type=kind)
+    place = pyvene.RepresentationConfig(layer, "block_output", low_rank_dimension=shape.RANK, intervention_type=kind)
     made = pyvene.IntervenableModel(pyvene.IntervenableConfig(representations=[place]), model=model)
     made.disable_model_gradients()
     return made
 
 
 def plain_model(folder):
-    from transformers import AutoModelForCausalLM
+    """The older transformers of the peers does not read where newer ones write the base of the rotary embedding."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, attn_implementation="sdpa").eval()
+    config = AutoConfig.from_pretrained(folder)
+    config.rope_theta = json.loads((Path(folder) / "config.json").read_text())["rope_parameters"]["rope_theta"]
+    settings = dict(config=config, torch_dtype=torch.float32, attn_implementation="sdpa")
+    return AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
 
 
 def pyvene_step(made, rows, place):
     """`(train, score)`: an optimizer step as in pyvene's own training loop, and the hits of a batch."""
     base, source, target = (torch.tensor(x) for x in rows)
-    optimizer = torch.optim.Adam(made.get_trainable_parameters(), lr=LR)
+    optimizer = torch.optim.Adam(made.get_trainable_parameters(), lr=shape.LR)
 
     def logits():
-        at = {"sources->base": LENGTH + place}
+        at = {"sources->base": shape.LENGTH + place}
         return made({"input_ids": base}, [{"input_ids": source}], at)[1].logits[:, -1]
 
     def train():
@@ -156,11 +150,11 @@ def pyvene_step(made, rows, place):
 
 
 def pyvene_steps(turns, folder, basis):
-    made = intervenable(plain_model(folder), LAYER)
+    made = intervenable(plain_model(folder), shape.LAYER)
     (intervention,) = made.interventions.values()
     with torch.no_grad():
         intervention.rotate_layer.weight = basis
-    train, _ = pyvene_step(made, pairs(BATCH), -1)
+    train, _ = pyvene_step(made, shape.pairs(shape.BATCH), -1)
     turns.first_loss = train()
     while turns.done():
         train()
@@ -174,9 +168,9 @@ def timed(function):
 
 def pyvene_map(turns, folder, _):
     """Nothing is shared between sites: each has its own loop, so a few of them tell the time of all."""
-    model, rows = plain_model(folder), pairs(BATCH)
-    steps = {f"{layer} {place}": pyvene_step(intervenable(model, layer), rows, place) for layer, place in SITES}
-    for train, score in steps.values():
+    model, rows = plain_model(folder), shape.pairs(shape.BATCH)
+    steps = {f"{layer} {place}": pyvene_step(intervenable(model, layer), rows, place) for layer, place in shape.SITES}
+    for train, _ in steps.values():
         train()
     found = {}
     while turns.done(**found):
@@ -189,14 +183,22 @@ def reftlens_map(turns, folder, _):
     import reftlens as rl
 
     model = rl.load_model(folder, progress=False)
-    train, test = batch_of(pairs(MAP_TRAIN, seed=1)), batch_of(pairs(MAP_TEST, seed=2))
-    config = rl.FitConfig(epochs=MAP_EPOCHS, lr=LR, batch_size=BATCH)
-    places = [rl.Nth(place) for place in MAP_PLACES]
+    train, test = batch_of(shape.pairs(shape.MAP_TRAIN, seed=1)), batch_of(shape.pairs(shape.MAP_TEST, seed=2))
+    config = rl.FitConfig(epochs=shape.MAP_EPOCHS, lr=shape.LR, batch_size=shape.BATCH)
+    layers = [int(layer) for layer in sys.argv[4:]]
+    places = [rl.Nth(place) for place in shape.MAP_PLACES]
     while turns.done():
         found = rl.interchange_map(
-            model, train, test, layers=list(MAP_LAYERS), positions=places, ranks=[RANK], config=config, progress=False
+            model,
+            train,
+            test,
+            layers=layers,
+            positions=places,
+            ranks=[shape.RANK],
+            config=config,
+            progress=False,
         )
-        assert len(found.cells) == len(MAP_LAYERS) * len(MAP_PLACES)
+        assert len(found.cells) == len(layers) * len(shape.MAP_PLACES)
 
 
 CONTENDERS = {
@@ -209,9 +211,9 @@ CONTENDERS = {
 
 
 def main():
-    contender, folder, basis = sys.argv[1:]
+    contender, folder, basis = sys.argv[1:4]
     torch.set_num_threads(1)
-    CONTENDERS[contender](Turns(), folder, torch.tensor(json.loads(basis) if basis.startswith("[") else json.load(open(basis))))
+    CONTENDERS[contender](Turns(), folder, torch.tensor(json.loads(Path(basis).read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":
