@@ -276,3 +276,11 @@ def _wrapped(hook: Any) -> Any:
 
 def _is_foreign(hook: Any) -> bool:
     return not str(getattr(hook, "__module__", "")).startswith(("transformer_lens", "transformers."))
+
+
+def has_foreign_hook(model: Bridge) -> bool:
+    """Whether somebody else has a hook on the model; said of a model without blocks too, where nobody can tell."""
+    try:
+        return bool(Body(model).foreign_hook())
+    except ValueError:
+        return True

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookPoint
 
+from reftlens.body import has_foreign_hook
 from reftlens.data import Batch
 from reftlens.engine import Stop, forward, hooked, token_vectors
 from reftlens.model import Bridge, device_of
@@ -19,14 +20,15 @@ from reftlens.site import Site
 
 @dataclass
 class _Reader:
-    """Keeps the hidden states that pass through a hook, and ends the pass once all of `readers` have theirs."""
+    """Keeps the hidden states that pass through a hook, and may end the pass once all of `readers` have theirs."""
 
     readers: list["_Reader"] = field(repr=False)
+    ends: bool
     kept: list[Tensor] = field(default_factory=list)
 
     def __call__(self, h: Tensor, hook: HookPoint) -> None:
         self.kept.append(h)
-        if all(reader.kept for reader in self.readers):
+        if self.ends and all(reader.kept for reader in self.readers):
             raise Stop
 
 
@@ -43,14 +45,15 @@ def read_sites(
     """Hidden states at the positions of each site, row by row, in the model's dtype.
 
     Of the unedited model; or inside the context that `edited` makes for a batch, given which rows of `data` it has.
+    A pass ends at the deepest site, unless hooks of the user wait above it.
     """
     collected: list[list[Tensor]] = [[] for _ in places]
-    device = device_of(model)
+    device, ends = device_of(model), not has_foreign_hook(model)
     with tqdm(total=len(data), desc="activations", unit="example", disable=not progress) as bar:
         for start in range(0, len(data), batch_size):
             batch = data[start : start + batch_size].to(device)
             readers: list[_Reader] = []
-            readers += [_Reader(readers) for _ in places]
+            readers += [_Reader(readers, ends) for _ in places]
             rows = range(start, start + len(batch))
             with (
                 edited(batch, rows) if edited else nullcontext(),

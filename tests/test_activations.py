@@ -138,15 +138,16 @@ def test_heads_are_joined_in_the_order_given(llama):
     assert torch.equal(chosen, torch.cat([whole[:, 3 * D_HEAD : 4 * D_HEAD], whole[:, :D_HEAD]], dim=1))
 
 
-def test_reading_ends_the_pass_at_the_site_and_leaves_the_model_as_it_was(any_model):
+def test_reading_ends_the_pass_at_the_site_and_leaves_the_model_as_it_was(any_model, monkeypatch):
     """Blocks above the deepest site that is read do not run, and nothing of the pass that was cut short stays."""
     import reftlens as rl
 
     batch = rl.encode_prompts(any_model, ["one", "two or three"])
     before = any_model(batch.tokens, attention_mask=batch.attention_mask.long())
     ran = []
-    handle = any_model.blocks[1].register_forward_hook(lambda *_: ran.append(1))
-    read = rl.activations(any_model, batch, rl.resid_post(0, "all"), progress=False)
-    handle.remove()
+    block = any_model.blocks[1]
+    with monkeypatch.context() as patched:
+        patched.setattr(block, "forward", lambda *_, **__: ran.append(1))
+        read = rl.activations(any_model, batch, rl.resid_post(0, "all"), progress=False)
     assert not ran and len(read) == batch.attention_mask.sum()
     assert torch.equal(any_model(batch.tokens, attention_mask=batch.attention_mask.long()), before)
