@@ -138,16 +138,17 @@ def test_heads_are_joined_in_the_order_given(llama):
     assert torch.equal(chosen, torch.cat([whole[:, 3 * D_HEAD : 4 * D_HEAD], whole[:, :D_HEAD]], dim=1))
 
 
-def test_reading_ends_the_pass_at_the_site_and_leaves_the_model_as_it_was(any_model, monkeypatch):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_reading_ends_the_pass_at_the_site_and_leaves_the_model_as_it_was(architecture):
     """Blocks above the deepest site that is read do not run, and nothing of the pass that was cut short stays."""
     import reftlens as rl
 
-    batch = rl.encode_prompts(any_model, ["one", "two or three"])
-    before = any_model(batch.tokens, attention_mask=batch.attention_mask.long())
-    ran = []
-    block = any_model.blocks[1]
-    with monkeypatch.context() as patched:
-        patched.setattr(block, "forward", lambda *_, **__: ran.append(1))
-        read = rl.activations(any_model, batch, rl.resid_post(0, "all"), progress=False)
+    model = fresh_bridge(architecture)
+    batch = rl.encode_prompts(model, ["one", "two or three"])
+    before = model(batch.tokens, attention_mask=batch.attention_mask.long())
+    block, ran = model.blocks[1], []
+    block.forward = lambda *_, **__: ran.append(1)
+    read = rl.activations(model, batch, rl.resid_post(0, "all"), progress=False)
+    del block.forward
     assert not ran and len(read) == batch.attention_mask.sum()
-    assert torch.equal(any_model(batch.tokens, attention_mask=batch.attention_mask.long()), before)
+    assert torch.equal(model(batch.tokens, attention_mask=batch.attention_mask.long()), before)
