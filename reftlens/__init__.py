@@ -90,6 +90,7 @@ from reftlens.preflight import preflight, sites
 from reftlens.pretrained import ModelNotAvailable, load_model
 from reftlens.pyreft import load_pyreft
 from reftlens.reft import ReFT, Variant
+from reftlens.report.page import report
 from reftlens.result import FitResult
 from reftlens.reuse import Reuse
 from reftlens.site import (
@@ -107,6 +108,7 @@ from reftlens.site import (
     resid_post,
     resid_pre,
 )
+from reftlens.slider import slider
 from reftlens.store import StoreMismatch, load, load_run, save
 from reftlens.subspace import orthonormal
 from reftlens.sweep import Sweep, sweep
@@ -253,6 +255,7 @@ __all__ = [
     "rank_sweep",
     "reft_r1",
     "repe",
+    "report",
     "resampled",
     "resid_mid",
     "resid_post",
@@ -262,6 +265,7 @@ __all__ = [
     "seen_split",
     "site_effects",
     "sites",
+    "slider",
     "stability",
     "stream",
     "subspace_illusion",

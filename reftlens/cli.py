@@ -1,4 +1,4 @@
-"""The command line: `reftlens demo` trains the emoji chatbot, `reftlens chat DIR` talks to a saved intervention."""
+"""The command line: `demo` trains the emoji chatbot, `chat DIR` talks to a saved one, `report DIR` writes about it."""
 
 import argparse
 import json
@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from reftlens import figures
+from reftlens.data import encode, load_examples
 from reftlens.generate import stream
 from reftlens.generation import Generation
 from reftlens.pretrained import DEFAULT_MODEL, ModelNotAvailable, load_model
 from reftlens.reft import ReFT, Variant
+from reftlens.report.page import report
 from reftlens.result import FitResult
-from reftlens.store import SETTINGS_FILE, StoreMismatch, load, save
+from reftlens.store import RUN_FILE, SETTINGS_FILE, StoreMismatch, load, load_run, save
 from reftlens.tasks import emoji
 
 STRENGTHS = (0.0, 0.5, 1.0)
@@ -49,7 +51,21 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--max-new-tokens", type=int, default=128)
     chat.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     chat.set_defaults(run=run_chat)
+    _add_report(commands.add_parser("report", help="write one HTML file about a saved intervention"))
     return parser
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
+    command.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
+    command.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: DIR/report.html)")
+    command.add_argument("--data", type=Path, metavar="FILE", help="what it was trained on, JSONL with prompt and "
+                         "completion (default: the demo's examples)")  # fmt: skip
+    command.add_argument("--chat", action="store_true", help="the prompts of FILE go into the chat template")
+    command.add_argument("--prompts", nargs="+", metavar="TEXT", help="what texts are written from")
+    command.add_argument("--seed", type=int, default=0, help="of resampling tests (default: 0)")
+    command.add_argument("--quiet", action="store_true", help="no progress bars")
+    command.set_defaults(run=run_report)
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -67,6 +83,7 @@ def run_demo(options: argparse.Namespace) -> int:
     for path, what in _write(options.out, reft, run, model, questions, answers):
         print(f"{what:<18} {path}")
     print(f"\nTalk to it:        reftlens chat {options.out}")
+    print(f"Read about it:     reftlens report {options.out}")
     return 0
 
 
@@ -100,13 +117,7 @@ def _write(
 
 def run_chat(options: argparse.Namespace) -> int:
     """Read lines, answer each with the edited model, until end of input or an empty line."""
-    settings = options.folder / SETTINGS_FILE
-    if not settings.is_file():
-        raise FileNotFoundError(f"{options.folder} holds no {SETTINGS_FILE}: run `reftlens demo` first, or save() one")
-    trained_on = json.loads(settings.read_text(encoding="utf-8"))["model"]["name"]
-    name = options.model or (None if trained_on == DEFAULT_MODEL else trained_on)
-    model = load_model(name)
-    reft = load(options.folder, model)
+    model, reft = _loaded(options.folder, options.model, progress=True)
     print(_explanation(reft, options.strength))
     turns: list[dict[str, str]] = []
     while line := _read():
@@ -122,6 +133,35 @@ def run_chat(options: argparse.Namespace) -> int:
         print("\n")
         turns.append({"role": "assistant", "content": reply})
     return 0
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Write the report of a saved intervention."""
+    progress, folder = not options.quiet, options.folder
+    model, reft = _loaded(folder, options.model, progress=progress)
+    run = load_run(folder) if (folder / RUN_FILE).is_file() else None
+    demo, chat = options.data is None, options.chat or options.data is None
+    data = encode(model, load_examples(options.data or emoji.data_file("emoji.jsonl")), chat=chat)
+    if demo and (run is None or run.data_hash != data.fingerprint):
+        raise StoreMismatch(f"{folder} was not trained on the demo's examples: pass what it was trained on as --data")
+    prompts = options.prompts or (emoji.questions()[:4] if demo else None)
+    out = report(
+        reft, model, data, options.out or folder / "report.html", run=run, prompts=prompts, chat=chat,
+        score=emoji.emoji_share if demo else None, max_new_tokens=emoji.DECODING["max_new_tokens"],
+        no_repeat_ngram=emoji.DECODING["no_repeat_ngram"] if demo else 0, seed=options.seed, progress=progress,
+    )  # fmt: skip
+    print(out)
+    return 0
+
+
+def _loaded(folder: Path, name: str | None, *, progress: bool) -> tuple[Any, ReFT]:
+    """The model that a saved intervention was trained on (or another one), and the intervention."""
+    settings = folder / SETTINGS_FILE
+    if not settings.is_file():
+        raise FileNotFoundError(f"{folder} holds no {SETTINGS_FILE}: run `reftlens demo` first, or save() one")
+    trained_on = json.loads(settings.read_text(encoding="utf-8"))["model"]["name"]
+    model = load_model(name or (None if trained_on == DEFAULT_MODEL else trained_on), progress=progress)
+    return model, load(folder, model)
 
 
 def _explanation(reft: ReFT, strength: float) -> str:

@@ -17,7 +17,7 @@ LAYERS = [
         "interventions.base interventions.family interventions.fixed interventions.interchange "
         "interventions.masks interventions.pooled interventions objectives site",
     ),
-    ("engine", "engine sources reft body cone shelf reuse prefix trim kept scorer"),
+    ("engine", "engine body sources reft cone shelf reuse prefix trim kept scorer"),
     ("looking", "preflight activations"),
     ("training", "checkpoint result evaluate sweep training fit"),
     (
@@ -25,11 +25,24 @@ LAYERS = [
         "analysis.estimates analysis.compared analysis.answers analysis.scores analysis.permutation "
         "analysis.directions analysis.reft_r1 analysis.variable analysis.control_table analysis.controls "
         "analysis.interchange_map analysis.readers analysis.illusion analysis.manifold "
+        "analysis.geometry analysis.edits analysis.frame analysis.weights analysis.stability analysis.rank_sweep "
+        "analysis.tokens analysis.examples analysis.plane "
+        "analysis.gains analysis.effects analysis.effect_map analysis.stream analysis.path analysis.composition "
         "analysis",
     ),
     ("generation", "generation prefill beams generate"),
+    (
+        "inspecting",
+        "analysis.responses analysis.edit_size analysis.fluency analysis.curves analysis.doses analysis.strength "
+        "analysis.budget analysis.equal_kl grid panel slider",
+    ),
     ("keeping", "record store hub pyreft plain merge"),
     ("tasks", "tasks"),
+    (
+        "report",
+        "report.charts report.markup report.subject report.sections report.directions report.provenance "
+        "report.summary report.page report",
+    ),
     ("surface", "cli __main__ __init__"),
 ]
 ORDER = [name for _, names in LAYERS for name in names.split()]

@@ -1,0 +1,306 @@
+"""The report: what is in it, that its numbers are those of the data frames, and that data stays text."""
+
+import json
+import re
+from datetime import datetime
+from functools import cache
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import architectures
+
+SECTIONS = ("summary", "texts", "strength", "where", "geometry", "directions", "controls", "training", "provenance")
+NOW = datetime(2026, 1, 2, 3, 4, 5)
+EVIL = '<script>alert("x")</script> & the cat'
+
+
+@cache
+def trained():
+    """An edit of two layers of the tiny llama, its data and the record of its training."""
+    import reftlens as rl
+
+    model = architectures.bridge("llama")
+    words = ("mat", "moon", "hill", "dog")
+    examples = [rl.Example(f"the cat sat on {i} and", f" the {words[i % 4]}") for i in range(12)]
+    data = rl.encode(model, [*examples, rl.Example(EVIL, " ran by")], boundary="split")
+    sites = {rl.resid_post(0, "l2"): 2, rl.resid_post(1, "l1"): 2}
+    reft = rl.ReFT({site: rl.LoReFT(architectures.D, rank=rank) for site, rank in sites.items()})
+    run = rl.fit(reft, model, data, steps=12, lr=2e-2, progress=False)
+    return model, data, reft, run
+
+
+def write(path, **options):
+    from reftlens.report.page import report
+
+    model, data, reft, run = trained()
+    given = {"run": run, "prompts": [EVIL, "the dog"], "strengths": [0, 0.5, 1, 2], "max_new_tokens": 6}
+    return report(reft, model, data, path, progress=False, **{"now": NOW, **given, **options})
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("report") / "report.html").read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, ids, and what a reader sees in each section."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag == "section":
+            self.open.append(dict(attributes)["id"])
+
+    def handle_endtag(self, tag):
+        if tag == "section":
+            self.open.pop()
+
+    def handle_data(self, data):
+        for name in self.open:
+            self.text[name] = self.text.get(name, "") + data
+
+
+def numbers(page):
+    return json.loads(re.search(r'<script type="application/json" id="numbers">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_every_section_is_there_and_in_the_contents(page):
+    found = Page(page)
+    assert tuple(a["id"] for tag, a in found.elements if tag == "section") == SECTIONS
+    assert [a["href"] for tag, a in found.elements if tag == "a"][1:] == [f"#{name}" for name in SECTIONS]
+    ids = [a["id"] for _, a in found.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert page.count("<svg") >= 9 and page.count("<svg") == page.count("</svg>")
+    assert all(a["role"] == "img" and a["aria-label"] for tag, a in found.elements if tag == "svg")
+
+
+def test_the_summary_says_what_was_edited_where_and_how_much_it_does(page):
+    from reftlens.analysis.strength import dose_response
+
+    model, data, reft, _ = trained()
+    said = Page(page).text["summary"]
+    count = reft.parameter_count(model)
+    assert (
+        all(site.hook in said and str(site.positions) in said for site in reft.sites)
+        and f"{count.stored:,} trained numbers" in said
+    )
+    effect = dose_response(reft, model, data, [1.0], progress=False).estimate("effect")[0]
+    assert f"{effect.value:.2f} [{effect.low:.2f}, {effect.high:.2f}]" in said
+    assert "Only 13 examples were measured" in said and "data that the edit was trained on" in said
+
+
+def test_the_numbers_are_those_of_the_data_frames(page):
+    from reftlens.analysis.effect_map import effect_map
+    from reftlens.analysis.effects import position_effects, site_effects
+    from reftlens.analysis.frame import canonical
+    from reftlens.analysis.strength import dose_response
+
+    model, data, reft, run = trained()
+    dose = dose_response(reft, model, data, [0, 0.5, 1, 2], progress=False)
+    expected = {
+        "strength": dose.by_strength(),
+        "each position": position_effects(reft, model, data, progress=False).to_frame(),
+        "map": effect_map(reft, model, data, progress=False).to_frame(),
+        "spectrum": canonical(reft, model, data, progress=False).to_frame(),
+        "training": run.to_frame(),
+        "each site": site_effects(reft, model, data, progress=False).to_frame(),
+    }
+    found = numbers(page)
+    for name, frame in expected.items():
+        frame = frame.reset_index() if frame.index.name else frame
+        rows = found[name]
+        assert len(rows) == len(frame), name
+        for column in frame.columns:
+            assert [row[column] for row in rows] == frame[column].tolist(), (name, column)
+
+
+def test_the_tables_show_these_numbers(page):
+    """What a reader sees is the data frame, to four digits."""
+    for name in ("each position", "map", "spectrum", "training"):
+        for row in numbers(page)[name]:
+            for value in row.values():
+                text = f"{value:.4g}" if isinstance(value, float) else None
+                assert text is None or f'<td class="number">{text}</td>' in page, (name, value)
+
+
+def test_the_slider_holds_what_generate_gives(page):
+    import reftlens as rl
+
+    model, _, reft, _ = trained()
+    rows = numbers(page)["texts"]
+    for strength in (0.0, 0.5, 1.0, 2.0):
+        variant = rl.Variant(strength)
+        made = rl.generate(reft, model, [EVIL, "the dog"], max_new_tokens=6, variant=variant)
+        assert tuple(r["text"] for r in rows if r["strength"] == strength) == made.texts
+    dial = next(a for tag, a in Page(page).elements if tag == "input")
+    assert dial["type"] == "range" and dial["max"] == "3"
+
+
+def test_text_of_the_data_and_of_the_model_is_escaped(page):
+    assert 'alert("x")' not in re.sub(r'<script type="application/json".*?</script>', "", page, flags=re.DOTALL)
+    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; the cat" in page
+    assert [tag for tag, _ in Page(page).elements].count("script") == 2
+    assert numbers(page)["texts"][0]["prompt"] == EVIL
+    assert EVIL in unescape(page)
+
+
+def test_labels_and_names_are_escaped():
+    """What reaches a chart, a caption or a table from outside."""
+    import pandas as pd
+
+    from reftlens import figures
+    from reftlens.report.markup import figure, listed, pairs, paragraph, table
+
+    evil, frame = '"><img src=x>', pd.DataFrame({"<b>": ["<i>x</i>"]})
+
+    def plot():
+        ax = figures.axes()
+        ax.set_xlabel(evil)
+        return ax
+
+    parts = [
+        figure(plot, "c", evil, frame),
+        table(frame, evil),
+        listed([evil], "k"),
+        pairs({evil: evil}),
+        paragraph(evil),
+    ]
+    for html in parts:
+        tags = {tag for tag, _ in Page(html).elements}
+        assert not {"img", "b", "i"} & tags and "src" not in {k for _, a in Page(html).elements for k in a}
+
+
+def test_nothing_is_loaded_from_anywhere(page):
+    assert not re.findall(r"https?://", page)
+    for tag, attributes in Page(page).elements:
+        for name in ("src", "href", "xlink:href", "data", "action"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:")), (tag, name, value[:60])
+    assert "default-src 'none'" in page and "@import" not in page
+    assert all(a.startswith("#") for a in re.findall(r"url\(([^)]*)\)", page))
+
+
+def test_the_same_call_writes_the_same_bytes_but_for_the_stamp(page, tmp_path):
+    again = write(tmp_path / "a.html").read_text(encoding="utf-8")
+    assert again == page and len(page.encode()) < 3_000_000
+    later = write(tmp_path / "b.html", now=None).read_text(encoding="utf-8")
+    stamp = r'<time id="stamp" datetime="[^"]*">[^<]*</time>'
+    assert later != page and re.sub(stamp, "", later) == re.sub(stamp, "", page)
+    assert len(re.findall(stamp, page)) == 1
+
+
+def test_charts_take_the_colours_of_the_page(page):
+    """No ink of the light page is left in a figure; black stays only where it is written on a heat map."""
+    charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert "currentColor" in charts[0] and "var(--blue)" in charts[0]
+    assert not any(colour in chart for chart in charts for colour in ("#010203", "#0072b2", "#dddddd"))
+    assert not any("DejaVu" in chart or "<style" in chart for chart in charts)
+
+
+def test_an_exchange_gets_a_report_that_says_what_does_not_apply(tmp_path):
+    import reftlens as rl
+    from reftlens.report.page import report
+
+    model, data, _, _ = trained()
+    pairs = data[:12].with_sources(data[[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0]])
+    das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(architectures.D, rank=1)})
+    text = report(das, model, pairs, tmp_path / "das.html", progress=False, now=NOW).read_text(encoding="utf-8")
+    said = Page(text).text
+    assert "DAS copies from a source" in said["texts"]
+    assert "None were given: run controls" in said["controls"] and "No controls were given" in said["summary"]
+    assert "No record of the training was given" in said["training"]
+    assert "<input" not in text
+
+
+def test_controls_and_their_warnings_are_shown(tmp_path):
+    import reftlens as rl
+
+    rows = tuple(
+        rl.Control(name, rl.Estimate(0.5, 0.2, 0.8, 12), rl.Estimate(1.0, 0.5, 1.5, 12))
+        for name in ("trained", "no edit", "full vector")
+    )
+    found = rl.Controls(rows, (), 0.4, 99, None, ("shuffled labels score as high <b>",))
+    text = write(tmp_path / "c.html", controls=found).read_text(encoding="utf-8")
+    said = Page(text).text
+    assert "Controls: shuffled labels score as high <b>." in said["summary"] and "trained" in said["controls"]
+    assert numbers(text)["controls"][0]["accuracy"] == 0.5
+
+
+def test_tokens_at_a_site_that_the_unembedding_cannot_read_are_left_out_with_a_reason(tmp_path):
+    import reftlens as rl
+    from reftlens.report.page import report
+
+    model, data, _, _ = trained()
+    reft = rl.ReFT({rl.mlp_post(1, "last"): rl.LoReFT(architectures.D_MLP, rank=1)})
+    text = report(reft, model, data, tmp_path / "mlp.html", progress=False, max_new_tokens=4).read_text("utf-8")
+    said = Page(text).text["directions"]
+    assert "Tokens: not shown, because" in said and "moved" in said
+
+
+def test_warnings_follow_what_was_measured():
+    """Each with its twin that keeps quiet."""
+    from dataclasses import replace
+
+    from reftlens.report.sections import measured
+    from reftlens.report.subject import Subject
+    from reftlens.report.summary import warnings_of
+
+    model, data, reft, run = trained()
+    writing = {"max_new_tokens": 4, "temperature": 0.0, "no_repeat_ngram": 0}
+    subject = Subject(
+        reft, model, data, None, (), (0.0, 1.0), run, None, None, None, False, writing, 0, False
+    )  # fmt: skip
+    found = measured(subject)
+
+    def said(**changes):
+        return " ".join(warnings_of(replace(subject, **changes), found))
+
+    assert "trained on" in said() and "trained on: they say" not in said(heldout=data[:6])
+    assert "No record" in said(run=None) and "No record" not in said()
+    assert "hashes differ" in said(run=replace(run, data_hash="0")) and "hashes differ" not in said()
+    assert "unrelated text was not measured" in said()
+    drifting = measured(replace(subject, unrelated=data[:4]))
+    assert "was not measured" not in " ".join(warnings_of(replace(subject, unrelated=data[:4]), drifting))
+    turned = replace(found.dose.on_data, effect=-found.dose.on_data.effect.abs())
+    broken = replace(found, dose=replace(found.dose, on_data=turned))
+    for words in ("makes the targets less likely", "100% of the examples move the wrong way"):
+        assert words in " ".join(warnings_of(subject, broken)) and words not in said()
+
+
+def test_the_package_holds_the_files_of_the_page():
+    import reftlens.report.page
+
+    folder = Path(reftlens.report.page.__file__).parent
+    assert {p.name for p in folder.iterdir()} >= {"report.css", "report.js"}
+
+
+def test_the_command_names_what_is_missing(tmp_path, capsys):
+    from reftlens.cli import main
+
+    assert main(["report", str(tmp_path)]) == 1
+    assert "holds no reft.json" in capsys.readouterr().err
+
+
+def test_the_command_writes_the_report_of_a_folder(tmp_path, monkeypatch, capsys):
+    import reftlens as rl
+    from reftlens import cli
+
+    model, data, reft, run = trained()
+    rl.save(reft, tmp_path, model, run=run)
+    lines = [json.dumps({"prompt": e.prompt, "completion": e.completion}) for e in data.examples[:12]]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(cli, "load_model", lambda name, progress: model)
+    arguments = ["report", str(tmp_path), "--data", str(tmp_path / "data.jsonl"), "--prompts", "the cat", "--quiet"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "hashes differ" in text and numbers(text)["texts"][0]["prompt"] == "the cat"
+    assert cli.main(["report", str(tmp_path), "--quiet"]) == 1
+    assert "not trained on the demo's examples" in capsys.readouterr().err
