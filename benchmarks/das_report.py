@@ -73,7 +73,7 @@ Loading, building the interventions and the first, slower step are not counted.
 
 
 SCALED = """ Only layers {layers} were run, in {measured:.0f} CPU seconds, and that times {share:g} is given:
-at present each layer is computed by itself."""
+too much, as one call for all layers shares its capture among them."""
 
 
 def median(results: dict, name: str) -> float:

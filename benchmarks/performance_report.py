@@ -40,6 +40,11 @@ Tokens are random; the lengths in (e) are made up, with two thirds of the tokens
 """
 
 TAIL = """
+## DAS
+
+A step and a map beside pyvene and TransformerLens' `fit_das`: [performance_das.md](performance_das.md)
+(`python benchmarks/das.py`).
+
 ## What had to be worked around to run the peers
 
 - pyreft 0.1.0 asks for transformers 4.45.1 and other old pins that cannot be installed together on Python 3.11 with a
