@@ -275,9 +275,9 @@ def test_warnings_follow_what_was_measured():
 
 
 def test_the_package_holds_the_files_of_the_page():
-    import reftlens.report.page
+    from reftlens.report import page  # `reftlens.report` itself is the function
 
-    folder = Path(reftlens.report.page.__file__).parent
+    folder = Path(page.__file__).parent
     assert {p.name for p in folder.iterdir()} >= {"report.css", "report.js"}
 
 
