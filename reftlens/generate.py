@@ -19,7 +19,7 @@ from transformers.generation import logits_process as lp
 
 from reftlens.beams import beam_search
 from reftlens.data import Batch, Prompt, encode_prompts, end_of_turn
-from reftlens.engine import check_fired
+from reftlens.engine import Edit, check_fired
 from reftlens.generation import Generation, TextStream, stack_logits
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.positions import Mask, Role, TokenView
@@ -114,6 +114,45 @@ def generate(
 
 
 @torch.no_grad()
+def generate_each(
+    reft: ReFT,
+    model: Bridge,
+    prompts: Batch | Prefilled,
+    variants: Sequence[Variant],
+    *,
+    chat: bool = False,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    no_repeat_ngram: int = 0,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Generation]:
+    """Continue each prompt under each variant, all in one batch: what `generate` gives for each, up to rounding.
+
+    Args:
+        variants: that differ in strength only.
+        seed: of the sampling; the same random numbers for every variant.
+    """
+    if not variants or any(replace(v, strength=1.0) != replace(variants[0], strength=1.0) for v in variants):
+        raise ValueError(f"{len(variants)} variant(s), expected one or more that differ in strength only")
+    read = prompts if isinstance(prompts, Prefilled) else None
+    batch, chat = (read.prompts, read.chat) if read is not None else (prompts, chat)
+    assert isinstance(batch, Batch)
+    count, many = len(batch), len(variants)
+    decoding = Decoding(max_new_tokens, temperature, no_repeat_ngram=no_repeat_ngram, seed=seed)
+    session = Session(reft, model, batch[list(range(count)) * many], variants[0], decoding, stop_ids(model, chat))
+    session.vary(variants)
+    if read is not None:
+        read.check(reft, model)
+        session.prefilled = read.repeated(many)
+    with tqdm(total=max_new_tokens, desc="generate", unit="token", disable=not progress) as bar:
+        for _ in _advance(session.greedy_or_sampled(), bar):
+            pass
+    session.warn_of_unused_sites()
+    return session.result(None).split(many)
+
+
+@torch.no_grad()
 def stream(
     reft: ReFT | None,
     model: Bridge,
@@ -165,6 +204,13 @@ def _session(
     return session
 
 
+def check_writes(reft: ReFT) -> None:
+    """Raise for an intervention that exchanges: generation has no source to take from."""
+    for site, module in reft.items():
+        if module.variables:
+            raise ValueError(f"{module.kind} at {site} copies from a source, and generation has none to copy from")
+
+
 def stop_ids(model: Bridge, chat: bool) -> set[int]:
     """Tokens that end a continuation: EOS, those of the model's generation settings, the end of a chat turn."""
     config = getattr(model.original_model, "generation_config", None)
@@ -200,6 +246,8 @@ class Session:
 
     def __post_init__(self) -> None:
         check_deterministic(self.model)
+        if self.reft is not None:
+            check_writes(self.reft)
         batch, device = self.prompts, device_of(self.model)
         self.tokens, self.role = left_padded(batch, device)
         rows = [t[r != Role.PAD].tolist() for t, r in zip(self.tokens, self.role, strict=True)]
@@ -221,7 +269,19 @@ class Session:
         with torch.no_grad():
             self.bases = {} if self.reft is None else {i: self.reft[i].basis() for i in self.sites}
         self.runner = Runner(self.model)
-        self.generator = torch.Generator(device).manual_seed(self.decoding.seed)
+        self.generators = [torch.Generator(device).manual_seed(self.decoding.seed)]
+        self.strengths: dict[int, Float[Tensor, "batch _"]] = {}
+
+    def vary(self, variants: Sequence[Variant]) -> None:
+        """Let equal parts of the rows, in order, have the strengths of `variants`, and the same random numbers."""
+        if self.bound is None:
+            return
+        rows, device = len(self.ids) // len(variants), self.tokens.device
+        for i in self.sites:
+            given = [torch.as_tensor(self.bound.strength(v, i), dtype=torch.float64) for v in variants]
+            wide = max(one.numel() for one in given)
+            self.strengths[i] = torch.stack([one.expand(wide) for one in given]).repeat_interleave(rows, 0).to(device)
+        self.generators = [torch.Generator(device).manual_seed(self.decoding.seed) for _ in variants]
 
     def _require_prompt_sites(self) -> None:
         """Raise if a site that can act on the prompt only chooses nothing there."""
@@ -249,19 +309,28 @@ class Session:
             mask[self.done, -1] = False  # a row's stop token goes in only because others go on
             if not mask.any():
                 continue
-            assert self.bound is not None
-            edit = self.bound.edit(i, mask, self.variant)
-            edit.parts[0].basis = self.bases[i]
-            if not edit.parts[0].idle:  # at strength 0 the model computes as if there were no edit, bit for bit
-                edits.append(edit)
             self.unused.discard(i)
             self.edited[:, -new:] |= mask
+            edits += self._edit(i, mask)
         with mode(self.reft, training=False) if self.reft is not None else nullcontext():
             last, self.cache = self.runner.step(
                 self.tokens[:, -new:], self.role != Role.PAD, edits, self.cache, reused
             )  # fmt: skip
         check_fired(edits)
         return last.to(torch.promote_types(last.dtype, torch.float32))
+
+    def _edit(self, i: int, mask: Mask) -> list[Edit]:
+        """The edit of site `i` at the tokens of `mask`; none at strength 0, so that the model computes bit for bit."""
+        assert self.bound is not None
+        if i in self.strengths:
+            mask = mask & (self.strengths[i] != 0).any(dim=1)[:, None]
+        edit = self.bound.edit(i, mask, self.variant)
+        part = edit.parts[0]
+        part.basis = self.bases[i]
+        if i in self.strengths:
+            part.strength = self.strengths[i][edit.rows]
+            return [edit] if len(edit.rows) else []
+        return [] if part.idle else [edit]
 
     def scores(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         """What the next tokens are chosen by; a penalty for repetition sees the tokens of the row, never padding."""
@@ -302,7 +371,8 @@ class Session:
             logits = self.next_logits()
             scores = self.scores(logits)
             if self.decoding.temperature > 0:
-                chosen = torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator)[:, 0]
+                parts = zip(scores.softmax(dim=-1).chunk(len(self.generators)), self.generators, strict=True)
+                chosen = torch.cat([torch.multinomial(p, 1, generator=g)[:, 0] for p, g in parts])
             else:
                 chosen = scores.argmax(dim=-1)
             self.append(chosen)

@@ -1,7 +1,7 @@
 """What generation gives back: texts, tokens, and which of them were edited."""
 
 import html
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,16 @@ class Generation:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def split(self, parts: int) -> "list[Generation]":
+        """Equal parts of the rows, in order."""
+        size = len(self) // parts
+        cuts = [slice(start, start + size) for start in range(0, len(self), size)]
+        return [
+            replace(self, texts=self.texts[cut], prompt_ids=self.prompt_ids[cut], ids=self.ids[cut],
+                    edited=self.edited[cut], logits=self.logits[cut])
+            for cut in cuts
+        ]  # fmt: skip
 
     def batch(self) -> Batch:
         """The same tokens as a batch with the generated ones as such, for a teacher-forced forward pass."""

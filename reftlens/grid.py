@@ -7,10 +7,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import torch
-from tqdm.auto import tqdm
 
 from reftlens.data import Batch, Prompt, encode_prompts
-from reftlens.generate import Decoding, Session, generate, stop_ids
+from reftlens.generate import Decoding, Session, check_writes, generate_each, stop_ids
 from reftlens.generation import Generation
 from reftlens.model import Bridge
 from reftlens.positions import token_spans
@@ -147,7 +146,7 @@ def strength_grid(
     seed: int = 0,
     progress: bool = True,
 ) -> Grid:
-    """Continue the prompts at each strength, 0 included; prompts are read once for all of them.
+    """Continue the prompts at each strength, 0 included, all in one batch; prompts are read once.
 
     Args:
         seed: of sampling, where `temperature` is above 0; the same random numbers at every strength.
@@ -159,21 +158,11 @@ def strength_grid(
     chosen = tuple(sorted({0.0, *(float(s) for s in strengths)}))
     batch = prompts if isinstance(prompts, Batch) else encode_prompts(model, prompts, chat=chat, system=system)
     read = prefill(reft, model, batch, chat=chat)
-    made = tuple(
-        generate(
-            reft, model, read, variant=Variant(strength), max_new_tokens=max_new_tokens, temperature=temperature,
-            no_repeat_ngram=no_repeat_ngram, seed=seed,
-        )
-        for strength in tqdm(chosen, desc="grid", unit="strength", disable=not progress)
+    made = generate_each(
+        reft, model, read, [Variant(strength) for strength in chosen], max_new_tokens=max_new_tokens,
+        temperature=temperature, no_repeat_ngram=no_repeat_ngram, seed=seed, progress=progress,
     )  # fmt: skip
-    return Grid(tuple(e.prompt for e in batch.examples), chosen, made, read.said)
-
-
-def check_writes(reft: ReFT) -> None:
-    """Raise for an intervention that exchanges: generation has no source to take from."""
-    for site, module in reft.items():
-        if module.variables:
-            raise ValueError(f"{module.kind} at {site} copies from a source, and writing a text has none to copy from")
+    return Grid(tuple(e.prompt for e in batch.examples), chosen, tuple(made), read.said)
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -5,7 +5,7 @@ residual stream at the first edited token and block; `generate` then starts from
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,13 @@ class Prefilled:
     keys: tuple[Tensor, ...] = field(default=(), repr=False)
     values: tuple[Tensor, ...] = field(default=(), repr=False)
     state: tuple[int, ...] = field(default=(), repr=False)
+
+    def repeated(self, times: int) -> "Prefilled":
+        """All prompts so many times over."""
+        stream = None if self.stream is None else self.stream.repeat(times, 1, 1)
+        keys, values = (tuple(x.repeat(times, 1, 1, 1) for x in some) for some in (self.keys, self.values))
+        prompts = self.prompts[list(range(len(self.prompts))) * times]
+        return replace(self, prompts=prompts, stream=stream, keys=keys, values=values)
 
     def check(self, reft: ReFT, model: Bridge) -> None:
         """Raise if these are not the sites, or this is not the model, that the prompts were read for."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, SupportsFloat
 
@@ -300,14 +300,22 @@ class Bound:
 
 
 def shared_donors(model: Bridge, data: Batch, plans: Sequence[tuple[Bound, Variant]]) -> list[dict[int, Donor]]:
-    """`donors` of each plan; sources without sources of their own are read in one pass for all of them."""
-    if any(source.batch.sources for source in data.sources.values()):
-        return [bound.donors(model, data, variant) for bound, variant in plans]
+    """`donors` of each plan; sources without sources of their own are read in one pass for all of them.
+
+    Each plan takes those sources of `data` that its sites exchange.
+
+    Raises:
+        ValueError: where a plan exchanges what the data has no source for, or the data has one that no plan exchanges.
+    """
     wanted = [bound.exchanged(variant) for bound, variant in plans]
-    for places in wanted:
-        if places:
-            check_sources(data, places.values())
     every = list(dict.fromkeys(place for places in wanted for place in places.values()))
+    if not every:
+        return [{} for _ in plans]
+    named = check_sources(data, every)
+    if any(data.sources[name].batch.sources for name in named):
+        taken = [{name for _, _, names in places.values() for name in names} for places in wanted]
+        own = [replace(data, sources={k: v for k, v in data.sources.items() if k in names}) for names in taken]
+        return [bound.donors(model, some, variant) for some, (bound, variant) in zip(own, plans, strict=True)]
     read = read_donors(model, data, dict(enumerate(every)))
     found = {place: read[i] for i, place in enumerate(every) if i in read}
     return [{i: found[place] for i, place in places.items()} for places in wanted]

@@ -3,7 +3,8 @@
 import sys
 
 from reftlens.data import Prompt
-from reftlens.grid import Grid, check_writes, strength_grid
+from reftlens.generate import check_writes
+from reftlens.grid import Grid, strength_grid
 from reftlens.model import Bridge
 from reftlens.panel import Slider
 from reftlens.reft import ReFT

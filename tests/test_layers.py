@@ -27,13 +27,13 @@ LAYERS = [
         "analysis.interchange_map analysis.readers analysis.illusion analysis.manifold "
         "analysis.geometry analysis.edits analysis.frame analysis.weights analysis.stability analysis.rank_sweep "
         "analysis.tokens analysis.examples analysis.plane "
-        "analysis.gains analysis.effects analysis.effect_map analysis.stream analysis.path analysis.composition "
+        "analysis.responses analysis.effects analysis.effect_map analysis.stream analysis.path analysis.composition "
         "analysis",
     ),
     ("generation", "generation prefill beams generate"),
     (
         "inspecting",
-        "analysis.responses analysis.edit_size analysis.fluency analysis.curves analysis.doses analysis.strength "
+        "analysis.edit_size analysis.fluency analysis.curves analysis.doses analysis.strength "
         "analysis.budget analysis.equal_kl grid panel slider",
     ),
     ("keeping", "record store hub pyreft plain merge"),

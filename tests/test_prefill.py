@@ -109,3 +109,56 @@ def test_a_users_hook_sees_the_whole_prompt(llama):
         llama.reset_hooks()
     assert found.ids == expected.ids
     assert seen[0] == max(map(len, expected.prompt_ids))
+
+
+# -- several strengths in one batch --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["last", "two", "all", "generated"])
+@pytest.mark.parametrize("read", [False, True], ids=["from the prompts", "prefilled"])
+@pytest.mark.parametrize("architecture", ["gpt2", "neox"])
+def test_strengths_in_one_batch_write_what_each_writes_alone(architecture, read, name):
+    import reftlens as rl
+    from reftlens.generate import generate_each
+
+    model, reft = bridge(architecture, torch.float64), _reft(name, torch.float64)
+    variants = [rl.Variant(s) for s in (0.0, 1.0, (0.5, -3.0), 4.0)]
+    batch = rl.encode_prompts(model, PROMPTS)
+    found = generate_each(reft, model, rl.prefill(reft, model, batch) if read else batch, variants, max_new_tokens=6)
+    assert len(found) == len(variants)
+    for variant, made in zip(variants, found, strict=True):
+        alone = rl.generate(reft, model, PROMPTS, variant=variant, max_new_tokens=6)
+        assert (made.texts, made.prompt_ids, made.ids, made.edited) == (
+            alone.texts, alone.prompt_ids, alone.ids, alone.edited,
+        )  # fmt: skip
+    assert len({made.ids for made in found}) > 1, "strength matters"
+
+
+def test_each_strength_samples_with_the_same_random_numbers(gpt2):
+    import reftlens as rl
+    from reftlens.generate import generate_each
+
+    batch, nothing = rl.encode_prompts(gpt2, PROMPTS), rl.SteeringVector(32, torch.zeros(32))
+    settings = dict(max_new_tokens=8, temperature=1.0, seed=3)
+    reft = rl.ReFT({rl.resid_post(1, "last"): nothing})
+    twice = generate_each(reft, gpt2, batch, [rl.Variant(1.0), rl.Variant(2.0)], **settings)
+    assert twice[0].ids == twice[1].ids == rl.generate(reft, gpt2, batch, **settings).ids
+    assert twice[0].ids != generate_each(reft, gpt2, batch, [rl.Variant(1.0)], **(settings | {"seed": 4}))[0].ids
+
+
+def test_variants_that_differ_in_more_than_strength_are_refused(gpt2):
+    import reftlens as rl
+    from reftlens.generate import generate_each
+
+    batch, reft = rl.encode_prompts(gpt2, PROMPTS), _reft("two")
+    with pytest.raises(ValueError, match="differ in strength only"):
+        generate_each(reft, gpt2, batch, [rl.Variant(), rl.Variant(sites=[0])])
+    with pytest.raises(ValueError, match="0 variant"):
+        generate_each(reft, gpt2, batch, [])
+
+
+def test_generation_has_no_source_to_copy_from(gpt2):
+    import reftlens as rl
+
+    with pytest.raises(ValueError, match=r"DAS at .* copies from a source, and generation has none"):
+        rl.generate(rl.ReFT({rl.resid_post(0, "last"): rl.DAS(32, rank=1)}), gpt2, PROMPTS)

@@ -11,7 +11,7 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.analysis.effect_map import diverging, written
 from reftlens.analysis.estimates import Estimate, mean_of, sign_flip_tests
-from reftlens.analysis.gains import gains
+from reftlens.analysis.responses import responses
 from reftlens.data import Batch
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import ConsReFT, LobiReFT, LoReFT, OrthoDiReFT
@@ -137,7 +137,9 @@ def composition(
     plans = [(reft, Variant()) for reft in (*edits.values(), combined(*edits.values()))]
     alone, together = [], []
     for name, data in metrics.items():
-        found = gains(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe=name).gained
+        found = responses(
+            model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe=name
+        ).effect
         alone.append(found[:-1])
         together.append(found[-1])
     return Composition(tuple(edits), tuple(metrics), tuple(alone), tuple(together), seed)

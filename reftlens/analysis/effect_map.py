@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.analysis.effects import as_labelled, edited_positions, site_labels
+from reftlens.analysis.effects import as_labelled, edited_positions, narrowed, site_labels, touched
 from reftlens.analysis.estimates import Estimate, mean_of, sign_flip_tests
-from reftlens.analysis.gains import gains, narrowed, touched
+from reftlens.analysis.responses import responses
 from reftlens.data import Batch
 from reftlens.model import Bridge
 from reftlens.reft import ReFT, Variant
@@ -136,8 +136,8 @@ def effect_map(
         label = list(chosen)[j]
         raise ValueError(f"position {label!r} ({chosen[label]}) holds no edited token in any of {len(data)} row(s)")
     plans = [(reft, variant) for variant in variants]
-    found = gains(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe="map")
-    gained, accuracy = found.gained.view(edited.shape), found.accuracy.view(edited.shape)
+    found = responses(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe="map")
+    gained, accuracy = found.effect.view(edited.shape), found.accuracy.view(edited.shape)
     return EffectMap(tuple(hooks), tuple(chosen), edited, gained, accuracy, seed)
 
 
@@ -215,8 +215,10 @@ def interactions(
         raise ValueError("this ReFT has one site, and an interaction is of two")
     chosen = [(i,) for i in range(count)] + list(combinations(range(count), 2))
     plans = [(reft, Variant(strength, sites=sites)) for sites in chosen]
-    found = gains(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe="interactions")
+    found = responses(
+        model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe="interactions"
+    )
     together = torch.full((count, count, len(data)), torch.nan, dtype=torch.float64)
-    for (i, j), gained in zip(combinations(range(count), 2), found.gained[count:], strict=True):
+    for (i, j), gained in zip(combinations(range(count), 2), found.effect[count:], strict=True):
         together[i, j] = together[j, i] = gained
-    return Interactions(site_labels(reft), found.gained[:count], together, seed)
+    return Interactions(site_labels(reft), found.effect[:count], together, seed)

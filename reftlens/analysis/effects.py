@@ -1,7 +1,7 @@
 """What each edited position, or each site, does alone and what is missing without it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.estimates import Estimate, difference_of, mean_of, sign_flip_tests
-from reftlens.analysis.gains import Gains, gains, narrowed, touched
+from reftlens.analysis.responses import Responses, responses
 from reftlens.data import Batch
 from reftlens.model import Bridge
 from reftlens.positions import All, Nth, Positions, Response, as_positions
@@ -157,7 +157,7 @@ def position_effects(
     for label in [name for name, rows in zip(parts, edited, strict=True) if not rows.any()]:
         raise ValueError(f"position {label!r} ({chosen[label]}) holds no edited token in any of {len(data)} row(s)")
     plans = [(reft, whole), *((reft, variant) for pair in pairs.values() for variant in pair)]
-    found = gains(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress)
+    found = responses(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe="effects")
     return _parts("position", tuple(parts), edited, found, seed)
 
 
@@ -182,15 +182,15 @@ def site_effects(
     without = [
         Variant(strength, sites=[j for j in every if j != i]) if len(reft) > 1 else Variant(strength=0.0) for i in every
     ]
-    variants = [Variant(strength), *(v for pair in zip(alone, without, strict=True) for v in pair)]
+    plans = [(reft, v) for v in (Variant(strength), *(v for pair in zip(alone, without, strict=True) for v in pair))]
     edited = torch.stack([touched(reft, data, variant) for variant in alone])
-    found = gains(model, data, [(reft, v) for v in variants], batch_size=batch_size, reuse=reuse, progress=progress)
+    found = responses(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe="effects")
     return _parts("site", site_labels(reft), edited, found, seed)
 
 
-def _parts(kind: str, parts: tuple[str, ...], edited: Tensor, found: Gains, seed: int) -> PartEffects:
-    """From gains of the whole edit, then of each part alone and left out."""
-    gained, accuracy = found.gained, found.accuracy
+def _parts(kind: str, parts: tuple[str, ...], edited: Tensor, found: Responses, seed: int) -> PartEffects:
+    """From responses to the whole edit, then of each part alone and left out."""
+    gained, accuracy = found.effect, found.accuracy
     return PartEffects(kind, parts, edited, gained[0], gained[1::2], gained[2::2], found.unedited_accuracy,
                        accuracy[0], accuracy[1::2], accuracy[2::2], seed)  # fmt: skip
 
@@ -220,3 +220,18 @@ def edited_positions(reft: ReFT, data: Batch) -> dict[str, Positions]:
     if not found:
         raise ValueError(f"no site chooses a token in any of {len(data)} row(s)")
     return found
+
+
+def touched(reft: ReFT, data: Batch, variant: Variant) -> Bool[Tensor, " example"]:
+    """Rows in which a token is edited."""
+    sites = range(len(reft)) if variant.sites is None else variant.sites
+    masks = [variant.mask(reft.sites[i], data.view).any(dim=1) for i in sites]
+    return torch.stack(masks).any(dim=0).cpu()
+
+
+def narrowed(reft: ReFT, data: Batch, variant: Variant, among: Positions) -> Variant:
+    """`variant` at the tokens of `among` only: those of its sites that keep a token; strength 0 where none does."""
+    sites = range(len(reft)) if variant.sites is None else variant.sites
+    fewer = replace(variant, among=among)
+    kept = tuple(i for i in sites if fewer.mask(reft.sites[i], data.view).any())
+    return replace(fewer, sites=kept) if kept else replace(variant, strength=0.0)

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from reftlens.data import Batch, Prompt, encode_prompts
 from reftlens.engine import forward
 from reftlens.evaluate import per_example, pieces
-from reftlens.generate import generate
+from reftlens.generate import check_writes, generate_each
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.objectives import cross_entropy
 from reftlens.prefill import prefill
@@ -81,7 +81,9 @@ def written(
     batch_size: int = 16,
     progress: bool = True,
 ) -> Written:
-    """Continue the prompts under each variant; prompts are read once for all of them.
+    """Continue the prompts under each variant, `batch_size` prompts with all variants in one batch.
+
+    Variants differ in strength only; what no edit can change of the prompts is read once for all of them.
 
     Raises:
         ValueError: for an intervention that exchanges, as generation has no source to take from.
@@ -94,11 +96,11 @@ def written(
         for rows in pieces(len(batch), batch_size):
             prefilled = prefill(reft, model, batch[list(rows)], chat=chat)
             said = said or prefilled.said
-            for v, variant in enumerate(variants):
-                made = generate(
-                    reft, model, prefilled, variant=variant, max_new_tokens=max_new_tokens, temperature=temperature,
-                    seed=seed + rows[0],
-                )  # fmt: skip
+            every = generate_each(
+                reft, model, prefilled, variants, max_new_tokens=max_new_tokens, temperature=temperature,
+                seed=seed + rows[0],
+            )  # fmt: skip
+            for v, made in enumerate(every):
                 texts[v][rows[0] : rows[-1] + 1] = made.texts
                 tables[0, v, list(rows)] = perplexity(model, made.batch(), batch_size=len(rows))
                 tables[1, v, list(rows)] = torch.tensor([repetition(ids) for ids in made.ids], dtype=torch.float64)
@@ -107,10 +109,3 @@ def written(
                 bar.update(len(rows))
     asked = tuple(example.prompt for example in batch.examples)
     return Written(asked, tuple(map(tuple, texts)), tables[0], tables[1], tables[2] if score else None, said)
-
-
-def check_writes(reft: ReFT) -> None:
-    """Raise for an intervention that exchanges: generation has no source to take from."""
-    for site, module in reft.items():
-        if module.variables:
-            raise ValueError(f"{module.kind} at {site} copies from a source, and generation has none: drop prompts=")

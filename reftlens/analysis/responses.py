@@ -29,6 +29,7 @@ class Responses:
     """Share of the targets that are the most likely token."""
     kl: Float[Tensor, "plan example"]
     """KL(edited ‖ unedited) of the predictions of the targets, in nats per token."""
+    unedited_accuracy: Float[Tensor, " example"]
     computation: str
     """What was computed for each plan, and what was reused; or why everything was computed."""
     reused: bool
@@ -47,15 +48,18 @@ def responses(
 ) -> Responses:
     """Score `data` under each plan beside the unedited model, dropout off; float64 from the logits on.
 
+    A plan takes those sources of `data` that its sites exchange.
+
     Raises:
         ValueError: where there is no plan, a row has no target, or a variant chooses no token in any row.
     """
-    found = torch.zeros(4, len(plans), len(data), dtype=torch.float64)
+    found = torch.zeros(5, len(plans), len(data), dtype=torch.float64)
     compared = Comparison(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe=describe)
     for one in compared:
         found[:, one.plan, list(one.rows)] = _measured(one)
-    log_prob, effect, accuracy, kl = found
-    return Responses(log_prob, effect, accuracy, kl, compared.computation, not compared.scorer.why_full)
+    log_prob, effect, accuracy, kl, unedited = found
+    said, full = compared.computation, compared.scorer.why_full
+    return Responses(log_prob, effect, accuracy, kl, unedited[0], said, not full)
 
 
 def _measured(one: Compared) -> Float[Tensor, "measures row"]:
@@ -63,8 +67,9 @@ def _measured(one: Compared) -> Float[Tensor, "measures row"]:
     pieces = (x.split(_TOGETHER) for x in (one.logits, one.unedited, one.batch.target_ids))
     for logits, unedited, ids in zip(*pieces, strict=True):
         p, q = (x.double().log_softmax(dim=-1) for x in (logits, unedited))
+        right, before = ((x.argmax(dim=-1) == ids).double() for x in (logits, unedited))
         gained = _of(p, ids) - _of(q, ids)
-        columns.append(torch.stack([_of(p, ids), gained, (logits.argmax(dim=-1) == ids).double(), _divergence(p, q)]))
+        columns.append(torch.stack([_of(p, ids), gained, right, _divergence(p, q), before]))
     values = torch.cat(columns, dim=1)
     return torch.tensor([per_example(row, one.batch) for row in values], dtype=torch.float64)
 

@@ -5,9 +5,10 @@ from typing import SupportsFloat
 
 from reftlens.analysis.doses import DoseResponse
 from reftlens.analysis.edit_size import edit_size
-from reftlens.analysis.fluency import check_writes, written
+from reftlens.analysis.fluency import written
 from reftlens.analysis.responses import responses
 from reftlens.data import Batch, Prompt
+from reftlens.generate import check_writes
 from reftlens.model import Bridge
 from reftlens.reft import ReFT, Variant
 from reftlens.reuse import Reuse
