@@ -224,7 +224,7 @@ def test_what_needs_a_source_and_gets_none_is_refused(gpt2):
     prompts = rl.encode_prompts(gpt2, ["one two"])
     with pytest.raises(ValueError, match="no such source"), reft.on(gpt2, prompts):
         pass
-    with pytest.raises(ValueError, match="was given no source"):
+    with pytest.raises(ValueError, match="generation has none to copy from"):
         rl.generate(reft, gpt2, ["one two"], max_new_tokens=1, progress=False)
 
 

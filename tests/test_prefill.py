@@ -155,10 +155,3 @@ def test_variants_that_differ_in_more_than_strength_are_refused(gpt2):
         generate_each(reft, gpt2, batch, [rl.Variant(), rl.Variant(sites=[0])])
     with pytest.raises(ValueError, match="0 variant"):
         generate_each(reft, gpt2, batch, [])
-
-
-def test_generation_has_no_source_to_copy_from(gpt2):
-    import reftlens as rl
-
-    with pytest.raises(ValueError, match=r"DAS at .* copies from a source, and generation has none"):
-        rl.generate(rl.ReFT({rl.resid_post(0, "last"): rl.DAS(32, rank=1)}), gpt2, PROMPTS)
