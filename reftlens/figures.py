@@ -22,6 +22,12 @@ def axes(ax: "Axes | None" = None, *, width: float = 6.0, height: float = 3.6) -
     return ax
 
 
+def short(label: object, most: int = 44) -> str:
+    """A label that fits into a figure: its middle is left out where it is long."""
+    text = str(label)
+    return text if len(text) <= most else f"{text[: most - 12]} … {text[-9:]}"
+
+
 def write(ax: "Axes", path: Path) -> None:
     """Write the figure that `ax` is part of to a file."""
     figure = ax.get_figure(root=True)

@@ -11,7 +11,7 @@ while generating with a key/value cache.
 import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 Mask = Bool[Tensor, "batch seq"]
 
@@ -63,6 +64,19 @@ class TokenView:
         ]
 
 
+def token_text(tokenizer: Any, token: int) -> str:
+    """The text of one token; bytes of a character as `<F0 9F 8C>` where it holds only a part of one."""
+    text = tokenizer.decode([token])
+    if "\ufffd" not in text:
+        return text
+    values = {character: value for value, character in bytes_to_unicode().items()}
+    raw = tokenizer.convert_ids_to_tokens([token])[0]  # the byte-level alphabet of GPT-2, or <0xF0>
+    if not all(character in values for character in raw):
+        return raw
+    head = raw[: len(raw) - len(raw.lstrip("Ġ"))]
+    return " " * len(head) + f"<{' '.join(f'{values[c]:02X}' for c in raw[len(head) :])}>"
+
+
 def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """The decoded text of `ids` and the character span `(start, end)` of each token in it.
 
@@ -88,6 +102,13 @@ class Positions:
     kind: ClassVar[str]
     reaches_response: ClassVar[bool] = False
     """Whether a token after the prompt can be chosen."""
+
+    def __str__(self) -> str:
+        """As it would be written: arguments that have their default are left out."""
+        given = [(f, getattr(self, f.name)) for f in fields(self)]
+        said = [f"{f.name}={value}" if isinstance(value, Positions) else f"{f.name}={value!r}"
+                for f, value in given if f.default is MISSING or f is given[0][0] or value != f.default]  # fmt: skip
+        return f"{type(self).__name__}({', '.join(said)})"
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
         """The chosen tokens; `among` narrows the candidates (None: this choice's own default)."""

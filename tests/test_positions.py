@@ -469,3 +469,12 @@ def test_the_real_tokenizer_finds_every_piece_of_text(rl, smol, text):
         assert text[place] in smol.tokenizer.decode([ids[i] for i in carrying])
         without = [t for i, t in enumerate(ids) if i not in carrying]
         assert smol.tokenizer.decode(without).count(text[place]) < text.count(text[place])
+
+
+def test_a_choice_says_what_was_asked_for():
+    import reftlens as rl
+
+    assert str(rl.Last(3)) == "Last(n=3)" and str(rl.All()) == "All()"
+    assert str(rl.Tokens("cat")) == "Tokens(text='cat')"
+    assert str(rl.Tokens("c.t", regex=True)) == "Tokens(text='c.t', regex=True)"
+    assert str(rl.First(1) | rl.Nth(-2, missing="skip")) == "Union(left=First(n=1), right=Nth(k=-2, missing='skip'))"

@@ -148,3 +148,16 @@ def test_tokens_have_a_figure_and_a_table():
     assert len(axes.patches) == 8 and "random directions" in axes.get_xlabel()
     with pytest.raises(ValueError, match="no direction 3"):
         found.plot(direction=3)
+
+
+def test_bytes_of_a_character_are_shown_as_bytes():
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    from reftlens.positions import token_text
+
+    words = ["Ġcat", "ðŁ", "ĠðŁĮ", "s"]
+    backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert [token_text(tokenizer, i) for i in range(4)] == [" cat", "<F0 9F>", " <F0 9F 8C>", "s"]

@@ -80,7 +80,7 @@ class EffectMap:
         for i, j in (self.tests[1] < 0.05).nonzero().tolist():
             ax.plot(j, i, ".", color="white", markeredgecolor="black", markersize=7)
         ax.set_xticks(range(len(self.positions)), list(self.positions))
-        ax.set_yticks(range(len(self.hooks)), list(self.hooks))
+        ax.set_yticks(range(len(self.hooks)), list(map(figures.short, self.hooks)))
         ax.set(xlabel="position", ylabel="edited at")
         return ax
 
@@ -189,8 +189,8 @@ class Interactions:
             for j in range(count):
                 if i != j:
                     written(ax, j, i, self.interaction(i, j))
-        ax.set_xticks(range(count), list(self.sites), rotation=20, ha="right")
-        ax.set_yticks(range(count), list(self.sites))
+        ax.set_xticks(range(count), list(map(figures.short, self.sites)), rotation=20, ha="right")
+        ax.set_yticks(range(count), list(map(figures.short, self.sites)))
         return ax
 
 

@@ -110,7 +110,8 @@ class PartEffects:
                 bars = [[one.value - one.low], [one.high - one.value]]
                 ax.errorbar(x + shift, one.value, bars, fmt="o", color=colour, markersize=4, label=label)
         turned = 0 if self.kind == "position" else 20
-        ax.set_xticks(range(len(self.parts)), list(self.parts), rotation=turned, ha="right" if turned else "center")
+        names = list(map(figures.short, self.parts))
+        ax.set_xticks(range(len(names)), names, rotation=turned, ha="right" if turned else "center")
         ax.set(xlabel=self.kind, ylabel="log-probability gained\n(nats per target token)")
         ax.legend(frameon=False)
         return ax

@@ -75,7 +75,7 @@ class Stability:
             spread = [[mean.value - mean.low], [mean.high - mean.value]] if math.isfinite(mean.low) else None
             ax.errorbar(mean.value, y, xerr=spread, fmt="D", color=figures.ORANGE, markersize=5,
                         label="mean, 95 % interval" if y == 0 else None)  # fmt: skip
-        ax.set_yticks(range(len(self.sites)), [str(s.site) for s in self.sites])
+        ax.set_yticks(range(len(self.sites)), [figures.short(s.site) for s in self.sites])
         ax.set(
             xlabel="overlap between seeds (mean squared cosine)", xlim=(-0.02, 1.02), ylim=(len(self.sites) - 0.5, -0.5)
         )
@@ -192,7 +192,9 @@ class FramePath:
         ax = figures.axes(ax)
         for i, site in enumerate(self.sites):
             colour = (figures.BLUE, figures.ORANGE, figures.GREEN)[i % 3]
-            ax.plot(self.steps, self.overlap(site=i).tolist(), color=colour, label=f"{site}: with the last")
+            ax.plot(
+                self.steps, self.overlap(site=i).tolist(), color=colour, label=f"{figures.short(site)}: with the last"
+            )
             ax.plot(self.steps, self.overlap(0, site=i).tolist(), color=colour, linestyle=":", label="with the first")
             ax.axhline(self._chance(i).mean, color=figures.GREY, linestyle="--", linewidth=1)
         ax.set(xlabel="optimizer step", ylabel="overlap (mean squared cosine)", ylim=(-0.02, 1.02))

@@ -17,6 +17,7 @@ from reftlens.analysis.geometry import columns_of, one_site
 from reftlens.analysis.weights import first_reader
 from reftlens.data import Batch
 from reftlens.model import Bridge, device_of, resolve_hook
+from reftlens.positions import token_text
 from reftlens.reft import ReFT
 from reftlens.site import Site
 
@@ -208,6 +209,6 @@ def _top(tokenizer: Any, direction: int, logits: Float[Tensor, " vocab"], top: i
     effects: tuple[tuple[Effect, int], ...] = (("promotes", 1), ("suppresses", -1))
     for effect, sign in effects:
         for place, i in enumerate((sign * logits).topk(min(top, len(logits))).indices.tolist(), start=1):
-            text = tokenizer.decode([i]) if tokenizer is not None else f"#{i}"
+            text = token_text(tokenizer, i) if tokenizer is not None else f"#{i}"
             rows.append(DirectionToken(direction, effect, place, text, i, logits[i].item()))
     return rows

@@ -86,7 +86,11 @@ class WeightOverlap:
             if here:
                 ax.scatter([r.layer for r in here], [r.share for r in here], s=14, color=colour, marker=marker,
                            alpha=0.7, label=f"{part} {role}")  # fmt: skip
-        ax.set(xlabel=f"layer (subspace at {self.site})", ylabel="share of the weight in the subspace", ylim=(0, None))
+        ax.set(
+            xlabel=f"layer (subspace at {figures.short(self.site)})",
+            ylabel="share of the weight in the subspace",
+            ylim=(0, None),
+        )
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(frameon=False, fontsize=7)
         return ax
