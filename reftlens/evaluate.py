@@ -12,9 +12,10 @@ from reftlens import figures
 from reftlens.data import Batch
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.objectives import Objective, cross_entropy
+from reftlens.plans import Job, Plan
 from reftlens.reft import ReFT, Variant, mode
 from reftlens.reuse import Reuse
-from reftlens.scorer import Job, Plan, Scorer
+from reftlens.scorer import Scorer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,11 +13,12 @@ from reftlens.config import FitConfig, Schedule
 from reftlens.data import Batch
 from reftlens.model import Bridge, check_deterministic, device_of, frozen
 from reftlens.objectives import Objective, cross_entropy
+from reftlens.plans import Plan
 from reftlens.preflight import preflight
 from reftlens.reft import ReFT, mode
 from reftlens.result import FitResult
 from reftlens.reuse import Reuse
-from reftlens.scorer import Plan, Scorer
+from reftlens.scorer import Scorer
 from reftlens.training import Run, Step, advance, decayed
 
 

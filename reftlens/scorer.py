@@ -6,15 +6,14 @@ from what was captured once; where that would not be valid it runs the whole mod
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.body import Body, Gather
@@ -23,44 +22,20 @@ from reftlens.data import Batch
 from reftlens.engine import Edit, Part, attached, check_fired, forward, forward_inside
 from reftlens.kept import Kept
 from reftlens.model import Bridge, device_of
+from reftlens.plans import Job, Plan, Scored
 from reftlens.positions import Mask
 from reftlens.prefix import Capture, Entering, Prefilled, Stub, assemble, cache_of, entering
-from reftlens.reft import Bound, Variant, mode, shared_donors
+from reftlens.reft import shared_donors
 from reftlens.reuse import Reuse
 from reftlens.sources import places_of
 from reftlens.trim import Trimmed
+from reftlens.verify import difference
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
-_SAMPLES = 16  # plans whose cones are compared with the full computation
 _ROWS = 8
 """The unembedding gets a multiple of so many rows. For some other numbers, CPU libraries with several threads add the
 vocabulary's tens of thousands of terms one after the other in the backward pass, and gradients lose two digits."""
 _OVERHEAD = defaultdict(lambda: 256.0, cpu=16.0)  # what one more pass through the blocks costs, in tokens
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One way of editing: a bound `ReFT` and how it is applied."""
-
-    bound: Bound
-    variant: Variant = field(default_factory=Variant)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Rows of the data set to be scored under one plan (its index)."""
-
-    plan: int
-    rows: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A job, its rows as a batch, and the logits at their targets."""
-
-    job: Job
-    batch: Batch
-    logits: Float[Tensor, "targets vocab"]
 
 
 class Scorer:
@@ -190,10 +165,15 @@ class Scorer:
         if not self.why_full:
             self.kept.prepare()
 
-    def _whole(self, job: Job) -> "_Whole":
-        plan = self.plans[job.plan]
-        batch = self.data[list(job.rows)].to(self.device)
-        return _Whole(self, plan, job, batch)
+    @contextmanager
+    def _whole(self, job: Job) -> Iterator[Scored]:
+        """The full computation of one job, its hooks attached for as long as the block is open."""
+        plan, batch = self.plans[job.plan], self.data[list(job.rows)].to(self.device)
+        edits = plan.bound.edits(batch.view, plan.variant, self.donors[job.plan], job.rows)
+        with attached(edits), self.autocast():
+            logits = forward(self.model, batch.tokens, batch.attention_mask).logits
+            yield Scored(job, batch, logits[batch.predicting])
+        check_fired(edits)
 
     def _grouped(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """Jobs whose cones begin at the same block together, as long as they stay small.
@@ -310,98 +290,17 @@ class Scorer:
                 edit.parts.append(Part(module, len(at), strength, source=source, rows=whose))
         return [found[key] for key in sorted(found, key=lambda key: key[0])]
 
-    # -- the claim is checked ----------------------------------------------------------------------------
-
     def _difference(self, job: Job) -> str:
-        """What is wrong with the cone on some rows of `job`, or ""; losses, logits and gradients are compared.
-
-        One plan is taken of every set of sites and tokens, the strongest, and their cones are computed together.
-        """
-        strongest: dict[Any, int] = {}
-        for i, plan in enumerate(self.plans):
-            key = (plan.bound.reft.sites, plan.variant.sites, plan.variant.among)
-            if key not in strongest or _dose(plan.variant) > _dose(self.plans[strongest[key]].variant):
-                strongest[key] = i
-        chosen = sorted(strongest.values(), key=lambda i: self.firsts[i])
-        chosen = chosen[:: -(-len(chosen) // _SAMPLES)]
-        rows = _within(job.rows, [c.stop for c in self.cones], most=1024 // len(chosen))
-        samples = [Job(i, rows) for i in chosen]
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            for i in chosen:
-                stack.enter_context(mode(self.plans[i].bound.reft, training=False))
-            expected = self._totals([sample] for sample in samples)
-            try:
-                found = self._totals(self._grouped(samples), cone=True)
-            except Exception as error:  # whatever a model's own code says to a stored cache: it cannot be reused
-                return f"computing with stored keys and values failed: {type(error).__name__}: {error}"
-            finally:
-                self.kept.forget()
-        if not all(torch.isfinite(t).all() for t in expected):
-            return ""  # nothing to compare with; training will say what overflowed
-        halved = self.reuse is not None and self.reuse.half
-        narrow = halved or self._narrow or expected[0].dtype.itemsize < 4
-        limit = 0.25 if narrow else 1e-3 if expected[0].dtype == torch.float32 else 1e-8
-        largest = max(g.abs().max().item() for g in expected[1:])
-        floors = [0.0, *(1e-3 * largest for _ in expected[1:])]  # a gradient that is 0 in theory is mere rounding
-        worst = max(relative_error(a, b, floor) for a, b, floor in zip(found, expected, floors, strict=True))
-        if not worst <= limit:
-            return f"on the first batch, loss, logits or gradients differ from the full computation by {worst:.2g}"
-        return ""
-
-    def _totals(self, groups: Iterable[list[Job]], *, cone: bool = False) -> list[Tensor]:
-        """Logits of all jobs one after the other, the sum of their losses, and its gradients."""
-        modules = {id(plan.bound.reft): plan.bound.reft for plan in self.plans}
-        parameters = list({id(p): p for m in modules.values() for p in m.parameters() if p.requires_grad}.values())
-        # None is 0: an edit after the last target is left out of the cone, and changes nothing in the full pass
-        total, grads, logits = torch.zeros(()), [torch.zeros_like(p) for p in parameters], []
-        for jobs in groups:
-            with nullcontext(self._cone(jobs)) if cone else self._whole(jobs[0]) as result:
-                scored = result if isinstance(result, list) else [result]
-                losses = [F.cross_entropy(one.logits.float(), one.batch.target_ids) for one in scored]
-                logits += [one.logits.detach() for one in scored]
-                loss = torch.stack(losses).sum()
-                total = total + loss.detach().cpu()
-                if parameters and loss.requires_grad:
-                    known = torch.autograd.grad(loss, parameters, allow_unused=True)
-                    grads = [g if k is None else g + k for g, k in zip(grads, known, strict=True)]
-        return [torch.cat(logits), total, *grads]
-
-
-class _Whole:
-    """The full computation of one job, its hooks attached for as long as the block is open."""
-
-    def __init__(self, scorer: Scorer, plan: Plan, job: Job, batch: Batch) -> None:
-        self.scorer, self.plan, self.job, self.batch = scorer, plan, job, batch
-
-    def __enter__(self) -> Scored:
-        donors = self.scorer.donors[self.job.plan]
-        self.edits = self.plan.bound.edits(self.batch.view, self.plan.variant, donors, self.job.rows)
-        self.stack = ExitStack()
+        """What is wrong with the cone on some rows of `job`, or ""."""
+        narrow = self._narrow or (self.reuse is not None and self.reuse.half)
+        lengths = [cone.stop for cone in self.cones]
         try:
-            self.stack.enter_context(attached(self.edits))
-            self.stack.enter_context(self.scorer.autocast())
-            logits = forward(self.scorer.model, self.batch.tokens, self.batch.attention_mask).logits
-        except BaseException:
-            self.stack.close()
-            raise
-        return Scored(self.job, self.batch, logits[self.batch.predicting])
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        self.stack.close()
-        if kind is None:
-            check_fired(self.edits)
-
-
-def _dose(variant: Variant) -> float:
-    return max(map(abs, variant.strength)) if isinstance(variant.strength, tuple) else abs(variant.strength)
-
-
-def relative_error(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
-    """Largest absolute difference over largest absolute value, or over `floor` where that is larger."""
-    largest = max(expected.abs().max().item(), floor)
-    difference = (found.to(expected.dtype) - expected).abs().max().item()
-    return difference / largest if largest > 0 else difference
+            return difference(
+                job, self.plans, self.firsts, lengths, self._whole, lambda jobs: map(self._cone, self._grouped(jobs)),
+                narrow=narrow,
+            )  # fmt: skip
+        finally:
+            self.kept.forget()
 
 
 def _right_padded(data: Batch) -> Batch:
@@ -426,15 +325,3 @@ def _predicting(win: Window, targets: Mask) -> tuple[Int[Tensor, " targets"], In
     """Row and column, in the window, of what each target is predicted from."""
     rows, columns = targets.nonzero().unbind(dim=1)
     return rows, columns - 1 - win.starts[rows]
-
-
-def _within(rows: Sequence[int], lengths: Sequence[int], *, most: int) -> tuple[int, ...]:
-    """The longest row, and of the others as many as fit into `most` tokens, the shortest first."""
-    by_length = sorted(rows, key=lambda r: lengths[r])
-    chosen, room = {by_length[-1]}, most - lengths[by_length[-1]]
-    for row in by_length[:-1]:
-        room -= lengths[row]
-        if room < 0:
-            break
-        chosen.add(row)
-    return tuple(r for r in rows if r in chosen)

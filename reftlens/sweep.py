@@ -14,9 +14,10 @@ from reftlens.data import Batch
 from reftlens.evaluate import per_example, pieces
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.objectives import Objective, cross_entropy
+from reftlens.plans import Job, Plan
 from reftlens.reft import ReFT, Variant, mode
 from reftlens.reuse import Reuse
-from reftlens.scorer import Job, Plan, Scorer
+from reftlens.scorer import Scorer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,9 +20,10 @@ from reftlens.fingerprint import fingerprint
 from reftlens.interventions.base import Intervention
 from reftlens.model import Bridge, device_of
 from reftlens.objectives import Objective
+from reftlens.plans import Job, Scored
 from reftlens.reft import Bound, ReFT
 from reftlens.result import FitResult, library_versions
-from reftlens.scorer import Job, Scored, Scorer
+from reftlens.scorer import Scorer
 from reftlens.subspace import Frame
 
 

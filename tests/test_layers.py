@@ -17,7 +17,7 @@ LAYERS = [
         "interventions.base interventions.family interventions.fixed interventions.interchange "
         "interventions.masks interventions.pooled interventions objectives site",
     ),
-    ("engine", "engine body sources reft cone shelf reuse prefix trim kept scorer"),
+    ("engine", "engine body sources reft cone shelf reuse prefix trim kept plans verify scorer"),
     ("looking", "preflight activations"),
     ("training", "checkpoint result evaluate sweep training fit"),
     (

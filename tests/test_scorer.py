@@ -42,8 +42,9 @@ def texts(architecture):
 
 def scored(model, reft, data, reuse, rows=(2, 0, 3, 1), variant=None):
     """`[loss, logits, gradients…]`, and what the scorer says of itself."""
+    from reftlens.plans import Job, Plan
     from reftlens.reft import Variant
-    from reftlens.scorer import Job, Plan, Scorer
+    from reftlens.scorer import Scorer
 
     scorer = Scorer(model, data, [Plan(reft.bind(model), variant or Variant())], reuse)
     results = []
@@ -56,7 +57,7 @@ def scored(model, reft, data, reuse, rows=(2, 0, 3, 1), variant=None):
 
 def worst(found, expected):
     """The largest relative error; a gradient that is zero in theory (a bias of keys) is measured by the others."""
-    from reftlens.scorer import relative_error
+    from reftlens.verify import relative_error
 
     largest = max(g.abs().max().item() for g in expected[2:])
     floors = [0.0, 0.0] + [1e-3 * largest] * (len(expected) - 2)
@@ -270,7 +271,8 @@ def test_where_the_check_fails_everything_is_computed_and_said_so(gpt2, monkeypa
 
 
 def test_a_change_of_the_models_weights_is_never_missed():
-    from reftlens.scorer import Job, Plan, Scorer
+    from reftlens.plans import Job, Plan
+    from reftlens.scorer import Scorer
 
     model, reft, data = fresh_bridge("llama"), one_site("llama", "resid_post"), texts("llama")
     scorer = Scorer(model, data, [Plan(reft.bind(model))], off())

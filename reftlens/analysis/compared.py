@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 from reftlens.data import Batch
 from reftlens.evaluate import pieces
 from reftlens.model import Bridge, check_deterministic, device_of
+from reftlens.plans import Job, Plan
 from reftlens.reft import ReFT, Variant, mode
 from reftlens.reuse import Reuse
-from reftlens.scorer import Job, Plan, Scorer
+from reftlens.scorer import Scorer
 
 
 @dataclass(frozen=True, eq=False)
