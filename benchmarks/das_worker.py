@@ -17,6 +17,7 @@ from pathlib import Path
 import das_shapes as shape
 import torch
 from torch.nn import functional as F
+from worker import plain_model
 
 warnings.filterwarnings("ignore")
 
@@ -114,16 +115,6 @@ def intervenable(model, layer):
     made = pyvene.IntervenableModel(pyvene.IntervenableConfig(representations=[place]), model=model)
     made.disable_model_gradients()
     return made
-
-
-def plain_model(folder):
-    """The older transformers of the peers does not read where newer ones write the base of the rotary embedding."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder)
-    config.rope_theta = json.loads((Path(folder) / "config.json").read_text())["rope_parameters"]["rope_theta"]
-    settings = dict(config=config, torch_dtype=torch.float32, attn_implementation="sdpa")
-    return AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
 
 
 def pyvene_step(made, rows, place):

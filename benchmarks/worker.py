@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from shapes import SHAPES, edited_places, rows_of
@@ -29,10 +30,14 @@ def padded(rows, value=0):
 
 
 def plain_model(folder):
-    from transformers import AutoModelForCausalLM
+    """The transformers of the peers, before 5, does not read where newer ones write the base of the rotary angles."""
+    from transformers import AutoConfig, AutoModelForCausalLM, __version__
 
-    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, attn_implementation="sdpa").eval()
-    return model.requires_grad_(False)
+    config = AutoConfig.from_pretrained(folder)
+    if int(__version__.split(".")[0]) < 5:
+        config.rope_theta = json.loads((Path(folder) / "config.json").read_text())["rope_parameters"]["rope_theta"]
+    settings = dict(config=config, torch_dtype=torch.float32, attn_implementation="sdpa")
+    return AutoModelForCausalLM.from_pretrained(folder, **settings).eval().requires_grad_(False)
 
 
 def reftlens_steps(shape, folder):

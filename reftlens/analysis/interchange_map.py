@@ -147,7 +147,7 @@ class _Layer:
     def fingerprint(self) -> str:
         """What the cells depend on."""
         said = [
-            *(data.fingerprint for data in (self.train, self.test)), [str(s) for s in self.sites],
+            *(data.fingerprint for data in (self.train, self.test)), [repr(s) for s in self.sites],
             self.labels, self.ranks, self.seeds, asdict(self.config), self.shuffles, self.model,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
