@@ -17,7 +17,7 @@ from reftlens.reft import ReFT
 from reftlens.result import library_versions
 from reftlens.site import Site
 
-FORMAT = 1
+FORMAT = 2
 _DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
