@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.data import Batch
-from reftlens.model import Bridge, check_deterministic, resolve_hook
+from reftlens.model import Bridge, check_deterministic, check_model, resolve_hook
 from reftlens.site import Site
 from reftlens.sources import read_sites
 
@@ -18,6 +18,9 @@ def activations(
 
     Chosen heads of one token are joined to one vector, as an intervention at the site would see them.
     """
+    if not isinstance(site, Site):
+        raise TypeError(f"site={site!r}, expected a Site: Site({site!r}, 'last'), or resid_post(8, 'last')")
+    check_model(model)
     check_deterministic(model)
     place = (site, resolve_hook(model, site.hook))
     (read,) = read_sites(model, data, [place], batch_size=batch_size, progress=progress)

@@ -1,13 +1,16 @@
 """Checkpoints of a training run: one safetensors file, replaced atomically, so that a kill never leaves half of one."""
 
+import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -54,15 +57,43 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
     """
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as file:
-        record = json.loads(file.metadata()["reftlens"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if path.is_dir():
+        raise CheckpointMismatch(f"{path} is a folder, expected a file: checkpoint='{path}/run.pt', for example")
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads(file.metadata()["reftlens"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise CheckpointMismatch(f"{path} is no checkpoint that fit wrote: {error}") from None
     expected = {"format": FORMAT, **identity}
     for key, value in json.loads(json.dumps(expected)).items():
         if record.get(key) != value:
-            was, now = (repr(v)[:160] for v in (record.get(key), value))
             raise CheckpointMismatch(
-                f"{path} belongs to another run, its {key} differ: {was} there, {now} here; delete the file or give "
-                "another path"
+                f"{path} belongs to another run, its {key} differ: {_told_apart(record.get(key), value)}; delete the "
+                "file or give another path"
             )
     return Checkpoint(tensors, record)
+
+
+def _told_apart(was: Any, now: Any) -> str:
+    """What differs, of two tables only the entries that do."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        keys = [k for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k)]
+        return ", ".join(f"{k} {_told_apart(was.get(k), now.get(k))}" for k in keys[:4])
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        return ", ".join(_told_apart(a, b) for a, b in zip(was, now, strict=True) if a != b)
+    return f"{str(was)[:160]} there, {str(now)[:160]} here"
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {shape_of(tensor)} ".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def shape_of(tensor: Tensor) -> str:
+    """Dtype and shape, in words."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

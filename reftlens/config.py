@@ -11,10 +11,13 @@ Schedule = Literal["constant", "linear", "cosine"]
 class FitConfig:
     """Settings of `fit`; every field is checked here.
 
-    An optimizer step sees `batch_size · accumulate` examples. `steps` overrides `epochs`. `warmup` below 1 is a
-    share of all steps, else a number of steps. `clip` bounds the gradient norm. `weight_decay` is AdamW's, on all
-    parameters but orthonormal frames. `eval_every` is in steps, by default one epoch; `patience` is how many
-    evaluations without a better validation loss end the run, which then keeps the best weights.
+    `lr` is the largest learning rate, `schedule` how it falls after warm-up: not at all ("constant"), or towards 0
+    ("linear", "cosine"). An optimizer step sees `batch_size · accumulate` examples. `steps` overrides `epochs`.
+    `warmup` below 1 is a share of all steps, else a number of steps. `clip` bounds the gradient norm (None: no bound).
+    `weight_decay` is AdamW's, on all parameters but orthonormal frames. `eval_every` is in steps, by default one epoch;
+    `patience` is how many evaluations without a better validation loss end the run, which then keeps the best weights.
+    `precision="bfloat16"` computes the model under autocast. `seed` is of data order (with `shuffle`) and dropout, not
+    of the weights that training starts from.
     """
 
     epochs: int = 10
@@ -33,6 +36,12 @@ class FitConfig:
     patience: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "steps", "eval_every", "patience", "seed"):
+            if not isinstance(getattr(self, name), int | None):
+                raise TypeError(f"{name}={getattr(self, name)!r}, expected a whole number")
+        for name in ("lr", "warmup", "weight_decay", "clip"):
+            if not isinstance(getattr(self, name), int | float | None):
+                raise TypeError(f"{name}={getattr(self, name)!r}, expected a number")
         for name in ("epochs", "batch_size", "accumulate", "steps", "eval_every", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -41,6 +50,8 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and not (0 <= value < math.inf):
                 raise ValueError(f"{name}={value}, expected a finite number, 0 or more")
+        if self.clip == 0:
+            raise ValueError("clip=0 leaves no gradient: None switches clipping off")
         if self.schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f'schedule={self.schedule!r}, expected "constant", "linear" or "cosine"')
         if self.precision not in ("model", "bfloat16"):

@@ -66,6 +66,11 @@ class Batch:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
+    def __repr__(self) -> str:
+        sources = f", sources for {', '.join(self.sources)}" if self.sources else ""
+        longest = int(self.attention_mask.sum(dim=1).max()) if len(self) else 0
+        return f"Batch({len(self)} rows of up to {longest} tokens, {int(self.target_mask.sum())} targets{sources})"
+
     def __getitem__(self, rows: int | slice | Sequence[int]) -> "Batch":
         """The chosen rows, padding trimmed to the longest of them."""
         every = range(len(self))
@@ -233,6 +238,7 @@ def encode(
     limit = model.cfg.n_ctx if max_length is None else max_length
     ids, roles, cut = [], [], []
     for i, example in enumerate(_some(examples)):
+        _check_example(example, i)
         if not example.completion:
             raise ValueError(f"row {i} has an empty completion, so there is nothing to learn or score in it")
         head, tail = _split_row(tokenizer, example, i, chat, system, end, boundary)
@@ -281,9 +287,21 @@ def _eos(tokenizer: Any) -> list[int]:
 
 
 def _some(rows: Sequence[Any]) -> Sequence[Any]:
-    if isinstance(rows, str) or not len(rows):
+    if isinstance(rows, str | Example):
+        raise TypeError(f"expected a list, got one {type(rows).__name__}: write [{rows!r}]")
+    if not len(rows):
         raise ValueError(f"expected a list with at least one row, got {rows!r}")
     return rows
+
+
+def _check_example(example: Any, row: int) -> None:
+    if not isinstance(example, Example):
+        raise TypeError(
+            f"row {row} is a {type(example).__name__}, expected an Example(prompt, completion); load_examples makes "
+            "them of records"
+        )
+    if not isinstance(example.completion, str):
+        raise TypeError(f"row {row}: the completion is {example.completion!r}, expected text")
 
 
 def _as_list(rows: int | Sequence[int]) -> list[int]:
@@ -313,12 +331,17 @@ def _tokenise(tokenizer: Any, text: str, *, bos: bool) -> list[int]:
 def _prompt_text(tokenizer: Any, prompt: Prompt, row: int, chat: bool, system: str | None) -> str:
     if not prompt:
         raise ValueError(f"row {row} has an empty prompt")
+    if not isinstance(prompt, str | Sequence):
+        raise TypeError(f"row {row}: the prompt is {prompt!r}, expected text, or a list of chat messages")
     if not chat:
         if not isinstance(prompt, str):
             raise ValueError(f"row {row} is a list of chat messages: pass chat=True")
         if system is not None:
             raise ValueError("a system message needs chat=True")
         return prompt
+    for turn in [] if isinstance(prompt, str) else prompt:
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str) or "content" not in turn:
+            raise ValueError(f"row {row}: {turn!r} is no chat message, expected {{'role': …, 'content': …}}")
     if tokenizer.chat_template is None:
         raise ValueError("this tokenizer has no chat template: use chat=False")
     if system is not None and not isinstance(prompt, str) and any(turn["role"] == "system" for turn in prompt):

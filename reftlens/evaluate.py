@@ -13,7 +13,7 @@ from reftlens.data import Batch
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.objectives import Objective, cross_entropy
 from reftlens.plans import Job, Plan
-from reftlens.reft import ReFT, Variant, mode
+from reftlens.reft import ReFT, Variant, check_asked, mode
 from reftlens.reuse import Reuse
 from reftlens.scorer import Scorer
 
@@ -74,6 +74,7 @@ def evaluate(
     progress: bool = True,
 ) -> Evaluation:
     """Loss and accuracy on `data` without and with the edit, dropout off."""
+    check_asked(reft, model, data)
     check_deterministic(model)
     bound = reft.to(device_of(model)).bind(model)
     empty = (~data.target_mask.any(dim=1)).nonzero().flatten().tolist()

@@ -15,7 +15,7 @@ from reftlens.model import Bridge, check_deterministic, device_of, frozen
 from reftlens.objectives import Objective, cross_entropy
 from reftlens.plans import Plan
 from reftlens.preflight import preflight
-from reftlens.reft import ReFT, mode
+from reftlens.reft import ReFT, check_asked, mode
 from reftlens.result import FitResult
 from reftlens.reuse import Reuse
 from reftlens.scorer import Scorer
@@ -51,6 +51,9 @@ def fit(
 ) -> FitResult:
     """Train `reft` in place on `data` and return the record of the run. Settings: see `FitConfig`.
 
+    Training starts from the weights that `reft` has: `reft.reset(seed)` draws a start that repeats, `seed` here is of
+    data order and dropout.
+
     Args:
         objective: `(logits at the targets, batch) -> losses`, see `reftlens.objectives`.
         on_step: called after every optimizer step.
@@ -81,7 +84,7 @@ def fit_seeds(
     reft: ReFT,
     model: Bridge,
     data: Batch,
-    seeds: list[int],
+    seeds: Sequence[int],
     config: FitConfig = FitConfig(),  # noqa: B008
     *,
     validation: Batch | None = None,
@@ -94,6 +97,8 @@ def fit_seeds(
     `seeds` takes the place of `config.seed`. The runs share each pass through the model (see `fit_together`), unless
     there is dropout to draw for each.
     """
+    if isinstance(seeds, int):
+        raise TypeError(f"seeds={seeds}, expected a list of seeds, such as [0, 1, 2]")
     copies = [reft.clone() for _ in seeds]
     for copy, seed in zip(copies, seeds, strict=True):
         copy.reset(seed)
@@ -183,6 +188,9 @@ def _train(
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every}, expected 1 or more")
     for reft, config in zip(refts, configs, strict=True):
+        check_asked(reft, model, data)
+        if validation is not None:
+            check_asked(reft, model, validation)
         _check(reft, model, data, config, validation)
     device = device_of(model)
     runs = [

@@ -5,7 +5,7 @@ the edits whose positions choose it. Hooks are attached for the length of one fo
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -24,7 +24,7 @@ from reftlens.generation import Generation, TextStream, stack_logits
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.positions import Mask, Role, TokenView
 from reftlens.prefill import Prefilled, Runner, left_padded
-from reftlens.reft import ReFT, Variant, mode
+from reftlens.reft import ReFT, Variant, check_asked, mode
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,8 @@ def stream(
     decoding = Decoding(
         max_new_tokens, temperature, top_k, top_p, 1, repetition_penalty, no_repeat_ngram, seed
     )  # fmt: skip
+    if not isinstance(prompt, Prefilled | str) and prompt and not isinstance(prompt[0], Mapping):
+        raise TypeError(f"a stream is of one prompt, got a list: {prompt!r}")
     prompts = prompt if isinstance(prompt, Prefilled) else [prompt]
     session = _session(reft, model, prompts, chat, system, variant, decoding)
     if len(session.ids) != 1:
@@ -245,9 +247,14 @@ class Session:
     prefilled: Prefilled | None = None
 
     def __post_init__(self) -> None:
-        check_deterministic(self.model)
         if self.reft is not None:
+            check_asked(self.reft, self.model)
             check_writes(self.reft)
+        if not isinstance(self.variant, Variant):
+            raise TypeError(
+                f"variant={self.variant!r}, expected a Variant: Variant({self.variant!r}) for that strength"
+            )
+        check_deterministic(self.model)
         batch, device = self.prompts, device_of(self.model)
         self.tokens, self.role = left_padded(batch, device)
         rows = [t[r != Role.PAD].tolist() for t, r in zip(self.tokens, self.role, strict=True)]

@@ -1,6 +1,7 @@
 """What reftlens uses of a `TransformerBridge`, and nothing more; the bridge stays the user's own."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -51,6 +52,10 @@ def resolve_hook(model: Bridge, name: str, hooks: dict[str, HookPoint] | None = 
                 f"{model.cfg.model_name} has no {name}: its blocks compute attention and MLP in parallel from "
                 "one residual stream; use hook_resid_pre or hook_resid_post"
             )
+        depth, layer = model.cfg.n_layers, re.match(r"blocks\.(-?\d+)\.", name)
+        if layer is not None and not 0 <= int(layer[1]) < depth:
+            layers = f"it has {depth} layers, 0 to {depth - 1}"
+            raise HookNotFound(f"{model.cfg.model_name} has no hook {name!r}: {layers}")
         near = difflib.get_close_matches(name, hooks, n=4, cutoff=0.6)
         hint = f"; did you mean {', '.join(near)}?" if near else "; rl.sites(model) lists the usable ones"
         raise HookNotFound(f"{model.cfg.model_name} has no hook {name!r}{hint}")
@@ -59,6 +64,15 @@ def resolve_hook(model: Bridge, name: str, hooks: dict[str, HookPoint] | None = 
     except ValueError as error:
         raise ValueError(f"nothing passes through {name} as the model is set: {error}") from None
     return point
+
+
+def check_model(model: Any) -> None:
+    """Raise `TypeError` where `model` is no `TransformerBridge`."""
+    if not isinstance(model, Bridge):
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected a TransformerBridge: load_model(…), or "
+            "TransformerBridge.boot_transformers(name, hf_model=…)"
+        )
 
 
 def underlying(model: Bridge | nn.Module) -> nn.Module:

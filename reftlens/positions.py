@@ -377,6 +377,8 @@ def as_positions(value: "Positions | str | Sequence[int]") -> Positions:
     """`value` itself, or what it spells: `"f7+l7"` is parsed, `[0, 3]` means `At(0, 3)`."""
     if isinstance(value, str):
         return parse_positions(value)
+    if not isinstance(value, Positions | int | Sequence):
+        raise TypeError(f"positions={value!r}, expected positions such as 'last', Last(3) or [0, 3]")
     return value if isinstance(value, Positions) else At(value)
 
 

@@ -36,7 +36,7 @@ def describe(reft: ReFT, model: Any) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "sites": [
-            site.to_dict() | {"hook": hook, "intervention": i}
+            site.to_dict() | {"hook": hook, "written": site.hook, "intervention": i}
             for site, hook, i in zip(reft.sites, _canonical_hooks(reft, model), reft.which, strict=True)
         ],
         "interventions": [_described(m) for m in _modules(reft)],
@@ -77,6 +77,13 @@ def _described(module: Intervention) -> dict[str, Any]:
         same = False
     if not same:
         raise ValueError(f"settings() of {name} must hold JSON values only (numbers, text, lists), got {settings}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            again = type(module)(**settings).state_dict()
+    except Exception as error:
+        raise ValueError(f"{name}(**settings()) fails, so it could not be loaded again: {error}") from error
+    if {k: t.shape for k, t in again.items()} != {k: t.shape for k, t in module.state_dict().items()}:
+        raise ValueError(f"{name}(**settings()) has other tensors than it, so it could not be loaded again: {settings}")
     dtypes = {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values() if t.is_floating_point()}
     if len(dtypes) > 1:
         raise ValueError(f"{name} holds tensors of several dtypes, {sorted(dtypes)}: move it to one with .to(dtype)")

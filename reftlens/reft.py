@@ -1,5 +1,6 @@
 """`ReFT`: which intervention acts at which site, and the one stateful moment in which they act."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
@@ -14,7 +15,7 @@ from transformer_lens.hook_points import HookPoint
 from reftlens.data import Batch
 from reftlens.engine import Edit, Part, attached, check_fired
 from reftlens.interventions.base import Intervention, Strength
-from reftlens.model import Bridge, parameter_total, resolve_hook
+from reftlens.model import Bridge, check_model, parameter_total, resolve_hook
 from reftlens.positions import Mask, Positions, TokenView, as_positions
 from reftlens.site import Site, Where
 from reftlens.sources import Donor, Place, check_sources, places_of, read_donors
@@ -42,8 +43,15 @@ class Variant:
         sites: Sequence[int] | None = None,
     ) -> None:
         given: Any = strength
+        if isinstance(strength, str):
+            raise TypeError(f"strength={strength!r} is text, expected a number, or one per direction")
+        if isinstance(sites, int) or any(not isinstance(i, int) for i in sites or ()):
+            raise TypeError(f"sites={sites!r}, expected a list of indices of the ReFT's sites, such as [0, 2]")
         many = isinstance(strength, Sequence) or getattr(given, "ndim", 0) > 0  # else a number, of any library
         object.__setattr__(self, "strength", tuple(map(float, given)) if many else float(given))
+        values = self.strength if isinstance(self.strength, tuple) else (self.strength,)
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"strength={strength!r}, expected finite numbers")
         object.__setattr__(self, "among", None if among is None else as_positions(among))
         object.__setattr__(self, "sites", None if sites is None else tuple(sites))
 
@@ -89,8 +97,14 @@ class ReFT(nn.Module):
         if not interventions:
             raise ValueError("a ReFT needs at least one site: ReFT({resid_post(8, 'last'): LoReFT(d, rank=4)})")
         for site, module in interventions.items():
-            if not isinstance(site, Site) or not isinstance(module, Intervention):
-                raise TypeError(f"ReFT maps sites to interventions, got {type(site).__name__}: {type(module).__name__}")
+            if not isinstance(site, Site):
+                raise TypeError(f"{site!r} is no site: write Site({site!r}, 'last'), or resid_post(8, 'last')")
+            if isinstance(module, type):
+                raise TypeError(
+                    f"{module.__name__} at {site} is a class: make one, such as {module.__name__}(d, rank=4)"
+                )
+            if not isinstance(module, Intervention):
+                raise TypeError(f"{site} is mapped to a {type(module).__name__}, expected an Intervention")
         self.sites: tuple[Site, ...] = tuple(interventions)
         unique = list({id(m): m for m in interventions.values()}.values())
         self.interventions = nn.ModuleList(unique)
@@ -101,6 +115,8 @@ class ReFT(nn.Module):
 
     def __getitem__(self, site: Site | int) -> Intervention:
         """The intervention at a site, given itself or by its index."""
+        if not isinstance(site, int) and site not in self.sites:
+            raise KeyError(f"no site {site}, there are: {'; '.join(map(str, self.sites))}")
         index = site if isinstance(site, int) else self.sites.index(site)
         module = self.interventions[self.which[index]]
         assert isinstance(module, Intervention)
@@ -108,6 +124,19 @@ class ReFT(nn.Module):
 
     def __len__(self) -> int:
         return len(self.sites)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __contains__(self, site: object) -> bool:
+        return site in self.sites
+
+    def keys(self) -> tuple[Site, ...]:
+        return self.sites
+
+    def __repr__(self) -> str:
+        lines = [f"  {site}: {module.kind}({module.extra_repr()})" for site, module in self.items()]
+        return "\n".join(["ReFT", *lines])
 
     def items(self) -> list[tuple[Site, Intervention]]:
         return [(site, self[i]) for i, site in enumerate(self.sites)]
@@ -297,6 +326,20 @@ class Bound:
             heads=self.reft.sites[i].heads,
             carry=self.carries[i],
         )
+
+
+def check_asked(reft: Any, model: Any, data: Any = None) -> None:
+    """Raise where what is asked for is not a `ReFT`, a bridge and, if given, a `Batch`.
+
+    Raises:
+        TypeError: saying what was given, and what makes the right thing of it.
+    """
+    if not isinstance(reft, ReFT):
+        hint = ": put it at a site, ReFT({site: …})" if isinstance(reft, Intervention) else ""
+        raise TypeError(f"expected a ReFT, got {type(reft).__name__}{hint}")
+    check_model(model)
+    if data is not None and not isinstance(data, Batch):
+        raise TypeError(f"data is a {type(data).__name__}, expected a Batch: encode(model, examples) makes one")
 
 
 def shared_donors(model: Bridge, data: Batch, plans: Sequence[tuple[Bound, Variant]]) -> list[dict[int, Donor]]:

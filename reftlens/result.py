@@ -42,6 +42,15 @@ class FitResult:
     versions: dict[str, str]
     computation: str = ""
     """What was computed at each step, and what was reused; or why everything was computed."""
+    weights: str = ""
+    """SHA-256 of the weights that the run ended with."""
+
+    def __str__(self) -> str:
+        held_out = f", validation {min(loss for _, loss in self.validation):.4f}" if self.validation else ""
+        return (
+            f"{len(self.losses)} steps in {self.seconds:.0f} s on {self.model_name}, {self.device}: loss "
+            f"{self.losses[0]:.4f} → {self.losses[-1]:.4f} nats per target{held_out}\n{self.computation}"
+        )
 
     @property
     def loss(self) -> float:

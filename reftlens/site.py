@@ -6,6 +6,7 @@ A hook is any name or alias that TransformerLens knows (`blocks.8.hook_resid_pos
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 from reftlens.positions import Positions, as_positions, positions_from_dict
@@ -49,52 +50,52 @@ class Site:
 
 def resid_pre(layer: int, positions: Where) -> Site:
     """The residual stream entering block `layer`."""
-    return Site(f"blocks.{layer}.hook_resid_pre", positions)
+    return Site(f"blocks.{_layer(layer)}.hook_resid_pre", positions)
 
 
 def resid_mid(layer: int, positions: Where) -> Site:
     """The residual stream between attention and MLP (blocks that compute both in parallel have none)."""
-    return Site(f"blocks.{layer}.hook_resid_mid", positions)
+    return Site(f"blocks.{_layer(layer)}.hook_resid_mid", positions)
 
 
 def resid_post(layer: int, positions: Where) -> Site:
     """The residual stream leaving block `layer`: the `block_output` of pyreft."""
-    return Site(f"blocks.{layer}.hook_resid_post", positions)
+    return Site(f"blocks.{_layer(layer)}.hook_resid_post", positions)
 
 
 def attn_out(layer: int, positions: Where) -> Site:
     """What attention adds to the residual stream."""
-    return Site(f"blocks.{layer}.hook_attn_out", positions)
+    return Site(f"blocks.{_layer(layer)}.hook_attn_out", positions)
 
 
 def mlp_out(layer: int, positions: Where) -> Site:
     """What the MLP adds to the residual stream."""
-    return Site(f"blocks.{layer}.hook_mlp_out", positions)
+    return Site(f"blocks.{_layer(layer)}.hook_mlp_out", positions)
 
 
 def mlp_post(layer: int, positions: Where) -> Site:
     """The MLP's neurons, after the nonlinearity (and the gate, where there is one)."""
-    return Site(f"blocks.{layer}.mlp.hook_post", positions)
+    return Site(f"blocks.{_layer(layer)}.mlp.hook_post", positions)
 
 
 def attn_q(layer: int, positions: Where, heads: Heads = None) -> Site:
     """Queries."""
-    return Site(f"blocks.{layer}.attn.hook_q", positions, heads)
+    return Site(f"blocks.{_layer(layer)}.attn.hook_q", positions, heads)
 
 
 def attn_k(layer: int, positions: Where, heads: Heads = None) -> Site:
     """Keys; heads are key/value heads."""
-    return Site(f"blocks.{layer}.attn.hook_k", positions, heads)
+    return Site(f"blocks.{_layer(layer)}.attn.hook_k", positions, heads)
 
 
 def attn_v(layer: int, positions: Where, heads: Heads = None) -> Site:
     """Values; heads are key/value heads."""
-    return Site(f"blocks.{layer}.attn.hook_v", positions, heads)
+    return Site(f"blocks.{_layer(layer)}.attn.hook_v", positions, heads)
 
 
 def attn_z(layer: int, positions: Where, heads: Heads = None) -> Site:
     """Per-head attention outputs, before the output projection."""
-    return Site(f"blocks.{layer}.attn.hook_z", positions, heads)
+    return Site(f"blocks.{_layer(layer)}.attn.hook_z", positions, heads)
 
 
 def embed(positions: Where) -> Site:
@@ -105,3 +106,13 @@ def embed(positions: Where) -> Site:
 def final_norm(positions: Where) -> Site:
     """The output of the final norm, which the unembedding reads."""
     return Site("ln_final.hook_out", positions)
+
+
+def _layer(layer: int) -> int:
+    try:
+        number = index(layer)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"layer={layer!r}, expected the number of a block, counted from 0 at the bottom")
+    return number

@@ -8,7 +8,6 @@ the record in its header and is replaced in one step, and `reft.json` names the 
 names others, the copy counts.
 """
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_tensors
 from safetensors.torch import save as safetensors_bytes
 
-from reftlens.checkpoint import write_atomically
+from reftlens.checkpoint import digest, shape_of, write_atomically
 from reftlens.config import FitConfig
 from reftlens.fingerprint import Fingerprint, fingerprint
 from reftlens.interventions import Intervention
@@ -44,12 +43,18 @@ def save(reft: ReFT, folder: str | Path, model: Any, *, run: FitResult | None = 
 
     Raises:
         ValueError: if it could not be loaded again as it is: a class that takes the name of another kind, settings
-            that are no JSON values, tensors of several dtypes, or parameters shared between interventions.
+            that do not make it again, tensors of several dtypes, or parameters shared between interventions; or if
+            `run` ended with other weights.
     """
     folder = Path(folder)
     record = describe(reft, model)
     tensors = {n: t.detach().cpu().clone().contiguous() for n, t in reft.interventions.state_dict().items()}
-    record["weights_sha256"] = _digest(tensors)
+    record["weights_sha256"] = digest(tensors)
+    if run is not None and run.weights and run.weights != record["weights_sha256"]:
+        raise ValueError(
+            "run= is the record of other weights than these: of another intervention, or of one that was changed or "
+            "trained on since"
+        )
     weights = safetensors_bytes(tensors, metadata={_HEADER_KEY: json.dumps(record, ensure_ascii=False)})
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_FILE, weights)  # the one moment at which the new replaces the old
@@ -82,9 +87,13 @@ def load(
         StoreMismatch: if the format or a kind is unknown, a tensor is missing, or the model is another one.
         ValueError: if a site cannot be used on this model, or has another width there.
     """
+    if kinds is not None and not isinstance(kinds, Mapping):
+        raise TypeError(f"kinds={kinds!r}, expected {{kind: class}}")
+    if not isinstance(model, Bridge | torch.nn.Module):
+        raise TypeError(f"model={model!r}, expected a model: load_model(…), or a plain transformers model")
     stored = _read(Path(folder))
     _compare(stored, model, other_model)
-    reft = rebuild(stored.record, kinds or {}, stored.folder)
+    reft = rebuild(_as_written(stored.record, model), kinds or {}, stored.folder)
     _fill(reft, stored)
     if isinstance(model, Bridge):
         preflight(reft, model)
@@ -130,10 +139,10 @@ def _read(folder: Path) -> _Stored:
         tensors = safetensors_tensors(weights)
     except SafetensorError as error:
         raise StoreMismatch(f"{folder / WEIGHTS_FILE} is not a safetensors file, or damaged: {error}") from None
-    digest = _digest(tensors)
-    if record.get("weights_sha256") != digest:
+    found = digest(tensors)
+    if record.get("weights_sha256") != found:
         record = _header_record(weights)
-    if record.get("weights_sha256") != digest:
+    if record.get("weights_sha256") != found:
         raise StoreMismatch(f"{folder / WEIGHTS_FILE} are not the weights that {SETTINGS_FILE} was written with")
     return _Stored(folder, record, tensors)
 
@@ -142,15 +151,6 @@ def _header_record(weights: bytes) -> dict[str, Any]:
     """The copy of the record in the header of a safetensors file (its length in 8 bytes, then JSON); or nothing."""
     header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
     return json.loads(header.get("__metadata__", {}).get(_HEADER_KEY, "{}"))
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {_shape(tensor)} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _compare(stored: _Stored, model: Any, other_model: bool) -> None:
@@ -169,6 +169,18 @@ def _compare(stored: _Stored, model: Any, other_model: bool) -> None:
         )
 
 
+def _as_written(record: dict[str, Any], model: Any) -> dict[str, Any]:
+    """The record with hooks under the names that the user gave, where those still mean the same hooks."""
+    if not isinstance(model, Bridge):
+        return record
+    hooks = model.hook_dict
+    sites = [
+        spec | {"hook": spec["written"]} if hooks.get(spec["written"]) is hooks.get(spec["hook"]) else spec
+        for spec in record["sites"]
+    ]
+    return record | {"sites": sites}
+
+
 def _fill(reft: ReFT, stored: _Stored) -> None:
     expected, found, path = reft.interventions.state_dict(), stored.tensors, stored.folder / WEIGHTS_FILE
     for name in sorted(expected.keys() | found.keys()):
@@ -178,9 +190,5 @@ def _fill(reft: ReFT, stored: _Stored) -> None:
             raise StoreMismatch(f"{path} has a tensor {name!r}, which {SETTINGS_FILE} does not call for")
         theirs, ours = found[name], expected[name]
         if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
-            raise StoreMismatch(f"{path}: {name} is {_shape(theirs)}, and {SETTINGS_FILE} calls for {_shape(ours)}")
+            raise StoreMismatch(f"{path}: {name} is {shape_of(theirs)}, and {SETTINGS_FILE} calls for {shape_of(ours)}")
     reft.interventions.load_state_dict(found)
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -15,7 +15,7 @@ from reftlens.evaluate import per_example, pieces
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.objectives import Objective, cross_entropy
 from reftlens.plans import Job, Plan
-from reftlens.reft import ReFT, Variant, mode
+from reftlens.reft import ReFT, Variant, check_asked, mode
 from reftlens.reuse import Reuse
 from reftlens.scorer import Scorer
 
@@ -83,6 +83,7 @@ def sweep(
     Raises:
         ValueError: where there is no variant, a row has no target, or a variant chooses no token in any row.
     """
+    check_asked(reft, model, data)
     check_deterministic(model)
     chosen = tuple(v if isinstance(v, Variant) else Variant(strength=v) for v in variants)
     if not chosen:

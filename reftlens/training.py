@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reftlens.checkpoint import Checkpoint, read_checkpoint
+from reftlens.checkpoint import Checkpoint, digest, read_checkpoint
 from reftlens.config import FitConfig
 from reftlens.data import Batch
 from reftlens.evaluate import mean_loss
@@ -266,6 +266,7 @@ class Run:
             device=str(self.device),
             versions=library_versions(),
             computation=computation,
+            weights=digest({n: t.detach().cpu().contiguous() for n, t in self.reft.interventions.state_dict().items()}),
         )
 
 

@@ -264,9 +264,10 @@ def test_empty_prompts_and_completions_are_refused_by_row(rl, gpt2, chat):
 def test_no_rows_and_a_bare_text_are_refused(rl, gpt2):
     with pytest.raises(ValueError, match="expected a list with at least one row"):
         rl.encode(gpt2, [])
-    for rows in ([], "the cat"):
-        with pytest.raises(ValueError, match="expected a list with at least one row"):
-            rl.encode_prompts(gpt2, rows)
+    with pytest.raises(ValueError, match="expected a list with at least one row"):
+        rl.encode_prompts(gpt2, [])
+    with pytest.raises(TypeError, match=r"expected a list, got one str: write \['the cat'\]"):
+        rl.encode_prompts(gpt2, "the cat")
 
 
 def test_messages_and_templates_are_not_guessed(rl, gpt2):

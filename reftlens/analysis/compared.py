@@ -13,7 +13,7 @@ from reftlens.data import Batch
 from reftlens.evaluate import pieces
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.plans import Job, Plan
-from reftlens.reft import ReFT, Variant, mode
+from reftlens.reft import ReFT, Variant, check_asked, mode
 from reftlens.reuse import Reuse
 from reftlens.scorer import Scorer
 
@@ -52,9 +52,11 @@ class Comparison:
         progress: bool = True,
         describe: str = "scores",
     ) -> None:
-        check_deterministic(model)
         if not plans:
             raise ValueError("no plans: give one (intervention, variant) or more")
+        for reft, _ in plans:
+            check_asked(reft, model, data)
+        check_deterministic(model)
         empty = (~data.target_mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"row(s) {empty[:10]} have no target: nothing to score there")

@@ -1,5 +1,6 @@
 """The one formula behind every intervention: `h' = h + strength · code(h, source) @ basisᵀ`."""
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -33,6 +34,11 @@ class Intervention(nn.Module, ABC):
     """Whether several of one class and equal settings may be computed at once under `torch.vmap`."""
     pools: bool = False
     """Whether the edit of a token depends on the other edited tokens of its row; such a kind edits prompts only."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_") and not hasattr(cls, "kind"):
+            raise TypeError(f'{cls.__name__} has no kind: give it one, kind = "{cls.__name__}", for the store')
 
     def __init__(self, d: int, rank: int, dropout: float = 0.0) -> None:
         super().__init__()
