@@ -22,6 +22,27 @@ class Intervention(nn.Module, ABC):
     token. Arithmetic is float32, or wider where the hidden state or the parameters are, even under autocast;
     the sum is cast back to the dtype of `h`, once, here. Dropout falls on the code, never on `h`.
     Strength 0 returns `h` itself.
+
+    One of your own (`rl.load(…, kinds={"Push": Push})` reads it again):
+
+        class Push(rl.Intervention):
+            kind = "Push"
+
+            def __init__(self, d: int) -> None:
+                super().__init__(d, rank=1)
+                self.towards = torch.nn.Parameter(torch.zeros(d))
+
+            def code(self, h, basis):  # how far each token goes: here all of them equally
+                return torch.ones_like(h[..., :1])
+
+            def basis(self):
+                return self.towards[:, None]
+
+            def settings(self):
+                return {"d": self.d}
+
+            def reset(self, generator=None):
+                torch.nn.init.zeros_(self.towards)
     """
 
     kind: ClassVar[str]

@@ -5,6 +5,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import SupportsFloat
 
+from tqdm.auto import tqdm
+
 from reftlens.analysis.control_table import Controls
 from reftlens.data import Batch, Prompt
 from reftlens.grid import SCRIPT, STRENGTHS, STYLE
@@ -80,11 +82,13 @@ def report(
 
 def _page(subject: Subject, made: datetime) -> str:
     found = measured(subject)
-    sections = [
-        texts_section(subject, found), strength_section(subject, found), where_section(subject),
-        geometry_section(subject), directions_section(subject), controls_section(subject), training_section(subject),
-        provenance_section(subject, found),
+    makers: list[Callable[[], Section]] = [
+        lambda: texts_section(subject, found), lambda: strength_section(subject, found),
+        lambda: where_section(subject), lambda: geometry_section(subject), lambda: directions_section(subject),
+        lambda: controls_section(subject), lambda: training_section(subject),
+        lambda: provenance_section(subject, found),
     ]  # fmt: skip
+    sections = [make() for make in tqdm(makers, desc="report", unit="section", disable=not subject.progress)]
     warnings = [*warnings_of(subject, found), *(w for s in sections for w in s.warnings)]
     first = Section("summary", "Summary", summary(subject, found, warnings))
     stamp = made.isoformat(timespec="seconds")
