@@ -278,16 +278,17 @@ class Session:
         self.runner = Runner(self.model)
         self.generators = [torch.Generator(device).manual_seed(self.decoding.seed)]
         self.strengths: dict[int, Float[Tensor, "batch _"]] = {}
+        """Of each row at a site, where rows differ; on the CPU."""
 
     def vary(self, variants: Sequence[Variant]) -> None:
         """Let equal parts of the rows, in order, have the strengths of `variants`, and the same random numbers."""
         if self.bound is None:
             return
-        rows, device = len(self.ids) // len(variants), self.tokens.device
+        rows, device = len(self.ids) // len(variants), device_of(self.model)
         for i in self.sites:
             given = [torch.as_tensor(self.bound.strength(v, i), dtype=torch.float64) for v in variants]
             wide = max(one.numel() for one in given)
-            self.strengths[i] = torch.stack([one.expand(wide) for one in given]).repeat_interleave(rows, 0).to(device)
+            self.strengths[i] = torch.stack([one.expand(wide) for one in given]).repeat_interleave(rows, 0)
         self.generators = [torch.Generator(device).manual_seed(self.decoding.seed) for _ in variants]
 
     def _require_prompt_sites(self) -> None:
@@ -330,12 +331,12 @@ class Session:
         """The edit of site `i` at the tokens of `mask`; none at strength 0, so that the model computes bit for bit."""
         assert self.bound is not None
         if i in self.strengths:
-            mask = mask & (self.strengths[i] != 0).any(dim=1)[:, None]
+            mask = mask & (self.strengths[i] != 0).any(dim=1).to(mask.device)[:, None]
         edit = self.bound.edit(i, mask, self.variant)
         part = edit.parts[0]
         part.basis = self.bases[i]
         if i in self.strengths:
-            part.strength = self.strengths[i][edit.rows]
+            part.strength = self.strengths[i][edit.rows.cpu()]
             return [edit] if len(edit.rows) else []
         return [] if part.idle else [edit]
 
