@@ -1,14 +1,13 @@
 """Beam search over a generation session: the beams of a prompt are rows of one batch that change places."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from einops import repeat
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from reftlens.generate import Session
+from reftlens.session import Session
 
 
 @dataclass
@@ -27,7 +26,7 @@ class _Finished:
         return len(self.hypotheses) == self.size and self.hypotheses[-1][0] >= best_running
 
 
-def beam_search(session: "Session", beams: int, bar: Any) -> None:
+def beam_search(session: Session, beams: int, bar: Any) -> None:
     """Fill `session` with the best hypothesis of each prompt: highest mean log-probability per token.
 
     At each step the best continuations of a prompt's beams are looked at, enough of them that `beams` do not end;

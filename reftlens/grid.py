@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 import torch
 
 from reftlens.data import Batch, Prompt, encode_prompts
-from reftlens.generate import Decoding, Session, check_writes, generate_each, stop_ids
+from reftlens.generate import generate_each
 from reftlens.generation import Generation
 from reftlens.model import Bridge
 from reftlens.positions import token_spans
 from reftlens.prefill import Prefilled, prefill
 from reftlens.reft import ReFT, Variant
+from reftlens.session import Decoding, Session, check_writes, stop_ids
 
 if TYPE_CHECKING:
     from pandas import DataFrame

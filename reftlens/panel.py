@@ -14,13 +14,13 @@ import torch
 
 from reftlens.analysis.effects import edited_positions
 from reftlens.data import Batch, Prompt
-from reftlens.generate import Decoding
 from reftlens.generation import Generation
 from reftlens.grid import STRENGTHS, STYLE, Grid, marked_text, marked_tokens, writing
 from reftlens.model import Bridge
 from reftlens.positions import Positions, Response
 from reftlens.prefill import prefill
 from reftlens.reft import ReFT, Variant
+from reftlens.session import Decoding
 from reftlens.site import Site
 
 _WAIT = 0.02  # seconds; a control that is dragged sends many values, and only the last one is written for

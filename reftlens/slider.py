@@ -3,11 +3,11 @@
 import sys
 
 from reftlens.data import Prompt
-from reftlens.generate import check_writes
 from reftlens.grid import Grid, strength_grid
 from reftlens.model import Bridge
 from reftlens.panel import Slider
 from reftlens.reft import ReFT
+from reftlens.session import check_writes
 
 
 def slider(

@@ -30,7 +30,7 @@ LAYERS = [
         "analysis.responses analysis.effects analysis.effect_map analysis.stream analysis.path analysis.composition "
         "analysis",
     ),
-    ("generation", "generation prefill beams generate"),
+    ("generation", "generation prefill session beams generate"),
     (
         "inspecting",
         "analysis.edit_size analysis.fluency analysis.curves analysis.doses analysis.strength "
@@ -239,7 +239,7 @@ from reftlens.model import Bridge
 from reftlens.interventions import LoReFT
 if TYPE_CHECKING:
     import pandas
-    from reftlens.generate import Session
+    from reftlens.session import Session
 def f(*args, a=1):
     import pandas
     try:

@@ -11,11 +11,12 @@ from tqdm.auto import tqdm
 from reftlens.data import Batch, Prompt, encode_prompts
 from reftlens.engine import forward
 from reftlens.evaluate import per_example, pieces
-from reftlens.generate import check_writes, generate_each
+from reftlens.generate import generate_each
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.objectives import cross_entropy
 from reftlens.prefill import prefill
 from reftlens.reft import ReFT, Variant
+from reftlens.session import check_writes
 
 
 @torch.no_grad()

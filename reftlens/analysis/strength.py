@@ -8,10 +8,10 @@ from reftlens.analysis.edit_size import edit_size
 from reftlens.analysis.fluency import written
 from reftlens.analysis.responses import responses
 from reftlens.data import Batch, Prompt
-from reftlens.generate import check_writes
 from reftlens.model import Bridge
 from reftlens.reft import ReFT, Variant
 from reftlens.reuse import Reuse
+from reftlens.session import check_writes
 from reftlens.site import Where
 
 
