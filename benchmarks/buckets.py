@@ -16,8 +16,8 @@ from shapes import SHAPES, rows_of
 
 import reftlens as rl
 from reftlens import scorer
+from reftlens.batch import batch_from_rows
 from reftlens.cone import buckets
-from reftlens.data import batch_from_rows
 
 ALLOWED = (1, 2, 3, 4, 6, 10)
 

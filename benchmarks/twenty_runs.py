@@ -13,7 +13,7 @@ import torch
 from shapes import rows_of
 
 import reftlens as rl
-from reftlens.data import batch_from_rows
+from reftlens.batch import batch_from_rows
 from reftlens.verify import relative_error
 
 RANKS, SEEDS, LENGTHS = (1, 2, 4, 8), range(5), [(512, 8)] * 8

@@ -43,7 +43,7 @@ def plain_model(folder):
 def reftlens_steps(shape, folder):
     """The public `fit`, one optimizer step at a time."""
     import reftlens as rl
-    from reftlens.data import batch_from_rows
+    from reftlens.batch import batch_from_rows
 
     model, spec = rl.load_model(folder, progress=False), SHAPES[shape]
     data = batch_from_rows(rows_of(shape), [[1] * p + [2] * c for p, c in spec["rows"]])
@@ -245,7 +245,7 @@ def generate_step(contender, folder, batch):
     prompts = torch.tensor([row[:40] for row in rows_of("a")][:batch])
     if contender == "reftlens":
         import reftlens as rl
-        from reftlens.data import batch_from_rows
+        from reftlens.batch import batch_from_rows
 
         model = rl.load_model(folder, progress=False)
         model.original_model.generation_config.eos_token_id = None

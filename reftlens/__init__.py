@@ -39,11 +39,11 @@ from reftlens.analysis.stability import FramePath, Stability, stability
 from reftlens.analysis.strength import dose_response
 from reftlens.analysis.tokens import DirectionTokens, direction_tokens
 from reftlens.analysis.weights import WeightOverlap, weight_overlap
-from reftlens.batches import join, resampled
+from reftlens.batch import Batch, Example, Source, join, resampled
 from reftlens.causal import CausalModel, Derived, Pairs
 from reftlens.checkpoint import CheckpointMismatch
 from reftlens.config import FitConfig
-from reftlens.data import Batch, Example, Source, encode, encode_prompts, load_examples
+from reftlens.data import encode, encode_prompts, load_examples
 from reftlens.engine import SiteNeverFired
 from reftlens.evaluate import Evaluation, evaluate
 from reftlens.fit import fit, fit_seeds, fit_together

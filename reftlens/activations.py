@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.model import Bridge, check_deterministic, check_model, resolve_hook
 from reftlens.site import Site
 from reftlens.sources import read_sites

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from reftlens.data import Batch, Example, encode, encode_prompts
+from reftlens.batch import Batch, Example
+from reftlens.data import encode, encode_prompts
 from reftlens.model import Bridge
 
 Setting = Mapping[str, Any]

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from reftlens.data import Batch
-from reftlens.positions import Mask
+from reftlens.batch import Batch
+from reftlens.view import Mask
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _BEFORE = ("embed.", "pos_embed.", "embed_ln.", "rotary_emb.", "hook_embed", "hook_pos_embed")

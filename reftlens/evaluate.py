@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reftlens import figures
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.objectives import Objective, cross_entropy
 from reftlens.plans import Job, Plan

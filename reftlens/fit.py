@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from tqdm.auto import tqdm
 
+from reftlens.batch import Batch
 from reftlens.config import FitConfig, Schedule
-from reftlens.data import Batch
 from reftlens.model import Bridge, check_deterministic, device_of, frozen
 from reftlens.objectives import Objective, cross_entropy
 from reftlens.plans import Plan

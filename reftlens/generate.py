@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from reftlens.batch import Batch, Prompt
 from reftlens.beams import beam_search
-from reftlens.data import Batch, Prompt, encode_prompts
+from reftlens.data import encode_prompts
 from reftlens.generation import Generation, TextStream
 from reftlens.model import Bridge
 from reftlens.prefill import Prefilled

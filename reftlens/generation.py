@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.data import Batch, batch_from_rows
-from reftlens.positions import Role, token_spans
+from reftlens.batch import Batch, batch_from_rows
+from reftlens.view import Role, token_spans
 
 
 @dataclass(frozen=True)

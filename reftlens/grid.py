@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import torch
 
-from reftlens.data import Batch, Prompt, encode_prompts
+from reftlens.batch import Batch, Prompt
+from reftlens.data import encode_prompts
 from reftlens.generate import generate_each
 from reftlens.generation import Generation
 from reftlens.model import Bridge
-from reftlens.positions import token_spans
 from reftlens.prefill import Prefilled, prefill
 from reftlens.reft import ReFT, Variant
 from reftlens.session import Decoding, Session, check_writes, stop_ids
+from reftlens.view import token_spans
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from reftlens.data import Batch
+from reftlens.batch import Batch
 
 Objective = Callable[[Tensor, Batch], Tensor]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from reftlens.analysis.effects import edited_positions
-from reftlens.data import Batch, Prompt
+from reftlens.batch import Batch, Prompt
 from reftlens.generation import Generation
 from reftlens.grid import STRENGTHS, STYLE, Grid, marked_text, marked_tokens, writing
 from reftlens.model import Bridge

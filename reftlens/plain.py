@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.model import Bridge
 from reftlens.reft import Bound, ReFT, Variant
 

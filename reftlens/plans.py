@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.reft import Bound, Variant
 
 

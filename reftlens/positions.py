@@ -11,88 +11,12 @@ while generating with a key/value cache.
 import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from enum import IntEnum
-from functools import cached_property
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-Mask = Bool[Tensor, "batch seq"]
-
-
-class Role(IntEnum):
-    """What a token is in its row."""
-
-    PAD = 0
-    PROMPT = 1
-    RESPONSE = 2  # written by a person or a data set: the completion of an example
-    GENERATED = 3  # written by the model during generation
-
-
-@dataclass(frozen=True, eq=False)
-class TokenView:
-    """What a `Positions` may look at: token ids, the role of each token and, on demand, the text."""
-
-    ids: Int[Tensor, "batch seq"]
-    role: Int[Tensor, "batch seq"]
-    tokenizer: Any = field(default=None, repr=False)
-
-    @cached_property
-    def real(self) -> Mask:
-        return self.role != Role.PAD
-
-    @cached_property
-    def prompt(self) -> Mask:
-        return self.role == Role.PROMPT
-
-    @cached_property
-    def index(self) -> Int[Tensor, "batch seq"]:
-        """Place of each token in its own row, padding not counted (meaningless at padding)."""
-        return self.real.long().cumsum(dim=1) - 1
-
-    @cached_property
-    def prompt_text(self) -> list[tuple[str, list[tuple[int, int]]]]:
-        """Per row: the text of the prompt and the character span of each of its tokens."""
-        if self.tokenizer is None:
-            raise ValueError("choosing tokens by their text needs a tokenizer, and this batch has none")
-        return [
-            token_spans(self.tokenizer, ids[chosen].tolist()) for ids, chosen in zip(self.ids, self.prompt, strict=True)
-        ]
-
-
-def token_text(tokenizer: Any, token: int) -> str:
-    """The text of one token; bytes of a character as `<F0 9F 8C>` where it holds only a part of one."""
-    text = tokenizer.decode([token])
-    if "\ufffd" not in text:
-        return text
-    values = {character: value for value, character in bytes_to_unicode().items()}
-    raw = tokenizer.convert_ids_to_tokens([token])[0]  # the byte-level alphabet of GPT-2, or <0xF0>
-    if not all(character in values for character in raw):
-        return raw
-    head = raw[: len(raw) - len(raw.lstrip("Ġ"))]
-    return " " * len(head) + f"<{' '.join(f'{values[c]:02X}' for c in raw[len(head) :])}>"
-
-
-def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-    """The decoded text of `ids` and the character span `(start, end)` of each token in it.
-
-    Tokens that are parts of one character (bytes of an emoji, say) share the span of that character.
-    """
-    text, spans, left, start = "", [], 0, 0
-    for stop in range(1, len(ids) + 1):
-        # The piece before, from `left` on, is context: it keeps the leading space that some tokenizers drop at the
-        # start of a text, and it ends with a whole character, so that the bytes after it are read alone.
-        before = tokenizer.decode(list(ids[left:start]))
-        piece = tokenizer.decode(list(ids[left:stop]))[len(before) :]
-        if piece.endswith("\ufffd") and stop < len(ids) and stop - start < 8:
-            continue
-        spans.extend([(len(text), len(text) + len(piece))] * (stop - start))
-        text, left, start = text + piece, start, stop
-    return text, spans
+from reftlens.view import Mask, Role, TokenView
 
 
 @dataclass(frozen=True)

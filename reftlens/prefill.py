@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from reftlens.batch import Batch, Prompt
 from reftlens.body import Body, Entry, Exit, Gather, Observe, Skip, Slot
 from reftlens.cone import first_block
-from reftlens.data import Batch, Prompt, encode_prompts
+from reftlens.data import encode_prompts
 from reftlens.engine import Edit, Stop, attached, forward, forward_inside
 from reftlens.model import Bridge, check_deterministic, device_of, weights_state
-from reftlens.positions import Role, TokenView
 from reftlens.prefix import NO_HOOK, Stub, cache_of
 from reftlens.reft import ReFT
 from reftlens.site import Site
+from reftlens.view import Role, TokenView
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,9 @@ from torch.nn import Module
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from reftlens.batch import Batch
 from reftlens.body import Body, Entry, Exit, Observe, Skip, Slot
 from reftlens.cone import Span, Window
-from reftlens.data import Batch
 from reftlens.engine import Stop, forward_inside
 
 NO_HOOK: frozenset[int] = frozenset()

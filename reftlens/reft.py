@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.engine import Edit, Part, attached, check_fired
 from reftlens.interventions.base import Intervention, Strength
 from reftlens.model import Bridge, check_model, parameter_total, resolve_hook
-from reftlens.positions import Mask, Positions, TokenView, as_positions
+from reftlens.positions import Positions, as_positions
 from reftlens.site import Site, Where
 from reftlens.sources import Donor, Place, check_sources, places_of, read_donors
+from reftlens.view import Mask, TokenView
 
 
 @dataclass(frozen=True)

@@ -16,20 +16,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from reftlens.batch import Batch
 from reftlens.body import Body, Gather
 from reftlens.cone import Span, Window, buckets, first_block, spans, window
-from reftlens.data import Batch
 from reftlens.engine import Edit, Part, attached, check_fired, forward, forward_inside
 from reftlens.kept import Kept
 from reftlens.model import Bridge, device_of
 from reftlens.plans import Job, Plan, Scored
-from reftlens.positions import Mask
 from reftlens.prefix import Capture, Entering, Prefilled, Stub, assemble, cache_of, entering
 from reftlens.reft import shared_donors
 from reftlens.reuse import Reuse
 from reftlens.sources import places_of
 from reftlens.trim import Trimmed
 from reftlens.verify import difference
+from reftlens.view import Mask
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
 _ROWS = 8

@@ -12,13 +12,14 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as lp
 
-from reftlens.data import Batch, end_of_turn
+from reftlens.batch import Batch
+from reftlens.data import end_of_turn
 from reftlens.engine import Edit, check_fired
 from reftlens.generation import Generation, stack_logits
 from reftlens.model import Bridge, check_deterministic, device_of
-from reftlens.positions import Mask, Role, TokenView
 from reftlens.prefill import Prefilled, Runner, left_padded
 from reftlens.reft import ReFT, Variant, check_asked, mode
+from reftlens.view import Mask, Role, TokenView
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import sys
 
-from reftlens.data import Prompt
+from reftlens.batch import Prompt
 from reftlens.grid import Grid, strength_grid
 from reftlens.model import Bridge
 from reftlens.panel import Slider

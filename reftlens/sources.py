@@ -10,12 +10,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookPoint
 
+from reftlens.batch import Batch
 from reftlens.body import has_foreign_hook
-from reftlens.data import Batch
 from reftlens.engine import Stop, forward, hooked, token_vectors
 from reftlens.model import Bridge, device_of
-from reftlens.positions import Mask
 from reftlens.site import Site
+from reftlens.view import Mask
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reftlens import figures
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.evaluate import per_example, pieces
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.objectives import Objective, cross_entropy

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reftlens.batch import Batch
 from reftlens.checkpoint import Checkpoint, digest, read_checkpoint
 from reftlens.config import FitConfig
-from reftlens.data import Batch
 from reftlens.evaluate import mean_loss
 from reftlens.fingerprint import fingerprint
 from reftlens.interventions.base import Intervention

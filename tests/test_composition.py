@@ -59,7 +59,7 @@ def test_the_matrix_equals_separate_evaluations(gpt2):
 def test_effects_on_different_answers_add_up_and_on_one_answer_do_not():
     import reftlens as rl
     from reftlens.analysis.composition import composition
-    from reftlens.data import batch_from_rows
+    from reftlens.batch import batch_from_rows
 
     truth = planted()
     later = batch_from_rows([[60 + i, 70 + i, 41, 80 + i, 40] for i in range(20)], [[1, 1, 2, 2, 2]] * 20,

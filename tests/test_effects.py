@@ -148,7 +148,7 @@ def _plain(data):
 def test_sites_that_act_on_different_answers_add_up_and_two_on_one_answer_do_not():
     import reftlens as rl
     from reftlens.analysis.effect_map import interactions
-    from reftlens.data import batch_from_rows
+    from reftlens.batch import batch_from_rows
 
     truth, _ = _scene()
     generator = torch.Generator().manual_seed(0)

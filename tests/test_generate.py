@@ -28,8 +28,8 @@ def prompts():
 
 def batch_of(rows, side="right", pad=2):
     """A `Batch` of prompts built by hand."""
-    from reftlens.data import Batch, Example
-    from reftlens.positions import Role
+    from reftlens.batch import Batch, Example
+    from reftlens.view import Role
 
     longest = max(map(len, rows))
 
@@ -685,7 +685,7 @@ def test_a_character_of_several_tokens_is_marked_once(llama):
 
 def test_the_batch_of_a_generation_is_its_text_with_roles(llama):
     import reftlens as rl
-    from reftlens.positions import Role
+    from reftlens.view import Role
 
     found = rl.generate(None, llama, ["the cat sat on", "a dog"], max_new_tokens=3)
     batch = found.batch()

@@ -18,7 +18,7 @@ def _das(d=D, **kwargs):
 
 def _data(lengths=((5, 2), (8, 1), (6, 3)), seed=0):
     """Rows of random tokens; the sources have other lengths."""
-    from reftlens.data import batch_from_rows
+    from reftlens.batch import batch_from_rows
 
     generator = torch.Generator().manual_seed(seed)
 

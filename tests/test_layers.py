@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "reftlens"
 # From the ground up. A module may import those of the layers below it and, in its own layer, those to its left.
 # `tasks` stands for every file in that folder. A new file needs a place here.
 LAYERS = [
-    ("ground", "model positions subspace figures config pretrained data batches causal fingerprint"),
+    ("ground", "model view positions batch subspace figures config pretrained data causal fingerprint"),
     (
         "edits",
         "interventions.base interventions.family interventions.fixed interventions.interchange "

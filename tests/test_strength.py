@@ -135,7 +135,7 @@ def test_a_vector_that_nothing_reads_has_no_effect_and_its_twin_has():
 
     import reftlens as rl
     from reftlens.analysis.strength import dose_response
-    from reftlens.data import batch_from_rows
+    from reftlens.batch import batch_from_rows
 
     truth = planted_neurons()
     rows = [[200 + i, 250 + i, VALUES[i], ANSWERS[int(truth.value[VALUES[i]])]] for i in range(8)]

@@ -154,7 +154,7 @@ def test_bytes_of_a_character_are_shown_as_bytes():
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    from reftlens.positions import token_text
+    from reftlens.view import token_text
 
     words = ["Ġcat", "ðŁ", "ĠðŁĮ", "s"]
     backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))

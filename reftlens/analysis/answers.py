@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reftlens.analysis.compared import Comparison
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.evaluate import per_example
 from reftlens.model import Bridge
 from reftlens.reft import ReFT, Variant

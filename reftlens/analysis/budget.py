@@ -11,7 +11,7 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.analysis.estimates import Estimate, mean_of
 from reftlens.analysis.responses import responses
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.model import Bridge
 from reftlens.reft import ReFT, Variant
 from reftlens.reuse import Reuse

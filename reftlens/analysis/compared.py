@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.evaluate import pieces
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.plans import Job, Plan

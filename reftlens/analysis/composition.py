@@ -12,7 +12,7 @@ from reftlens import figures
 from reftlens.analysis.effect_map import diverging, written
 from reftlens.analysis.estimates import Estimate, mean_of, sign_flip_tests
 from reftlens.analysis.responses import responses
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import ConsReFT, LobiReFT, LoReFT, OrthoDiReFT
 from reftlens.interventions.fixed import SteeringVector

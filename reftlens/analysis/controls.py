@@ -17,8 +17,8 @@ from reftlens.analysis.directions import Direction, difference_of_means, pca
 from reftlens.analysis.estimates import Estimate, difference_of, mean_of, share_of
 from reftlens.analysis.permutation import shuffled_p
 from reftlens.analysis.variable import about_variable, basis_of, pairs_of, rows_of
+from reftlens.batch import Batch
 from reftlens.config import FitConfig
-from reftlens.data import Batch
 from reftlens.fit import run_fit
 from reftlens.interventions.interchange import Exchange, Interchange
 from reftlens.model import Bridge, device_of

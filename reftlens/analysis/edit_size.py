@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.evaluate import pieces
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.reft import Bound, ReFT, Variant, mode

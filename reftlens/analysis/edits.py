@@ -9,7 +9,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.analysis.geometry import span
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.engine import Edit, attached
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.reft import Bound, ReFT, Variant, mode

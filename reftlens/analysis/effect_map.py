@@ -14,7 +14,7 @@ from reftlens import figures
 from reftlens.analysis.effects import as_labelled, edited_positions, narrowed, site_labels, touched
 from reftlens.analysis.estimates import Estimate, mean_of, sign_flip_tests
 from reftlens.analysis.responses import responses
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.model import Bridge
 from reftlens.reft import ReFT, Variant
 from reftlens.reuse import Reuse

@@ -12,7 +12,7 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.analysis.estimates import Estimate, difference_of, mean_of, sign_flip_tests
 from reftlens.analysis.responses import Responses, responses
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.model import Bridge
 from reftlens.positions import All, Nth, Positions, Response, as_positions
 from reftlens.reft import ReFT, Variant

@@ -12,7 +12,7 @@ from reftlens import figures
 from reftlens.analysis.budget import Dose, doses_at
 from reftlens.analysis.estimates import Estimate, difference_of, mean_of, sign_flip_tests
 from reftlens.analysis.responses import responses
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.model import Bridge
 from reftlens.reft import ReFT, Variant
 from reftlens.reuse import Reuse

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.frame import site_frame
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.model import Bridge
-from reftlens.positions import token_spans
 from reftlens.reft import ReFT
 from reftlens.site import Site
+from reftlens.view import token_spans
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reftlens.data import Batch, Prompt, encode_prompts
+from reftlens.batch import Batch, Prompt
+from reftlens.data import encode_prompts
 from reftlens.engine import forward
 from reftlens.evaluate import per_example, pieces
 from reftlens.generate import generate_each

@@ -11,7 +11,7 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.analysis.edits import SiteEdits, edits_of
 from reftlens.analysis.geometry import one_site
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.model import Bridge
 from reftlens.reft import ReFT
 from reftlens.site import Site

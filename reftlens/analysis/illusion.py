@@ -13,7 +13,7 @@ from reftlens.analysis.directions import Direction
 from reftlens.analysis.estimates import Estimate, difference_of, mean_of, ratio_of, share_of
 from reftlens.analysis.readers import SeenSplit, seen_split
 from reftlens.analysis.variable import about_variable, pairs_of
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.model import Bridge
 from reftlens.reft import ReFT, Variant

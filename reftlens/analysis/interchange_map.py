@@ -17,8 +17,8 @@ from reftlens import figures
 from reftlens.analysis.answers import answers, first_targets
 from reftlens.analysis.estimates import Estimate, holm, share_of
 from reftlens.analysis.permutation import shuffled_p
+from reftlens.batch import Batch
 from reftlens.config import FitConfig
-from reftlens.data import Batch
 from reftlens.fingerprint import fingerprint
 from reftlens.fit import fit_together
 from reftlens.interventions.interchange import DAS, Interchange

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.estimates import holm
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.engine import attached
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.reft import ReFT, Variant, mode

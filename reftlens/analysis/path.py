@@ -12,7 +12,7 @@ from reftlens import figures
 from reftlens.analysis.answers import first_targets
 from reftlens.analysis.estimates import Estimate, mean_of
 from reftlens.analysis.stream import Component, changes_of, layout_of
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.evaluate import per_example, pieces
 from reftlens.model import Bridge, check_deterministic, device_of
 from reftlens.reft import ReFT, Variant, mode

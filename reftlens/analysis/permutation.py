@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reftlens.analysis.answers import answers, first_targets
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.model import Bridge
 from reftlens.reft import ReFT, Variant
 from reftlens.reuse import Reuse

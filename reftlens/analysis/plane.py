@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.frame import site_frame
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.model import Bridge
 from reftlens.reft import ReFT
 from reftlens.site import Site

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.compared import Comparison
+from reftlens.batch import Batch
 from reftlens.config import FitConfig
-from reftlens.data import Batch
 from reftlens.evaluate import per_example
 from reftlens.fit import fit_together
 from reftlens.interventions.base import Intervention

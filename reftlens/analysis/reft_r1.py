@@ -4,9 +4,8 @@ import torch
 
 from reftlens.activations import activations
 from reftlens.analysis.directions import Direction
-from reftlens.batches import join
+from reftlens.batch import Batch, join
 from reftlens.config import FitConfig
-from reftlens.data import Batch
 from reftlens.fit import run_fit
 from reftlens.interventions.pooled import ReFTr1
 from reftlens.model import Bridge

@@ -11,7 +11,7 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.analysis.answers import answers, first_targets
 from reftlens.analysis.estimates import Estimate, average_of, mean_of, ratio_of, share_of
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.engine import forward
 from reftlens.model import Bridge, device_of
 from reftlens.reft import ReFT, Variant

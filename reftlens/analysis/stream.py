@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from reftlens.batch import Batch
 from reftlens.cone import first_block
-from reftlens.data import Batch
 from reftlens.engine import Edit, attached, forward, hooked
 from reftlens.model import Bridge, resolve_hook
 from reftlens.reft import Bound, Variant

@@ -7,7 +7,7 @@ from reftlens.analysis.doses import DoseResponse
 from reftlens.analysis.edit_size import edit_size
 from reftlens.analysis.fluency import written
 from reftlens.analysis.responses import responses
-from reftlens.data import Batch, Prompt
+from reftlens.batch import Batch, Prompt
 from reftlens.model import Bridge
 from reftlens.reft import ReFT, Variant
 from reftlens.reuse import Reuse

@@ -15,11 +15,11 @@ from reftlens import figures
 from reftlens.analysis.frame import site_frame
 from reftlens.analysis.geometry import columns_of, one_site
 from reftlens.analysis.weights import first_reader
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.model import Bridge, device_of, resolve_hook
-from reftlens.positions import token_text
 from reftlens.reft import ReFT
 from reftlens.site import Site
+from reftlens.view import token_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.analysis.directions import Direction
-from reftlens.data import Batch
+from reftlens.batch import Batch
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.interchange import DAS
 from reftlens.reft import ReFT

@@ -8,7 +8,7 @@ from typing import SupportsFloat
 from tqdm.auto import tqdm
 
 from reftlens.analysis.control_table import Controls
-from reftlens.data import Batch, Prompt
+from reftlens.batch import Batch, Prompt
 from reftlens.grid import SCRIPT, STRENGTHS, STYLE
 from reftlens.model import Bridge, check_deterministic
 from reftlens.reft import ReFT

@@ -7,7 +7,7 @@ from typing import Any
 
 from reftlens.analysis.control_table import Controls
 from reftlens.analysis.doses import DoseResponse
-from reftlens.data import Batch, Prompt
+from reftlens.batch import Batch, Prompt
 from reftlens.grid import Grid
 from reftlens.model import Bridge
 from reftlens.reft import ReFT

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import torch
 
+from reftlens.batch import Example
 from reftlens.causal import Pairs
-from reftlens.data import Example
 from reftlens.positions import Last, Positions, Tokens
 from reftlens.tasks.ravel_files import City, Template, from_files, from_hub
 
