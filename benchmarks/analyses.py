@@ -1,6 +1,6 @@
 """Analyses on the light cone beside the same analyses with every variant computed in full, interleaved.
 
-    python benchmarks/analyses.py [--repeats 5] [--out docs]
+    python benchmarks/analyses.py [--repeats 3] [--out docs]
 
 SmolLM2-135M-Instruct, float32, one thread, CPU seconds, capture and all; weights as initialised, as what they are
 does not change what is computed. Writes docs/performance_analyses.md. Shapes:
@@ -8,7 +8,7 @@ does not change what is computed. Writes docs/performance_analyses.md. Shapes:
 - dose: the emoji intervention (layers 8, 16, 24, last three prompt tokens) at 9 strengths on 50 prompts with answers,
   teacher-forced: effect, accuracy and KL of each strength;
 - texts: continuations of 16 of the prompts, 32 tokens, at the same strengths, all in one batch on both sides;
-- positions: effects of the last 8 prompt tokens, alone and left out, of a steering vector at layer 15, on 16 prompts of
+- positions: effects of the last 8 prompt tokens, alone and left out, of a steering vector at layer 15, on 8 prompts of
   64 tokens or more with short answers.
 """
 
@@ -30,7 +30,7 @@ WANTED = {"dose": "0.50", "texts": "", "positions": "0.25"}
 WHAT = {
     "dose": "dose-response, 9 strengths x 50 prompts, teacher-forced",
     "texts": "32 tokens from 16 prompts at 9 strengths, one batch",
-    "positions": "effects of the last 8 positions at layer 15, 16 prompts",
+    "positions": "effects of the last 8 positions at layer 15, 8 prompts",
 }
 
 
@@ -44,7 +44,7 @@ def contenders(model) -> dict[str, tuple[Callable[[], object], Callable[[], obje
     variants = [rl.Variant(s) for s in STRENGTHS]
     some = rl.encode_prompts(model, [e.prompt for e in fifty[:16]], chat=True)
 
-    long = [" ".join(e.prompt for e in examples[i : i + 6]) for i in range(16)]
+    long = [" ".join(e.prompt for e in examples[i : i + 6]) for i in range(8)]
     noise = torch.randn(d, generator=torch.Generator().manual_seed(0))
     vector = rl.ReFT({rl.resid_post(15, "l8"): rl.SteeringVector(d, noise)})
     asked = [rl.Example(text, e.completion) for text, e in zip(long, examples, strict=False)]
@@ -67,7 +67,7 @@ def contenders(model) -> dict[str, tuple[Callable[[], object], Callable[[], obje
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
     options = parser.parse_args()
     torch.set_num_threads(1)
