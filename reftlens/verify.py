@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from reftlens.plans import Job, Plan, Scored
 from reftlens.reft import Variant, mode
 
-_SAMPLES = 8  # plans whose cones are compared with the full computation
-_TOKENS = 1024  # about so many are computed in full
+_SAMPLES = {True: 8, False: 4}  # plans whose cones are compared with the full computation, in training and elsewhere
+_TOKENS = {True: 1024, False: 512}  # about so many are computed in full
 
 
 def difference(
@@ -43,10 +43,11 @@ def difference(
         if key not in strongest or _dose(plan.variant) > _dose(plans[strongest[key]].variant):
             strongest[key] = i
     chosen = sorted(strongest.values(), key=lambda i: firsts[i])
-    chosen = chosen[:: -(-len(chosen) // _SAMPLES)]
-    rows = _within(job.rows, lengths, most=_TOKENS // len(chosen))
+    training = torch.is_grad_enabled()
+    chosen = chosen[:: -(-len(chosen) // _SAMPLES[training])]
+    rows = _within(job.rows, lengths, most=_TOKENS[training] // len(chosen))
     samples = [Job(i, rows) for i in chosen]
-    parameters = _parameters(plans) if torch.is_grad_enabled() else []
+    parameters = _parameters(plans) if training else []
     with ExitStack() as stack:
         for i in chosen:
             stack.enter_context(mode(plans[i].bound.reft, training=False))
