@@ -1,15 +1,16 @@
 """How many length buckets pay: a step of shape (e), completions of 9 to 200 tokens, by the most buckets allowed.
 
-    python benchmarks/buckets.py [--repeats 9]
+    python benchmarks/buckets.py [--repeats 9] [--out docs]
 
-SmolLM2-135M, float32, one thread, interleaved; prints the groups that the cost model chooses, the tokens that are
-computed, and median CPU seconds per step. The other approach in the table: one group with no padding at all (every
-row by itself) is what `10` allows where a pass costs nothing, so its overhead is set to 0 there.
+SmolLM2-135M, float32, one thread, interleaved: the groups that the cost model chooses, the tokens that are computed,
+and median CPU seconds of forward and backward. In the last line every row is computed by itself, without any padding.
+Writes docs/performance_buckets.md.
 """
 
 import argparse
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from shapes import SHAPES, rows_of
@@ -25,6 +26,7 @@ ALLOWED = (1, 2, 3, 4, 6, 10)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, spec = rl.load_model(), SHAPES["e"]
@@ -48,10 +50,22 @@ def main() -> None:
                 torch.stack(losses).sum().backward()
             if repeat:  # the first captures and checks
                 seconds[most].append(time.process_time() - began)
-    print(f"exact tokens: {sum(lengths)}")
+    lines = [
+        "## Length buckets",
+        "",
+        f"Forward and backward of a step of shape (e), {sum(lengths)} tokens in the cones, by the most groups of "
+        f"similar length allowed; CPU seconds of one thread, medians of {options.repeats} interleaved repetitions "
+        "(`python benchmarks/buckets.py`). A step of `fit` uses up to 3.",
+        "",
+        "| at most | rows of each group | tokens computed | CPU seconds |",
+        "|--:|---|--:|--:|",
+    ]
     for most, (groups, tokens, _, _) in stepping.items():
-        sizes = [len(g) for g in groups]
-        print(f"at most {most} buckets: rows {sizes}, {tokens} tokens, {statistics.median(seconds[most]):.3f} s")
+        sizes = ", ".join(str(len(g)) for g in groups)
+        lines.append(f"| {most} | {sizes} | {tokens} | {statistics.median(seconds[most]):.2f} |")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    (options.out / "performance_buckets.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -163,9 +163,9 @@ def write(results: dict, out: Path) -> None:
         "\n\n## Generation: tokens per second of one thread, 64 greedy tokens after 40, layer 8 edited\n\n",
         generation(results),
     ]
-    extra = out / "performance_twenty.md"
-    if extra.exists():
-        parts.append("\n\n" + extra.read_text(encoding="utf-8").rstrip())
+    for extra in (out / f"performance_{name}.md" for name in ("buckets", "twenty", "analyses")):
+        if extra.exists():
+            parts.append("\n\n" + extra.read_text(encoding="utf-8").rstrip())
     counts = "\n".join(
         f"- {size.name}: " + ", ".join(f"({s}) {ratio:.1f}" for s, ratio in counted.ratios(size).items())
         for size in (counted.SMOL, counted.LLAMA)
