@@ -1,5 +1,6 @@
 """Planted truth and its twin: the controls let a real subspace through, and nothing else."""
 
+import math
 from functools import cache
 
 import pytest
@@ -123,6 +124,32 @@ def test_labels_shuffle_within_their_strata():
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     assert shuffled_p(gained, labels, None, 999, 0) < 0.05
     assert shuffled_p(gained, labels, labels, 99, 0) == 1.0, "within a stratum of equal labels nothing changes"
+
+
+def test_labels_that_no_shuffle_can_change_give_no_p():
+    from reftlens.analysis.permutation import movable
+
+    own, changed = torch.tensor([0, 1, 0, 1]), torch.tensor([1, 0, 1, 0])
+    assert movable(changed, None) and not movable(changed, own)
+    assert movable(torch.tensor([1, 0, 0, 0]), own) and not movable(torch.zeros_like(own), None)
+
+
+def test_what_cannot_be_told_is_not_called_no_evidence():
+    from reftlens.analysis.control_table import Control, Controls, warnings_of
+    from reftlens.analysis.estimates import Estimate
+
+    def said(p, shuffles):
+        good, poor = Estimate(0.9, 0.8, 1.0, 50), Estimate(0.5, 0.4, 0.6, 50)
+        rows = [Control("trained", good, good), Control("full vector", good, good), Control("no edit", poor, poor)]
+        return warnings_of(Controls(tuple(rows), (), p, shuffles, Estimate(0.4, 0.3, 0.5, 50), ()))
+
+    assert said(0.001, 999) == []
+    (few,) = said(0.05, 19)
+    assert few == "19 shuffles are too few to tell: p cannot be below 0.05"
+    (none,) = said(math.nan, 999)
+    assert "no shuffle can change an answer" in none
+    (high,) = said(0.3, 999)
+    assert "no evidence" in high
 
 
 @pytest.mark.slow

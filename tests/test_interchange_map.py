@@ -86,3 +86,10 @@ def test_too_few_pairs_are_refused():
     data = pairs(planted().value, 8, 1)[0]
     with pytest.raises(ValueError, match="expected 4 or more"):
         rl.interchange_map(planted().model, data, data[:3])
+
+
+def test_more_cells_than_shuffles_can_tell_apart_are_warned_of():
+    with pytest.warns(UserWarning, match=r"4 cells and 19 shuffles.*pass shuffles=160 or more"):
+        _map(layers=(0, 2), ranks=(0,), shuffles=19)
+    with pytest.raises(ValueError, match="positions is empty"):
+        _map(positions=())

@@ -306,7 +306,9 @@ def test_slopes_are_those_of_polyfit():
     found = _response().slopes
     expected = numpy.polyfit(STRENGTHS, _response().on_data.effect.numpy(), 1)[0]
     torch.testing.assert_close(found.values, torch.tensor(expected))
-    assert found.wrong.value == pytest.approx((expected < 0).mean())
+    size = abs(expected).mean()
+    assert found.wrong.value == pytest.approx((expected < -0.05 * size).mean())
+    assert found.still.value == pytest.approx((abs(expected) <= 0.05 * size).mean())
 
 
 def test_the_dose_of_half_the_effect_of_a_known_curve():
@@ -328,6 +330,13 @@ def test_the_dose_of_half_the_effect_of_a_known_curve():
     assert half_effect(strengths, falls, 4.0).strength.value == pytest.approx(0.1), "the first time it is reached"
     opposite = half_effect([-s for s in strengths], hill, -1.0).strength
     assert opposite.value == pytest.approx(-exact) and opposite.low <= opposite.value <= opposite.high
+
+
+def test_one_example_has_no_interval():
+    from reftlens.analysis.estimates import mean_of
+
+    found = mean_of(torch.tensor([1.5]))
+    assert found.value == 1.5 and math.isnan(found.low) and str(found) == "1.50 [no interval]"
 
 
 def test_the_interval_of_the_half_dose_is_open_where_resamples_have_no_effect():
@@ -518,7 +527,7 @@ def test_a_second_run_is_the_same_bit_for_bit(gpt2):
     from reftlens.analysis.strength import dose_response
 
     settings = dict(prompts=["the cat sat"], max_new_tokens=6, temperature=1.0, seed=3, progress=False)
-    once, again = (dose_response(_reft("LoReFT"), gpt2, _data(gpt2), [0.0, 1.0], **settings) for _ in range(2))
+    once, again = (dose_response(_reft("LoReFT"), gpt2, _data(gpt2), [0.0, 0.5, 1.0], **settings) for _ in range(2))
     assert once.to_frame().equals(again.to_frame()) and once.by_strength().equals(again.by_strength())
     assert once.ec50() == again.ec50() and str(once) == str(again)
 

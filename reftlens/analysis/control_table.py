@@ -1,10 +1,12 @@
 """The table of a trained subspace beside its controls, and what it says of the claim."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reftlens import figures
 from reftlens.analysis.estimates import Estimate
+from reftlens.analysis.permutation import CANNOT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +33,7 @@ class Controls:
     random: tuple[tuple[float, float], ...]
     """`(accuracy, log-probability gained)` of each norm-matched random subspace."""
     p: float
-    """Share of the label shuffles that score as high, the subspace fixed (permutation test)."""
+    """Share of the label shuffles that score as high, the subspace fixed (permutation test); NaN where none can."""
     shuffles: int
     selectivity: Estimate | None
     """Interchange accuracy less that of a subspace trained on arbitrary labels; paired bootstrap."""
@@ -94,7 +96,11 @@ class Controls:
 def warnings_of(found: Controls) -> list[str]:
     """A sentence for each control that the trained subspace does not clear."""
     trained, said = found["trained"], []
-    if found.p >= 0.05:
+    if math.isnan(found.p):
+        said.append(CANNOT)
+    elif 1 / (1 + found.shuffles) >= 0.05:
+        said.append(f"{found.shuffles} shuffles are too few to tell: p cannot be below {1 / (1 + found.shuffles):.2g}")
+    elif found.p >= 0.05:
         said.append(f"shuffled labels score as high (p = {found.p:.2g}): no evidence that the subspace carries them")
     if found.random and found.rank > 1 + len(found.random) // 20:
         said.append(f"rank {found.rank} of {len(found.random) + 1} among norm-matched random subspaces")

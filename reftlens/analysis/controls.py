@@ -1,5 +1,6 @@
 """How much a trained subspace means: the same score for everything that could have reached it without meaning it."""
 
+import math
 from collections.abc import Hashable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from reftlens.analysis.answers import answers, first_targets
 from reftlens.analysis.control_table import Control, Controls, warnings_of
 from reftlens.analysis.directions import Direction, difference_of_means, pca
 from reftlens.analysis.estimates import Estimate, difference_of, mean_of, share_of
-from reftlens.analysis.permutation import shuffled_p
+from reftlens.analysis.permutation import movable, shuffled_p
 from reftlens.analysis.variable import about_variable, basis_of, pairs_of, rows_of
 from reftlens.batch import Batch
 from reftlens.config import FitConfig
@@ -81,10 +82,13 @@ def controls(
     - `no edit`: the unedited model. `full vector`: the whole vector exchanged at the same sites, the ceiling.
     - `random subspaces`: of equal rank, each moving every vector as far as the trained one. Their spread is shown and
       the trained one's rank among them, not a p: a trained subspace is not exchangeable with random ones.
-    - `difference of means`, `PCA`: of the sources' activations, at equal rank.
-    - `arbitrary labels`: the same training on answers that a hash of the source draws; selectivity is what the
-      trained subspace scores beyond it.
-    - `random model`: the same training on the same architecture with random weights.
+    - `difference of means` (filled up with principal components where it has fewer directions), `PCA`: of the sources'
+      activations, at equal rank.
+    - `arbitrary labels`: the same training on answers that a hash of the source prompt draws. Held-out prompts are
+      other ones, so what is left is what such training gives without anything to learn, about the rate of the answers;
+      its training accuracy says how much can be memorised. Selectivity is what the trained subspace scores beyond it.
+    - `random model`: the same training on the same architecture with random weights; scored among the answers that
+      occur, as it would hardly ever name one of them.
     - p: the held-out answers shuffled among pairs (with equal own answers, where `base` is given), the subspace fixed;
       statistic: mean log-probability of the answer, edited less unedited. `p = (1 + #{≥}) / (1 + shuffles)`.
 
@@ -149,9 +153,9 @@ class _Maker:
         arbitrary, hits = self._arbitrary(classes)
         rows["arbitrary labels"] = arbitrary
         if random_model is not False:
-            rows["random model"] = self._random_model(random_model)
+            rows["random model"] = self._random_model(random_model, classes)
         trained = names.index("trained")
-        p = shuffled_p(gained[trained], column, owns, shuffles, self.seed)
+        p = shuffled_p(gained[trained], column, owns, shuffles, self.seed) if movable(column, owns) else math.nan
         selectivity = difference_of(found.hits[trained], hits)
         result = Controls(tuple(rows.values()), spread, p, shuffles, selectivity, ())
         return replace(result, warnings=tuple(warnings_of(result)))
@@ -204,11 +208,17 @@ class _Maker:
         trained = self._accuracy(reft, self.model, train)
         return Control("arbitrary labels", share_of(hits), mean_of(gained), trained), hits
 
-    def _random_model(self, given: Bridge | bool) -> Control:
+    def _random_model(self, given: Bridge | bool, classes: Int[Tensor, " classes"]) -> Control:
+        """Hits are among the candidate answers: of all tokens, an untrained model hardly ever names one of them."""
         twin = random_twin(self.model, self.seed) if isinstance(given, bool) else given
         reft = self._trained_anew(twin, self.train)
-        hits, gained = self._scored(reft, twin, self.test)
-        return Control("random model", share_of(hits), mean_of(gained), self._accuracy(reft, twin, self.train))
+        plans, hits = [(reft, Variant(strength=0.0)), (reft, Variant())], []
+        for data in (self.train, self.test):
+            found = answers(twin, data, plans, classes.expand(len(data), -1), reuse=self.reuse, progress=False)
+            column = torch.searchsorted(classes, first_targets(data))
+            hits.append(found.log_probs[1].argmax(dim=1) == column)
+        gained = (found.log_probs[1] - found.log_probs[0])[torch.arange(len(column)), column]
+        return Control("random model", share_of(hits[1]), mean_of(gained), hits[0].float().mean().item())
 
 
 def relabelled(data: Batch, classes: Int[Tensor, " classes"], seed: int) -> Batch:

@@ -27,11 +27,22 @@ class Slopes:
 
     @property
     def wrong(self) -> Estimate:
-        """Share of examples that a stronger edit moves the wrong way (slope < 0), Clopper-Pearson."""
-        return share_of(self.values < 0)
+        """Share of examples that a stronger edit moves the wrong way, Clopper-Pearson.
+
+        Slopes within a twentieth of the mean size of all slopes count as not moving.
+        """
+        return share_of(self.values < -0.05 * self.values.abs().mean())
+
+    @property
+    def still(self) -> Estimate:
+        """Share of examples that hardly move."""
+        return share_of(self.values.abs() <= 0.05 * self.values.abs().mean())
 
     def __str__(self) -> str:
-        return f"slope {self.mean} nats per unit of strength; share that moves the wrong way {self.wrong}"
+        return (
+            f"slope {self.mean} nats per unit of strength; share that moves the wrong way {self.wrong}, share that "
+            f"hardly moves {self.still}"
+        )
 
 
 @dataclass(frozen=True)

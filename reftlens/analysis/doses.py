@@ -103,7 +103,10 @@ class DoseResponse:
                 raise ValueError(f"the change of {measure} is from strength 0: give 0 among the strengths")
             values = values - values[self.strengths.index(0.0)]
         largest = 1.0 if 1.0 in self.strengths else max(self.strengths, key=abs)
-        return half_effect(self.strengths, values, largest if reference is None else reference, seed=seed)
+        reference = largest if reference is None else reference
+        if reference in self.strengths and reference and not any(0 < s / reference < 1 for s in self.strengths):
+            raise ValueError(f"half of the effect at {reference:g}: give strengths between 0 and {reference:g}, too")
+        return half_effect(self.strengths, values, reference, seed=seed)
 
     def by_strength(self) -> "DataFrame":
         """One row per strength: mean of everything measured, with 95 % intervals over examples."""

@@ -84,6 +84,13 @@ class EffectMap:
         ax.set(xlabel="position", ylabel="edited at")
         return ax
 
+    def __str__(self) -> str:
+        lines = [
+            f"{self.hooks[i]} at {self.positions[j]}: {self.effect(self.hooks[i], self.positions[j])}"
+            for i, j in self.edited.any(dim=-1).nonzero().tolist()
+        ]
+        return "\n".join(["log-probability gained alone, nats per target token", *lines])
+
 
 def diverging(ax: "Axes", table: Float[Tensor, "rows columns"], label: str) -> None:
     """A heat map whose middle colour is 0, rows from below, with its colour bar."""
@@ -192,6 +199,13 @@ class Interactions:
         ax.set_xticks(range(count), list(map(figures.short, self.sites)), rotation=20, ha="right")
         ax.set_yticks(range(count), list(map(figures.short, self.sites)))
         return ax
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.sites[i]} and {self.sites[j]}: {self.interaction(i, j)}"
+            for i, j in combinations(range(len(self.sites)), 2)
+        ]
+        return "\n".join(["effect together less the sum of both, nats per target token", *lines])
 
 
 def interactions(

@@ -1,5 +1,6 @@
 """A number with its 95 % interval, by TransformerLens' statistics."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ class Estimate:
     count: int
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        interval = "no interval" if math.isnan(self.low) else f"{self.low:.2f}, {self.high:.2f}"
+        return f"{self.value:.2f} [{interval}]"
 
     def as_columns(self, name: str) -> dict[str, float]:
         """`{name: value, name_low: …, name_high: …}`, for a data frame."""
@@ -42,8 +44,10 @@ def share_of(hits: Shaped[Tensor, " example"]) -> Estimate:
 
 
 def mean_of(values: Float[Tensor, " example"]) -> Estimate:
-    """Mean with a percentile-bootstrap interval over examples (2,000 draws from a fixed seed)."""
+    """Mean with a percentile-bootstrap interval over examples (2,000 draws from a fixed seed); one has no interval."""
     _some(values)
+    if len(values) == 1:
+        return Estimate(values.item(), math.nan, math.nan, 1)
     low, high = bootstrap_ci(values.double(), n_resamples=_DRAWS)
     return Estimate(values.double().mean().item(), low.item(), high.item(), len(values))
 

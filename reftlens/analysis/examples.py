@@ -41,7 +41,7 @@ class DirectionExample:
     after: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DirectionExamples:
     """The tokens at both ends of each direction; directions are principal axes of the edit over the data."""
 
@@ -90,6 +90,9 @@ class DirectionExamples:
         head = "".join(f'<th scope="col">{c}</th>' for c in ("direction", "end", "edit", "row", "text"))
         caption = f"<caption>Tokens that are moved most at {escape(str(self.site))}</caption>"
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         return "\n".join(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, replace
@@ -103,7 +104,10 @@ class InterchangeMap:
         return list(dict.fromkeys(c.position for c in self.cells))
 
     def plot(self, ax: "Axes | None" = None, *, rank: int | None = None) -> "Axes":
-        """Heat map of held-out accuracy; cells that differ from shuffled labels (Holm, 5 %) carry a dot."""
+        """Heat map of held-out accuracy; white line in the bar: unedited model.
+
+        A dot: the answers are likelier than shuffled ones (Holm, 5 %), which can be so where few of them change.
+        """
         ax = figures.axes(ax, width=1.6 + 0.8 * len(self.positions), height=1.4 + 0.2 * len(self.layers))
         rank = max(c.rank for c in self.cells) if rank is None else rank
         table = self.accuracy(rank)
@@ -121,6 +125,15 @@ class InterchangeMap:
         ax.set(xlabel="position", ylabel="layer (residual after the block)")
         ax.grid(visible=False)
         return ax
+
+    def __str__(self) -> str:
+        cell, accuracy = self.best
+        apart = sum(p < 0.05 for p in self.corrected)
+        return (
+            f"{len(self.cells)} cells; best on the choosing half: layer {cell.layer}, {cell.position}, rank "
+            f"{cell.rank}, seed {cell.seed}; on the other half {accuracy}, unedited {self.unedited:.2f}\n"
+            f"{apart} cell(s) differ from shuffled labels (Holm, 5 %)"
+        )
 
 
 @dataclass(frozen=True)
@@ -243,6 +256,8 @@ def interchange_map(
     Raises:
         ValueError: with an executor and a model instead of a function that loads it, or too few held-out pairs.
     """
+    if not positions:
+        raise ValueError("positions is empty: give one or more, such as ['last']")
     if len(test) < 4:
         raise ValueError(f"{len(test)} held-out pair(s), expected 4 or more: they are cut into two halves")
     load = _Given(model) if isinstance(model, Bridge) else model
@@ -257,6 +272,13 @@ def interchange_map(
                tuple(ranks), tuple(seeds), config, shuffles, reuse, fingerprint(here).to_dict())
         for layer in (range(here.cfg.n_layers) if layers is None else layers)
     ]  # fmt: skip
+    count = sum(len(work.labels) * sum(len(work.seeds) if rank else 1 for rank in work.ranks) for work in works)
+    if count >= 0.05 * (1 + shuffles):
+        warnings.warn(
+            f"{count} cells and {shuffles} shuffles: after Holm's correction none can differ from shuffled labels; "
+            f"pass shuffles={40 * count} or more",
+            stacklevel=2,
+        )
     cells = _all_cells(works, None if folder is None else Path(folder), executor, progress)
     unedited = answers(here, test, [(_idle(works[0], here), Variant(strength=0.0))], first_targets(test)[:, None],
                        reuse=reuse, progress=False)  # fmt: skip

@@ -100,6 +100,8 @@ class ManifoldDistance:
         lines = []
         for row, corrected in zip(self.rows, self.p.tolist(), strict=True):
             said = "off the natural manifold" if corrected < 0.05 else "no sign of leaving the natural manifold"
+            if corrected >= 0.05 and row.beyond > 0.25:
+                said = "one by one farther out than natural ones, as a whole not shown to be: no verdict"
             lines.append(
                 f"{row.site}: median percentile {row.percentiles.median().item():.0f}, {100 * row.beyond:.0f} % beyond "
                 f"the natural 95th; {row.ratio:.1f} times as far from natural activations as they are from each other "

@@ -10,6 +10,17 @@ from reftlens.model import Bridge
 from reftlens.reft import ReFT, Variant
 from reftlens.reuse import Reuse
 
+CANNOT = (
+    "no shuffle can change an answer: pairs with equal own answers all have one label; sample some that change the "
+    "answer and some that do not (task.pairs(…, changed=0.5))"
+)
+
+
+def movable(labels: Int[Tensor, " pair"], strata: Int[Tensor, " pair"] | None) -> bool:
+    """Whether some stratum has different labels, so that shuffling within strata can change anything."""
+    groups = torch.zeros_like(labels) if strata is None else strata
+    return any(len(labels[groups == group].unique()) > 1 for group in groups.unique())
+
 
 def shuffled_p(
     gained: Float[Tensor, "pair classes"],
@@ -45,8 +56,14 @@ def permutation_p(
     seed: int = 0,
     reuse: bool | Reuse = True,
 ) -> float:
-    """The permutation p of `controls` alone: held-out answers shuffled among pairs, the subspace fixed."""
+    """The permutation p of `controls` alone: held-out answers shuffled among pairs, the subspace fixed.
+
+    Raises:
+        ValueError: where no shuffle can change an answer; with `base`, where pairs of equal own answers have one each.
+    """
     labels = first_targets(test)
+    if not movable(labels, None if base is None else first_targets(base)):
+        raise ValueError(CANNOT)
     classes = labels.unique()
     plans = [(reft, Variant(strength=0.0)), (reft, Variant())]
     found = answers(model, test, plans, classes.expand(len(test), -1), reuse=reuse, progress=False)

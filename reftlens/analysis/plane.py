@@ -76,6 +76,12 @@ class Plane:
         ax.set(xlabel=names[0], ylabel=names[1])
         return ax
 
+    def __str__(self) -> str:
+        shares = " and ".join(
+            f"{d} ({100 * s:.0f} % of the squared edit)" for d, s in zip(self.directions, self.shares, strict=True)
+        )
+        return f"{self.site}: {len(self.points)} tokens along directions {shares}"
+
 
 def plane(
     reft: ReFT,
