@@ -55,7 +55,7 @@ def main() -> None:
         "",
         f"Forward and backward of a step of shape (e), {sum(lengths)} tokens in the cones, by the most groups of "
         f"similar length allowed; CPU seconds of one thread, medians of {options.repeats} interleaved repetitions "
-        "(`python benchmarks/buckets.py`). A step of `fit` uses up to 4.",
+        "(`python benchmarks/buckets.py`). A step of `fit` uses up to 3.",
         "",
         "| at most | rows of each group | tokens computed | CPU seconds |",
         "|--:|---|--:|--:|",

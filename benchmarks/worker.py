@@ -150,7 +150,7 @@ def floor_reuse_step(shape, folder):
     optimizer = torch.optim.AdamW(edit.parameters(), lr=LR)
     ids, lengths = rows_of(shape), spec["rows"]
     groups = []
-    for rows in buckets([c for _, c in lengths], [p - 1 for p, _ in lengths], 4, 16.0):
+    for rows in buckets([c for _, c in lengths], [p - 1 for p, _ in lengths], 3, 16.0):
         longest, width = max(lengths[r][0] for r in rows) - 1, max(lengths[r][1] for r in rows)
         depth, count = model.config.num_hidden_layers, len(rows)
         stream = torch.zeros(count, width, 576)

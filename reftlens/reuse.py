@@ -23,7 +23,7 @@ class Reuse:
     depth: bool = True
     tokens: bool = True
     scored_only: bool = True
-    buckets: int = 4
+    buckets: int = 3
     plain: bool = True
     memory: int | None = None
     disk: int | None = None

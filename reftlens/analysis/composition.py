@@ -132,6 +132,8 @@ def composition(
         ValueError: for fewer than two edits, no metric, a row without a target, or an edit that acts on no token of
             a metric.
     """
+    if not isinstance(edits, Mapping) or not isinstance(metrics, Mapping):
+        raise TypeError("expected {name: edit} and {name: batch}, so that the table can name them")
     if len(edits) < 2 or not metrics:
         raise ValueError(f"{len(edits)} edit(s) and {len(metrics)} metric(s), expected two edits and a metric or more")
     plans = [(reft, Variant()) for reft in (*edits.values(), combined(*edits.values()))]

@@ -204,6 +204,8 @@ def site_labels(reft: ReFT) -> tuple[str, ...]:
 
 def as_labelled(positions: Mapping[str, Where]) -> dict[str, Positions]:
     """What `positions` spell, by label."""
+    if not isinstance(positions, Mapping):
+        raise TypeError(f"positions={positions!r}, expected {{label: positions}}")
     if not positions:
         raise ValueError("positions={}, expected {label: positions}, or None for every edited token")
     return {label: as_positions(where) for label, where in positions.items()}

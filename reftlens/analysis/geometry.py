@@ -181,6 +181,8 @@ def subspace_overlap(subspaces: Mapping[str, Subspace], *, site: Site | int | No
     Raises:
         ValueError: for subspaces of different widths, or one that spans nothing.
     """
+    if not isinstance(subspaces, Mapping):
+        raise TypeError(f"subspaces is a {type(subspaces).__name__}, expected {{name: subspace}}")
     columns: dict[str, Tensor] = {}
     for name, one in subspaces.items():
         columns |= _named(name, one, site)

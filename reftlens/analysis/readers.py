@@ -156,7 +156,9 @@ def _spectrum(
             names.append(name)
             gram = weight @ weight.T if gram is None else gram.addmm_(weight, weight.T)
     if gram is None:
-        raise ValueError(f"readers={pattern!r} matches none of the weights that read {site}: {', '.join(others)}")
+        raise ValueError(
+            f"readers={pattern!r} matches none of the weights that read {site}: {', '.join(others[:8])}, …"
+        )
     values, vectors = torch.linalg.eigh(gram)
     return tuple(names), values.flip(-1), vectors.flip(-1)
 

@@ -20,7 +20,7 @@ def about_variable(reft: ReFT, variable: str | None) -> ReFT:
     modules: dict[Site, Intervention] = {}
     for site, module in reft.items():
         if not module.variables:
-            raise ValueError(f"{module.kind} at {site} exchanges nothing: controls are for DAS and its kin")
+            raise ValueError(f"{module.kind} at {site} exchanges nothing, and this is asked of DAS and its kin")
         if variable is None and len(module.variables) > 1:
             raise ValueError(f"{module.kind} exchanges {', '.join(module.variables)}: say which with variable=…")
         if isinstance(module, DAS):
