@@ -14,7 +14,8 @@ import torch
 import architectures
 
 CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-os.environ.setdefault("OMP_NUM_THREADS", str(CORES))  # for child processes; more threads than cores only wait
+if "PYTEST_XDIST_WORKER" in os.environ:  # for child processes; more threads than cores only wait
+    os.environ["OMP_NUM_THREADS"] = str(CORES)  # and not what the process that starts the workers was given
 torch.set_num_threads(1)  # on tiny models a second thread only waits, and on a busy machine it waits long
 
 
