@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,9 @@ class Run:
 
     # -- checkpoints and result --------------------------------------------------------------------------
 
+    @cached_property
     def _identity(self) -> dict[str, Any]:
+        """What a checkpoint has to agree with; read off the model once, as it does not change in a run."""
         sites = [
             [s.to_dict(), i, m.kind, m.settings()] for (s, m), i in zip(self.reft.items(), self.reft.which, strict=True)
         ]
@@ -221,10 +224,10 @@ class Run:
             "seconds": self.seconds,
             "stopped_early": self.stopped_early,
         }
-        Checkpoint(tensors, self._identity() | record).write(self.path)
+        Checkpoint(tensors, self._identity | record).write(self.path)
 
     def resume(self) -> None:
-        saved = None if self.path is None else read_checkpoint(self.path, self._identity())
+        saved = None if self.path is None else read_checkpoint(self.path, self._identity)
         if saved is None:
             return
         parts: dict[str, dict[str, Tensor]] = {"reft": {}, "best": {}, "optimizer": {}}

@@ -267,9 +267,10 @@ def interchange_map(
     load = load if executor is not None else _Given(here)
     named = positions if isinstance(positions, Mapping) else {str(p): p for p in positions}
     where = [as_positions(p) for p in named.values()]
+    known = fingerprint(here).to_dict()
     works = [
         _Layer(load, train, test, tuple(at(layer, p) for p in where), tuple(named), layer,
-               tuple(ranks), tuple(seeds), config, shuffles, reuse, fingerprint(here).to_dict())
+               tuple(ranks), tuple(seeds), config, shuffles, reuse, known)
         for layer in (range(here.cfg.n_layers) if layers is None else layers)
     ]  # fmt: skip
     count = sum(len(work.labels) * sum(len(work.seeds) if rank else 1 for rank in work.ranks) for work in works)
