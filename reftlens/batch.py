@@ -106,6 +106,12 @@ class Batch:
         """The row of each target."""
         return self.target_mask.nonzero()[:, 0]
 
+    def require_targets(self) -> None:
+        """Raise `ValueError` where a row has no target, so that there is nothing to score in it."""
+        empty = (~self.target_mask.any(dim=1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"row(s) {empty[:10]} have no target: nothing to score there")
+
     @cached_property
     def predicting(self) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
         """Index `(row, column)` of the logits that predict the targets."""

@@ -77,9 +77,7 @@ def evaluate(
     check_asked(reft, model, data)
     check_deterministic(model)
     bound = reft.to(device_of(model)).bind(model)
-    empty = (~data.target_mask.any(dim=1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"row(s) {empty[:10]} have no target: nothing to score there")
+    data.require_targets()
     bound.require(data.view, variant)
     plans = [Plan(bound, replace(variant, strength=0.0)), Plan(bound, variant)]
     scorer = Scorer(model, data, plans, Reuse.of(reuse), uses=1)

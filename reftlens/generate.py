@@ -91,21 +91,14 @@ def generate_each(
     """
     if not variants or any(replace(v, strength=1.0) != replace(variants[0], strength=1.0) for v in variants):
         raise ValueError(f"{len(variants)} variant(s), expected one or more that differ in strength only")
-    read = prompts if isinstance(prompts, Prefilled) else None
-    batch, chat = (read.prompts, read.chat) if read is not None else (prompts, chat)
-    assert isinstance(batch, Batch)
-    count, many = len(batch), len(variants)
     decoding = Decoding(max_new_tokens, temperature, no_repeat_ngram=no_repeat_ngram, seed=seed)
-    session = Session(reft, model, batch[list(range(count)) * many], variants[0], decoding, stop_ids(model, chat))
+    session = _session(reft, model, prompts, chat, None, variants[0], decoding, copies=len(variants))
     session.vary(variants)
-    if read is not None:
-        read.check(reft, model)
-        session.prefilled = read.repeated(many)
     with tqdm(total=max_new_tokens, desc="generate", unit="token", disable=not progress) as bar:
         for _ in _advance(session.greedy_or_sampled(), bar):
             pass
     session.warn_of_unused_sites()
-    return session.result(None).split(many)
+    return session.result(None).split(len(variants))
 
 
 @torch.no_grad()
@@ -145,8 +138,9 @@ def stream(
 
 def _session(
     reft: ReFT | None, model: Bridge, prompts: Sequence[Prompt] | Batch | Prefilled, chat: bool, system: str | None,
-    variant: Variant, decoding: Decoding,
-) -> "Session":  # fmt: skip
+    variant: Variant, decoding: Decoding, copies: int = 1,
+) -> Session:  # fmt: skip
+    """A generation of the prompts, each so many times over (all of them, then all of them again)."""
     prefilled = prompts if isinstance(prompts, Prefilled) else None
     if isinstance(prompts, Prefilled):
         if chat or system is not None:
@@ -157,6 +151,9 @@ def _session(
         batch, chat = prompts.prompts, prompts.chat
     else:
         batch = prompts if isinstance(prompts, Batch) else encode_prompts(model, prompts, chat=chat, system=system)
+    if copies > 1:
+        batch = batch[list(range(len(batch))) * copies]
+        prefilled = None if prefilled is None else prefilled.repeated(copies)
     session = Session(reft, model, batch, variant, decoding, stop_ids(model, chat))
     session.prefilled = prefilled
     return session

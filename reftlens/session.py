@@ -131,8 +131,7 @@ class Session:
 
     def vary(self, variants: Sequence[Variant]) -> None:
         """Let equal parts of the rows, in order, have the strengths of `variants`, and the same random numbers."""
-        if self.bound is None:
-            return
+        assert self.bound is not None
         rows, device = len(self.ids) // len(variants), device_of(self.model)
         for i in self.sites:
             given = [torch.as_tensor(self.bound.strength(v, i), dtype=torch.float64) for v in variants]

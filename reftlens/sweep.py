@@ -89,9 +89,7 @@ def sweep(
     if not chosen:
         raise ValueError("no variants: give strengths, or Variant(…)s")
     bound = reft.to(device_of(model)).bind(model)
-    empty = (~data.target_mask.any(dim=1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"row(s) {empty[:10]} have no target: nothing to score there")
+    data.require_targets()
     for variant in chosen:
         bound.require(data.view, variant)
     scorer = Scorer(model, data, [Plan(bound, variant) for variant in chosen], Reuse.of(reuse), uses=1)

@@ -31,9 +31,7 @@ def first_targets(data: Batch) -> Int[Tensor, " example"]:
     Raises:
         ValueError: if a row has no target.
     """
-    empty = (~data.target_mask.any(dim=1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"row(s) {empty[:10]} have no target: nothing to score there")
+    data.require_targets()
     return data.tokens[torch.arange(len(data)), data.target_mask.long().argmax(dim=1)].cpu()
 
 

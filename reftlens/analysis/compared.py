@@ -57,9 +57,7 @@ class Comparison:
         for reft, _ in plans:
             check_asked(reft, model, data)
         check_deterministic(model)
-        empty = (~data.target_mask.any(dim=1)).nonzero().flatten().tolist()
-        if empty:
-            raise ValueError(f"row(s) {empty[:10]} have no target: nothing to score there")
+        data.require_targets()
         self.data, self.batch_size, self.progress, self.describe = data, batch_size, progress, describe
         self.refts = list({id(reft): reft.to(device_of(model)) for reft, _ in plans}.values())
         bound = {id(reft): reft.bind(model) for reft in self.refts}

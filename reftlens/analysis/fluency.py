@@ -30,9 +30,7 @@ def perplexity(model: Bridge, data: Batch, *, batch_size: int = 16) -> Float[Ten
         ValueError: where a row has no target.
     """
     check_deterministic(model)
-    empty = (~data.target_mask.any(dim=1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"row(s) {empty[:10]} have no target: nothing to score there")
+    data.require_targets()
     found: list[float] = []
     for rows in pieces(len(data), batch_size):
         batch = data[list(rows)].to(device_of(model))

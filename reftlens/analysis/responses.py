@@ -74,19 +74,12 @@ def _measured(one: Compared) -> Float[Tensor, "measures row"]:
     return torch.tensor([per_example(row, one.batch) for row in values], dtype=torch.float64)
 
 
-def token_kl(
-    logits: Float[Tensor, "tokens vocab"], reference: Float[Tensor, "tokens vocab"]
-) -> Float[Tensor, " tokens"]:
-    """`KL(p ‖ q) = Σ p (log p - log q)` of each token's prediction, `p` from `logits`, `q` from `reference`, in nats.
-
-    Computed in float64: in float32 the two normalisers alone are wrong by more than small doses change.
-    """
-    pairs = zip(logits.split(_TOGETHER), reference.split(_TOGETHER), strict=True)
-    return torch.cat([_divergence(a.double().log_softmax(dim=-1), b.double().log_softmax(dim=-1)) for a, b in pairs])
-
-
 def _divergence(p: Float[Tensor, "tokens vocab"], q: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
-    """From log-probabilities; a token that `p` excludes adds nothing."""
+    """`KL(p ‖ q) = Σ p (log p - log q)` of each token, in nats, from log-probabilities in float64.
+
+    In float32 the two normalisers alone are wrong by more than small doses change. A token that `p` excludes adds
+    nothing.
+    """
     return torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(dim=-1)
 
 
