@@ -1,6 +1,7 @@
 """What generation gives back: texts, tokens, and which of them were edited."""
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,12 +57,7 @@ class Generation:
         return "".join(f"⟦{piece}⟧" if hit else piece for piece, hit in self._pieces(row))
 
     def _pieces(self, row: int) -> list[tuple[str, bool]]:
-        """The text of each token and whether it was edited; tokens that share a character come as one piece."""
-        text, spans = token_spans(self.tokenizer, [*self.prompt_ids[row], *self.ids[row]])
-        pieces: dict[tuple[int, int], bool] = {}
-        for span, hit in zip(spans, self.edited[row], strict=True):
-            pieces[span] = pieces.get(span, False) or hit
-        return [(text[start:stop], hit) for (start, stop), hit in pieces.items()]
+        return pieces_of(self.tokenizer, [*self.prompt_ids[row], *self.ids[row]], self.edited[row])
 
     def __str__(self) -> str:
         return "\n".join(f"[{i}] {text}" for i, text in enumerate(self.texts))
@@ -69,12 +65,24 @@ class Generation:
     def _repr_html_(self) -> str:
         blocks = []
         for row in range(len(self)):
-            spans = [
-                f'<mark title="edited">{html.escape(piece)}</mark>' if hit else html.escape(piece)
-                for piece, hit in self._pieces(row)
-            ]
-            blocks.append(f'<p style="white-space:pre-wrap">{"".join(spans)}</p>')
+            shown = marked_tokens(self.tokenizer, [*self.prompt_ids[row], *self.ids[row]], self.edited[row])
+            blocks.append(f'<p style="white-space:pre-wrap">{shown}</p>')
         return "".join(blocks)
+
+
+def pieces_of(tokenizer: Any, ids: Sequence[int], edited: Sequence[bool]) -> list[tuple[str, bool]]:
+    """The text of each token and whether it was edited; tokens that share a character come as one piece."""
+    text, spans = token_spans(tokenizer, ids)
+    found: dict[tuple[int, int], bool] = {}
+    for span, hit in zip(spans, edited, strict=True):
+        found[span] = found.get(span, False) or hit
+    return [(text[start:end], hit) for (start, end), hit in found.items()]
+
+
+def marked_tokens(tokenizer: Any, ids: Sequence[int], edited: Sequence[bool]) -> str:
+    """HTML of tokens, the edited ones marked."""
+    shown = [(html.escape(piece), hit) for piece, hit in pieces_of(tokenizer, ids, edited)]
+    return "".join(f'<mark title="edited">{piece}</mark>' if hit else piece for piece, hit in shown)
 
 
 class TextStream:

@@ -4,19 +4,18 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import TYPE_CHECKING, SupportsFloat
 
 import torch
 
 from reftlens.batch import Batch, Prompt
 from reftlens.data import encode_prompts
 from reftlens.generate import generate_each
-from reftlens.generation import Generation
+from reftlens.generation import Generation, marked_tokens
 from reftlens.model import Bridge
 from reftlens.prefill import Prefilled, prefill
 from reftlens.reft import ReFT, Variant
 from reftlens.session import Decoding, Session, check_writes, stop_ids
-from reftlens.view import token_spans
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -188,16 +187,6 @@ def marked_text(made: Generation, row: int, *, acted: bool) -> str:
     while ids and ids[-1] in made.tokenizer.all_special_ids:
         ids.pop()
     return marked_tokens(made.tokenizer, ids, [hit and acted for hit in edited[: len(ids)]])
-
-
-def marked_tokens(tokenizer: Any, ids: Sequence[int], edited: Sequence[bool]) -> str:
-    """HTML of tokens, the edited ones marked; tokens that share a character are marked together."""
-    text, spans = token_spans(tokenizer, ids)
-    pieces: dict[tuple[int, int], bool] = {}
-    for span, hit in zip(spans, edited, strict=True):
-        pieces[span] = pieces.get(span, False) or hit
-    shown = [(escape(text[start:stop]), hit) for (start, stop), hit in pieces.items()]
-    return "".join(f'<mark title="edited">{piece}</mark>' if hit else piece for piece, hit in shown)
 
 
 def _listed(strengths: Sequence[float]) -> str:

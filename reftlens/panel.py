@@ -14,8 +14,8 @@ import torch
 
 from reftlens.analysis.effects import edited_positions
 from reftlens.batch import Batch, Prompt
-from reftlens.generation import Generation
-from reftlens.grid import STRENGTHS, STYLE, Grid, marked_text, marked_tokens, writing
+from reftlens.generation import Generation, marked_tokens
+from reftlens.grid import STRENGTHS, STYLE, Grid, marked_text, writing
 from reftlens.model import Bridge
 from reftlens.positions import Positions, Response
 from reftlens.prefill import prefill
