@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 import reftlens as rl
-from reftlens.analysis.responses import responses
-from reftlens.generate import generate_each
+from reftlens.generation.generate import generate_each
+from reftlens.scoring.responses import responses
 from reftlens.tasks import emoji
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)

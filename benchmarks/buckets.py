@@ -16,9 +16,9 @@ import torch
 from shapes import SHAPES, rows_of
 
 import reftlens as rl
-from reftlens import scorer
-from reftlens.batch import batch_from_rows
-from reftlens.cone import buckets
+from reftlens.cone import scorer
+from reftlens.cone.spans import buckets
+from reftlens.text.batch import batch_from_rows
 
 ALLOWED = (1, 2, 3, 4, 6, 10)
 

@@ -109,7 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     peers = options.peers or build_peers(HERE / ".peers")
 
-    from reftlens.pretrained import DEFAULT_MODEL, find_model
+    from reftlens.bridge.pretrained import DEFAULT_MODEL, find_model
 
     path = options.out / "performance_das.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

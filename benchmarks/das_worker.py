@@ -51,7 +51,7 @@ class Enough(Exception):
 
 
 def batch_of(rows):
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     source = batch_from_rows(rows.source, [[1] * shape.LENGTH] * len(rows.source))
     ids = [[*base, target] for base, target in zip(rows.base, rows.target, strict=True)]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import reftlens as rl
-from reftlens.analysis.answers import answers, first_targets
+from reftlens.scoring.answers import answers, first_targets
 from reftlens.tasks.ravel import Ravel, ravel_cities
 from reftlens.tasks.ravel_known import known
 

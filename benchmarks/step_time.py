@@ -96,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     options.peers = options.peers or build_peers(HERE / ".peers")
 
-    from reftlens.pretrained import DEFAULT_MODEL, find_model
+    from reftlens.bridge.pretrained import DEFAULT_MODEL, find_model
 
     options.model = find_model(DEFAULT_MODEL)
     path = options.out / "performance.json"

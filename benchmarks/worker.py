@@ -43,7 +43,7 @@ def plain_model(folder):
 def reftlens_steps(shape, folder):
     """The public `fit`, one optimizer step at a time."""
     import reftlens as rl
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     model, spec = rl.load_model(folder, progress=False), SHAPES[shape]
     data = batch_from_rows(rows_of(shape), [[1] * p + [2] * c for p, c in spec["rows"]])
@@ -140,7 +140,7 @@ def floor_reuse_step(shape, folder):
     """The same with the same reuse: layers above the edit, tokens from the edit on, the same groups of rows."""
     from transformers import DynamicCache
 
-    from reftlens.cone import buckets
+    from reftlens.cone.spans import buckets
 
     model, spec = plain_model(folder), SHAPES[shape]
     if len(spec["layers"]) > 1:  # every layer is edited from its first tokens on: there is nothing to reuse
@@ -245,7 +245,7 @@ def generate_step(contender, folder, batch):
     prompts = torch.tensor([row[:40] for row in rows_of("a")][:batch])
     if contender == "reftlens":
         import reftlens as rl
-        from reftlens.batch import batch_from_rows
+        from reftlens.text.batch import batch_from_rows
 
         model = rl.load_model(folder, progress=False)
         model.original_model.generation_config.eos_token_id = None

@@ -1,11 +1,29 @@
 """Train representation interventions on TransformerLens hook points, and understand what they learned."""
 
-from reftlens.activations import activations
-from reftlens.analysis.budget import Dose, largest_dose
-from reftlens.analysis.composition import Composition, combined, composition, orthogonalised, vector_sum
-from reftlens.analysis.control_table import Control, Controls
-from reftlens.analysis.controls import controls, random_twin
-from reftlens.analysis.directions import (
+from reftlens.analysis.causal.control_table import Control, Controls
+from reftlens.analysis.causal.controls import controls, random_twin
+from reftlens.analysis.causal.illusion import IllusionMeter, subspace_illusion
+from reftlens.analysis.causal.interchange_map import InterchangeMap, interchange_map
+from reftlens.analysis.causal.manifold import ManifoldDistance, manifold_distance
+from reftlens.analysis.causal.permutation import permutation_p
+from reftlens.analysis.causal.scores import (
+    Disentanglement,
+    InterchangeScores,
+    cause_isolate,
+    interchange_scores,
+    scores_table,
+)
+from reftlens.analysis.places.composition import Composition, combined, composition, orthogonalised, vector_sum
+from reftlens.analysis.places.effect_map import EffectMap, Interactions, effect_map, interactions
+from reftlens.analysis.places.effects import PartEffects, position_effects, site_effects
+from reftlens.analysis.places.path import EditPath, edit_path
+from reftlens.analysis.statistics import Estimate
+from reftlens.analysis.strength.budget import Dose, largest_dose
+from reftlens.analysis.strength.dose_response import dose_response
+from reftlens.analysis.strength.doses import DoseResponse
+from reftlens.analysis.strength.edit_size import edit_size
+from reftlens.analysis.strength.equal_kl import EqualKL, compare_at_equal_kl
+from reftlens.analysis.subspaces.directions import (
     Direction,
     caa,
     difference_of_means,
@@ -16,40 +34,40 @@ from reftlens.analysis.directions import (
     random_subspace,
     repe,
 )
-from reftlens.analysis.doses import DoseResponse
-from reftlens.analysis.edit_size import edit_size
-from reftlens.analysis.effect_map import EffectMap, Interactions, effect_map, interactions
-from reftlens.analysis.effects import PartEffects, position_effects, site_effects
-from reftlens.analysis.equal_kl import EqualKL, compare_at_equal_kl
-from reftlens.analysis.estimates import Estimate
-from reftlens.analysis.examples import DirectionExamples, direction_examples
-from reftlens.analysis.frame import Canonical, canonical
-from reftlens.analysis.geometry import SubspaceOverlap, subspace_overlap
-from reftlens.analysis.illusion import IllusionMeter, subspace_illusion
-from reftlens.analysis.interchange_map import InterchangeMap, interchange_map
-from reftlens.analysis.manifold import ManifoldDistance, manifold_distance
-from reftlens.analysis.path import EditPath, edit_path
-from reftlens.analysis.permutation import permutation_p
-from reftlens.analysis.plane import Plane, plane
-from reftlens.analysis.rank_sweep import RankSweep, rank_sweep
-from reftlens.analysis.readers import SeenSplit, seen_split
-from reftlens.analysis.reft_r1 import reft_r1
-from reftlens.analysis.scores import Disentanglement, InterchangeScores, cause_isolate, interchange_scores, scores_table
-from reftlens.analysis.stability import FramePath, Stability, stability
-from reftlens.analysis.strength import dose_response
-from reftlens.analysis.tokens import DirectionTokens, direction_tokens
-from reftlens.analysis.weights import WeightOverlap, weight_overlap
-from reftlens.batch import Batch, Example, Source, join, resampled
-from reftlens.causal import CausalModel, Derived, Pairs
-from reftlens.checkpoint import CheckpointMismatch
-from reftlens.config import FitConfig
-from reftlens.data import encode, encode_prompts, load_examples
-from reftlens.engine import SiteNeverFired
-from reftlens.evaluate import Evaluation, evaluate
-from reftlens.fit import fit, fit_seeds, fit_together
-from reftlens.generate import generate, stream
-from reftlens.generation import Generation
-from reftlens.hub import from_hub, push_to_hub
+from reftlens.analysis.subspaces.examples import DirectionExamples, direction_examples
+from reftlens.analysis.subspaces.frame import Canonical, canonical
+from reftlens.analysis.subspaces.geometry import SubspaceOverlap, subspace_overlap
+from reftlens.analysis.subspaces.plane import Plane, plane
+from reftlens.analysis.subspaces.rank_sweep import RankSweep, rank_sweep
+from reftlens.analysis.subspaces.readers import SeenSplit, seen_split
+from reftlens.analysis.subspaces.reft_r1 import reft_r1
+from reftlens.analysis.subspaces.stability import FramePath, Stability, stability
+from reftlens.analysis.subspaces.tokens import DirectionTokens, direction_tokens
+from reftlens.analysis.subspaces.weights import WeightOverlap, weight_overlap
+from reftlens.bridge.pretrained import load_model
+from reftlens.cone.reuse import Reuse
+from reftlens.editing.activations import activations
+from reftlens.editing.preflight import preflight, sites
+from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.site import (
+    Site,
+    attn_k,
+    attn_out,
+    attn_q,
+    attn_v,
+    attn_z,
+    embed,
+    final_norm,
+    mlp_out,
+    mlp_post,
+    resid_mid,
+    resid_post,
+    resid_pre,
+)
+from reftlens.errors import CheckpointMismatch, HookNotFound, ModelNotAvailable, SiteNeverFired, TrainingDiverged
+from reftlens.generation.generate import generate, stream
+from reftlens.generation.prefill import Prefilled, prefill
+from reftlens.generation.result import Generation
 from reftlens.interventions import (
     DAS,
     Ablation,
@@ -68,11 +86,20 @@ from reftlens.interventions import (
     SigmoidMask,
     SteeringVector,
 )
-from reftlens.merge import merged_weights
-from reftlens.model import HookNotFound
-from reftlens.objectives import cross_entropy
-from reftlens.plain import on_transformers
-from reftlens.positions import (
+from reftlens.interventions.subspace import orthonormal
+from reftlens.reports.page import report
+from reftlens.scoring.evaluate import Evaluation, evaluate
+from reftlens.scoring.objectives import cross_entropy
+from reftlens.scoring.sweep import Sweep, sweep
+from reftlens.storage.folder import StoreMismatch, load, load_run, save
+from reftlens.storage.hub import from_hub, push_to_hub
+from reftlens.storage.merge import merged_weights
+from reftlens.storage.plain import on_transformers
+from reftlens.storage.pyreft import load_pyreft
+from reftlens.tasks.causal import CausalModel, Derived, Pairs
+from reftlens.text.batch import Batch, Example, Source, join, resampled
+from reftlens.text.encode import encode, encode_prompts, load_examples
+from reftlens.text.positions import (
     All,
     At,
     First,
@@ -85,34 +112,11 @@ from reftlens.positions import (
     Tokens,
     parse_positions,
 )
-from reftlens.prefill import Prefilled, prefill
-from reftlens.preflight import preflight, sites
-from reftlens.pretrained import ModelNotAvailable, load_model
-from reftlens.pyreft import load_pyreft
-from reftlens.reft import ReFT, Variant
-from reftlens.report.page import report
-from reftlens.result import FitResult
-from reftlens.reuse import Reuse
-from reftlens.site import (
-    Site,
-    attn_k,
-    attn_out,
-    attn_q,
-    attn_v,
-    attn_z,
-    embed,
-    final_norm,
-    mlp_out,
-    mlp_post,
-    resid_mid,
-    resid_post,
-    resid_pre,
-)
-from reftlens.slider import slider
-from reftlens.store import StoreMismatch, load, load_run, save
-from reftlens.subspace import orthonormal
-from reftlens.sweep import Sweep, sweep
-from reftlens.training import Step, TrainingDiverged
+from reftlens.training.config import FitConfig
+from reftlens.training.fitting import fit, fit_seeds, fit_together
+from reftlens.training.result import FitResult
+from reftlens.training.run import Step
+from reftlens.widgets.slider import slider
 
 __all__ = [
     "DAS",

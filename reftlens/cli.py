@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from reftlens import figures
-from reftlens.data import encode, load_examples
-from reftlens.generate import stream
-from reftlens.generation import Generation
-from reftlens.pretrained import DEFAULT_MODEL, ModelNotAvailable, load_model
-from reftlens.reft import ReFT, Variant
-from reftlens.report.page import report
-from reftlens.result import FitResult
-from reftlens.store import RUN_FILE, SETTINGS_FILE, StoreMismatch, load, load_run, save
+from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
+from reftlens.editing.reft import ReFT, Variant
+from reftlens.errors import ModelNotAvailable
+from reftlens.generation.generate import stream
+from reftlens.generation.result import Generation
+from reftlens.reports.page import report
+from reftlens.storage.folder import RUN_FILE, SETTINGS_FILE, StoreMismatch, load, load_run, save
 from reftlens.tasks import emoji
+from reftlens.text.encode import encode, load_examples
+from reftlens.training.result import FitResult
 
 STRENGTHS = (0.0, 0.5, 1.0)
 

@@ -48,7 +48,7 @@ def planted(seed: int = 0) -> Planted:
 
 def pairs(value: torch.Tensor, count: int, seed: int, tokens: Any = VALUES) -> tuple[Any, Any]:
     """`(counterfactual, base's own)`: rows of filler and a value; the source's value is to be answered."""
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.tensor(list(tokens))[torch.randint(0, len(tokens), (2, count), generator=generator)]

@@ -14,7 +14,7 @@ def ids_of(text):
 
 
 def batch_of(rows):
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     return batch_from_rows(rows, [[1] * len(row) for row in rows], tokenizer=tokenizer())
 
@@ -94,7 +94,7 @@ def test_penalties_act_in_every_beam_as_in_transformers(settings):
 
 def score(reft, model, prompt, ids):
     """Mean log-probability per token of a continuation, from one forward pass over the finished text."""
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     batch = batch_from_rows([[*prompt, *ids]], [[1] * len(prompt) + [3] * len(ids)], tokenizer=tokenizer())
     with torch.no_grad():
@@ -110,7 +110,7 @@ def score(reft, model, prompt, ids):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_scores_of_edited_beams_are_those_of_the_teacher_forced_forward(architecture, monkeypatch):
     import reftlens as rl
-    from reftlens import beams as module
+    from reftlens.generation import beams as module
 
     model, reft, seen = fresh_bridge(architecture), sites(), []
     model.original_model.generation_config.eos_token_id = STOPS
@@ -138,7 +138,7 @@ def test_the_scores_of_edited_beams_are_those_of_the_teacher_forced_forward(arch
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
 def test_as_many_beams_as_tokens_find_the_best_pair_of_all(architecture):
     import reftlens as rl
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     model, reft, row = bridge(architecture), sites(2), ids_of("the cat sat")
     vocab = len(tokenizer())

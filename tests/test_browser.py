@@ -116,7 +116,7 @@ def test_axe_does_find_what_is_wrong(driver, tmp_path):
 TINY = """
 import sys; sys.path.insert(0, {tests!r})
 import architectures, reftlens as rl, torch
-from reftlens.slider import slider
+from reftlens.widgets.slider import slider
 model = architectures.bridge("llama")
 reft = rl.ReFT({{rl.resid_post(0, "l2"): rl.LoReFT(32, rank=2, generator=torch.Generator().manual_seed(0))}})
 for module in reft.interventions:
@@ -124,7 +124,7 @@ for module in reft.interventions:
 """
 SMOL = """
 import reftlens as rl, torch
-from reftlens.slider import slider
+from reftlens.widgets.slider import slider
 torch.set_num_threads({threads})
 model = rl.load_model(progress=False)
 generator = torch.Generator().manual_seed(0)

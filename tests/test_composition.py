@@ -33,7 +33,7 @@ def _gained(reft, model, data):
 
 def test_the_matrix_equals_separate_evaluations(gpt2):
     import reftlens as rl
-    from reftlens.analysis.composition import combined, composition
+    from reftlens.analysis.places.composition import combined, composition
 
     edits = {"one": _loreft(rl.resid_post(0, "l2"), 1), "two": _loreft(rl.resid_post(0, "last"), 2)}
     edits["three"] = _loreft(rl.resid_post(1, "prompt"), 3)
@@ -58,8 +58,8 @@ def test_the_matrix_equals_separate_evaluations(gpt2):
 
 def test_effects_on_different_answers_add_up_and_on_one_answer_do_not():
     import reftlens as rl
-    from reftlens.analysis.composition import composition
-    from reftlens.batch import batch_from_rows
+    from reftlens.analysis.places.composition import composition
+    from reftlens.text.batch import batch_from_rows
 
     truth = planted()
     later = batch_from_rows([[60 + i, 70 + i, 41, 80 + i, 40] for i in range(20)], [[1, 1, 2, 2, 2]] * 20,
@@ -77,7 +77,7 @@ def test_effects_on_different_answers_add_up_and_on_one_answer_do_not():
 
 def test_an_exchange_and_a_vector_compose():
     import reftlens as rl
-    from reftlens.analysis.composition import combined, composition
+    from reftlens.analysis.places.composition import combined, composition
 
     truth = planted()
     data, _ = pairs(truth.value, 16, 4)
@@ -98,7 +98,7 @@ def test_an_exchange_and_a_vector_compose():
 def test_edits_at_one_place_act_one_after_the_other(gpt2):
     """Three at the very same site: h3(h2(h1(h))), and the store keeps them."""
     import reftlens as rl
-    from reftlens.analysis.composition import combined
+    from reftlens.analysis.places.composition import combined
 
     site, data = rl.resid_post(1, "last"), _texts(gpt2)
     refts = [_loreft(site, seed) for seed in (1, 2, 3)]
@@ -118,7 +118,7 @@ def test_edits_at_one_place_act_one_after_the_other(gpt2):
 
 def test_jointly_orthogonal_bases_are_orthonormal_and_near():
     import reftlens as rl
-    from reftlens.analysis.composition import orthogonalised
+    from reftlens.analysis.places.composition import orthogonalised
 
     site = rl.resid_post(1, "last")
     kinds = [rl.LoReFT, rl.OrthoDiReFT, rl.ConsReFT, rl.LobiReFT, rl.DAS]
@@ -140,7 +140,7 @@ def test_jointly_orthogonal_bases_are_orthonormal_and_near():
 
 def test_bases_that_are_orthogonal_or_meet_nowhere_stay_as_they_are():
     import reftlens as rl
-    from reftlens.analysis.composition import orthogonalised
+    from reftlens.analysis.places.composition import orthogonalised
 
     site, other = rl.resid_post(1, "last"), rl.resid_post(2, "last")
     refts = [_loreft(site, 1), _loreft(site, 2), _loreft(other, 1)]
@@ -153,7 +153,7 @@ def test_bases_that_are_orthogonal_or_meet_nowhere_stay_as_they_are():
 
 def test_tied_interventions_are_turned_once():
     import reftlens as rl
-    from reftlens.analysis.composition import orthogonalised
+    from reftlens.analysis.places.composition import orthogonalised
 
     here, there = rl.resid_post(1, "last"), rl.resid_post(2, "last")
     tied = rl.LoReFT(D, rank=2)
@@ -165,7 +165,7 @@ def test_tied_interventions_are_turned_once():
 
 def test_a_negative_strength_and_a_negative_weight_are_the_opposite_edit():
     import reftlens as rl
-    from reftlens.analysis.composition import vector_sum
+    from reftlens.analysis.places.composition import vector_sum
 
     site, model = rl.resid_post(1, "last"), bridge("gpt2")
     vectors = [torch.randn(D) for _ in range(2)]
@@ -184,7 +184,7 @@ def test_a_negative_strength_and_a_negative_weight_are_the_opposite_edit():
 
 def test_what_cannot_be_composed_is_refused(gpt2):
     import reftlens as rl
-    from reftlens.analysis.composition import combined, composition, orthogonalised, vector_sum
+    from reftlens.analysis.places.composition import combined, composition, orthogonalised, vector_sum
 
     site = rl.resid_post(1, "last")
     lo, no = _loreft(site, 1), _loreft(site, 2, kind=rl.NoReFT)

@@ -10,7 +10,7 @@ from architectures import bridge
 
 
 def _cost(lengths, keys, groups, overhead):
-    from reftlens.cone import _KEYS_PER_TOKEN
+    from reftlens.cone.spans import _KEYS_PER_TOKEN
 
     def one(rows):
         longest, deepest = max(lengths[r] for r in rows), max(keys[r] for r in rows)
@@ -28,14 +28,14 @@ def _cost(lengths, keys, groups, overhead):
     ],
 )  # fmt: skip
 def test_the_first_block_that_a_hook_can_change(hook, first):
-    from reftlens.cone import first_block
+    from reftlens.cone.spans import first_block
 
     assert first_block(hook, 12) == first
 
 
 def test_a_span_runs_from_the_first_edited_or_scored_token_to_the_last_scored_one():
     import reftlens as rl
-    from reftlens.cone import spans
+    from reftlens.cone.spans import spans
 
     model = bridge("gpt2")
     data = rl.encode(model, [rl.Example("the cat sat", " on the mat"), rl.Example("a", " dog ran by the green hill")])
@@ -54,7 +54,7 @@ def test_a_span_runs_from_the_first_edited_or_scored_token_to_the_last_scored_on
 
 @pytest.mark.parametrize("seed", range(12))
 def test_groups_are_the_cheapest_of_all(seed):
-    from reftlens.cone import buckets
+    from reftlens.cone.spans import buckets
 
     dice = random.Random(seed)
     n, most, overhead = dice.randint(1, 6), dice.randint(1, 3), dice.choice([0.0, 5.0, 200.0])
@@ -74,7 +74,7 @@ def test_groups_are_the_cheapest_of_all(seed):
 
 
 def test_one_long_row_is_computed_apart_and_equal_rows_together():
-    from reftlens.cone import buckets
+    from reftlens.cone.spans import buckets
 
     assert buckets([10] * 7, [5] * 7, 3, 16.0) == [list(range(7))]
     assert buckets([10, 200, 11, 9], [5] * 4, 3, 16.0) == [[0, 2, 3], [1]]
@@ -82,7 +82,7 @@ def test_one_long_row_is_computed_apart_and_equal_rows_together():
 
 
 def test_a_window_shows_the_cones_of_its_rows():
-    from reftlens.cone import Span, window
+    from reftlens.cone.spans import Span, window
 
     win = window([Span(2, 5), Span(0, 1)], torch.device("cpu"))
     values = torch.arange(12).view(2, 6)

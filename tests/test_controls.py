@@ -118,7 +118,7 @@ def test_what_controls_cannot_be_made_of_is_said():
 
 
 def test_labels_shuffle_within_their_strata():
-    from reftlens.analysis.permutation import shuffled_p
+    from reftlens.analysis.causal.permutation import shuffled_p
 
     gained = torch.eye(3)[[0, 0, 1, 1, 2, 2]]
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -127,7 +127,7 @@ def test_labels_shuffle_within_their_strata():
 
 
 def test_labels_that_no_shuffle_can_change_give_no_p():
-    from reftlens.analysis.permutation import movable
+    from reftlens.analysis.causal.permutation import movable
 
     own, changed = torch.tensor([0, 1, 0, 1]), torch.tensor([1, 0, 1, 0])
     assert movable(changed, None) and not movable(changed, own)
@@ -135,8 +135,8 @@ def test_labels_that_no_shuffle_can_change_give_no_p():
 
 
 def test_what_cannot_be_told_is_not_called_no_evidence():
-    from reftlens.analysis.control_table import Control, Controls, warnings_of
-    from reftlens.analysis.estimates import Estimate
+    from reftlens.analysis.causal.control_table import Control, Controls, warnings_of
+    from reftlens.analysis.statistics import Estimate
 
     def said(p, shuffles):
         good, poor = Estimate(0.9, 0.8, 1.0, 50), Estimate(0.5, 0.4, 0.6, 50)

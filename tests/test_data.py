@@ -233,7 +233,7 @@ def test_a_template_that_changes_the_completion_is_refused(rl, gpt2):
 
 
 def test_the_end_of_a_turn_is_read_from_the_template(rl, gpt2):
-    from reftlens.data import end_of_turn
+    from reftlens.text.encode import end_of_turn
 
     special = gpt2.tokenizer.convert_tokens_to_ids
     assert end_of_turn(gpt2.tokenizer) == [special("<end>")]
@@ -497,7 +497,7 @@ def test_logits_one_to_the_left_predict_each_target(batch):
 
 def test_a_first_token_that_is_a_target_is_refused_for_nothing_predicts_it(rl):
     """The column to its left would be the last one of the row."""
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     made = batch_from_rows([[5, 6], [7, 8]], [[1, 2], [2, 2]])
     with pytest.raises(ValueError, match=r"the first token of row\(s\) \[1\] is a target"):
@@ -607,7 +607,7 @@ def test_the_fingerprint_sees_every_id_role_target_and_the_order_of_rows(rl, gpt
 
 
 def test_rows_do_not_run_into_each_other_in_the_fingerprint(rl):
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     split = {
         batch_from_rows(ids, [[1] * len(row) for row in ids]).fingerprint
@@ -642,7 +642,7 @@ def test_B22_a_prompt_that_holds_the_pad_token_keeps_it(rl, gpt2):
 
 
 def test_ragged_rows_make_a_batch_without_any_tokenizer(rl):
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     made = batch_from_rows([[5, 6, 7], [8]], [[1, 2, 3], [1]])
     assert made.tokens.tolist() == [[5, 6, 7], [8, 0, 0]]

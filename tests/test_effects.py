@@ -34,7 +34,7 @@ def _das(truth, positions="prompt", layer=1):
 
 
 def test_the_one_position_that_is_read_does_all_of_it_and_the_fillers_nothing():
-    from reftlens.analysis.effects import position_effects
+    from reftlens.analysis.places.effects import position_effects
 
     truth, data = _scene()
     found = position_effects(_das(truth), truth.model, data, **QUIET)
@@ -51,9 +51,9 @@ def test_the_one_position_that_is_read_does_all_of_it_and_the_fillers_nothing():
 
 def test_positions_and_sites_equal_separate_evaluations():
     import reftlens as rl
-    from reftlens.analysis.effect_map import effect_map
-    from reftlens.analysis.effects import position_effects, site_effects
-    from reftlens.positions import as_positions
+    from reftlens.analysis.places.effect_map import effect_map
+    from reftlens.analysis.places.effects import position_effects, site_effects
+    from reftlens.text.positions import as_positions
 
     model, data = bridge("gpt2"), _ragged()
     where = {"start": "first", "cat": rl.Tokens("cat", missing="skip"), "end": "l2"}
@@ -103,7 +103,7 @@ def _two_layers(model, positions="prompt"):
 
 
 def test_short_prompts_are_not_counted_where_they_have_no_token():
-    from reftlens.analysis.effects import position_effects
+    from reftlens.analysis.places.effects import position_effects
 
     model, data = bridge("gpt2"), _ragged()
     found = position_effects(_two_layers(model, "all"), model, data, **QUIET)
@@ -115,7 +115,7 @@ def test_short_prompts_are_not_counted_where_they_have_no_token():
 
 
 def test_with_one_site_alone_is_the_whole_and_left_out_is_nothing():
-    from reftlens.analysis.effects import site_effects
+    from reftlens.analysis.places.effects import site_effects
 
     truth, data = _scene()
     found = site_effects(_das(truth, "last"), truth.model, data, **QUIET)
@@ -124,8 +124,8 @@ def test_with_one_site_alone_is_the_whole_and_left_out_is_nothing():
 
 def test_a_site_that_nothing_reads_has_no_effect_at_all():
     import reftlens as rl
-    from reftlens.analysis.effect_map import effect_map, interactions
-    from reftlens.analysis.effects import site_effects
+    from reftlens.analysis.places.effect_map import effect_map, interactions
+    from reftlens.analysis.places.effects import site_effects
 
     truth, data = _scene()
     reft = rl.ReFT({rl.resid_post(0, "f1"): _vector(truth), rl.resid_post(1, "last"): _vector(truth)})
@@ -147,8 +147,8 @@ def _plain(data):
 
 def test_sites_that_act_on_different_answers_add_up_and_two_on_one_answer_do_not():
     import reftlens as rl
-    from reftlens.analysis.effect_map import interactions
-    from reftlens.batch import batch_from_rows
+    from reftlens.analysis.places.effect_map import interactions
+    from reftlens.text.batch import batch_from_rows
 
     truth, _ = _scene()
     generator = torch.Generator().manual_seed(0)
@@ -173,8 +173,8 @@ def test_sites_that_act_on_different_answers_add_up_and_two_on_one_answer_do_not
 def test_only_what_exchanges_needs_the_source():
     """A ReFT of an exchange and a vector: each is scored alone though only one of them takes a source."""
     import reftlens as rl
-    from reftlens.analysis.effect_map import interactions
-    from reftlens.analysis.effects import site_effects
+    from reftlens.analysis.places.effect_map import interactions
+    from reftlens.analysis.places.effects import site_effects
 
     truth, data = _scene()
     das = _das(truth, "last")
@@ -192,8 +192,8 @@ def test_only_what_exchanges_needs_the_source():
 
 
 def test_the_map_of_a_planted_network_finds_the_one_position_and_corrects_its_p():
-    from reftlens.analysis.effect_map import effect_map
-    from reftlens.analysis.estimates import holm
+    from reftlens.analysis.places.effect_map import effect_map
+    from reftlens.analysis.statistics import holm
 
     truth, data = _scene()
     found = effect_map(_das(truth), truth.model, data, **QUIET)
@@ -204,7 +204,7 @@ def test_the_map_of_a_planted_network_finds_the_one_position_and_corrects_its_p(
 
 
 def test_sign_flips_are_uniform_where_there_is_no_effect_and_small_where_there_is():
-    from reftlens.analysis.estimates import sign_flip_p
+    from reftlens.analysis.statistics import sign_flip_p
 
     generator = torch.Generator().manual_seed(0)
     for n in (10, 25):  # all patterns, and drawn ones
@@ -218,7 +218,7 @@ def test_sign_flips_are_uniform_where_there_is_no_effect_and_small_where_there_i
 
 
 def test_enough_signs_are_flipped_for_the_correction():
-    from reftlens.analysis.estimates import sign_flip_tests
+    from reftlens.analysis.statistics import sign_flip_tests
 
     rows = [torch.randn(20, generator=torch.Generator().manual_seed(i)) for i in range(299)] + [torch.ones(20) * 9]
     p, corrected = sign_flip_tests(rows)
@@ -226,8 +226,8 @@ def test_enough_signs_are_flipped_for_the_correction():
 
 
 def test_a_second_run_gives_the_same_and_everything_can_be_seen():
-    from reftlens.analysis.effect_map import effect_map, interactions
-    from reftlens.analysis.effects import position_effects, site_effects
+    from reftlens.analysis.places.effect_map import effect_map, interactions
+    from reftlens.analysis.places.effects import position_effects, site_effects
 
     model, data = bridge("gpt2"), _ragged()
     reft = _two_layers(model)
@@ -242,7 +242,7 @@ def test_a_second_run_gives_the_same_and_everything_can_be_seen():
 
 def test_strength_is_a_knob_here_too():
     import reftlens as rl
-    from reftlens.analysis.effects import position_effects
+    from reftlens.analysis.places.effects import position_effects
 
     model, data = bridge("gpt2"), _ragged()
     reft = _two_layers(model)
@@ -255,8 +255,8 @@ def test_strength_is_a_knob_here_too():
 
 
 def test_what_has_no_answer_is_refused():
-    from reftlens.analysis.effect_map import effect_map, interactions
-    from reftlens.analysis.effects import position_effects
+    from reftlens.analysis.places.effect_map import effect_map, interactions
+    from reftlens.analysis.places.effects import position_effects
 
     truth, data = _scene()
     das = _das(truth, "last")

@@ -129,7 +129,7 @@ def test_B11_positions_are_not_remembered_from_one_batch_to_the_next(any_model):
 
 
 def test_the_cache_may_be_filled_in_pieces_of_any_size(any_model):
-    from reftlens.engine import forward
+    from reftlens.editing.engine import forward
 
     batch = left_padded(encoded(any_model))
     whole = run(any_model, batch)
@@ -584,7 +584,7 @@ def test_B19_sequences_given_by_the_caller_are_not_changed(llama):
 
 
 def test_the_engine_adds_nothing_when_there_is_nothing_to_edit(llama):
-    from reftlens.engine import attached
+    from reftlens.editing.engine import attached
 
     batch = encoded(llama)
     with attached([]), nullcontext():

@@ -6,7 +6,7 @@ import torch
 
 def batch_of(ids):
     """Rows of tokens whose last one is the target."""
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     return batch_from_rows(ids, [[1] * (len(row) - 1) + [2] for row in ids])
 

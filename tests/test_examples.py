@@ -12,7 +12,7 @@ PROMPTS = ["the cat sat on the mat", "a dog ran by", "<moon> & the green hill", 
 
 
 def _examples(reft, model, data, **kwargs):
-    from reftlens.analysis.examples import direction_examples
+    from reftlens.analysis.subspaces.examples import direction_examples
 
     return direction_examples(reft, model, data, progress=False, **kwargs)
 
@@ -81,7 +81,7 @@ def test_examples_that_cannot_be_shown_are_refused():
 
 
 def _plane(reft, model, data, labels=None, **kwargs):
-    from reftlens.analysis.plane import plane
+    from reftlens.analysis.subspaces.plane import plane
 
     return plane(reft, model, data, labels, progress=False, **kwargs)
 

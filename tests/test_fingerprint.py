@@ -7,14 +7,14 @@ import architectures
 
 
 def _differences(model, other):
-    from reftlens.fingerprint import fingerprint
+    from reftlens.bridge.fingerprint import fingerprint
 
     return fingerprint(model).differences(fingerprint(other))
 
 
 @pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
 def test_a_bridge_and_the_plain_model_have_one_fingerprint(architecture):
-    from reftlens.fingerprint import fingerprint
+    from reftlens.bridge.fingerprint import fingerprint
 
     # Inside a bridge modules have other names, and gpt2 and neox have q, k and v beside the joint layer.
     inside, plain = fingerprint(architectures.bridge(architecture)), fingerprint(architectures.hf_model(architecture))
@@ -24,7 +24,7 @@ def test_a_bridge_and_the_plain_model_have_one_fingerprint(architecture):
 
 @pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
 def test_inside_a_bridge_the_modules_are_those_of_the_plain_model(architecture):
-    from reftlens.fingerprint import plain_modules
+    from reftlens.bridge.fingerprint import plain_modules
 
     plain = architectures.hf_model(architecture)
     found = dict(plain_modules(architectures.bridge(architecture).original_model))
@@ -61,7 +61,7 @@ def test_weights_that_all_moved_by_one_percent_differ_even_in_bfloat16():
 
 @pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
 def test_a_change_of_any_single_weight_is_noticed(architecture):
-    from reftlens.fingerprint import fingerprint
+    from reftlens.bridge.fingerprint import fingerprint
 
     model = architectures.hf_model(architecture)
     before = fingerprint(model)
@@ -108,7 +108,7 @@ def test_a_context_length_of_the_users_choice_does_not_matter():
 def test_a_fingerprint_survives_json(any_model):
     import json
 
-    from reftlens.fingerprint import Fingerprint, fingerprint
+    from reftlens.bridge.fingerprint import Fingerprint, fingerprint
 
     found = fingerprint(any_model)
     assert Fingerprint(**json.loads(json.dumps(found.to_dict()))) == found

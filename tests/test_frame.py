@@ -44,14 +44,14 @@ def _turned(reft, seed=1):
 
 
 def _canonical(reft, model, data):
-    from reftlens.analysis.frame import canonical
+    from reftlens.analysis.subspaces.frame import canonical
 
     return canonical(reft, model, data, progress=False)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_rotated_frame_has_the_same_canonical_frame(name):
-    from reftlens.analysis.plane import plane
+    from reftlens.analysis.subspaces.plane import plane
 
     model, reft = bridge(name, torch.float64), _loreft()
     data, other = _data(model), _turned(reft)
@@ -154,7 +154,7 @@ def test_a_later_site_sees_what_an_earlier_one_has_done():
 def test_rows_that_a_site_leaves_out_do_not_shift_the_others(batch_size):
     """In some batches a site chooses nothing; the tokens stay with their rows."""
     import reftlens as rl
-    from reftlens.analysis.edits import edits_of
+    from reftlens.analysis.subspaces.recorded import edits_of
 
     model = bridge("gpt2", torch.float64)
     data, where = _data(model), rl.Tokens("dog", missing="skip")

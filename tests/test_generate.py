@@ -28,8 +28,8 @@ def prompts():
 
 def batch_of(rows, side="right", pad=2):
     """A `Batch` of prompts built by hand."""
-    from reftlens.batch import Batch, Example
-    from reftlens.view import Role
+    from reftlens.text.batch import Batch, Example
+    from reftlens.text.view import Role
 
     longest = max(map(len, rows))
 
@@ -623,7 +623,7 @@ def test_a_stream_that_is_dropped_leaves_nothing_behind(llama):
 
 @pytest.mark.parametrize("text", ["naïve 🍋 café", "🧑‍🚀👩‍👩‍👧‍👦", "日本語 and 한국어", "plain", "end 🎉"])
 def test_a_stream_never_splits_a_character(text):
-    from reftlens.generation import TextStream
+    from reftlens.generation.result import TextStream
 
     ids = tokenizer()(text, add_special_tokens=False).input_ids
     stream = TextStream(tokenizer())
@@ -635,7 +635,7 @@ def test_a_stream_never_splits_a_character(text):
 
 
 def test_a_stream_that_ends_inside_a_character_says_so():
-    from reftlens.generation import TextStream
+    from reftlens.generation.result import TextStream
 
     ids = tokenizer()("a🍋", add_special_tokens=False).input_ids[:-1]
     stream = TextStream(tokenizer())
@@ -685,7 +685,7 @@ def test_a_character_of_several_tokens_is_marked_once(llama):
 
 def test_the_batch_of_a_generation_is_its_text_with_roles(llama):
     import reftlens as rl
-    from reftlens.view import Role
+    from reftlens.text.view import Role
 
     found = rl.generate(None, llama, ["the cat sat on", "a dog"], max_new_tokens=3)
     batch = found.batch()

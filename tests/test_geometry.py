@@ -15,7 +15,7 @@ def _frame(rank, seed, d=WIDE):
 
 
 def _overlap(subspaces, **kwargs):
-    from reftlens.analysis.geometry import subspace_overlap
+    from reftlens.analysis.subspaces.geometry import subspace_overlap
 
     return subspace_overlap(subspaces, **kwargs)
 
@@ -50,7 +50,7 @@ def test_numpy_finds_the_same_angles(a, b):
 
 @pytest.mark.parametrize(("a", "b", "d"), [(1, 1, 40), (2, 5, 40), (4, 4, 12)])
 def test_the_chance_level_is_that_of_random_subspaces(a, b, d):
-    from reftlens.analysis.geometry import chance_overlap
+    from reftlens.analysis.subspaces.geometry import chance_overlap
 
     generator, count = torch.Generator().manual_seed(0), 4000
     one, other = (torch.linalg.qr(torch.randn(count, d, n, generator=generator).double()).Q for n in (a, b))
@@ -117,7 +117,7 @@ def test_the_figure_shows_overlap_and_chance():
 
 
 def _weights(reft, model, **kwargs):
-    from reftlens.analysis.weights import weight_overlap
+    from reftlens.analysis.subspaces.weights import weight_overlap
 
     return weight_overlap(reft, model, **kwargs)
 
@@ -177,7 +177,7 @@ def test_what_the_heads_write_is_what_the_model_adds(name):
 
 
 def _writers(model, site):
-    from reftlens.analysis.weights import stream_writers
+    from reftlens.analysis.subspaces.weights import stream_writers
 
     return stream_writers(model, site)
 

@@ -89,7 +89,7 @@ def test_what_is_pushed_comes_back(llama, hub):
 
 def test_the_record_of_the_run_is_pushed_where_there_is_one(llama, hub, tmp_path):
     import reftlens as rl
-    from reftlens.store import load_run
+    from reftlens.storage.folder import load_run
 
     reft = _reft()
     data = rl.encode(llama, [rl.Example("the cat sat on the mat", " and looked")])

@@ -20,7 +20,7 @@ READS = re.compile(
 
 def _meter(truth, direction, data, **kwargs):
     import reftlens as rl
-    from reftlens.analysis.illusion import subspace_illusion
+    from reftlens.analysis.causal.illusion import subspace_illusion
 
     das = rl.DAS(D_MLP, rank=1)
     das.frame.set(normalize(direction, dim=0))
@@ -92,7 +92,7 @@ def test_the_unseen_part_of_neurons_does_exactly_nothing():
 
 def test_the_null_space_of_w_out_is_found():
     import reftlens as rl
-    from reftlens.analysis.readers import seen_split
+    from reftlens.analysis.subspaces.readers import seen_split
 
     truth, _ = _planted()
     site = rl.mlp_post(1, "last")
@@ -107,7 +107,7 @@ def test_the_null_space_of_w_out_is_found():
 
 def test_the_parts_make_up_the_subspace():
     import reftlens as rl
-    from reftlens.analysis.readers import seen_split
+    from reftlens.analysis.subspaces.readers import seen_split
 
     truth, _ = _planted()
     split = seen_split(truth.model, rl.mlp_post(1, "last"))
@@ -168,7 +168,7 @@ def _cases(name, model):
 def test_readers_are_what_the_model_reads_with(name):
     """`Δ(W · norm(h)) ∝ Δh W` for a change that keeps the length, in float64: gain, offset, centring, heads."""
     import reftlens as rl
-    from reftlens.analysis.readers import stream_readers
+    from reftlens.analysis.subspaces.readers import stream_readers
 
     model = bridge(name, torch.float64)
     layer_norm = name in ("gpt2", "neox")
@@ -203,7 +203,7 @@ def _with_a_blind_spot(name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_no_reader_sees_changes_nothing_that_reads_next(name):
     import reftlens as rl
-    from reftlens.analysis.readers import seen_split
+    from reftlens.analysis.subspaces.readers import seen_split
 
     model = _with_a_blind_spot(name)
     for hook, computed in _cases(name, model):
@@ -225,7 +225,7 @@ def test_what_no_reader_sees_changes_nothing_that_reads_next(name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_kind_of_site_has_its_readers(name):
     import reftlens as rl
-    from reftlens.analysis.readers import seen_split
+    from reftlens.analysis.subspaces.readers import seen_split
 
     model = bridge(name)
     rest = len(seen_split(model, rl.resid_post(1, "last")).readers)
@@ -245,7 +245,7 @@ def test_every_kind_of_site_has_its_readers(name):
 
 def test_share_is_the_part_of_the_trace_that_is_kept():
     import reftlens as rl
-    from reftlens.analysis.readers import seen_split, stream_readers
+    from reftlens.analysis.subspaces.readers import seen_split, stream_readers
 
     model, site = bridge("llama"), rl.resid_pre(2, "last")
     gram = sum(w @ w.T for _, w in stream_readers(model, site))
@@ -260,7 +260,7 @@ def test_share_is_the_part_of_the_trace_that_is_kept():
 
 def test_the_default_share_is_the_row_space_where_that_is_narrow():
     import reftlens as rl
-    from reftlens.analysis.readers import seen_split
+    from reftlens.analysis.subspaces.readers import seen_split
 
     truth, _ = _planted()
     assert seen_split(truth.model, rl.resid_post(LAYERS - 1, "last")).seen.shape[1] == 1, "answers are read along one"
@@ -273,7 +273,7 @@ def test_the_default_share_is_the_row_space_where_that_is_narrow():
 
 def test_a_plane_planted_in_the_residual_stream_is_no_illusion():
     import reftlens as rl
-    from reftlens.analysis.illusion import subspace_illusion
+    from reftlens.analysis.causal.illusion import subspace_illusion
 
     truth = planted()
     data = pairs(truth.value, 64, 3)[0]
@@ -288,7 +288,7 @@ def test_a_plane_planted_in_the_residual_stream_is_no_illusion():
 
 def test_one_of_several_variables_is_looked_at_alone():
     import reftlens as rl
-    from reftlens.analysis.illusion import subspace_illusion
+    from reftlens.analysis.causal.illusion import subspace_illusion
 
     truth, data = _planted()
     das = rl.DAS(D_MLP, variables={"value": 1, "nothing": 1})
@@ -301,7 +301,7 @@ def test_one_of_several_variables_is_looked_at_alone():
 
 
 def test_the_meter_can_be_read_and_seen():
-    from reftlens.analysis.illusion import WAYS
+    from reftlens.analysis.causal.illusion import WAYS
 
     truth, data = _planted()
     found = _meter(truth, truth.dormant + truth.disconnected, data[:20])
@@ -315,8 +315,8 @@ def test_the_meter_can_be_read_and_seen():
 
 def test_what_cannot_be_split_is_said():
     import reftlens as rl
-    from reftlens.analysis.illusion import subspace_illusion
-    from reftlens.analysis.readers import seen_split
+    from reftlens.analysis.causal.illusion import subspace_illusion
+    from reftlens.analysis.subspaces.readers import seen_split
 
     truth, data = _planted()
     site, model = rl.mlp_post(1, "last"), truth.model

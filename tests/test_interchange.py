@@ -18,7 +18,7 @@ def _das(d=D, **kwargs):
 
 def _data(lengths=((5, 2), (8, 1), (6, 3)), seed=0):
     """Rows of random tokens; the sources have other lengths."""
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     generator = torch.Generator().manual_seed(seed)
 
@@ -72,7 +72,7 @@ def test_a_source_is_required_where_something_is_exchanged_and_refused_elsewhere
 def test_interchange_at_the_last_token_gives_the_sources_own_next_token(any_model):
     """The whole vector of the last block exchanged: the logits there are those of the source."""
     import reftlens as rl
-    from reftlens.engine import forward
+    from reftlens.editing.engine import forward
 
     base, source = _data()
     data = base.with_sources(source)

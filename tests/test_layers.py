@@ -8,53 +8,29 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "reftlens"
 
-# From the ground up. A module may import those of the layers below it and, in its own layer, those to its left.
-# `tasks` stands for every file in that folder. A new file needs a place here.
-LAYERS = [
-    ("ground", "model view positions batch subspace figures config pretrained data causal fingerprint"),
-    (
-        "edits",
-        "interventions.base interventions.family interventions.fixed interventions.interchange "
-        "interventions.masks interventions.pooled interventions objectives site",
-    ),
-    ("engine", "engine body sources reft cone shelf reuse prefix trim kept plans verify scorer"),
-    ("looking", "preflight activations"),
-    ("training", "checkpoint result evaluate sweep training fit"),
-    (
-        "analysis",
-        "analysis.estimates analysis.compared analysis.answers analysis.scores analysis.permutation "
-        "analysis.directions analysis.reft_r1 analysis.variable analysis.control_table analysis.controls "
-        "analysis.interchange_map analysis.readers analysis.illusion analysis.manifold "
-        "analysis.geometry analysis.edits analysis.frame analysis.weights analysis.stability analysis.rank_sweep "
-        "analysis.tokens analysis.examples analysis.plane "
-        "analysis.responses analysis.effects analysis.effect_map analysis.stream analysis.path analysis.composition "
-        "analysis",
-    ),
-    ("generation", "generation prefill session beams generate"),
-    (
-        "inspecting",
-        "analysis.edit_size analysis.fluency analysis.curves analysis.doses analysis.strength "
-        "analysis.budget analysis.equal_kl grid panel slider",
-    ),
-    ("keeping", "record store hub pyreft plain merge"),
-    ("tasks", "tasks"),
-    (
-        "report",
-        "report.charts report.markup report.subject report.sections report.directions report.provenance "
-        "report.summary report.page report",
-    ),
-    ("surface", "cli __main__ __init__"),
-]
-ORDER = [name for _, names in LAYERS for name in names.split()]
+# A word imports only words to its left. Words that stand side by side between two bars do not import each other, but
+# those of the first and of the analyses, which follow the order they are written in. A word is a file at the top of the
+# package, a folder, or a folder of `analysis`; within a folder, imports go as the files need them.
+ORDER = (
+    "errors, files, figures | bridge | interventions | text | editing | cone | scoring generation | training | "
+    "storage | analysis.statistics, analysis.subspaces, analysis.places, analysis.strength, analysis.causal | "
+    "widgets tasks | reports | cli | __init__ | __main__"
+)
+PLACES: dict[str, tuple[int, int]] = {
+    word: (bar, comma)
+    for bar, group in enumerate(ORDER.split("|"))
+    for comma, words in enumerate(group.split(","))
+    for word in words.split()
+}
 FILES = sorted(path for path in ROOT.rglob("*.py"))
 
 # `(file, function)`: why it may have **kwargs.
 KWARGS_ALLOWED = {
-    ("model.py", "__call__"): "the Protocol says how TransformerLens is called, and that is its signature",
-    ("body.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
-    ("trim.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
-    ("trim.py", "update"): "the signature of transformers' cache layers",
-    ("prefix.py", "update"): "the signature of transformers' cache layers",
+    ("bridge/protocol.py", "__call__"): "the Protocol says how TransformerLens is called, and that is its signature",
+    ("cone/body.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
+    ("cone/trim.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
+    ("cone/trim.py", "update"): "the signature of transformers' cache layers",
+    ("cone/prefix.py", "update"): "the signature of transformers' cache layers",
 }
 LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", "gguf"}
 MODELS = {"model", "hf_model", "bridge", "original_model"}
@@ -67,8 +43,10 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-def place_of(module):
-    return ORDER.index("tasks" if module.split(".")[0] == "tasks" else module)
+def word_of(module):
+    """`cone.body` → `cone`, `analysis.causal.maps` → `analysis.causal`; `analysis` itself holds nothing."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "analysis" else parts[0]
 
 
 @cache
@@ -109,10 +87,8 @@ def upward_imports(file, tree):
     for line, imported in imports_of(tree):
         if imported.startswith("a relative import"):
             yield line, f"{imported}: write from reftlens.… import …, so that layers can be read"
-        elif module.split(".")[0] == imported.split(".")[0] == "tasks":
-            continue
-        elif place_of(imported) >= place_of(module):
-            yield line, f"{module} imports {imported}, which is not below it in the table of layers"
+        elif (word := word_of(imported)) != word_of(module) and PLACES[word] >= PLACES[word_of(module)]:
+            yield line, f"{module} imports {imported}, which is not to its left in the order of words"
 
 
 def keyword_dictionaries(file, tree):
@@ -137,7 +113,7 @@ def prints(file, tree):
 
 def model_calls(file, tree):
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or file == "engine.py":
+        if not isinstance(node, ast.Call) or file == "editing/engine.py":
             continue
         called = node.func
         runs = isinstance(called, ast.Attribute) and called.attr in RUNNERS and _is_model(called.value)
@@ -152,7 +128,11 @@ def _is_model(node):
 
 
 def hooks(file, tree):
-    allowed = {"add_hook": "engine.py", "register_forward_hook": "plain.py", "register_forward_pre_hook": "plain.py"}
+    allowed = {
+        "add_hook": "editing/engine.py",
+        "register_forward_hook": "storage/plain.py",
+        "register_forward_pre_hook": "storage/plain.py",
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and (
             (node.attr in allowed and allowed[node.attr] != file) or node.attr in ("reset_hooks", "remove_all_hook_fns")
@@ -192,13 +172,13 @@ def early_imports(file, tree):
 
 def reseeding(file, tree):
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.manual_seed" and file != "training.py":
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.manual_seed" and file != "training/run.py":
             yield node.lineno, "torch.manual_seed changes the user's random numbers: use a torch.Generator"
 
 
 # Each rule with a source that it must object to, on a file that has no exemption.
 RULES = {
-    upward_imports: "from reftlens.generate import generate",
+    upward_imports: "from reftlens.generation.generate import generate",
     keyword_dictionaries: "def f(a, **settings): pass",
     bare_excepts: "try:\n    f()\nexcept:\n    pass",
     prints: "def f():\n    print('x')",
@@ -215,8 +195,8 @@ MORE_OFFENCES = [
     (upward_imports, "import reftlens"),
     (upward_imports, "import reftlens.cli"),
     (upward_imports, "def f():\n    from reftlens.tasks.emoji import run"),
-    (upward_imports, "from .generate import generate"),
-    (upward_imports, "from reftlens.store import load"),
+    (upward_imports, "from .engine import forward"),
+    (upward_imports, "from reftlens.storage.folder import load"),
     (keyword_dictionaries, "f = lambda **k: k"),
     (keyword_dictionaries, "class A:\n    async def __call__(self, **kwargs): pass"),
     (model_calls, "logits = model(tokens)"),
@@ -235,11 +215,11 @@ INNOCENT = """
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 import torch
-from reftlens.model import Bridge
+from reftlens.bridge.protocol import Bridge
 from reftlens.interventions import LoReFT
 if TYPE_CHECKING:
     import pandas
-    from reftlens.session import Session
+    from reftlens.generation.session import Session
 def f(*args, a=1):
     import pandas
     try:
@@ -263,28 +243,59 @@ def test_no_file_of_the_package_breaks_the_rule(rule):
     ("rule", "source"), [*RULES.items(), *MORE_OFFENCES], ids=lambda v: v.__name__ if callable(v) else ascii(v)
 )
 def test_each_rule_objects_to_what_it_forbids(rule, source):
-    assert list(rule("reft.py", ast.parse(source)))
+    assert list(rule("editing/reft.py", ast.parse(source)))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_no_rule_objects_to_what_is_allowed(rule):
-    assert not list(rule("reft.py", ast.parse(INNOCENT)))
+    assert not list(rule("editing/reft.py", ast.parse(INNOCENT)))
 
 
 def test_what_is_exempt_is_really_there():
     """Exemptions that nobody needs any more are taken back."""
-    assert any(ast.unparse(n.func) == "model" for n in ast.walk(parsed(ROOT / "engine.py")) if isinstance(n, ast.Call))
+    assert any(
+        ast.unparse(n.func) == "model"
+        for n in ast.walk(parsed(ROOT / "editing" / "engine.py"))
+        if isinstance(n, ast.Call)
+    )
     for file, function in KWARGS_ALLOWED:
         tree = parsed(ROOT / file)
         assert any(getattr(n, "name", "") == function and n.args.kwarg for n in ast.walk(tree) if hasattr(n, "args"))
 
 
-def test_every_file_has_one_place_in_the_table():
-    modules = {"tasks" if name_of(path).startswith("tasks") else name_of(path) for path in FILES}
-    assert len(ORDER) == len(set(ORDER))
-    missing, gone = sorted(modules - set(ORDER)), sorted(set(ORDER) - modules)
-    assert not missing, f"give {', '.join(missing)} a place in LAYERS, as low as its imports let it stand"
-    assert not gone, f"{', '.join(gone)} is in LAYERS and no longer in the package"
+def test_the_order_names_every_word_and_no_other():
+    words = {word_of(name_of(path)) for path in FILES} - {"analysis"}
+    missing, gone = sorted(words - PLACES.keys()), sorted(PLACES.keys() - words)
+    assert not missing, f"give {', '.join(missing)} a place in ORDER, as far left as its imports let it stand"
+    assert not gone, f"{', '.join(gone)} is in ORDER and no longer in the package"
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("scoring/sweep.py", "from reftlens.generation.session import Session"),
+        ("generation/session.py", "from reftlens.scoring.sweep import sweep"),
+        ("tasks/emoji.py", "from reftlens.widgets.grid import grid"),
+        ("analysis/places/effects.py", "from reftlens.analysis.causal.scores import scores"),
+        ("figures.py", "from reftlens.bridge.protocol import Bridge"),
+        ("errors.py", "from reftlens.figures import use"),
+    ],
+)
+def test_words_side_by_side_do_not_import_each_other(file, source):
+    assert list(upward_imports(file, ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("analysis/causal/scores.py", "from reftlens.analysis.places.effects import effects"),
+        ("tasks/emoji.py", "from reftlens.tasks.task import Task"),
+        ("cone/scorer.py", "from reftlens.cone.trim import Trimmed"),
+        ("cli.py", "from reftlens import figures"),
+    ],
+)
+def test_words_to_the_left_and_files_of_the_same_folder_may_be_imported(file, source):
+    assert not list(upward_imports(file, ast.parse(source)))
 
 
 def test_no_complaint_of_a_checker_is_silenced_without_a_rule():

@@ -30,7 +30,7 @@ def _steering(model, data, strength):
 
 
 def _distance(reft, model, data, **kwargs):
-    from reftlens.analysis.manifold import manifold_distance
+    from reftlens.analysis.causal.manifold import manifold_distance
 
     return manifold_distance(reft, model, data, progress=False, **{"splits": 199, **kwargs})
 
@@ -65,7 +65,7 @@ def test_strength_is_how_far():
 
 
 def test_p_is_calibrated_and_has_power():
-    from reftlens.analysis.manifold import _compared
+    from reftlens.analysis.causal.manifold import _compared
 
     small = {0.0: 0, 0.5: 0}
     for seed in range(200):
@@ -81,7 +81,7 @@ def test_p_is_calibrated_and_has_power():
 
 def test_rows_are_split_as_a_whole():
     """Two equal tokens in each row: no more evidence than one."""
-    from reftlens.analysis.manifold import _compared
+    from reftlens.analysis.causal.manifold import _compared
 
     generator = torch.Generator().manual_seed(3)
     natural, edited = torch.randn(2, 30, 8, generator=generator, dtype=torch.float64)
@@ -92,7 +92,7 @@ def test_rows_are_split_as_a_whole():
 
 
 def test_distances_are_those_of_the_formulas():
-    from reftlens.analysis.manifold import _compared, _energies, _Mahalanobis
+    from reftlens.analysis.causal.manifold import _compared, _energies, _Mahalanobis
 
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 12, 5, generator=generator, dtype=torch.float64)

@@ -15,7 +15,7 @@ def rl():
 
 def batch_of(rows, vocab=11):
     """Rows of `(prompt, response)` lengths with random ids."""
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     ids = [torch.randint(vocab, (p + r,)).tolist() for p, r in rows]
     return batch_from_rows(ids, [[1] * p + [2] * r for p, r in rows])

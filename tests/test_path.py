@@ -47,7 +47,7 @@ def _places(rl, model):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_components_add_up_to_the_change_of_the_logits(architecture):
     import reftlens as rl
-    from reftlens.analysis.path import edit_path
+    from reftlens.analysis.places.path import edit_path
 
     model = bridge(architecture, torch.float64)
     data = _data(model)
@@ -69,7 +69,7 @@ def test_components_add_up_to_the_change_of_the_logits(architecture):
 @pytest.mark.parametrize("architecture", ["gpt2", "neox"])
 def test_each_component_is_what_the_edit_changed_in_that_output(architecture):
     import reftlens as rl
-    from reftlens.analysis.path import edit_path
+    from reftlens.analysis.places.path import edit_path
 
     model = bridge(architecture, torch.float64)
     data = _data(model)
@@ -102,7 +102,7 @@ def test_each_component_is_what_the_edit_changed_in_that_output(architecture):
 def test_transformer_lens_says_the_same_in_its_compatibility_mode():
     """Its attribution is linear in the stream: that of the edited run less that of the unedited one."""
     import reftlens as rl
-    from reftlens.analysis.path import edit_path
+    from reftlens.analysis.places.path import edit_path
 
     model = fresh_bridge("gpt2", dtype=torch.float64)
     model.enable_compatibility_mode(disable_warnings=True)
@@ -126,7 +126,7 @@ def test_transformer_lens_says_the_same_in_its_compatibility_mode():
 
 def test_in_a_network_whose_blocks_add_nothing_the_edit_goes_straight_through():
     import reftlens as rl
-    from reftlens.analysis.path import edit_path
+    from reftlens.analysis.places.path import edit_path
 
     truth = planted()
     data, base = pairs(truth.value, 12, 3)
@@ -147,7 +147,7 @@ def test_in_a_network_whose_blocks_add_nothing_the_edit_goes_straight_through():
 
 def test_the_path_of_a_variant_and_of_none():
     import reftlens as rl
-    from reftlens.analysis.path import edit_path
+    from reftlens.analysis.places.path import edit_path
 
     model = bridge("gpt2", torch.float64)
     data = _data(model)
@@ -161,7 +161,7 @@ def test_the_path_of_a_variant_and_of_none():
 
 def test_it_can_be_read_and_seen_and_a_second_run_gives_the_same(gpt2):
     import reftlens as rl
-    from reftlens.analysis.path import edit_path
+    from reftlens.analysis.places.path import edit_path
 
     data = _data(gpt2)
     reft = _reft(gpt2, rl.resid_post(0, "last"), rl.resid_mid(1, "last"))
@@ -178,7 +178,7 @@ def test_it_can_be_read_and_seen_and_a_second_run_gives_the_same(gpt2):
 
 def test_what_has_no_path_is_refused(gpt2):
     import reftlens as rl
-    from reftlens.analysis.path import edit_path
+    from reftlens.analysis.places.path import edit_path
 
     data = _data(gpt2)
     with pytest.raises(ValueError, match="no way through the residual stream"):

@@ -71,7 +71,7 @@ def _rows(count, seed, arbitrary=False):
 
     Or any answer at all.
     """
-    from reftlens.batch import batch_from_rows
+    from reftlens.text.batch import batch_from_rows
 
     generator = torch.Generator().manual_seed(seed)
     value = planted().value

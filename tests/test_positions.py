@@ -65,7 +65,7 @@ def rl():
 
 def view_of(rows, side="right", extra=0, ids=None, tokenizer=None):
     """A `TokenView` with the padding on one side, and `extra` columns of it more than needed."""
-    from reftlens.view import TokenView
+    from reftlens.text.view import TokenView
 
     roles = [[PROMPT] * p + [RESPONSE] * r + [GENERATED] * g for p, r, g in rows]
     width = max(map(len, roles)) + extra
@@ -118,7 +118,7 @@ def test_B9_padding_on_either_side_and_other_rows_do_not_matter(rl, name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_ids_of_padding_tokens_are_never_read(rl, name):
-    from reftlens.view import TokenView
+    from reftlens.text.view import TokenView
 
     positions, view = TABLE[name][0](rl), view_of(ROWS, "left")
     other = TokenView(torch.where(view.role == PAD, torch.randint_like(view.ids, 99), view.ids), view.role)
@@ -278,7 +278,7 @@ def test_a_string_that_means_nothing_is_refused_with_the_part_that_does_not(rl, 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_positions_survive_a_round_trip_through_json(rl, name):
-    from reftlens.positions import positions_from_dict
+    from reftlens.text.positions import positions_from_dict
 
     positions = TABLE[name][0](rl)
     again = positions_from_dict(json.loads(json.dumps(positions.to_dict())))
@@ -293,7 +293,7 @@ def test_different_positions_are_different(rl):
 
 
 def test_every_kind_of_positions_is_in_the_table(rl):
-    from reftlens import positions
+    from reftlens.text import positions
 
     def kinds(spec):
         return {spec["kind"]}.union(*(kinds(v) for v in spec.values() if isinstance(v, dict)))
@@ -303,7 +303,7 @@ def test_every_kind_of_positions_is_in_the_table(rl):
 
 
 def test_unknown_kinds_and_fields_are_refused(rl):
-    from reftlens.positions import positions_from_dict
+    from reftlens.text.positions import positions_from_dict
 
     with pytest.raises(ValueError, match="unknown kind of positions 'frist', expected one of first, last"):
         positions_from_dict({"kind": "frist", "n": 1})
@@ -374,7 +374,7 @@ def overlapping(spans, text, pattern):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_text_of_tokens_agrees_with_the_tokenizers_own_offsets(rl, text):
-    from reftlens.view import token_spans
+    from reftlens.text.view import token_spans
 
     encoded = architectures.tokenizer()(text, return_offsets_mapping=True)
     assert token_spans(architectures.tokenizer(), encoded.input_ids) == (text, encoded.offset_mapping)
@@ -441,7 +441,7 @@ def test_neighbouring_emoji_are_told_apart_where_bytes_fall_back_to_tokens_of_th
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
-    from reftlens.view import token_spans
+    from reftlens.text.view import token_spans
 
     vocab = {"<unk>": 0, "▁": 1, "a": 2, "▁a": 3} | {f"<0x{b:02X}>": 4 + b for b in range(256)}
     bpe = Tokenizer(models.BPE(vocab, [("▁", "a")], unk_token="<unk>", byte_fallback=True))
@@ -459,7 +459,7 @@ def test_neighbouring_emoji_are_told_apart_where_bytes_fall_back_to_tokens_of_th
 @pytest.mark.parametrize("text", TEXTS[:5])
 def test_the_real_tokenizer_finds_every_piece_of_text(rl, smol, text):
     """Its own offsets give all but the first token of a character an empty span, so the text is the oracle."""
-    from reftlens.view import token_spans
+    from reftlens.text.view import token_spans
 
     ids = smol.tokenizer(text, add_special_tokens=False).input_ids
     read, spans = token_spans(smol.tokenizer, ids)

@@ -119,7 +119,7 @@ def test_a_users_hook_sees_the_whole_prompt(llama):
 @pytest.mark.parametrize("architecture", ["gpt2", "neox"])
 def test_strengths_in_one_batch_write_what_each_writes_alone(architecture, read, name):
     import reftlens as rl
-    from reftlens.generate import generate_each
+    from reftlens.generation.generate import generate_each
 
     model, reft = bridge(architecture, torch.float64), _reft(name, torch.float64)
     variants = [rl.Variant(s) for s in (0.0, 1.0, (0.5, -3.0), 4.0)]
@@ -136,7 +136,7 @@ def test_strengths_in_one_batch_write_what_each_writes_alone(architecture, read,
 
 def test_each_strength_samples_with_the_same_random_numbers(gpt2):
     import reftlens as rl
-    from reftlens.generate import generate_each
+    from reftlens.generation.generate import generate_each
 
     batch, nothing = rl.encode_prompts(gpt2, PROMPTS), rl.SteeringVector(32, torch.zeros(32))
     settings = dict(max_new_tokens=8, temperature=1.0, seed=3)
@@ -148,7 +148,7 @@ def test_each_strength_samples_with_the_same_random_numbers(gpt2):
 
 def test_variants_that_differ_in_more_than_strength_are_refused(gpt2):
     import reftlens as rl
-    from reftlens.generate import generate_each
+    from reftlens.generation.generate import generate_each
 
     batch, reft = rl.encode_prompts(gpt2, PROMPTS), _reft("two")
     with pytest.raises(ValueError, match="differ in strength only"):

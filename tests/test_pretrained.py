@@ -79,13 +79,13 @@ class World:
 
     @property
     def own(self):
-        from reftlens import pretrained
+        from reftlens.bridge import pretrained
 
         return pretrained._own_folder()
 
     def put_wheel(self, content=b"a gguf file"):
         """A wheel with the right name inside and, unless told otherwise below, the right SHA-256."""
-        from reftlens import pretrained
+        from reftlens.bridge import pretrained
 
         self.wheel = self.folder / "made.whl"
         with zipfile.ZipFile(self.wheel, "w") as archive:
@@ -116,7 +116,7 @@ def world(tmp_path, monkeypatch):
 
 
 def _find(*args, **kwargs):
-    from reftlens.pretrained import find_model
+    from reftlens.bridge.pretrained import find_model
 
     return find_model(*args, **kwargs)
 
@@ -216,7 +216,7 @@ def test_a_folder_that_does_not_exist_is_reported_as_a_model_that_cannot_be_foun
 
 def test_the_cache_is_read_without_the_network(monkeypatch):
     """The real huggingface_hub, every connection an error."""
-    from reftlens import pretrained
+    from reftlens.bridge import pretrained
 
     def explode(*args, **kwargs):
         raise AssertionError("the network was asked")
@@ -275,7 +275,7 @@ def test_an_incomplete_download_is_not_taken(world):
 
 def test_a_hub_that_hangs_is_left_after_its_time(world, monkeypatch):
     import reftlens as rl
-    from reftlens import pretrained
+    from reftlens.bridge import pretrained
 
     assert pretrained._HUB_SECONDS == 5.0
     monkeypatch.setattr(pretrained, "_HUB_SECONDS", 0.2)
@@ -311,7 +311,7 @@ def test_no_pickled_weights_and_no_second_copy_of_the_weights_is_downloaded(worl
 
 def test_a_wheel_with_another_sha256_is_not_used(world, monkeypatch):
     import reftlens as rl
-    from reftlens import pretrained
+    from reftlens.bridge import pretrained
 
     world.put_wheel()
     monkeypatch.setattr(pretrained, "_WHEEL_SHA256", "0" * 64)
@@ -322,7 +322,7 @@ def test_a_wheel_with_another_sha256_is_not_used(world, monkeypatch):
 
 
 def test_the_sha256_is_that_of_the_issue():
-    from reftlens import pretrained
+    from reftlens.bridge import pretrained
 
     assert pretrained._WHEEL_SHA256.startswith("bcc81830d10c") and len(pretrained._WHEEL_SHA256) == 64
 
@@ -358,7 +358,7 @@ def test_a_conversion_that_dies_leaves_nothing(world, monkeypatch, dies):
 
 
 def test_what_another_process_converted_meanwhile_is_kept_and_used(world, monkeypatch):
-    from reftlens import pretrained
+    from reftlens.bridge import pretrained
 
     world.put_gguf_reader()
     world.put_wheel()
@@ -375,7 +375,7 @@ def test_what_another_process_converted_meanwhile_is_kept_and_used(world, monkey
 
 
 def test_what_a_killed_conversion_left_is_swept_an_hour_later(world):
-    from reftlens import pretrained
+    from reftlens.bridge import pretrained
 
     world.put_gguf_reader()
     gguf = world.folder / "x.gguf"
@@ -402,7 +402,7 @@ def test_dtype_is_that_of_the_call_by_name_or_not(world, dtype):
 
 
 def test_an_unknown_dtype_is_refused(world):
-    from reftlens import pretrained
+    from reftlens.bridge import pretrained
 
     # beartype refuses it first in the tests
     with pytest.raises(Exception, match=r"float8"):

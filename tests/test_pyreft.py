@@ -37,8 +37,8 @@ def reference():
 
 @pytest.fixture
 def batch(reference):
-    from reftlens.batch import batch_from_rows
-    from reftlens.view import Role
+    from reftlens.text.batch import batch_from_rows
+    from reftlens.text.view import Role
 
     ids = reference[1]["input_ids"].tolist()
     return batch_from_rows(ids, [[int(Role.PROMPT)] * len(row) for row in ids])

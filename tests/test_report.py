@@ -33,7 +33,7 @@ def trained():
 
 
 def write(path, **options):
-    from reftlens.report.page import report
+    from reftlens.reports.page import report
 
     model, data, reft, run = trained()
     given = {"run": run, "prompts": [EVIL, "the dog"], "strengths": [0, 0.5, 1, 2], "max_new_tokens": 6}
@@ -82,7 +82,7 @@ def test_every_section_is_there_and_in_the_contents(page):
 
 
 def test_the_summary_says_what_was_edited_where_and_how_much_it_does(page):
-    from reftlens.analysis.strength import dose_response
+    from reftlens.analysis.strength.dose_response import dose_response
 
     model, data, reft, _ = trained()
     said = Page(page).text["summary"]
@@ -97,10 +97,10 @@ def test_the_summary_says_what_was_edited_where_and_how_much_it_does(page):
 
 
 def test_the_numbers_are_those_of_the_data_frames(page):
-    from reftlens.analysis.effect_map import effect_map
-    from reftlens.analysis.effects import position_effects, site_effects
-    from reftlens.analysis.frame import canonical
-    from reftlens.analysis.strength import dose_response
+    from reftlens.analysis.places.effect_map import effect_map
+    from reftlens.analysis.places.effects import position_effects, site_effects
+    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.subspaces.frame import canonical
 
     model, data, reft, run = trained()
     dose = dose_response(reft, model, data, [0, 0.5, 1, 2], progress=False)
@@ -156,7 +156,7 @@ def test_labels_and_names_are_escaped():
     import pandas as pd
 
     from reftlens import figures
-    from reftlens.report.markup import figure, listed, pairs, paragraph, table
+    from reftlens.reports.markup import figure, listed, pairs, paragraph, table
 
     evil, frame = '"><img src=x>', pd.DataFrame({"<b>": ["<i>x</i>"]})
 
@@ -206,7 +206,7 @@ def test_charts_take_the_colours_of_the_page(page):
 
 def test_an_exchange_gets_a_report_that_says_what_does_not_apply(tmp_path):
     import reftlens as rl
-    from reftlens.report.page import report
+    from reftlens.reports.page import report
 
     model, data, _, _ = trained()
     pairs = data[:12].with_sources(data[[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0]])
@@ -235,7 +235,7 @@ def test_controls_and_their_warnings_are_shown(tmp_path):
 
 def test_tokens_at_a_site_that_the_unembedding_cannot_read_are_left_out_with_a_reason(tmp_path):
     import reftlens as rl
-    from reftlens.report.page import report
+    from reftlens.reports.page import report
 
     model, data, _, _ = trained()
     reft = rl.ReFT({rl.mlp_post(1, "last"): rl.LoReFT(architectures.D_MLP, rank=1)})
@@ -248,9 +248,9 @@ def test_warnings_follow_what_was_measured():
     """Each with its twin that keeps quiet."""
     from dataclasses import replace
 
-    from reftlens.report.sections import measured
-    from reftlens.report.subject import Subject
-    from reftlens.report.summary import warnings_of
+    from reftlens.reports.sections import measured
+    from reftlens.reports.subject import Subject
+    from reftlens.reports.summary import warnings_of
 
     model, data, reft, run = trained()
     writing = {"max_new_tokens": 4, "temperature": 0.0, "no_repeat_ngram": 0}
@@ -275,7 +275,7 @@ def test_warnings_follow_what_was_measured():
 
 
 def test_the_package_holds_the_files_of_the_page():
-    from reftlens.report import page  # `reftlens.report` itself is the function
+    from reftlens.reports import page  # `reftlens.reports` itself is the function
 
     folder = Path(page.__file__).parent
     assert {p.name for p in folder.iterdir()} >= {"report.css", "report.js"}

@@ -42,9 +42,9 @@ def texts(architecture):
 
 def scored(model, reft, data, reuse, rows=(2, 0, 3, 1), variant=None):
     """`[loss, logits, gradients…]`, and what the scorer says of itself."""
-    from reftlens.plans import Job, Plan
-    from reftlens.reft import Variant
-    from reftlens.scorer import Scorer
+    from reftlens.cone.plans import Job, Plan
+    from reftlens.cone.scorer import Scorer
+    from reftlens.editing.reft import Variant
 
     scorer = Scorer(model, data, [Plan(reft.bind(model), variant or Variant())], reuse)
     results = []
@@ -57,7 +57,7 @@ def scored(model, reft, data, reuse, rows=(2, 0, 3, 1), variant=None):
 
 def worst(found, expected):
     """The largest relative error; a gradient that is zero in theory (a bias of keys) is measured by the others."""
-    from reftlens.verify import relative_error
+    from reftlens.cone.verify import relative_error
 
     largest = max(g.abs().max().item() for g in expected[2:])
     floors = [0.0, 0.0] + [1e-3 * largest] * (len(expected) - 2)
@@ -127,7 +127,7 @@ def test_each_part_alone_and_all_together(architecture, part):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_noise_of_one_in_a_billion_in_the_stored_keys_is_seen(architecture, doubles, monkeypatch):
-    from reftlens import scorer
+    from reftlens.cone import scorer
 
     model, reft = bridge(architecture, torch.float64), one_site(architecture, "resid_pre", dtype=torch.float64)
     exact, _ = scored(model, reft, texts(architecture), off())
@@ -177,7 +177,7 @@ def test_prompts_far_longer_than_a_sliding_window(architecture):
 @pytest.mark.parametrize("where", ["below", "last block", "every block", "before all"])
 def test_the_last_block_runs_at_scored_tokens_only(architecture, where, monkeypatch):
     import reftlens as rl
-    from reftlens import scorer
+    from reftlens.cone import scorer
 
     ran = []
     trimmed = scorer.Trimmed
@@ -238,7 +238,7 @@ def test_a_hook_added_in_mid_training_is_never_missed(gpt2):
 
 def test_layers_of_another_kind_and_encoders_mean_full_computation(monkeypatch):
     import reftlens as rl
-    from reftlens.body import Body
+    from reftlens.cone.body import Body
 
     model = fresh_bridge("gemma3")
     monkeypatch.setattr(model.original_model.config, "layer_types", ["linear_attention", "full_attention"])
@@ -250,7 +250,7 @@ def test_layers_of_another_kind_and_encoders_mean_full_computation(monkeypatch):
 
 def test_where_the_check_fails_everything_is_computed_and_said_so(gpt2, monkeypatch):
     import reftlens as rl
-    from reftlens import scorer
+    from reftlens.cone import scorer
 
     torch.manual_seed(3)
     expected = one_site("gpt2", "resid_post")
@@ -271,8 +271,8 @@ def test_where_the_check_fails_everything_is_computed_and_said_so(gpt2, monkeypa
 
 
 def test_a_change_of_the_models_weights_is_never_missed():
-    from reftlens.plans import Job, Plan
-    from reftlens.scorer import Scorer
+    from reftlens.cone.plans import Job, Plan
+    from reftlens.cone.scorer import Scorer
 
     model, reft, data = fresh_bridge("llama"), one_site("llama", "resid_post"), texts("llama")
     scorer = Scorer(model, data, [Plan(reft.bind(model))], off())
@@ -291,7 +291,8 @@ def test_a_change_of_the_models_weights_is_never_missed():
 
 
 def test_the_model_is_as_it_was(any_model):
-    from reftlens.body import Body
+    from reftlens.bridge.foreign import has_foreign_hook
+    from reftlens.cone.body import Body
 
     reft = one_site("gpt2", "resid_post")
     data = texts("gpt2")
@@ -304,7 +305,7 @@ def test_the_model_is_as_it_was(any_model):
         raise KeyboardInterrupt
     assert [(name, id(module)) for name, module in any_model.original_model.named_modules()] == modules
     assert any_model.original_model.config._attn_implementation == attention
-    assert not body.foreign_hook()
+    assert not has_foreign_hook(any_model)
 
 
 # -- where it is kept ----------------------------------------------------------------------------------------------
@@ -336,7 +337,7 @@ def test_a_kill_during_capture_leaves_nothing(tmp_path):
     """The file that is captured into has lost its name before the first number is in it."""
     script = (
         "import sys, time, torch\n"
-        "from reftlens.shelf import Shelf\n"
+        "from reftlens.cone.kept import Shelf\n"
         "shelf = Shelf('disk', torch.device('cpu'), 1 << 20)\n"
         "kept = shelf.put(torch.ones(1000))\n"
         "print(kept.sum().item(), flush=True)\n"

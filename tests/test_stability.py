@@ -30,7 +30,7 @@ def _base(rank=3, d=40):
 
 
 def _stability(runs):
-    from reftlens.analysis.stability import stability
+    from reftlens.analysis.subspaces.stability import stability
 
     return stability(runs)
 
@@ -90,7 +90,7 @@ def test_seeds_trained_on_a_planted_plane_find_it():
 
 
 def _path(reft, every=10):
-    from reftlens.analysis.stability import FramePath
+    from reftlens.analysis.subspaces.stability import FramePath
 
     return FramePath(reft, every=every)
 
@@ -136,7 +136,7 @@ def test_a_frame_that_does_not_train_does_not_move():
 
 def _sweep(world, ranks, **kwargs):
     import reftlens as rl
-    from reftlens.analysis.rank_sweep import rank_sweep
+    from reftlens.analysis.subspaces.rank_sweep import rank_sweep
 
     train, test = (pairs(world.value, n, seed)[0] for seed, n in enumerate((300, 100)))
     config = rl.FitConfig(steps=120, lr=3e-2, batch_size=64)
@@ -174,7 +174,7 @@ def test_each_rank_trains_as_it_would_alone():
 
 def _table(means, spread=0.0):
     import reftlens as rl
-    from reftlens.analysis.rank_sweep import RankSweep
+    from reftlens.analysis.subspaces.rank_sweep import RankSweep
 
     ranks = tuple(2**i for i in range(len(means)))
     noise = spread * (torch.arange(100) % 2 - 0.5).double()

@@ -161,7 +161,7 @@ POSITION_NAMES = (
 
 
 def test_the_table_of_positions_has_every_kind():
-    from reftlens.positions import KINDS
+    from reftlens.text.positions import KINDS
 
     assert tuple(_positions()) == POSITION_NAMES
     text = str([p.to_dict() for p in _positions().values()])
@@ -650,7 +650,7 @@ def test_a_changed_chat_template_warns_and_does_not_refuse(tmp_path, before, aft
 
 def _rewrite(folder, change):
     """Change the record and the tensors, and make the pair consistent again."""
-    from reftlens import store
+    from reftlens.storage import folder as store
 
     record = json.loads((folder / "reft.json").read_text())
     tensors = safetensors.torch.load_file(folder / "weights.safetensors")
@@ -784,7 +784,7 @@ def _many_sites():
 def test_a_file_from_any_device_is_read_onto_the_device_of_the_model(gpt2, saved, monkeypatch):
     """style.md: there, load() maps to cuda:0, whatever there is."""
     import reftlens as rl
-    from reftlens import store
+    from reftlens.storage import folder as store
 
     assert {p.device.type for p in rl.load(saved, gpt2).parameters()} == {"cpu"}
     asked = []
@@ -841,7 +841,7 @@ class _Killed(BaseException):
 def test_a_save_that_dies_leaves_the_old_intervention_or_the_new_one(gpt2, tmp_path, monkeypatch, writes, first):
     """Dying before write 0, 1 or 2 of three; 3 stands for not dying."""
     import reftlens as rl
-    from reftlens import store
+    from reftlens.storage import folder as store
 
     (old, old_run), (new, new_run) = _runs()
     if not first:
@@ -934,7 +934,7 @@ def test_nothing_is_left_beside_the_files_after_a_failed_write(gpt2, tmp_path, m
 
 def test_the_record_of_the_run_comes_back(gpt2, tmp_path):
     import reftlens as rl
-    from reftlens.store import load_run
+    from reftlens.storage.folder import load_run
 
     reft = _lo()
     data = rl.encode(gpt2, [rl.Example(t, " and looked") for t in TEXTS])
@@ -947,7 +947,7 @@ def test_the_record_of_the_run_comes_back(gpt2, tmp_path):
 
 def test_saving_without_a_run_leaves_no_record_of_another_one(gpt2, tmp_path):
     import reftlens as rl
-    from reftlens.store import load_run
+    from reftlens.storage.folder import load_run
 
     reft = _lo()
     rl.save(reft, tmp_path, gpt2, run=_train(reft, gpt2))
@@ -959,7 +959,7 @@ def test_saving_without_a_run_leaves_no_record_of_another_one(gpt2, tmp_path):
 
 def test_a_record_of_other_weights_is_refused(gpt2, tmp_path):
     import reftlens as rl
-    from reftlens.store import load_run
+    from reftlens.storage.folder import load_run
 
     reft = _lo()
     rl.save(reft, tmp_path / "a", gpt2, run=_train(reft, gpt2))

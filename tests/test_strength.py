@@ -47,7 +47,7 @@ def _data(model, texts=TEXTS, sources=False):
 @cache
 def _response(kind="LoReFT"):
     """Everything at once, on the tiny GPT-2."""
-    from reftlens.analysis.strength import dose_response
+    from reftlens.analysis.strength.dose_response import dose_response
 
     model = bridge("gpt2")
     texts = {} if kind == "DAS" else dict(prompts=["the cat sat", "a dog ran by"], max_new_tokens=8, score=len)
@@ -85,7 +85,7 @@ def _means(values, data):
 @pytest.mark.parametrize("kind", ["LoReFT", "vector", "DAS"])
 @pytest.mark.parametrize("architecture", [pytest.param(a, marks=() if a == "gpt2" else SLOW) for a in ARCHITECTURES])
 def test_effect_accuracy_and_kl_are_those_of_two_full_forward_passes(architecture, kind):
-    from reftlens.analysis.strength import dose_response
+    from reftlens.analysis.strength.dose_response import dose_response
 
     model = bridge(architecture)
     reft, data = _reft(kind), _data(model, sources=kind == "DAS")
@@ -117,7 +117,7 @@ def test_strength_zero_has_no_effect_and_no_kl_exactly(kind):
 @pytest.mark.parametrize("sources", [False, True])
 def test_an_edit_after_the_last_read_has_no_effect_and_no_kl(gpt2, sources):
     import reftlens as rl
-    from reftlens.analysis.strength import dose_response
+    from reftlens.analysis.strength.dose_response import dose_response
 
     data = _data(gpt2)
     one = data[[0]].with_sources(data[[1]]) if sources else data[[0]]
@@ -134,8 +134,8 @@ def test_a_vector_that_nothing_reads_has_no_effect_and_its_twin_has():
     from planted import ANSWERS, VALUES, planted_neurons
 
     import reftlens as rl
-    from reftlens.analysis.strength import dose_response
-    from reftlens.batch import batch_from_rows
+    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.text.batch import batch_from_rows
 
     truth = planted_neurons()
     rows = [[200 + i, 250 + i, VALUES[i], ANSWERS[int(truth.value[VALUES[i]])]] for i in range(8)]
@@ -156,7 +156,7 @@ def test_a_vector_that_nothing_reads_has_no_effect_and_its_twin_has():
 
 def test_the_edit_is_as_large_as_by_hand(gpt2):
     import reftlens as rl
-    from reftlens.analysis.strength import dose_response
+    from reftlens.analysis.strength.dose_response import dose_response
 
     data = _data(gpt2)
     h = rl.activations(gpt2, data, rl.resid_post(1, "l2"), progress=False).view(len(data), 2, D)
@@ -175,8 +175,9 @@ def test_the_edit_is_as_large_as_by_hand(gpt2):
 
 
 def test_only_the_light_cone_is_computed_and_never_a_full_pass_for_each_strength(gpt2, monkeypatch):
-    from reftlens import engine, scorer, sources
-    from reftlens.analysis.strength import dose_response
+    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.cone import scorer
+    from reftlens.editing import engine, sources
 
     calls = []
 
@@ -199,7 +200,7 @@ def test_only_the_light_cone_is_computed_and_never_a_full_pass_for_each_strength
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_perplexity_is_transformers_own_loss(architecture):
-    from reftlens.analysis.fluency import perplexity
+    from reftlens.analysis.strength.texts import perplexity
 
     model = bridge(architecture)
     data = _data(model)
@@ -213,7 +214,7 @@ def test_perplexity_is_transformers_own_loss(architecture):
 
 
 def test_repetition_is_the_share_of_n_grams_seen_before():
-    from reftlens.analysis.fluency import repetition
+    from reftlens.analysis.strength.texts import repetition
 
     assert repetition([1, 2, 3, 4, 5]) == 0.0 and repetition([]) == 0.0 and repetition([1, 1]) == 0.0
     assert repetition([7] * 12) == pytest.approx(0.9)
@@ -225,7 +226,7 @@ def test_repetition_is_the_share_of_n_grams_seen_before():
 
 def test_what_is_written_is_what_generate_writes(gpt2):
     import reftlens as rl
-    from reftlens.analysis.fluency import repetition
+    from reftlens.analysis.strength.texts import repetition
 
     found = _response()
     for v, strength in enumerate(STRENGTHS):
@@ -239,7 +240,7 @@ def test_what_is_written_is_what_generate_writes(gpt2):
     assert found.measure("perplexity").min() >= 1
     assert "reused" in found.text.computation
     with pytest.raises(ValueError, match="generation has none"):
-        from reftlens.analysis.strength import dose_response
+        from reftlens.analysis.strength.dose_response import dose_response
 
         dose_response(_reft("DAS"), gpt2, _data(gpt2, sources=True), [1.0], prompts=["the cat"], progress=False)
 
@@ -255,8 +256,8 @@ def test_the_unedited_model_finds_its_own_greedy_text_most_fluent():
 
 def test_there_is_a_response_to_doses_of_every_kind(gpt2):
     import reftlens as rl
-    from reftlens.analysis.budget import largest_dose
-    from reftlens.analysis.strength import dose_response
+    from reftlens.analysis.strength.budget import largest_dose
+    from reftlens.analysis.strength.dose_response import dose_response
 
     reference = torch.randn(D, generator=torch.Generator().manual_seed(2))
     kinds = [
@@ -283,7 +284,7 @@ def test_there_is_a_response_to_doses_of_every_kind(gpt2):
 
 def test_several_sites_act_together_and_their_sizes_are_each_their_own(gpt2):
     import reftlens as rl
-    from reftlens.analysis.strength import dose_response
+    from reftlens.analysis.strength.dose_response import dose_response
 
     first, second = rl.resid_post(0, "last"), rl.mlp_out(2, "f1+l1")
     both = rl.ReFT({first: _module("LoReFT"), second: _module("vector", seed=2)})
@@ -312,7 +313,7 @@ def test_slopes_are_those_of_polyfit():
 
 
 def test_the_dose_of_half_the_effect_of_a_known_curve():
-    from reftlens.analysis.curves import half_effect
+    from reftlens.analysis.strength.curves import half_effect
 
     strengths, top = [0.0, 0.5, 1.0, 2.0, 4.0], torch.tensor([1.0, 2.0, 3.0])
     hill = torch.tensor([s / (1 + s) for s in strengths]).double()[:, None] * top
@@ -333,14 +334,14 @@ def test_the_dose_of_half_the_effect_of_a_known_curve():
 
 
 def test_one_example_has_no_interval():
-    from reftlens.analysis.estimates import mean_of
+    from reftlens.analysis.statistics import mean_of
 
     found = mean_of(torch.tensor([1.5]))
     assert found.value == 1.5 and math.isnan(found.low) and str(found) == "1.50 [no interval]"
 
 
 def test_the_interval_of_the_half_dose_is_open_where_resamples_have_no_effect():
-    from reftlens.analysis.curves import half_effect
+    from reftlens.analysis.strength.curves import half_effect
 
     effect = torch.tensor([[0.0] * 6, [3.0, -1, -1, 2, -1, -1], [6.0, -2, -2, 4, -2, -2]]).double()
     found = half_effect([0.0, 0.5, 1.0], effect, 1.0)
@@ -350,8 +351,8 @@ def test_the_interval_of_the_half_dose_is_open_where_resamples_have_no_effect():
 @SLOW
 def test_intervals_hold_the_truth_as_often_as_they_say():
     """2,000 data sets of 60 examples (the simulation's own error is 0.5 %): 93 % to 97 % of 95 % intervals."""
-    from reftlens.analysis.curves import half_effect
-    from reftlens.analysis.estimates import mean_of
+    from reftlens.analysis.statistics import mean_of
+    from reftlens.analysis.strength.curves import half_effect
 
     g = torch.Generator().manual_seed(0)
     strengths = [0.0, 0.25, 0.5, 1.0]
@@ -367,7 +368,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 
 def test_the_frontier_holds_no_dominated_point():
-    from reftlens.analysis.curves import not_dominated
+    from reftlens.analysis.strength.curves import not_dominated
 
     found = _response()
     rows, names = found.frontier(), ["effect", "kl", "perplexity"]
@@ -394,7 +395,7 @@ def test_the_frontier_holds_no_dominated_point():
     "architecture", [pytest.param(a, marks=() if a in ("gpt2", "llama") else SLOW) for a in ARCHITECTURES]
 )
 def test_the_budget_is_met_in_six_evaluations(architecture, kind, budget):
-    from reftlens.analysis.budget import largest_dose
+    from reftlens.analysis.strength.budget import largest_dose
 
     model = bridge(architecture)
     where = "last" if kind == "DAS" else "all"
@@ -415,7 +416,7 @@ CURVES = {
 
 @pytest.mark.parametrize("name", CURVES)
 def test_the_search_meets_budgets_over_four_decades_on_curves_of_any_scale(name):
-    from reftlens.analysis.budget import Search
+    from reftlens.analysis.strength.budget import Search
 
     counts = []
     for scale in (0.1, 0.5, 1.0, 3.0):
@@ -432,8 +433,8 @@ def test_the_search_meets_budgets_over_four_decades_on_curves_of_any_scale(name)
 
 
 def test_the_light_cone_is_checked_in_the_first_round_only(gpt2, monkeypatch):
-    from reftlens import scorer
-    from reftlens.analysis.budget import largest_dose
+    from reftlens.analysis.strength.budget import largest_dose
+    from reftlens.cone import scorer
 
     checked = []
     honest = scorer.Scorer._difference
@@ -447,7 +448,7 @@ def test_the_light_cone_is_checked_in_the_first_round_only(gpt2, monkeypatch):
 
 
 def test_a_budget_that_is_never_reached_is_an_error_that_says_how_far_it_went(gpt2):
-    from reftlens.analysis.budget import Search, largest_dose
+    from reftlens.analysis.strength.budget import Search, largest_dose
 
     with pytest.raises(ValueError, match=r"only .* at strength 0.01: raise high"):
         largest_dose(_reft("vector"), gpt2, _data(gpt2), 5.0, high=0.01, progress=False)
@@ -467,8 +468,8 @@ def test_a_budget_that_is_never_reached_is_an_error_that_says_how_far_it_went(gp
 
 
 def test_methods_are_compared_at_equal_kl(gpt2):
-    from reftlens.analysis.budget import largest_dose
-    from reftlens.analysis.equal_kl import compare_at_equal_kl
+    from reftlens.analysis.strength.budget import largest_dose
+    from reftlens.analysis.strength.equal_kl import compare_at_equal_kl
 
     data = _data(gpt2, sources=True)
     methods = {kind: _reft(kind) for kind in ("LoReFT", "vector", "DAS")}
@@ -495,8 +496,8 @@ def test_methods_are_compared_at_equal_kl(gpt2):
 
 
 def test_equals_do_not_differ_and_a_real_difference_survives_the_correction(gpt2):
-    from reftlens.analysis.budget import Dose
-    from reftlens.analysis.equal_kl import EqualKL
+    from reftlens.analysis.strength.budget import Dose
+    from reftlens.analysis.strength.equal_kl import EqualKL
 
     g = torch.Generator().manual_seed(0)
     base = torch.randn(40, generator=g, dtype=torch.float64)
@@ -508,8 +509,8 @@ def test_equals_do_not_differ_and_a_real_difference_survives_the_correction(gpt2
 
 
 def test_the_budget_can_be_spent_on_unrelated_prompts(gpt2):
-    from reftlens.analysis.equal_kl import compare_at_equal_kl
-    from reftlens.analysis.strength import dose_response
+    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.equal_kl import compare_at_equal_kl
 
     data, other = _data(gpt2, TEXTS[:3]), _data(gpt2, TEXTS[3:])
     found = compare_at_equal_kl({"one": _reft("LoReFT")}, gpt2, data, 0.1, spent_on=other, progress=False)
@@ -524,7 +525,7 @@ def test_the_budget_can_be_spent_on_unrelated_prompts(gpt2):
 
 
 def test_a_second_run_is_the_same_bit_for_bit(gpt2):
-    from reftlens.analysis.strength import dose_response
+    from reftlens.analysis.strength.dose_response import dose_response
 
     settings = dict(prompts=["the cat sat"], max_new_tokens=6, temperature=1.0, seed=3, progress=False)
     once, again = (dose_response(_reft("LoReFT"), gpt2, _data(gpt2), [0.0, 0.5, 1.0], **settings) for _ in range(2))
@@ -547,7 +548,7 @@ def test_the_result_can_be_read_and_seen():
     assert "drift" not in _response("DAS").plot_frontier(cost="drift").get_ylabel()
     assert "moves the wrong way" in str(found) and "strength 1:" in str(found)
     assert found.ec50("score").reference == 1.0
-    from reftlens.analysis.budget import largest_dose
+    from reftlens.analysis.strength.budget import largest_dose
 
     dose = largest_dose(_reft("vector"), bridge("gpt2"), _data(bridge("gpt2")), 0.1, progress=False)
     assert len(dose.to_frame()) == len(dose.evaluations) and "0.1 nats" in str(dose)
@@ -555,7 +556,7 @@ def test_the_result_can_be_read_and_seen():
 
 
 def test_what_cannot_be_measured_is_said(gpt2):
-    from reftlens.analysis.strength import dose_response
+    from reftlens.analysis.strength.dose_response import dose_response
 
     data, settings = _data(gpt2), dict(progress=False)
     with pytest.raises(ValueError, match="each of them once"):

@@ -28,7 +28,7 @@ def rl():
 
 
 def frame(d, rank, *, seed=0, dtype=torch.float32):
-    from reftlens.subspace import Frame
+    from reftlens.interventions.subspace import Frame
 
     result = Frame(d, rank)
     result.reset(torch.Generator().manual_seed(seed))
@@ -49,7 +49,7 @@ def off_orthonormal(basis):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_frame_starts_as_unit_vectors_and_draws_nothing_by_itself(shape):
-    from reftlens.subspace import Frame
+    from reftlens.interventions.subspace import Frame
 
     state = torch.random.get_rng_state()
     assert torch.equal(Frame(*shape)(), torch.eye(*shape))

@@ -14,7 +14,7 @@ def _steer(vector, site=None):
 
 
 def _tokens(reft, model, **kwargs):
-    from reftlens.analysis.tokens import direction_tokens
+    from reftlens.analysis.subspaces.tokens import direction_tokens
 
     return direction_tokens(reft, model, progress=False, **kwargs)
 
@@ -154,7 +154,7 @@ def test_bytes_of_a_character_are_shown_as_bytes():
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    from reftlens.view import token_text
+    from reftlens.text.view import token_text
 
     words = ["Ġcat", "ðŁ", "ĠðŁĮ", "s"]
     backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))

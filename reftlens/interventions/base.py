@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reftlens.subspace import Frame
+from reftlens.interventions.subspace import Frame
 
 Hidden = Float[Tensor, "*units d"]
 Code = Float[Tensor, "*units rank"]

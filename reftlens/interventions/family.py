@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from reftlens.interventions.base import Intervention
-from reftlens.subspace import Frame
+from reftlens.interventions.subspace import Frame
 
 Init = Literal["paper", "identity"]
 

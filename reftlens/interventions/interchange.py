@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.interventions.base import Intervention
-from reftlens.subspace import Frame
+from reftlens.interventions.subspace import Frame
 
 Sources = Float[Tensor, "*units variables d"]
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from reftlens.interventions.interchange import Exchange
-from reftlens.subspace import Frame
+from reftlens.interventions.subspace import Frame
 
 Temperature = Sequence[float]
 """First and last."""

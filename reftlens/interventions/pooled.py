@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reftlens.interventions.base import Intervention
-from reftlens.subspace import Frame
+from reftlens.interventions.subspace import Frame
 
 
 class ReFTr1(Intervention):

@@ -1,6 +1,6 @@
 """Two-digit addition: ones, carry, tens."""
 
-from reftlens.causal import CausalModel, Derived
+from reftlens.tasks.causal import CausalModel, Derived
 from reftlens.tasks.task import Task
 
 _NUMBERS = tuple(range(10, 90))

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from reftlens.config import FitConfig
-from reftlens.data import encode, load_examples
-from reftlens.fit import run_fit
-from reftlens.generate import generate
-from reftlens.generation import Generation
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.site import resid_post
+from reftlens.generation.generate import generate
+from reftlens.generation.result import Generation
 from reftlens.interventions import LoReFT
-from reftlens.model import Bridge
-from reftlens.reft import ReFT, Variant
-from reftlens.result import FitResult
-from reftlens.site import resid_post
+from reftlens.text.encode import encode, load_examples
+from reftlens.training.config import FitConfig
+from reftlens.training.fitting import run_fit
+from reftlens.training.result import FitResult
 
 SETTINGS = FitConfig(steps=40, lr=1e-2, batch_size=8)
 """How `run` trains `emoji_reft`."""

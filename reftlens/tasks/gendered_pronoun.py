@@ -1,6 +1,6 @@
 """Which pronoun follows a name? (Mathwin et al.; CausalGym, Arora et al. 2024, arXiv 2402.12560)"""
 
-from reftlens.causal import CausalModel, Derived
+from reftlens.tasks.causal import CausalModel, Derived
 from reftlens.tasks.task import Task
 
 _SHE = ("Mary", "Anna", "Sarah", "Laura", "Lisa", "Kate", "Emma", "Alice", "Julia", "Rachel", "Jane", "Susan")

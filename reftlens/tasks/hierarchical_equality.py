@@ -8,9 +8,9 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reftlens.causal import CausalModel, Derived
-from reftlens.engine import forward
-from reftlens.model import Bridge
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.engine import forward
+from reftlens.tasks.causal import CausalModel, Derived
 from reftlens.tasks.task import Task
 
 SYMBOLS = tuple(f"s{i:02}" for i in range(64))

@@ -1,6 +1,6 @@
 """Who is given something? Indirect object identification (Wang et al. 2022, arXiv 2211.00593)."""
 
-from reftlens.causal import CausalModel, Derived
+from reftlens.tasks.causal import CausalModel, Derived
 from reftlens.tasks.task import Task
 
 _NAMES = (

@@ -2,7 +2,7 @@
 
 from itertools import permutations
 
-from reftlens.causal import CausalModel, Derived, Setting
+from reftlens.tasks.causal import CausalModel, Derived, Setting
 from reftlens.tasks.task import Task
 
 _COLOURS = ("red", "blue", "green", "black", "white", "yellow")

@@ -1,6 +1,6 @@
 """Is a price between two bounds? (Wu et al. 2023, arXiv 2305.08809)"""
 
-from reftlens.causal import CausalModel, Derived
+from reftlens.tasks.causal import CausalModel, Derived
 from reftlens.tasks.task import Task
 
 _LOWER, _UPPER = tuple(range(100, 500, 7)), tuple(range(500, 900, 7))

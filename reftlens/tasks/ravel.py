@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import torch
 
-from reftlens.batch import Example
-from reftlens.causal import Pairs
-from reftlens.positions import Last, Positions, Tokens
+from reftlens.tasks.causal import Pairs
 from reftlens.tasks.ravel_files import City, Template, from_files, from_hub
+from reftlens.text.batch import Example
+from reftlens.text.positions import Last, Positions, Tokens
 
 Split = Literal["train", "val", "test"]
 _TRIES = 2_000

@@ -9,12 +9,12 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reftlens.analysis.estimates import Estimate, share_of
-from reftlens.data import encode
-from reftlens.engine import forward
-from reftlens.model import Bridge, device_of
+from reftlens.analysis.statistics import Estimate, share_of
+from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.editing.engine import forward
 from reftlens.tasks.ravel import Ravel, ask
 from reftlens.tasks.ravel_files import City, Template
+from reftlens.text.encode import encode
 
 if TYPE_CHECKING:
     from pandas import DataFrame

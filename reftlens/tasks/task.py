@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import torch
 
-from reftlens.batch import Example
-from reftlens.causal import CausalModel, Pairs, Setting
+from reftlens.tasks.causal import CausalModel, Pairs, Setting
+from reftlens.text.batch import Example
 
 Split = Literal["train", "test"]
 _TRIES = 2_000

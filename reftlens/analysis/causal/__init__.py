@@ -1,0 +1,1 @@
+"""What an exchange of hidden states shows: scores with controls, maps, illusions."""

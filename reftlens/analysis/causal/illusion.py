@@ -1,0 +1,192 @@
+"""Does a subspace carry what it moves, or does an unread direction only steer one that usually lies still?"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from reftlens import figures
+from reftlens.analysis.causal.variable import about_variable, pairs_of
+from reftlens.analysis.statistics import Estimate, difference_of, mean_of, ratio_of, share_of
+from reftlens.analysis.subspaces.directions import Direction
+from reftlens.analysis.subspaces.readers import SeenSplit, seen_split
+from reftlens.bridge.protocol import Bridge
+from reftlens.cone.reuse import Reuse
+from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.site import Site
+from reftlens.interventions.interchange import DAS, Interchange
+from reftlens.scoring.answers import answers, first_targets
+from reftlens.text.batch import Batch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+WAYS = ("no edit", "subspace", "seen part", "unseen part", "whole vector")
+_ROUNDING = 1e-4  # nats: what an exchange that nothing reads may seem to do in float32
+
+
+@dataclass(frozen=True, eq=False)
+class IllusionMeter:
+    """What exchanging a subspace does, beside its seen part, its unseen part and the whole vector; rows as `WAYS`."""
+
+    hits: Bool[Tensor, "way pair"]
+    """The most likely answer is the counterfactual one."""
+    gained: Float[Tensor, "way pair"]
+    """Log-probability of the counterfactual answer, edited less unedited, in nats."""
+    splits: tuple[SeenSplit, ...]
+    """One for each site."""
+    norm_shares: tuple[float, ...]
+    """For each site, the share of the subspace's squared norm that is seen."""
+    warnings: tuple[str, ...]
+
+    def accuracy(self, way: str) -> Estimate:
+        """Interchange accuracy of one of `WAYS`, Clopper-Pearson interval."""
+        return share_of(self.hits[_row(way)])
+
+    def effect(self, way: str) -> Estimate:
+        """Mean log-probability gained by one of `WAYS`, in nats, bootstrap interval."""
+        return mean_of(self.gained[_row(way)])
+
+    def retained(self, way: str) -> Estimate:
+        """Effect of one of `WAYS` over that of the subspace, pairs resampled together."""
+        return ratio_of(self.gained[_row(way)], self.gained[_row("subspace")])
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether exchanging the subspace raises the answer, the interval above 0: else nothing can be retained."""
+        return self.effect("subspace").low > _ROUNDING
+
+    @property
+    def beyond_whole(self) -> Estimate:
+        """Effect of the subspace less that of the whole vector it is part of, in nats, paired bootstrap."""
+        return difference_of(self.gained[_row("subspace")], self.gained[_row("whole vector")])
+
+    @property
+    def _reservation(self) -> str:
+        exact = all(split.share > 1 - 1e-9 for split in self.splits)
+        return "" if exact else ", as far as a graded split can tell: name the readers that matter with readers=…"
+
+    def to_frame(self) -> "DataFrame":
+        """One row per way to edit."""
+        import pandas as pd
+
+        records = [
+            {"edit": way, **self.accuracy(way).as_columns("accuracy"), **self.effect(way).as_columns("effect"),
+             **self.retained(way).as_columns("retained")}
+            for way in WAYS
+        ]  # fmt: skip
+        return pd.DataFrame(records).set_index("edit")
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Effect of each way to edit with its interval; dashed: that of the subspace."""
+        ax = figures.axes(ax, height=2.6)
+        for y, way in enumerate(WAYS[1:]):
+            one, colour = self.effect(way), figures.ORANGE if way == "subspace" else figures.BLUE
+            ax.errorbar(one.value, y, xerr=[[one.value - one.low], [one.high - one.value]], fmt="o", color=colour)
+        ax.axvline(0, color=figures.GREY, linewidth=1)
+        ax.axvline(self.effect("subspace").value, color=figures.GREY, linestyle="--", linewidth=1)
+        ax.set_yticks(range(len(WAYS) - 1), list(WAYS[1:]))
+        ax.invert_yaxis()
+        ax.set(xlabel="log-probability of the counterfactual answer gained (nats, 95 % interval)")
+        return ax
+
+    def __str__(self) -> str:
+        lines = [
+            f"{split}; of the subspace's norm {100 * share:.0f} % is seen"
+            for split, share in zip(self.splits, self.norm_shares, strict=True)
+        ]
+        lines.append(f"{'edit':<12}  {'accuracy':<20}  {'log p gained (nats)':<22}  retained share")
+        for way in WAYS:
+            kept = self.retained(way) if self.has_effect and way != "no edit" else ""
+            lines.append(f"{way:<12}  {self.accuracy(way)!s:<20}  {self.effect(way)!s:<22}  {kept}".rstrip())
+        lines.append(f"subspace less whole vector: {self.beyond_whole} nats")
+        lines += [f"warning: {w}" for w in self.warnings] or [f"no sign of a subspace illusion{self._reservation}"]
+        return "\n".join(lines)
+
+
+def subspace_illusion(
+    reft: ReFT,
+    model: Bridge,
+    data: Batch,
+    *,
+    variable: str | None = None,
+    readers: str = "*",
+    share: float | None = None,
+    batch_size: int = 16,
+    reuse: bool | Reuse = True,
+    progress: bool = True,
+) -> IllusionMeter:
+    """Split an exchanged subspace by what the weights downstream see of it, and exchange each part by itself.
+
+    With `B` the basis at a site and `P` the projector on what its readers see (`seen_split`), the seen part is the span
+    of `P B`, the unseen part that of `(1 - P) B`. Each is exchanged as a subspace of its own, `h' = h + (source - h) S
+    Sᵀ`. A subspace that carries the variable keeps its effect in the seen part. An illusory one needs both: the unseen
+    part differs between prompts and moves nothing, the seen part moves the answer and lies still on natural prompts;
+    only exchanged together does the one push the other (Makelov et al. 2023, arXiv 2311.17030). Projecting the change
+    itself, `P B Bᵀ (source - h)`, could not tell: readers cannot notice what it leaves out. A second sign is that the
+    subspace does more than the whole vector.
+
+    Args:
+        data: held-out pairs, targets the answers after the exchange, with sources (`pairs.encode(model)`).
+        variable: which of several variables the question is about; its own columns and pairs are then looked at.
+        readers, share: see `seen_split`.
+
+    Raises:
+        ValueError: for an intervention other than DAS, a site without known readers, or pairs without a source.
+    """
+    about, pairs = about_variable(reft, variable), pairs_of(data, variable)
+    bases = {site: module.frame().detach() for site, module in about.items() if isinstance(module, DAS)}
+    for site, module in about.items():
+        if site not in bases:
+            raise ValueError(
+                f"{module.kind} at {site} is no plain subspace: give a DAS with its open directions, "
+                "das.frame.set(module.basis()[:, module.chosen()])"
+            )
+    splits = {site: seen_split(model, site, readers=readers, share=share) for site in bases}
+    parts = {site: splits[site].parts(basis) for site, basis in bases.items()}
+    whole = ReFT({site: Interchange(len(basis)) for site, basis in bases.items()})
+    ways = [None, about, *(_exchange({site: both[i] for site, both in parts.items()}) for i in (0, 1)), whole]
+    plans = [(about, Variant(strength=0.0)) if way is None else (way, Variant()) for way in ways]
+    found = answers(model, pairs, plans, first_targets(pairs)[:, None], batch_size=batch_size, reuse=reuse,
+                    progress=progress, describe="illusion")  # fmt: skip
+    log_probs = found.log_probs[:, :, 0]
+    norms = tuple(splits[site].norm_share(basis) for site, basis in bases.items())
+    result = IllusionMeter(found.hits, log_probs - log_probs[:1], tuple(splits.values()), norms, ())
+    return replace(result, warnings=tuple(_warnings(result)))
+
+
+def _exchange(bases: dict[Site, Float[Tensor, "d _"]]) -> ReFT | None:
+    """An exchange in these subspaces; None where all of them are empty."""
+    filled = {site: basis for site, basis in bases.items() if basis.shape[1]}
+    modules = {s: Direction("part", b, torch.ones(b.shape[1])).as_exchange() for s, b in filled.items()}
+    return ReFT(modules) if modules else None
+
+
+def _row(way: str) -> int:
+    if way not in WAYS:
+        raise ValueError(f"way={way!r}, expected one of: {', '.join(WAYS)}")
+    return WAYS.index(way)
+
+
+def _warnings(found: IllusionMeter) -> list[str]:
+    """A sentence for each sign of an illusion, and for what keeps the split from telling."""
+    said = []
+    if not found.has_effect:
+        said.append(f"exchanging the subspace does not raise the answer ({found.effect('subspace')} nats): no effect")
+    elif found.retained("seen part").value < 0.5:
+        seen, unseen = found.retained("seen part"), found.retained("unseen part")
+        if unseen.value < 0.5:
+            said.append(
+                f"neither part alone keeps the effect (seen {seen}, unseen {unseen}): a direction that nothing reads "
+                "pushes one that is read and lies still on natural prompts, a subspace illusion"
+            )
+        else:
+            said.append(f"the effect runs through directions that are hardly read (unseen {unseen}): raise share")
+    if all(split.seen.shape[0] == split.seen.shape[1] for split in found.splits):
+        said.append("the readers see every direction here, so nothing is split: lower share, or name readers")
+    if found.beyond_whole.low > 0:
+        said.append(f"the subspace does more than the whole vector it is part of, by {found.beyond_whole} nats")
+    return said

@@ -1,0 +1,218 @@
+"""How far edited activations lie from natural ones, and how far natural ones lie from each other."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from reftlens import figures
+from reftlens.analysis.statistics import holm
+from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
+from reftlens.editing.engine import attached
+from reftlens.editing.reft import ReFT, Variant, mode
+from reftlens.editing.site import Site
+from reftlens.editing.sources import read_sites
+from reftlens.text.batch import Batch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class SiteDistance:
+    """Edited against natural activations at one site."""
+
+    site: Site
+    edited: Float[Tensor, " tokens"]
+    """Mahalanobis distance of each edited activation over `√d`, about 1 or 2 for natural ones."""
+    natural: Float[Tensor, " tokens"]
+    """The same of those tokens unedited; mean and covariance come from other rows."""
+    energy: float
+    """Energy distance of edited activations from natural ones of other rows."""
+    null: Float[Tensor, " splits"]
+    """Energy distance of natural activations from natural ones, for random halves of the rows."""
+
+    @property
+    def percentiles(self) -> Float[Tensor, " tokens"]:
+        """Share of natural distances at or below each edited one, 0 to 100; evenly spread for natural activations."""
+        ordered = self.natural.sort().values
+        return 100 * torch.searchsorted(ordered, self.edited, right=True).double() / len(ordered)
+
+    @property
+    def p(self) -> float:
+        """`(1 + #{null ≥ energy}) / (1 + splits)`: how often natural halves differ as much."""
+        return (1 + int((self.null >= self.energy).sum())) / (1 + len(self.null))
+
+    @property
+    def ratio(self) -> float:
+        """Energy distance over the mean of the null: 1 for natural activations."""
+        return self.energy / self.null.mean().item()
+
+    @property
+    def beyond(self) -> float:
+        """Share of edited activations farther out than 95 % of the natural ones; 0.05 for natural ones."""
+        return (self.percentiles > 95).double().mean().item()
+
+
+@dataclass(frozen=True, eq=False)
+class ManifoldDistance:
+    """One entry for each site."""
+
+    rows: tuple[SiteDistance, ...]
+    strength: float
+
+    @property
+    def p(self) -> Float[Tensor, " sites"]:
+        """Of each site, corrected for their number (Holm)."""
+        return holm(torch.tensor([row.p for row in self.rows], dtype=torch.float64))
+
+    def to_frame(self) -> "DataFrame":
+        """One row per site."""
+        import pandas as pd
+
+        records = [
+            {"site": str(r.site), "strength": self.strength, "tokens": len(r.edited),
+             "median_percentile": r.percentiles.median().item(), "beyond_95": r.beyond, "energy": r.energy,
+             "natural_energy": r.null.mean().item(), "ratio": r.ratio, "p": r.p, "p_holm": corrected}
+            for r, corrected in zip(self.rows, self.p.tolist(), strict=True)
+        ]  # fmt: skip
+        return pd.DataFrame(records).set_index("site")
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Histogram of the percentiles, one line per site; grey: natural activations, by construction even."""
+        ax = figures.axes(ax)
+        bins = list(range(0, 101, 10))
+        ax.hist([b + 5 for b in bins[:-1]], bins=bins, weights=[0.1] * 10, color=figures.GREY, alpha=0.4,
+                label="natural")  # fmt: skip
+        for i, row in enumerate(self.rows):
+            weights = [1 / len(row.edited)] * len(row.edited)
+            colour = (figures.ORANGE, figures.BLUE, figures.GREEN)[i % 3]
+            ax.hist(row.percentiles.tolist(), bins=bins, weights=weights, histtype="step", color=colour,
+                    linewidth=1.5, label=f"edited: {row.site}")  # fmt: skip
+        ax.set(xlabel="percentile among natural activations (Mahalanobis distance)", ylabel="share of tokens")
+        ax.legend(frameon=False)
+        return ax
+
+    def __str__(self) -> str:
+        lines = []
+        for row, corrected in zip(self.rows, self.p.tolist(), strict=True):
+            said = "off the natural manifold" if corrected < 0.05 else "no sign of leaving the natural manifold"
+            if corrected >= 0.05 and row.beyond > 0.25:
+                said = "one by one farther out than natural ones, as a whole not shown to be: no verdict"
+            lines.append(
+                f"{row.site}: median percentile {row.percentiles.median().item():.0f}, {100 * row.beyond:.0f} % beyond "
+                f"the natural 95th; {row.ratio:.1f} times as far from natural activations as they are from each other "
+                f"(p = {corrected:.2g}): {said}"
+            )
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def manifold_distance(
+    reft: ReFT,
+    model: Bridge,
+    data: Batch,
+    *,
+    strength: float = 1.0,
+    shrinkage: float = 0.1,
+    splits: int = 999,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> ManifoldDistance:
+    """Distance of edited activations from natural ones at each site, with natural against natural as the null.
+
+    The rows are split in two halves by `seed`. Edited activations of one half are compared with the natural ones of
+    the other, so that an edit is judged as an unseen natural row would be:
+
+    - Mahalanobis distance `√((h - μ)ᵀ Σ⁻¹ (h - μ) / d)`, `Σ = (1 - shrinkage) S + shrinkage · tr(S)/d · I`; percentile
+      among the same tokens unedited.
+    - energy distance `2 E‖x - y‖ - E‖x - x'‖ - E‖y - y'‖` (Székely and Rizzo 2013), each coordinate in units of its
+      standard deviation over both halves; null: the same for `splits` random halves of the natural rows.
+
+    An edit may be off the manifold and right, or on it and wrong: this says only whether the model has met such
+    activations on `data`. Pairwise distances are kept: memory grows with the square of the tokens.
+
+    Args:
+        data: prompts, with sources for an exchange; what is natural is what the unedited model holds there.
+
+    Raises:
+        ValueError: for fewer than four rows with an edited token at a site.
+    """
+    if splits < 1:
+        raise ValueError(f"splits={splits}, expected 1 or more (999 for a p of 0.001)")
+    if not 0 < shrinkage <= 1:
+        raise ValueError(f"shrinkage={shrinkage}, expected above 0 and at most 1")
+    natural, edited = _read(reft, model, data, strength, batch_size, progress)
+    rows = []
+    for site, x, y in zip(reft.sites, natural, edited, strict=True):
+        owner = site.positions.mask(data.view).nonzero()[:, 0].cpu()
+        rows.append(_compared(site, x, y, owner, shrinkage, splits, seed))
+    return ManifoldDistance(tuple(rows), strength)
+
+
+def _read(
+    reft: ReFT, model: Bridge, data: Batch, strength: float, batch_size: int, progress: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Natural and edited activations of each site, float64 on the CPU."""
+    check_deterministic(model)
+    bound, variant = reft.to(device_of(model)).bind(model), Variant(strength)
+    bound.require(data.view, variant)
+    donors = bound.donors(model, data, variant)
+    places = list(zip(reft.sites, bound.points, strict=True))
+    with mode(reft, training=False):
+        natural, edited = (
+            read_sites(model, data, places, batch_size=batch_size, progress=progress, edited=context)
+            for context in (None, lambda batch, rows: attached(bound.edits(batch.view, variant, donors, rows)))
+        )
+    return [x.cpu().double() for x in natural], [x.cpu().double() for x in edited]
+
+
+def _compared(
+    site: Site,
+    natural: Float[Tensor, "tokens d"],
+    edited: Float[Tensor, "tokens d"],
+    owner: Int[Tensor, " tokens"],
+    shrinkage: float,
+    splits: int,
+    seed: int,
+) -> SiteDistance:
+    """The distances of one site; `owner` says which row each token is of, rows are split as a whole."""
+    rows, which = owner.unique(return_inverse=True)
+    if len(rows) < 4:
+        raise ValueError(f"{site} is edited in {len(rows)} row(s), and four or more are needed to split natural ones")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(splits + 1, len(rows), generator=generator, dtype=torch.float64)
+    halves = (drawn.argsort(dim=1) < len(rows) // 2)[:, which]
+    mine = halves[0]
+    energy = _energies(torch.where(mine[:, None], edited, natural), halves[:1])[0].item()
+    judge = _Mahalanobis(natural[~mine], shrinkage)
+    null = _energies(natural, halves[1:])
+    return SiteDistance(site, judge.of(edited[mine]), judge.of(natural[mine]), energy, null)
+
+
+def _energies(x: Float[Tensor, "n d"], halves: Bool[Tensor, "splits n"]) -> Float[Tensor, " splits"]:
+    """Energy distance between the tokens in each half and the others, coordinates in standard deviations of all."""
+    scaled, one = x / x.std(dim=0).clamp_min(1e-12), halves.double()
+    apart = torch.cdist(scaled, scaled)
+    one, other = one / one.sum(dim=1, keepdim=True), (1 - one) / (1 - one).sum(dim=1, keepdim=True)
+    to_one, to_other = one @ apart, other @ apart
+    return 2 * (to_one * other).sum(dim=1) - (to_one * one).sum(dim=1) - (to_other * other).sum(dim=1)
+
+
+class _Mahalanobis:
+    """Distance from the mean of `x` in its shrunk covariance, over `√d`."""
+
+    def __init__(self, x: Float[Tensor, "n d"], shrinkage: float) -> None:
+        self.mean = x.mean(dim=0)
+        centred = x - self.mean
+        covariance = centred.T @ centred / max(1, len(x) - 1)
+        sphere = torch.eye(x.shape[1], dtype=x.dtype) * covariance.trace() / x.shape[1]
+        self.factor = torch.linalg.cholesky((1 - shrinkage) * covariance + shrinkage * sphere)
+
+    def of(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        white = torch.linalg.solve_triangular(self.factor, (x - self.mean).T, upper=False)
+        return white.norm(dim=0) / x.shape[1] ** 0.5

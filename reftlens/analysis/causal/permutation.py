@@ -1,0 +1,72 @@
+"""Permutation p: do held-out answers shuffled among pairs score as high?"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reftlens.bridge.protocol import Bridge
+from reftlens.cone.reuse import Reuse
+from reftlens.editing.reft import ReFT, Variant
+from reftlens.scoring.answers import answers, first_targets
+from reftlens.text.batch import Batch
+
+CANNOT = (
+    "no shuffle can change an answer: pairs with equal own answers all have one label; sample some that change the "
+    "answer and some that do not (task.pairs(…, changed=0.5))"
+)
+
+
+def movable(labels: Int[Tensor, " pair"], strata: Int[Tensor, " pair"] | None) -> bool:
+    """Whether some stratum has different labels, so that shuffling within strata can change anything."""
+    groups = torch.zeros_like(labels) if strata is None else strata
+    return any(len(labels[groups == group].unique()) > 1 for group in groups.unique())
+
+
+def shuffled_p(
+    gained: Float[Tensor, "pair classes"],
+    labels: Int[Tensor, " pair"],
+    strata: Int[Tensor, " pair"] | None,
+    shuffles: int,
+    seed: int,
+) -> float:
+    """Permutation p of `mean(gained[pair, label])`, labels shuffled among pairs of the same stratum."""
+    if shuffles < 1:
+        raise ValueError(f"shuffles={shuffles}, expected 1 or more (999 for a p of 0.001)")
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.zeros_like(labels) if strata is None else strata
+    rows, reached = torch.arange(len(labels)), 0
+    scored = gained.double()
+    observed = scored[rows, labels].mean()
+    slots = torch.argsort(groups, stable=True)
+    for _ in range(shuffles):
+        drawn = torch.rand(len(labels), generator=generator, dtype=torch.float64).argsort()
+        shuffled = torch.empty_like(labels)
+        shuffled[slots] = labels[drawn[torch.argsort(groups[drawn], stable=True)]]
+        reached += int(scored[rows, shuffled].mean() >= observed - 1e-12)
+    return (1 + reached) / (1 + shuffles)
+
+
+def permutation_p(
+    reft: ReFT,
+    model: Bridge,
+    test: Batch,
+    *,
+    base: Batch | None = None,
+    shuffles: int = 999,
+    seed: int = 0,
+    reuse: bool | Reuse = True,
+) -> float:
+    """The permutation p of `controls` alone: held-out answers shuffled among pairs, the subspace fixed.
+
+    Raises:
+        ValueError: where no shuffle can change an answer; with `base`, where pairs of equal own answers have one each.
+    """
+    labels = first_targets(test)
+    if not movable(labels, None if base is None else first_targets(base)):
+        raise ValueError(CANNOT)
+    classes = labels.unique()
+    plans = [(reft, Variant(strength=0.0)), (reft, Variant())]
+    found = answers(model, test, plans, classes.expand(len(test), -1), reuse=reuse, progress=False)
+    strata = None if base is None else first_targets(base)
+    gained = found.log_probs[1] - found.log_probs[0]
+    return shuffled_p(gained, torch.searchsorted(classes, labels), strata, shuffles, seed)

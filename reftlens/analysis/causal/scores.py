@@ -1,0 +1,217 @@
+"""How far an exchange does what the causal model says it should: held-out scores, per pair, with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from reftlens import figures
+from reftlens.analysis.statistics import Estimate, average_of, mean_of, ratio_of, share_of
+from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.cone.reuse import Reuse
+from reftlens.editing.engine import forward
+from reftlens.editing.reft import ReFT, Variant
+from reftlens.scoring.answers import answers, first_targets
+from reftlens.text.batch import Batch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class InterchangeScores:
+    """One entry per pair. What needs the base's own answers is None where they were not given."""
+
+    hits: Bool[Tensor, " pair"]
+    """The edited model's most likely answer is the causal model's."""
+    unedited_hits: Bool[Tensor, " pair"]
+    """The same of the unedited model: what no edit at all would score."""
+    base_hits: Bool[Tensor, " pair"] | None
+    """The unedited model gives the base's own answer."""
+    log_odds: Float[Tensor, " pair"] | None
+    """log p(counterfactual) - log p(base's own), edited less unedited, in nats; NaN where the two answers agree."""
+    recovered: Float[Tensor, " pair"] | None
+    """That change over the change from base to source prompt; NaN where the answers agree or several are exchanged."""
+
+    @property
+    def accuracy(self) -> Estimate:
+        """Interchange accuracy with a Clopper-Pearson interval."""
+        return share_of(self.hits)
+
+    @property
+    def restricted(self) -> Estimate:
+        """Interchange accuracy over the pairs whose base the unedited model gets right."""
+        return share_of(self.hits[self._needs_base(self.base_hits)])
+
+    @property
+    def log_odds_ratio(self) -> Estimate:
+        """Mean log odds-ratio over the pairs whose answer the exchange changes (nats, bootstrap)."""
+        values = self._needs_base(self.log_odds)
+        return mean_of(values[~values.isnan()])
+
+    @property
+    def logit_difference_recovered(self) -> Estimate:
+        """Ratio of sums: change by the edit over change from base prompt to source prompt, bootstrap over pairs."""
+        gained, share = self._needs_base(self.log_odds), self._needs_base(self.recovered)
+        known = ~share.isnan() & (share != 0)
+        return ratio_of(gained[known], (gained / share)[known])
+
+    @staticmethod
+    def _needs_base(values: Tensor | None) -> Tensor:
+        if values is None:
+            raise ValueError("the base's own answers were not given: pass base=pairs.encode_base(model)")
+        return values
+
+    def to_frame(self) -> "DataFrame":
+        """One row per pair."""
+        import pandas as pd
+
+        columns = ("hits", "unedited_hits", "base_hits", "log_odds", "recovered")
+        values = {c: getattr(self, c) for c in columns}
+        return pd.DataFrame({c: v.tolist() for c, v in values.items() if v is not None}).rename_axis("pair")
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Accuracies with their intervals, the unedited model's as a dashed line."""
+        ax = figures.axes(ax)
+        named = {"all pairs": self.accuracy}
+        if self.base_hits is not None and self.base_hits.any():
+            named["base right"] = self.restricted
+        for x, one in enumerate(named.values()):
+            ax.errorbar(x, one.value, [[one.value - one.low], [one.high - one.value]], fmt="o", color=figures.BLUE)
+        floor = self.unedited_hits.float().mean().item()
+        ax.axhline(floor, color=figures.GREY, linestyle="--", linewidth=1, label="unedited model")
+        ax.set(ylabel="interchange accuracy (95 % interval)", ylim=(0, 1.03), xlim=(-0.5, len(named) - 0.5))
+        ax.set_xticks(range(len(named)), list(named))
+        ax.legend(frameon=False)
+        return ax
+
+    def __str__(self) -> str:
+        said = f"{len(self.hits)} pairs: interchange accuracy {self.accuracy}, unedited {share_of(self.unedited_hits)}"
+        if self.base_hits is not None and self.base_hits.any():
+            said += f"; where the base is right {self.restricted}"
+        if self.log_odds is not None and not self.log_odds.isnan().all():
+            said += f"; log odds-ratio {self.log_odds_ratio} nats"
+        return said
+
+
+def interchange_scores(
+    reft: ReFT,
+    model: Bridge,
+    data: Batch,
+    *,
+    base: Batch | None = None,
+    variant: Variant = Variant(),  # noqa: B008
+    batch_size: int = 16,
+    reuse: bool | Reuse = True,
+    progress: bool = True,
+) -> InterchangeScores:
+    """Score an exchange on pairs it was not trained on.
+
+    Args:
+        data: base prompts, their targets the answers after the exchange, with sources (`pairs.encode(model)`).
+        base: the same rows with the base's own answers as targets (`pairs.encode_base(model)`).
+
+    Raises:
+        ValueError: if a row has no target, or `base` has other prompts than `data`.
+    """
+    wanted = first_targets(data)[:, None]
+    if base is not None:
+        _check_same_prompts(data, base)
+        wanted = torch.cat([wanted, first_targets(base)[:, None]], dim=1)
+    plans = [(reft, Variant(strength=0.0)), (reft, variant)]
+    found = answers(model, data, plans, wanted, batch_size=batch_size, reuse=reuse, progress=progress)
+    if base is None:
+        return InterchangeScores(found.hits[1], found.hits[0], None, None, None)
+    own = base.with_sources(data.sources) if data.sources else base
+    base_hits = answers(model, own, plans[:1], wanted, batch_size=batch_size, reuse=reuse, progress=False).hits[0]
+    odds = found.log_probs[:, :, 0] - found.log_probs[:, :, 1]
+    differ = wanted[:, 0] != wanted[:, 1]
+    gained = torch.where(differ, odds[1] - odds[0], torch.nan)
+    return InterchangeScores(
+        found.hits[1],
+        found.hits[0],
+        base_hits,
+        gained,
+        gained / (_source_odds(model, data, wanted, batch_size) - odds[0]),
+    )
+
+
+def _check_same_prompts(data: Batch, base: Batch) -> None:
+    if len(base) != len(data):
+        raise ValueError(f"base has {len(base)} row(s), and the data {len(data)}")
+    for row, (a, b) in enumerate(zip(data.examples, base.examples, strict=True)):
+        if a.prompt != b.prompt:
+            raise ValueError(f"row {row}: base has the prompt {b.prompt!r}, and the data {a.prompt!r}")
+
+
+@torch.no_grad()
+def _source_odds(model: Bridge, data: Batch, wanted: Tensor, batch_size: int) -> Float[Tensor, " pair"]:
+    """log p(counterfactual) - log p(base's own) after the source prompt; NaN for rows with several sources."""
+    odds = torch.full((len(data),), torch.nan)
+    used = {name: source.rows.cpu() for name, source in data.sources.items()}
+    count = sum((rows >= 0).long() for rows in used.values())
+    for name, rows in used.items():
+        mine = ((rows >= 0) & (count == 1)).nonzero().flatten()
+        for some in mine.split(batch_size):
+            batch = data.sources[name].batch[rows[some].tolist()].to(device_of(model))
+            logits = forward(model, batch.tokens, batch.attention_mask).logits
+            last = _last(batch.prompt_mask)
+            found = logits[torch.arange(len(some)), last].float().log_softmax(dim=-1).cpu()
+            odds[some] = found.gather(1, wanted[some]) @ torch.tensor([1.0, -1.0])
+    return odds
+
+
+def _last(mask: Bool[Tensor, "row seq"]) -> Tensor:
+    """Index of the last token that is chosen in each row."""
+    return mask.shape[1] - 1 - mask.flip(1).long().argmax(dim=1)
+
+
+def cause_isolate(cause: InterchangeScores, isolate: InterchangeScores) -> "Disentanglement":
+    """RAVEL's scores from pairs that should change (`cause`) and pairs that should stay (`isolate`)."""
+    return Disentanglement(cause.hits, isolate.hits)
+
+
+@dataclass(frozen=True, eq=False)
+class Disentanglement:
+    """Cause, Isolate and their mean, Disentangle (Huang et al. 2024, RAVEL, arXiv 2402.17700)."""
+
+    cause_hits: Bool[Tensor, " pair"]
+    isolate_hits: Bool[Tensor, " pair"]
+
+    @property
+    def cause(self) -> Estimate:
+        """Share of pairs on which the exchanged attribute takes the source's value."""
+        return share_of(self.cause_hits)
+
+    @property
+    def isolate(self) -> Estimate:
+        """Share of pairs on which another attribute keeps the base's value."""
+        return share_of(self.isolate_hits)
+
+    @property
+    def disentangle(self) -> Estimate:
+        """Mean of the two, bootstrapped over both kinds of pairs."""
+        return average_of(self.cause_hits, self.isolate_hits)
+
+    def __str__(self) -> str:
+        return f"cause {self.cause}, isolate {self.isolate}, disentangle {self.disentangle}"
+
+
+def scores_table(scores: dict[str, InterchangeScores] | Sequence[InterchangeScores]) -> "DataFrame":
+    """One row per entry (a seed, a method): accuracy, its interval, restricted accuracy, log odds-ratio."""
+    import pandas as pd
+
+    named = scores if isinstance(scores, dict) else {str(i): s for i, s in enumerate(scores)}
+    records = []
+    for name, one in named.items():
+        record = {"name": name, "pairs": len(one.hits), **one.accuracy.as_columns("accuracy")}
+        if one.base_hits is not None and one.base_hits.any():
+            record |= one.restricted.as_columns("restricted")
+        if one.log_odds is not None and not one.log_odds.isnan().all():
+            record |= one.log_odds_ratio.as_columns("log_odds_ratio")
+        records.append(record)
+    return pd.DataFrame(records).set_index("name")

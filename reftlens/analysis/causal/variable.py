@@ -1,0 +1,60 @@
+"""One variable of an exchange that may have several: its own columns, its own pairs."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens.analysis.subspaces.directions import Direction
+from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
+from reftlens.interventions.base import Intervention
+from reftlens.interventions.interchange import DAS
+from reftlens.interventions.subspace import orthonormal
+from reftlens.text.batch import Batch
+
+
+def about_variable(reft: ReFT, variable: str | None) -> ReFT:
+    """The exchange of one variable, under the name `"source"`."""
+    modules: dict[Site, Intervention] = {}
+    for site, module in reft.items():
+        if not module.variables:
+            raise ValueError(f"{module.kind} at {site} exchanges nothing, and this is asked of DAS and its kin")
+        if variable is None and len(module.variables) > 1:
+            raise ValueError(f"{module.kind} exchanges {', '.join(module.variables)}: say which with variable=…")
+        if isinstance(module, DAS):
+            basis = module.subspace(variable or next(iter(module.variables))).detach()
+            modules[site] = Direction(module.kind, orthonormal(basis), torch.ones(basis.shape[1])).as_exchange()
+        else:
+            basis_of(module)
+            modules[site] = module
+    return ReFT(modules)
+
+
+def pairs_of(data: Batch, variable: str | None) -> Batch:
+    """The rows in which the variable is exchanged, its source named `"source"`."""
+    if not data.sources:
+        raise ValueError("the pairs have no source: pass data.with_sources(…)")
+    name = variable or next(iter(data.sources))
+    if name not in data.sources or (variable is None and len(data.sources) > 1):
+        raise ValueError(f"the pairs have sources for {', '.join(data.sources)}: say which with variable=…")
+    rows = (data.sources[name].rows >= 0).nonzero().flatten().tolist()
+    if not rows:
+        raise ValueError(f"no pair exchanges {name!r}")
+    kept = data[rows]
+    return kept.with_sources(kept.sources[name])
+
+
+def rows_of(base: Batch, test: Batch, variable: str | None) -> Batch:
+    """The rows of `base` that `pairs_of` keeps of `test`."""
+    name = variable or next(iter(test.sources))
+    rows = (test.sources[name].rows >= 0).nonzero().flatten().tolist()
+    return replace(base, sources={})[rows]
+
+
+def basis_of(module: Intervention) -> Float[Tensor, "d rank"]:
+    basis = module.basis()
+    if basis is None:
+        raise ValueError(f"{module.kind} has no subspace to compare with others: it exchanges whole vectors")
+    return orthonormal(basis.detach())

@@ -1,0 +1,1 @@
+"""Where an edit does its work: positions, sites, cells, paths, several edits together."""

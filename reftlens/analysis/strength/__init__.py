@@ -1,0 +1,1 @@
+"""How strongly an edit should act: effect, divergence, size and fluency over its strength."""

@@ -1,0 +1,75 @@
+"""Dose and response: what an edit does, costs and breaks as its strength grows, for every kind of intervention."""
+
+from collections.abc import Callable, Sequence
+from typing import SupportsFloat
+
+from reftlens.analysis.strength.doses import DoseResponse
+from reftlens.analysis.strength.edit_size import edit_size
+from reftlens.analysis.strength.texts import written
+from reftlens.bridge.protocol import Bridge
+from reftlens.cone.reuse import Reuse
+from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.site import Where
+from reftlens.generation.session import check_writes
+from reftlens.scoring.responses import responses
+from reftlens.text.batch import Batch, Prompt
+
+
+def dose_response(
+    reft: ReFT,
+    model: Bridge,
+    data: Batch,
+    strengths: Sequence[SupportsFloat],
+    *,
+    prompts: Sequence[Prompt] | Batch | None = None,
+    unrelated: Batch | None = None,
+    score: Callable[[str], float] | None = None,
+    among: Where | None = None,
+    sites: Sequence[int] | None = None,
+    chat: bool = False,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 16,
+    reuse: bool | Reuse = True,
+    progress: bool = True,
+) -> DoseResponse:
+    """Effect, KL from the unedited model, size, drift and fluency at every strength.
+
+    The targets of `data` are scored at all strengths in one sweep that computes only what an edit can reach.
+
+    Args:
+        strengths: relative to the edit as trained; with sources in `data` also for an exchange.
+        prompts: texts are continued from them at every strength, for perplexity under the unedited model,
+            repetition and `score`; an exchange has no source there, so leave them out for one.
+        unrelated: prompts with completions that the edit should leave alone (with sources, for an exchange): their
+            per-token KL is the drift.
+        score: what a text is worth, such as the share of emoji in it.
+        among, sites: of the edited tokens and of the sites only these, as in `Variant`.
+        seed: of sampling, where `temperature` is above 0; the same random numbers at every strength.
+
+    Raises:
+        ValueError: for no strength, a row without target, or a site that chooses no token.
+    """
+    chosen = tuple(float(s) for s in strengths)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"strengths={list(chosen)}, expected one or more, each of them once")
+    if score is not None and prompts is None:
+        raise ValueError("score is of what is written: pass prompts= too")
+    if prompts is not None:
+        check_writes(reft)
+    variants = [Variant(s, among, sites) for s in chosen]
+    plans = [(reft, variant) for variant in variants]
+    size = edit_size(reft, model, data, variant=Variant(1.0, among, sites), batch_size=batch_size)
+    on_data, off_target = (
+        responses(model, rows, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe=name)
+        if rows is not None
+        else None
+        for name, rows in (("dose response", data), ("unrelated prompts", unrelated))
+    )
+    assert on_data is not None
+    text = None if prompts is None else written(
+        reft, model, prompts, variants, score=score, chat=chat, max_new_tokens=max_new_tokens,
+        temperature=temperature, seed=seed, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    return DoseResponse(chosen, on_data, size, off_target, text)

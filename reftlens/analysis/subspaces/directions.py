@@ -1,0 +1,176 @@
+"""Fixed directions from labelled activations, one call each: what a trained subspace is to be compared with."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformer_lens.tools.analysis.interchange import random_basis
+
+from reftlens.interventions.fixed import Ablation, SteeringVector
+from reftlens.interventions.interchange import DAS
+from reftlens.interventions.subspace import orthonormal
+
+Activations = Float[Tensor, "examples d"]
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A fixed subspace of activations, and how far examples lie apart along it."""
+
+    name: str
+    basis: Float[Tensor, "d rank"]
+    """Orthonormal columns, the most telling first, each pointing towards the later class."""
+    scale: Float[Tensor, " rank"]
+    """Distance of the class means along each column, or the standard deviation where there are no classes."""
+    threshold: float = 0.0
+    """Of ReFT-r1: below it along the first column, nothing is detected."""
+
+    def as_steering(self) -> SteeringVector:
+        """Adds the first direction, as long as its scale."""
+        return SteeringVector(len(self.basis), (self.basis[:, 0] * self.scale[0]).float())
+
+    def as_exchange(self) -> DAS:
+        """Exchanges the coordinates in this subspace; not trained unless `fit` is called on it."""
+        module = DAS(*self.basis.shape)
+        module.frame.set(self.basis.float())
+        return module
+
+    def as_ablation(self, reference: Float[Tensor, " d"] | None = None) -> Ablation:
+        """Sets the coordinates in this subspace to those of `reference`, or to zero."""
+        d = len(self.basis)
+        return Ablation(d, torch.zeros(d) if reference is None else reference.float(), self.basis.float())
+
+
+def difference_of_means(x: Activations, labels: Int[Tensor, " labels"]) -> Direction:
+    """Span of the class means about their centre: `mean₁ - mean₀` for two classes, rank `classes - 1` for more.
+
+    Several classes: singular directions of the centred means, the widest spread first.
+    """
+    classes, means = _means(x, labels)
+    centred = means - means.mean(dim=0)
+    found = torch.linalg.svd(centred, full_matrices=False).Vh[: len(classes) - 1].T
+    return _directed("difference of means", found, means)
+
+
+def caa(positive: Activations, negative: Float[Tensor, "others d"]) -> Direction:
+    """Mean of paired differences (contrastive activation addition, Rimsky et al. 2023, arXiv 2312.06681)."""
+    mean = _paired(positive, negative).mean(dim=0)
+    norm = mean.norm()
+    if norm == 0:
+        raise ValueError("the pairs do not differ on average: no direction")
+    return Direction("CAA", (mean / norm)[:, None], norm[None])
+
+
+def pca(x: Activations, rank: int = 1) -> Direction:
+    """Principal components of centred activations; the largest entry of each is positive."""
+    centred = _checked(x) - _checked(x).mean(dim=0)
+    return _components("PCA", centred, rank, len(x))
+
+
+def repe(positive: Activations, negative: Float[Tensor, "others d"], rank: int = 1) -> Direction:
+    """Principal components of paired differences, not centred (RepE reading vectors, Zou et al. 2023, 2310.01405).
+
+    Each points from negative to positive.
+    """
+    differences = _paired(positive, negative)
+    found = _components("RepE", differences, rank, len(differences))
+    sign = torch.where(found.basis.T @ differences.mean(dim=0) < 0, -1.0, 1.0).double()
+    return Direction(found.name, found.basis * sign, found.scale)
+
+
+def linear_probe(x: Activations, labels: Int[Tensor, " labels"], *, l2: float = 1e-3) -> Direction:
+    """Weights of a logistic regression on standardised length, L2-penalised, made orthonormal.
+
+    Minimises mean cross-entropy + `l2`·‖W‖²/2 by L-BFGS in float64 from zero, so that the result is unique. With more
+    than two classes: the span of the centred class weights.
+    """
+    classes, means = _means(x, labels)
+    data = _checked(x)
+    centre, size = data.mean(dim=0), data.std(dim=0).mean().clamp_min(1e-12)
+    z, target = (data - centre) / size, torch.searchsorted(classes, labels)
+    weight = torch.zeros(data.shape[1], len(classes), dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(len(classes), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = F.cross_entropy(z @ weight + bias, target) + l2 * weight.square().sum() / 2
+            loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    centred = (weight - weight.mean(dim=1, keepdim=True)).detach()
+    return _directed("linear probe", torch.linalg.svd(centred, full_matrices=False).U[:, : len(classes) - 1], means)
+
+
+def lda(x: Activations, labels: Int[Tensor, " labels"], *, shrinkage: float = 0.1) -> Direction:
+    """Fisher's discriminant, span of `Σ⁻¹ (means - centre)`, with `Σ` the within-class covariance.
+
+    `Σ = (1 - shrinkage) S + shrinkage · tr(S)/d · I`.
+    """
+    if not 0 < shrinkage <= 1:
+        raise ValueError(f"shrinkage={shrinkage}, expected above 0 and at most 1")
+    classes, means = _means(x, labels)
+    within = _checked(x) - means[torch.searchsorted(classes, labels)]
+    covariance = within.T @ within / max(1, len(x) - len(classes))
+    d = covariance.shape[0]
+    sphere = torch.eye(d, dtype=torch.float64) * covariance.trace() / d
+    shrunk = (1 - shrinkage) * covariance + shrinkage * sphere
+    spread = torch.linalg.solve(shrunk, (means - means.mean(dim=0)).T)
+    return _directed("LDA", torch.linalg.svd(spread, full_matrices=False).U[:, : len(classes) - 1], means)
+
+
+def random_subspace(d: int, rank: int = 1, *, seed: int = 0) -> Direction:
+    """A subspace drawn uniformly; its scale is 1."""
+    return Direction("random", random_basis(d, rank, seed).double(), torch.ones(rank, dtype=torch.float64))
+
+
+def mean_ablation(x: Activations) -> Ablation:
+    """Sets the whole vector to the mean of `x`."""
+    return Ablation(x.shape[1], _checked(x).mean(dim=0).float())
+
+
+def _components(name: str, x: Float[Tensor, "n d"], rank: int, count: int) -> Direction:
+    if not 1 <= rank <= min(x.shape):
+        raise ValueError(f"rank={rank}, expected 1 to {min(x.shape)} for {count} examples of width {x.shape[1]}")
+    _, spread, right = torch.linalg.svd(x, full_matrices=False)
+    basis = right[:rank].T
+    peak = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
+    return Direction(name, basis * torch.where(peak < 0, -1.0, 1.0).double(), spread[:rank] / count**0.5)
+
+
+def _directed(name: str, basis: Float[Tensor, "d rank"], means: Float[Tensor, "classes d"]) -> Direction:
+    """Columns made orthonormal, each pointing from the first classes to the last."""
+    basis = orthonormal(basis)
+    along = means @ basis
+    ranks = torch.arange(len(means), dtype=torch.float64) - (len(means) - 1) / 2
+    basis = basis * torch.where(ranks @ along < 0, -1.0, 1.0).double()
+    return Direction(name, basis, along.amax(dim=0) - along.amin(dim=0))
+
+
+def _means(x: Activations, labels: Int[Tensor, " labels"]) -> tuple[Tensor, Float[Tensor, "classes d"]]:
+    data = _checked(x)
+    if len(labels) != len(data):
+        raise ValueError(f"{len(labels)} labels for {len(data)} activations")
+    classes = labels.unique()
+    if len(classes) < 2:
+        raise ValueError(f"all labels are {classes.tolist()}: two classes or more are needed")
+    chosen: Bool[Tensor, "classes examples"] = labels == classes[:, None]
+    return classes, torch.stack([data[mine].mean(dim=0) for mine in chosen])
+
+
+def _paired(positive: Activations, negative: Float[Tensor, "others d"]) -> Float[Tensor, "pairs d"]:
+    if positive.shape != negative.shape:
+        raise ValueError(
+            f"positive has shape {list(positive.shape)} and negative {list(negative.shape)}: row by row they are pairs"
+        )
+    return _checked(positive) - _checked(negative)
+
+
+def _checked(x: Activations) -> Activations:
+    if x.ndim != 2 or not len(x):
+        raise ValueError(f"activations of shape {list(x.shape)}, expected [examples, d], one example at least")
+    return x.detach().cpu().double()

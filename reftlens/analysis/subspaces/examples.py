@@ -1,0 +1,152 @@
+"""The tokens that move most along a learned direction, shown in their text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens import figures
+from reftlens.analysis.subspaces.frame import site_frame
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
+from reftlens.text.batch import Batch
+from reftlens.text.view import token_spans
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+End = Literal["largest", "smallest"]
+
+
+@dataclass(frozen=True)
+class DirectionExample:
+    """One token of the data."""
+
+    direction: int
+    end: End
+    place: int
+    """1 for the token whose code is the largest, or the smallest."""
+    code: float
+    """How far the edit moves it along the direction, in units of the hidden state."""
+    row: int
+    position: int
+    """Of the token in its row, from 0, padding not counted."""
+    before: str
+    token: str
+    after: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DirectionExamples:
+    """The tokens at both ends of each direction; directions are principal axes of the edit over the data."""
+
+    site: Site
+    rows: tuple[DirectionExample, ...]
+    codes: Float[Tensor, "tokens directions"]
+    """Of all edited tokens, in the order of the data."""
+    directions: tuple[int, ...]
+
+    def to_frame(self) -> "DataFrame":
+        """One row per direction, end and token; `rms` is over all edited tokens."""
+        import pandas as pd
+
+        scale = dict(zip(self.directions, self.codes.square().mean(dim=0).sqrt().tolist(), strict=True))
+        records = [
+            {"site": str(self.site), "direction": r.direction, "end": r.end, "place": r.place, "code": r.code,
+             "rms": scale[r.direction], "row": r.row, "position": r.position, "before": r.before, "token": r.token,
+             "after": r.after}
+            for r in self.rows
+        ]  # fmt: skip
+        return pd.DataFrame(records)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Histogram of the code of all edited tokens, one line per direction; dashed: no edit."""
+        ax = figures.axes(ax)
+        low, high = self.codes.min().item(), self.codes.max().item()
+        bins = [low + i * (high - low) / 40 for i in range(41)] if high > low else [low - 0.5, low + 0.5]
+        for i, (direction, codes) in enumerate(zip(self.directions, self.codes.T, strict=True)):
+            colour = (figures.BLUE, figures.ORANGE, figures.GREEN)[i % 3]
+            style = ("solid", "dotted", "dashdot")[i // 3 % 3]
+            ax.hist(codes.tolist(), bins=bins, histtype="step", color=colour, linestyle=style, linewidth=1.5,
+                    label=f"direction {direction}")  # fmt: skip
+        ax.axvline(0.0, color=figures.GREY, linestyle="--", linewidth=1)
+        ax.set(xlabel="edit along the direction (units of the hidden state)", ylabel="tokens")
+        ax.legend(frameon=False)
+        return ax
+
+    def _repr_html_(self) -> str:
+        """A table, the token marked in its text."""
+        style = "text-align:left;white-space:pre-wrap;font-family:monospace"
+        lines = [
+            f"<tr><td>{r.direction}</td><td>{r.end}</td><td>{r.code:+.3f}</td><td>{r.row}</td>"
+            f'<td style="{style}">{escape(r.before)}<mark><b>{escape(r.token)}</b></mark>{escape(r.after)}</td></tr>'
+            for r in self.rows
+        ]
+        head = "".join(f'<th scope="col">{c}</th>' for c in ("direction", "end", "edit", "row", "text"))
+        caption = f"<caption>Tokens that are moved most at {escape(str(self.site))}</caption>"
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"direction {r.direction} {r.end} {r.code:+.3f}  {r.before!r} [{r.token!r}] {r.after!r}" for r in self.rows
+        )
+
+
+def direction_examples(
+    reft: ReFT,
+    model: Bridge,
+    data: Batch,
+    *,
+    site: Site | int | None = None,
+    directions: Sequence[int] | None = None,
+    top: int = 10,
+    context: int = 12,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> DirectionExamples:
+    """The edited tokens that move farthest along each direction, and farthest against it.
+
+    Args:
+        directions: of the canonical frame; None shows all, 16 at most.
+        context: tokens of text shown before and after.
+
+    Raises:
+        ValueError: if the data has no tokenizer, or as `canonical`.
+    """
+    if data.tokenizer is None:
+        raise ValueError("showing tokens in their text needs a tokenizer, and this data has none: make it with encode")
+    edits, frame = site_frame(reft, model, data, site, batch_size=batch_size, progress=progress)
+    width = frame.basis.shape[1]
+    chosen = list(range(min(16, width))) if directions is None else list(directions)
+    if not chosen or not all(0 <= i < width for i in chosen):
+        raise ValueError(f"directions={chosen}, expected some of 0 to {width - 1}")
+    codes = edits.edits @ (edits.span.T @ frame.basis[:, chosen])
+    count = min(top, len(codes))
+    found = []
+    for column, direction in enumerate(chosen):
+        order = codes[:, column].argsort(stable=True)
+        ends: tuple[tuple[End, Tensor], ...] = (("largest", order.flip(0)[:count]), ("smallest", order[:count]))
+        for end, which in ends:
+            for place, i in enumerate(which.tolist(), start=1):
+                row, at = int(edits.rows[i]), int(edits.columns[i])
+                code = codes[i, column].item()
+                found.append(DirectionExample(direction, end, place, code, row, *_shown(data, row, at, context)))
+    return DirectionExamples(frame.site, tuple(found), codes, tuple(chosen))
+
+
+def _shown(data: Batch, row: int, column: int, context: int) -> tuple[int, str, str, str]:
+    """Its place in the row, and the text before, of and after a token."""
+    real = data.attention_mask[row]
+    ids, place = data.tokens[row][real].tolist(), int(real[:column].sum())
+    first, last = max(0, place - context), min(len(ids), place + context + 1)
+    text, spans = token_spans(data.tokenizer, ids[:last])
+    start, end = spans[place]
+    return place, text[spans[first][0] : start], text[start:end], text[end:]

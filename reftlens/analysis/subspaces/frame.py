@@ -1,0 +1,145 @@
+"""The canonical frame: the principal axes of the edit over a data set, so that "direction 0" means something."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens import figures
+from reftlens.analysis.subspaces.geometry import one_site
+from reftlens.analysis.subspaces.recorded import SiteEdits, edits_of
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
+from reftlens.text.batch import Batch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class SiteFrame:
+    """The canonical frame of one site, `n` edited tokens."""
+
+    site: Site
+    basis: Float[Tensor, "d k"]
+    """Orthonormal axes, the one along which the edit is largest first, each towards the mean edit."""
+    rotation: Float[Tensor, "rank k"]
+    """`basis` of the intervention `@ rotation` is the canonical one; orthogonal for an orthonormal frame."""
+    singular_values: Float[Tensor, " k"]
+    """Of the matrix of edits `[tokens, d]`, not centred: its spectrum."""
+    tokens: int
+
+    @property
+    def mean_square(self) -> Float[Tensor, " k"]:
+        """Mean squared edit along each axis, in squared units of the hidden state."""
+        return self.singular_values.square() / self.tokens
+
+    @property
+    def shares(self) -> Float[Tensor, " k"]:
+        """Of the mean squared edit; they sum to 1."""
+        return self.mean_square / self.mean_square.sum()
+
+    @property
+    def effective_rank(self) -> float:
+        """Participation ratio `(Σ λ)² / Σ λ²` of the mean squared edits λ: 1 if all edits are parallel."""
+        return 1 / self.shares.square().sum().item()
+
+    @property
+    def entropy_rank(self) -> float:
+        """`exp(-Σ p ln p)` of the shares p; as Roy and Vetterli 2007, who take singular values in place of λ."""
+        return math.exp(torch.special.entr(self.shares).sum().item())
+
+
+@dataclass(frozen=True, eq=False)
+class Canonical:
+    """The canonical frames of an intervention, site by site."""
+
+    sites: tuple[SiteFrame, ...]
+
+    @property
+    def bases(self) -> dict[Site, Float[Tensor, "d k"]]:
+        """The canonical basis of each site."""
+        return {one.site: one.basis for one in self.sites}
+
+    def __getitem__(self, site: Site | int) -> SiteFrame:
+        """The frame of a site, given itself or by its index."""
+        return self.sites[site if isinstance(site, int) else [s.site for s in self.sites].index(site)]
+
+    def to_frame(self) -> "DataFrame":
+        """One row per site and direction; `rms` is the root mean squared edit along it, in the hidden state's units."""
+        import pandas as pd
+
+        records = [
+            {"site": str(one.site), "direction": i, "rms": one.mean_square[i].item() ** 0.5,
+             "singular_value": one.singular_values[i].item(), "share": one.shares[i].item(),
+             "cumulative": one.shares[: i + 1].sum().item(), "effective_rank": one.effective_rank,
+             "entropy_rank": one.entropy_rank}
+            for one in self.sites for i in range(len(one.shares))
+        ]  # fmt: skip
+        return pd.DataFrame(records)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Share of the mean squared edit along each direction; dashed: an edit that is the same along all."""
+        from matplotlib.ticker import MaxNLocator
+
+        ax = figures.axes(ax)
+        for i, one in enumerate(self.sites):
+            colour, places = (figures.BLUE, figures.ORANGE, figures.GREEN)[i % 3], range(len(one.shares))
+            label = f"{one.site}: effective rank {one.effective_rank:.2f}"
+            ax.plot(places, one.shares.tolist(), marker="o", markersize=4, color=colour, label=label)
+            ax.axhline(1 / len(one.shares), color=figures.GREY, linestyle="--", linewidth=1)
+        ax.set(xlabel="direction (principal axis of the edit)", ylabel="share of the mean squared edit", ylim=(0, 1.05))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(frameon=False)
+        return ax
+
+    def __str__(self) -> str:
+        lines = []
+        for one in self.sites:
+            shares = ", ".join(f"{100 * s:.0f} %" for s in one.shares[:8].tolist())
+            lines.append(f"{one.site}: effective rank {one.effective_rank:.2f} of {len(one.shares)} ({shares})")
+        return "\n".join(lines)
+
+
+def canonical(reft: ReFT, model: Bridge, data: Batch, *, batch_size: int = 16, progress: bool = True) -> Canonical:
+    """Principal axes of the edit `code @ basisᵀ` over the edited tokens of `data`, not centred.
+
+    A frame and any rotation of it edit alike, and have the same canonical frame. Where the edit along several axes is
+    equally large, these are any axes of the space that they span; where it is nothing, too.
+
+    Raises:
+        ValueError: if a site chooses no token of `data` or edits nothing there, or an exchange has no source.
+    """
+    found = edits_of(reft, model, data, batch_size=batch_size, progress=progress)
+    return Canonical(tuple(frame_of(one) for one in found))
+
+
+def frame_of(one: SiteEdits) -> SiteFrame:
+    """The canonical frame of one site."""
+    small = torch.linalg.qr(one.edits, mode="r").R  # the same singular values and axes, without the tokens
+    _, values, right = torch.linalg.svd(small, full_matrices=True)
+    if not values[0] > 0:
+        raise ValueError(f"{one.site}: the edit is zero at all {len(one.rows)} tokens, so it has no principal axes")
+    axes = right.T
+    mean = one.edits.mean(dim=0) @ axes
+    peak = (one.span @ axes).gather(0, (one.span @ axes).abs().argmax(dim=0, keepdim=True))[0]
+    towards = torch.where(mean.abs() > 1e-9 * values[0] / len(one.rows) ** 0.5, mean, peak)
+    axes = axes * torch.where(towards < 0, -1.0, 1.0).double()
+    spectrum = torch.zeros(len(axes), dtype=torch.float64)
+    spectrum[: len(values)] = values
+    basis = one.span @ axes
+    return SiteFrame(one.site, basis, torch.linalg.pinv(one.basis) @ basis, spectrum, len(one.rows))
+
+
+def site_frame(
+    reft: ReFT, model: Bridge, data: Batch, site: Site | int | None, *, batch_size: int = 16, progress: bool = True
+) -> tuple[SiteEdits, SiteFrame]:
+    """The edits of one site and their canonical frame; None stands for the only site."""
+    index = one_site(reft, site)
+    found = edits_of(reft, model, data, batch_size=batch_size, progress=progress)[index]
+    return found, frame_of(found)

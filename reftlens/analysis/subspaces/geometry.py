@@ -1,0 +1,211 @@
+"""Principal angles and overlap between subspaces: seeds, ranks, layers, tasks, methods; beside the chance level."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.tools.analysis.projection_kernel import (
+    SubspaceBasis,
+    orthonormal_subspace,
+    projection_kernel,
+    random_projection_kernel_moments,
+)
+
+from reftlens import figures
+from reftlens.analysis.subspaces.directions import Direction
+from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
+from reftlens.interventions.base import Intervention
+from reftlens.interventions.masks import Gated
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+Subspace = ReFT | Intervention | Direction | Tensor
+"""What spans a subspace; a tensor is `[d, k]`, its columns span it (the decoder of an autoencoder: transposed)."""
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Overlap of a fixed subspace with one drawn uniformly: mean and standard deviation."""
+
+    mean: float
+    spread: float
+
+    def z(self, overlap: float) -> float:
+        """Standard deviations above the mean; NaN where one of the two is the whole space."""
+        return (overlap - self.mean) / self.spread if self.spread > 1e-12 else math.nan
+
+
+def chance_overlap(d: int, a: int, b: int) -> Chance:
+    """Overlap of random subspaces of ranks `a` and `b` in `d` dimensions: mean `max(a, b) / d`.
+
+    The projection kernel has mean `ab/d` and variance `2ab(d-a)(d-b) / (d²(d-1)(d+2))`: geometric means of what
+    TransformerLens gives for equal ranks. Over `min(a, b)`, it is the overlap.
+    """
+    if d == 1:
+        return Chance(1.0, 0.0)
+    one, other = random_projection_kernel_moments(d, a), random_projection_kernel_moments(d, b)
+    least = min(a, b)
+    return Chance((one.mean * other.mean) ** 0.5 / least, (one.variance * other.variance) ** 0.25 / least)
+
+
+def overlap_of(a: SubspaceBasis, b: SubspaceBasis) -> float:
+    """Mean squared cosine of the principal angles, `‖UᵀV‖² / min(rank)`: 1 where one contains the other."""
+    return projection_kernel(a, b).score.item() / min(a.rank, b.rank)
+
+
+def span(columns: Float[Tensor, "d k"], *, name: str = "the basis") -> SubspaceBasis:
+    """Orthonormal basis of the column space, to the rounding of float32; float64 on the CPU.
+
+    Raises:
+        ValueError: for columns that are all zero or not finite.
+    """
+    matrix = columns.detach().cpu().double()
+    if not bool(matrix.isfinite().all()) or not bool(matrix.any()):
+        raise ValueError(f"{name} is zero or not finite: it spans nothing")
+    return orthonormal_subspace(matrix, rtol=max(matrix.shape) * torch.finfo(torch.float32).eps)
+
+
+def columns_of(module: Intervention) -> Float[Tensor, "d k"]:
+    """The directions along which an intervention edits; of a gated exchange, those that are open."""
+    with torch.no_grad():
+        basis = module.basis()
+        columns = torch.eye(module.d) if basis is None else basis
+        return columns[:, module.chosen().to(columns.device)] if isinstance(module, Gated) else columns
+
+
+def one_site(reft: ReFT, site: Site | int | None) -> int:
+    """The index of a site of `reft`; None stands for its only one.
+
+    Raises:
+        ValueError: for None where there are several, or a site that `reft` does not edit.
+    """
+    said = ", ".join(f"{i}: {s}" for i, s in enumerate(reft.sites))
+    if site is None:
+        if len(reft) > 1:
+            raise ValueError(f"there are {len(reft)} sites, and the subspace of one is wanted: pass site= ({said})")
+        return 0
+    index = site if isinstance(site, int) else next((i for i, s in enumerate(reft.sites) if s == site), -1)
+    if not 0 <= index < len(reft):
+        raise ValueError(f"site={site} is not among the sites of the intervention ({said})")
+    return index
+
+
+@dataclass(frozen=True, eq=False)
+class SubspaceOverlap:
+    """Each subspace against each; order as given."""
+
+    names: tuple[str, ...]
+    ranks: tuple[int, ...]
+    d: int
+    overlap: Float[Tensor, "subspaces subspaces"]
+    """Mean squared cosine of the principal angles; 1 where one contains the other."""
+    angles: tuple[tuple[Float[Tensor, " _"], ...], ...]
+    """Principal angles of each pair, in degrees, the smallest first."""
+
+    def chance(self, a: int, b: int) -> Chance:
+        """Of random subspaces of the ranks of `a` and `b`."""
+        return chance_overlap(self.d, self.ranks[a], self.ranks[b])
+
+    def to_frame(self) -> "DataFrame":
+        """One row per pair; angles in degrees, `z` in standard deviations of random subspaces."""
+        import pandas as pd
+
+        records = []
+        for a, b in self._pairs():
+            value, chance, angles = self.overlap[a, b].item(), self.chance(a, b), self.angles[a][b]
+            records.append(
+                {"a": self.names[a], "b": self.names[b], "rank_a": self.ranks[a], "rank_b": self.ranks[b],
+                 "overlap": value, "chance": chance.mean, "chance_sd": chance.spread, "z": chance.z(value),
+                 "smallest_angle": angles[0].item(), "largest_angle": angles[-1].item()}
+            )  # fmt: skip
+        return pd.DataFrame(records)
+
+    def _pairs(self) -> list[tuple[int, int]]:
+        count = len(self.names)
+        return [(a, b) for a in range(count) for b in range(a + 1, count)]
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Heat map; under each overlap the chance level, mean ± standard deviation of random subspaces."""
+        count = len(self.names)
+        ax = figures.axes(ax, width=2.4 + 0.9 * count, height=1.6 + 0.7 * count)
+        image = ax.imshow(self.overlap, cmap="viridis", vmin=0, vmax=1)
+        figure = ax.get_figure(root=True)
+        assert figure is not None
+        bar = figure.colorbar(image, ax=ax, label="overlap (mean squared cosine; small: chance)")
+        levels = [self.chance(a, b).mean for a, b in self._pairs()]
+        for level in levels if len({round(x, 9) for x in levels}) == 1 else ():
+            bar.ax.axhline(level, color="white", linewidth=1.5)
+        for a in range(count):
+            for b in range(count):
+                value, chance = self.overlap[a, b].item(), self.chance(a, b)
+                colour = "black" if value > 0.6 else "white"
+                ax.text(b, a - 0.1, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+                ax.text(b, a + 0.22, f"{chance.mean:.2g}±{chance.spread:.1g}", ha="center", va="center", color=colour,
+                        fontsize=6)  # fmt: skip
+        ax.set_xticks(range(count), [f"{n} ({r})" for n, r in zip(self.names, self.ranks, strict=True)], rotation=30,
+                      ha="right")  # fmt: skip
+        ax.set_yticks(range(count), self.names)
+        ax.set(xlabel=f"subspace (rank) of {self.d} dimensions")
+        ax.grid(visible=False)
+        return ax
+
+    def __str__(self) -> str:
+        lines = []
+        for a, b in self._pairs():
+            value, chance = self.overlap[a, b].item(), self.chance(a, b)
+            lines.append(
+                f"{self.names[a]} | {self.names[b]}: overlap {value:.3f}, chance {chance.mean:.3f} ± "
+                f"{chance.spread:.3f} (z = {chance.z(value):.1f}), smallest angle {self.angles[a][b][0].item():.1f}°"
+            )
+        return "\n".join(lines)
+
+
+def subspace_overlap(subspaces: Mapping[str, Subspace], *, site: Site | int | None = None) -> SubspaceOverlap:
+    """Overlap `‖UᵀV‖² / min(rank)` and principal angles of each pair (projection kernel of TransformerLens).
+
+    The spans are compared: any basis of a subspace gives the same, and columns that depend on others count once.
+    Chance is of subspaces drawn uniformly, `max(rank) / d` on average; trained ones that have nothing to do with each
+    other can lie above it where activations fill a few directions only.
+
+    Args:
+        subspaces: by name: a `ReFT`, an intervention, a `Direction`, or columns `[d, k]`. Of a `ReFT` with several
+            sites each is an entry of its own, unless `site` (itself, or its index) chooses one.
+
+    Raises:
+        ValueError: for subspaces of different widths, or one that spans nothing.
+    """
+    if not isinstance(subspaces, Mapping):
+        raise TypeError(f"subspaces is a {type(subspaces).__name__}, expected {{name: subspace}}")
+    columns: dict[str, Tensor] = {}
+    for name, one in subspaces.items():
+        columns |= _named(name, one, site)
+    if not columns:
+        raise ValueError("subspaces={}, expected one or more by name")
+    widths = {name: len(c) for name, c in columns.items()}
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"subspaces of different spaces have no angles; they have width {widths}")
+    spans = [span(c, name=repr(name)) for name, c in columns.items()]
+    kernels = [[projection_kernel(a, b) for b in spans] for a in spans]
+    overlap = torch.stack([torch.stack([k.score / min(k.rank_a, k.rank_b) for k in row]) for row in kernels])
+    angles = tuple(tuple(torch.rad2deg(k.angles) for k in row) for row in kernels)
+    return SubspaceOverlap(tuple(columns), tuple(s.rank for s in spans), spans[0].ambient_dim, overlap, angles)
+
+
+def _named(name: str, one: Subspace, site: Site | int | None) -> dict[str, Tensor]:
+    if isinstance(one, ReFT):
+        if site is not None or len(one) == 1:
+            return {name: columns_of(one[one_site(one, site)])}
+        return {f"{name}, {place}": columns_of(module) for place, module in one.items()}
+    if isinstance(one, Intervention):
+        return {name: columns_of(one)}
+    found = one.basis if isinstance(one, Direction) else one
+    if found.ndim != 2:
+        raise ValueError(f"{name!r} has shape {list(found.shape)}, expected [d, k]: columns that span it")
+    return {name: found}

@@ -1,0 +1,120 @@
+"""The examples scattered in the plane of two learned directions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reftlens import figures
+from reftlens.analysis.subspaces.frame import site_frame
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
+from reftlens.text.batch import Batch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+Point = Literal["before", "after", "edit"]
+Label = str | int | float
+
+_COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+"""Okabe and Ito's palette; the markers differ too."""
+_MARKERS = "os^DvPX*<>"
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One point for each edited token."""
+
+    site: Site
+    directions: tuple[int, int]
+    points: Float[Tensor, "tokens 2"]
+    """In units of the hidden state."""
+    of: Point
+    rows: Int[Tensor, " tokens"]
+    """The row of the data that each token is of."""
+    labels: tuple[Label, ...]
+    """Of each token; empty if there are none."""
+    shares: tuple[float, float]
+    """Of the mean squared edit, that each of the two directions carries."""
+
+    def to_frame(self) -> "DataFrame":
+        """One row per edited token."""
+        import pandas as pd
+
+        frame = pd.DataFrame({"row": self.rows.tolist(), "x": self.points[:, 0].tolist(),
+                              "y": self.points[:, 1].tolist()})  # fmt: skip
+        if self.labels:
+            frame["label"] = list(self.labels)
+        return frame.rename_axis("token")
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Scatter, coloured by label: numbers of more than 8 values by a scale, other labels by colour and marker."""
+        ax = figures.axes(ax, width=4.8, height=4.4)
+        kinds = list(dict.fromkeys(self.labels))
+        if len(kinds) > 8 and all(isinstance(k, int | float) for k in kinds):
+            drawn = ax.scatter(*self.points.T.tolist(), c=[float(x) for x in self.labels], cmap="viridis", s=16)
+            figure = ax.get_figure(root=True)
+            assert figure is not None
+            figure.colorbar(drawn, ax=ax, label="label")
+        else:
+            for i, kind in enumerate(kinds or [None]):
+                mine = [j for j in range(len(self.points)) if kind is None or self.labels[j] == kind]
+                ax.scatter(*self.points[mine].T.tolist(), s=18, color=_COLOURS[i % 8], marker=_MARKERS[i % 10],
+                           alpha=0.8, linewidth=0, label=None if kind is None else str(kind))  # fmt: skip
+            if kinds:
+                ax.legend(frameon=False)
+        said = {"before": "hidden state", "after": "edited hidden state", "edit": "edit"}[self.of]
+        names = [f"{said} along direction {d} ({100 * s:.0f} % of the squared edit)"
+                 for d, s in zip(self.directions, self.shares, strict=True)]  # fmt: skip
+        ax.axhline(0.0, color=figures.GREY, linestyle="--", linewidth=0.8)
+        ax.axvline(0.0, color=figures.GREY, linestyle="--", linewidth=0.8)
+        ax.set(xlabel=names[0], ylabel=names[1])
+        return ax
+
+    def __str__(self) -> str:
+        shares = " and ".join(
+            f"{d} ({100 * s:.0f} % of the squared edit)" for d, s in zip(self.directions, self.shares, strict=True)
+        )
+        return f"{self.site}: {len(self.points)} tokens along directions {shares}"
+
+
+def plane(
+    reft: ReFT,
+    model: Bridge,
+    data: Batch,
+    labels: Sequence[Any] | Tensor | None = None,
+    *,
+    site: Site | int | None = None,
+    directions: tuple[int, int] = (0, 1),
+    of: Point = "before",
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Plane:
+    """Where the edited tokens of `data` lie along two directions of the canonical frame.
+
+    Args:
+        labels: one for each row of `data`.
+        of: the hidden state before the edit, after it, or the edit alone.
+
+    Raises:
+        ValueError: for a subspace without these directions, or another number of labels than of rows.
+    """
+    if of not in ("before", "after", "edit"):
+        raise ValueError(f'of={of!r}, expected "before", "after" or "edit"')
+    given = labels.tolist() if isinstance(labels, Tensor) else list(labels) if labels is not None else []
+    if labels is not None and len(given) != len(data):
+        raise ValueError(f"{len(given)} label(s) for {len(data)} row(s)")
+    edits, frame = site_frame(reft, model, data, site, batch_size=batch_size, progress=progress)
+    width = frame.basis.shape[1]
+    if len(directions) != 2 or not all(0 <= i < width for i in directions):
+        raise ValueError(f"directions={directions}, expected two of 0 to {width - 1}: the subspace has {width}")
+    axes = edits.span.T @ frame.basis[:, list(directions)]
+    vectors = {"before": edits.hidden, "after": edits.hidden + edits.edits, "edit": edits.edits}[of]
+    shown = tuple(given[row] for row in edits.rows.tolist()) if given else ()
+    first, second = (frame.shares[i].item() for i in directions)
+    return Plane(frame.site, directions, vectors @ axes, of, edits.rows, shown, (first, second))

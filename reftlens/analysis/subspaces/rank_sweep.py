@@ -1,0 +1,157 @@
+"""How wide a subspace has to be: ranks and seeds trained together, held-out loss over rank, and its elbow."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens import figures
+from reftlens.bridge.protocol import Bridge
+from reftlens.cone.reuse import Reuse
+from reftlens.editing.preflight import sites
+from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.site import Site
+from reftlens.interventions.base import Intervention
+from reftlens.interventions.family import LoReFT
+from reftlens.scoring.comparison import Comparison
+from reftlens.scoring.evaluate import per_example
+from reftlens.scoring.objectives import Objective, cross_entropy
+from reftlens.text.batch import Batch
+from reftlens.training.config import FitConfig
+from reftlens.training.fitting import fit_together
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class RankSweep:
+    """Held-out loss of each rank and seed; `refts[rank]` are the trained interventions, seed by seed."""
+
+    site: Site
+    ranks: tuple[int, ...]
+    seeds: tuple[int, ...]
+    losses: Float[Tensor, "ranks seeds examples"]
+    """Mean per target of each held-out example (nats, for cross-entropy)."""
+    unedited: Float[Tensor, " examples"]
+    refts: dict[int, tuple[ReFT, ...]]
+
+    @property
+    def means(self) -> Float[Tensor, " ranks"]:
+        """Over examples and seeds."""
+        return self.losses.mean(dim=(1, 2))
+
+    @property
+    def errors(self) -> Float[Tensor, " ranks"]:
+        """Standard error of each mean: examples and seeds, as two independent samples."""
+        parts = [self.losses.mean(dim=1), self.losses.mean(dim=2)]
+        squares = [p.var(dim=1) / p.shape[1] if p.shape[1] > 1 else torch.zeros(len(p)).double() for p in parts]
+        return (squares[0] + squares[1]).sqrt()
+
+    @property
+    def best(self) -> int:
+        """The rank with the lowest mean."""
+        return self.ranks[int(self.means.argmin())]
+
+    @property
+    def elbow(self) -> int:
+        """The smallest rank within one standard error of the best (Breiman et al. 1984, the 1-SE rule)."""
+        best = int(self.means.argmin())
+        within = self.means <= self.means[best] + self.errors[best]
+        return min(rank for rank, ok in zip(self.ranks, within.tolist(), strict=True) if ok)
+
+    def to_frame(self) -> "DataFrame":
+        """One row per rank and seed."""
+        import pandas as pd
+
+        table = self.losses.mean(dim=2)
+        records = [
+            {"rank": rank, "seed": seed, "loss": table[i, j].item(), "mean": self.means[i].item(),
+             "standard_error": self.errors[i].item(), "unedited": self.unedited.mean().item(),
+             "elbow": rank == self.elbow}
+            for i, rank in enumerate(self.ranks) for j, seed in enumerate(self.seeds)
+        ]  # fmt: skip
+        return pd.DataFrame(records)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Held-out loss over rank, ± one standard error, seeds as dots; dashed: the unedited model; ring: the elbow."""
+        ax = figures.axes(ax)
+        for seed in range(len(self.seeds)):
+            ax.scatter(self.ranks, self.losses[:, seed].mean(dim=1).tolist(), s=10, color=figures.GREY)
+        means = self.means.tolist()
+        ax.errorbar(self.ranks, means, yerr=self.errors.tolist(), color=figures.BLUE, marker="o", markersize=4,
+                    label="mean over seeds")  # fmt: skip
+        ax.plot(self.elbow, means[self.ranks.index(self.elbow)], "o", color=figures.ORANGE, markersize=11,
+                fillstyle="none", label=f"elbow: rank {self.elbow}")  # fmt: skip
+        ax.axhline(self.unedited.mean().item(), color=figures.GREY, linestyle="--", linewidth=1, label="unedited model")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(self.ranks, [str(r) for r in self.ranks])
+        ax.set(xlabel="rank", ylabel="held-out loss per target token (nats)", ylim=(0, None))
+        ax.legend(frameon=False)
+        return ax
+
+    def __str__(self) -> str:
+        losses = ", ".join(f"{r}: {m:.3f}" for r, m in zip(self.ranks, self.means.tolist(), strict=True))
+        return f"{self.site}: held-out loss by rank {losses}; unedited {self.unedited.mean():.3f}; elbow {self.elbow}"
+
+
+def rank_sweep(
+    model: Bridge,
+    data: Batch,
+    site: Site,
+    ranks: Sequence[int],
+    *,
+    validation: Batch,
+    kind: Callable[[int, int], Intervention] = LoReFT,
+    seeds: Sequence[int] = (0, 1, 2),
+    config: FitConfig = FitConfig(),  # noqa: B008
+    objective: Objective = cross_entropy,
+    batch_size: int = 16,
+    reuse: bool | Reuse = True,
+    progress: bool = True,
+) -> RankSweep:
+    """Train every rank with every seed, in shared passes through the model, and score each on held-out examples.
+
+    Args:
+        kind: called as `kind(d, rank)`: `LoReFT`, `DAS`, or a function of yours with other settings.
+        validation: not used for training, unless `config.patience` says when to stop by it.
+        config: of each run; `seeds` take the place of its seed.
+
+    Raises:
+        ValueError: without ranks or seeds, or where one is given twice; and as `fit_together`.
+    """
+    for name, given in (("ranks", ranks), ("seeds", seeds)):
+        if not given or len(set(given)) < len(given):
+            raise ValueError(f"{name}={list(given)}, expected one or more, each of them once")
+    d = _width(model, site)
+    refts = {rank: tuple(_made(site, kind(d, rank), seed) for seed in seeds) for rank in sorted(ranks)}
+    every = [reft for group in refts.values() for reft in group]
+    configs = [replace(config, seed=seed) for _ in refts for seed in seeds]
+    fit_together(every, model, data, configs, validation=None if config.patience is None else validation,
+                 objective=objective, reuse=reuse, progress=progress)  # fmt: skip
+    plans = [(reft, Variant()) for reft in every]
+    losses = torch.zeros(len(plans), len(validation), dtype=torch.float64)
+    unedited = torch.zeros(len(validation), dtype=torch.float64)
+    for one in Comparison(model, validation, plans, batch_size=batch_size, reuse=reuse, progress=progress):
+        rows = list(one.rows)
+        losses[one.plan, rows] = torch.tensor(per_example(objective(one.logits, one.batch), one.batch)).double()
+        if one.plan == 0:
+            unedited[rows] = torch.tensor(per_example(objective(one.unedited, one.batch), one.batch)).double()
+    table = losses.reshape(len(refts), len(seeds), -1)
+    return RankSweep(site, tuple(refts), tuple(seeds), table, unedited, refts)
+
+
+def _made(site: Site, module: Intervention, seed: int) -> ReFT:
+    reft = ReFT({site: module})
+    reft.reset(seed)
+    return reft
+
+
+def _width(model: Bridge, site: Site) -> int:
+    """Of the vector that an intervention at `site` sees."""
+    info = sites(model)[site.hook]
+    return info.width if site.heads is None or info.heads is None else info.width // info.heads * len(site.heads)

@@ -1,0 +1,206 @@
+"""Whether seeds find one subspace, and how the frame gets there during training; beside the chance level."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.tools.analysis.projection_kernel import SubspaceBasis, projection_kernel
+
+from reftlens import figures
+from reftlens.analysis.statistics import Estimate
+from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, overlap_of, span
+from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
+from reftlens.training.result import FitResult
+from reftlens.training.run import Step
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % quantiles of Student's t for 1 to 10 degrees of freedom."""
+
+
+@dataclass(frozen=True, eq=False)
+class SiteStability:
+    """One site over several seeds."""
+
+    site: Site
+    overlaps: Float[Tensor, " pairs"]
+    """Of each pair of seeds: (0, 1), (0, 2), …, (1, 2), …"""
+    mean: Estimate
+    """Mean over pairs; the interval counts seeds (jackknife), and is NaN for fewer than three."""
+    chance: Chance
+    """Of one pair of random subspaces."""
+
+    @property
+    def z(self) -> float:
+        """Of the mean, against as many random subspaces, whose pairs are uncorrelated."""
+        return self.chance.z(self.mean.value) * len(self.overlaps) ** 0.5
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Overlap between seeds, site by site."""
+
+    sites: tuple[SiteStability, ...]
+
+    def to_frame(self) -> "DataFrame":
+        """One row per site."""
+        import pandas as pd
+
+        records = [
+            {"site": str(s.site), "seeds": s.mean.count, **s.mean.as_columns("overlap"), "chance": s.chance.mean,
+             "chance_sd": s.chance.spread, "z": s.z}
+            for s in self.sites
+        ]  # fmt: skip
+        return pd.DataFrame(records).set_index("site")
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Every pair of seeds as a dot, their mean with its interval; grey: random subspaces ± 2 deviations."""
+        ax = figures.axes(ax, width=6.4, height=0.6 * len(self.sites) + 1.4)
+        for y, one in enumerate(self.sites):
+            low, high = one.chance.mean - 2 * one.chance.spread, one.chance.mean + 2 * one.chance.spread
+            ax.plot([max(0.0, low), min(1.0, high)], [y, y], color=figures.GREY, linewidth=6, alpha=0.5,
+                    label="chance ± 2 sd" if y == 0 else None)  # fmt: skip
+            ax.scatter(one.overlaps.tolist(), [y] * len(one.overlaps), s=12, color=figures.BLUE, alpha=0.5,
+                       label="pair of seeds" if y == 0 else None)  # fmt: skip
+            mean = one.mean
+            spread = [[mean.value - mean.low], [mean.high - mean.value]] if math.isfinite(mean.low) else None
+            ax.errorbar(mean.value, y, xerr=spread, fmt="D", color=figures.ORANGE, markersize=5,
+                        label="mean, 95 % interval" if y == 0 else None)  # fmt: skip
+        ax.set_yticks(range(len(self.sites)), [figures.short(s.site) for s in self.sites])
+        ax.set(
+            xlabel="overlap between seeds (mean squared cosine)", xlim=(-0.02, 1.02), ylim=(len(self.sites) - 0.5, -0.5)
+        )
+        ax.legend(frameon=False, fontsize=7)
+        return ax
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{s.site}: overlap of {s.mean.count} seeds {s.mean}, chance {s.chance.mean:.3f} ± {s.chance.spread:.3f} "
+            f"(z = {s.z:.1f})"
+            for s in self.sites
+        )
+
+
+def stability(runs: Sequence[ReFT | tuple[ReFT, FitResult]]) -> Stability:
+    """Mean overlap of the learned subspaces over pairs of seeds, site by site.
+
+    The interval is from the jackknife over seeds (a mean over pairs is a U-statistic: Arvesen 1969) and Student's t.
+
+    Args:
+        runs: what `fit_seeds` gives, or the trained interventions; all with the same sites.
+
+    Raises:
+        ValueError: for fewer than two, or other sites.
+    """
+    refts = [run if isinstance(run, ReFT) else run[0] for run in runs]
+    if len(refts) < 2:
+        raise ValueError(f"{len(refts)} run(s), expected two or more to compare: fit_seeds trains several")
+    for reft in refts[1:]:
+        if reft.sites != refts[0].sites:
+            raise ValueError(
+                f"the runs have other sites ({', '.join(map(str, reft.sites))} and "
+                f"{', '.join(map(str, refts[0].sites))}): compare them by subspace_overlap"
+            )
+    return Stability(tuple(_site(site, [span(columns_of(r[site])) for r in refts]) for site in refts[0].sites))
+
+
+def _site(site: Site, spans: list[SubspaceBasis]) -> SiteStability:
+    pairs = list(combinations(range(len(spans)), 2))
+    overlaps = torch.tensor([overlap_of(spans[a], spans[b]) for a, b in pairs], dtype=torch.float64)
+    levels = [chance_overlap(spans[a].ambient_dim, spans[a].rank, spans[b].rank) for a, b in pairs]
+    chance = Chance(
+        sum(c.mean for c in levels) / len(pairs), (sum(c.spread**2 for c in levels) / len(pairs)) ** 0.5
+    )  # equal for all pairs, unless gates opened to other widths
+    return SiteStability(site, overlaps, _jackknifed(overlaps, pairs, len(spans)), chance)
+
+
+def _jackknifed(overlaps: Float[Tensor, " pairs"], pairs: list[tuple[int, int]], count: int) -> Estimate:
+    value = overlaps.mean().item()
+    if count < 3:
+        return Estimate(value, math.nan, math.nan, count)
+    without = torch.stack([overlaps[[i not in pair for pair in pairs]].mean() for i in range(count)])
+    error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt().item()
+    free = count - 1
+    reach = error * (_T[free - 1] if free <= len(_T) else 1.96 + 2.372 / free + 2.82 / free**2)
+    return Estimate(value, max(0.0, value - reach), min(1.0, value + reach), count)
+
+
+class FramePath:
+    """Records the subspaces of an intervention as it trains: `path = FramePath(reft)`, `fit(…, on_step=path)`.
+
+    The first frame is that of the moment when the path is made, the last that of the last step seen.
+
+    Args:
+        every: optimizer steps from one recorded frame to the next.
+    """
+
+    def __init__(self, reft: ReFT, *, every: int = 10) -> None:
+        if every < 1:
+            raise ValueError(f"every={every}, expected 1 or more")
+        self.every, self.sites = every, reft.sites
+        self._frames: dict[int, list[SubspaceBasis]] = {0: _spans(reft)}
+        self._latest = 0
+
+    def __call__(self, step: Step) -> None:
+        if self._latest % self.every and self._latest != step.step:
+            del self._frames[self._latest]  # kept only as long as it was the last
+        self._frames[step.step], self._latest = _spans(step.reft), step.step
+
+    @property
+    def steps(self) -> list[int]:
+        """Optimizer steps done at each recorded frame."""
+        return sorted(self._frames)
+
+    def bases(self, site: int = 0) -> Float[Tensor, "steps d rank"]:
+        """The recorded frames of a site, orthonormal, by its index."""
+        return torch.stack([self._frames[n][site].basis for n in self.steps])
+
+    def overlap(self, other: int = -1, *, site: int = 0) -> Float[Tensor, " steps"]:
+        """Of each recorded frame with the last one, or with that of another place in `steps`: 0 is the first."""
+        fixed = self._frames[self.steps[other]][site]
+        found = [overlap_of(self._frames[n][site], fixed) for n in self.steps]
+        return torch.tensor(found, dtype=torch.float64)
+
+    def to_frame(self) -> "DataFrame":
+        """One row per site and recorded step; `largest_angle` is to the last frame, in degrees."""
+        import pandas as pd
+
+        records = []
+        for i, site in enumerate(self.sites):
+            last = self._frames[self.steps[-1]][i]
+            for n, to_first, to_last in zip(self.steps, self.overlap(0, site=i), self.overlap(site=i), strict=True):
+                angle = torch.rad2deg(projection_kernel(self._frames[n][i], last).angles.max()).item()
+                records.append({"site": str(site), "step": n, "to_first": to_first.item(), "to_last": to_last.item(),
+                                "largest_angle": angle, "chance": self._chance(i).mean})  # fmt: skip
+        return pd.DataFrame(records)
+
+    def _chance(self, site: int) -> Chance:
+        last = self._frames[self.steps[-1]][site]
+        return chance_overlap(last.ambient_dim, last.rank, last.rank)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Overlap with the last frame (solid) and with the first (dotted) over the steps; dashed: chance."""
+        ax = figures.axes(ax)
+        for i, site in enumerate(self.sites):
+            colour = (figures.BLUE, figures.ORANGE, figures.GREEN)[i % 3]
+            ax.plot(
+                self.steps, self.overlap(site=i).tolist(), color=colour, label=f"{figures.short(site)}: with the last"
+            )
+            ax.plot(self.steps, self.overlap(0, site=i).tolist(), color=colour, linestyle=":", label="with the first")
+            ax.axhline(self._chance(i).mean, color=figures.GREY, linestyle="--", linewidth=1)
+        ax.set(xlabel="optimizer step", ylabel="overlap (mean squared cosine)", ylim=(-0.02, 1.02))
+        ax.legend(frameon=False, fontsize=7)
+        return ax
+
+
+def _spans(reft: ReFT) -> list[SubspaceBasis]:
+    return [span(columns_of(module), name=f"the basis of {module.kind} at {site}") for site, module in reft.items()]

@@ -1,0 +1,200 @@
+"""Which heads and MLPs write into a learned subspace and which read from it, beside the chance level."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens import figures
+from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, one_site, overlap_of, span
+from reftlens.analysis.subspaces.readers import stream_readers
+from reftlens.bridge.protocol import Bridge, resolve_hook
+from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+Role = Literal["writes", "reads"]
+
+
+@dataclass(frozen=True)
+class WeightShare:
+    """One weight against the learned subspace."""
+
+    weight: str
+    """`blocks.3.attn.o.5` is head 5 of block 3; `embed` and `unembed` are what they say."""
+    layer: int
+    """Of its block; the unembedding comes after the last, the embeddings have -1."""
+    part: str
+    role: Role
+    share: float
+    """`‖BᵀW‖² / ‖W‖²`: how much of what it writes or reads lies in the subspace."""
+    chance: Chance
+    """`share` of random subspaces of this rank."""
+    overlap: float
+    """Mean squared principal cosine of subspace and column space; NaN where `W` has `d` columns or more."""
+    overlap_chance: Chance
+
+
+@dataclass(frozen=True)
+class WeightOverlap:
+    """All weights before a site that write to it, and all after it that read from it."""
+
+    site: Site
+    rank: int
+    rows: tuple[WeightShare, ...]
+
+    def __getitem__(self, weight: str) -> WeightShare:
+        for row in self.rows:
+            if row.weight == weight:
+                return row
+        raise KeyError(f"no weight {weight!r}, there are: {', '.join(row.weight for row in self.rows[:8])}, …")
+
+    def to_frame(self) -> "DataFrame":
+        """One row per weight; `z` in standard deviations of random subspaces."""
+        import pandas as pd
+
+        records = [
+            {"weight": r.weight, "layer": r.layer, "part": r.part, "role": r.role, "share": r.share,
+             "chance": r.chance.mean, "chance_sd": r.chance.spread, "z": r.chance.z(r.share), "overlap": r.overlap,
+             "overlap_chance": r.overlap_chance.mean, "overlap_chance_sd": r.overlap_chance.spread}
+            for r in self.rows
+        ]  # fmt: skip
+        return pd.DataFrame(records).set_index("weight")
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Share of each weight over the layers; dashed: random subspaces, ± 2 deviations (the median weight's)."""
+        from matplotlib.ticker import MaxNLocator
+
+        ax = figures.axes(ax, width=7.0)
+        level, spread = self.rows[0].chance.mean, median(r.chance.spread for r in self.rows)
+        ax.axhspan(max(0.0, level - 2 * spread), level + 2 * spread, color=figures.GREY, alpha=0.2, linewidth=0)
+        ax.axhline(level, color=figures.GREY, linestyle="--", linewidth=1, label="chance (random subspaces)")
+        styles = {("writes", "attention"): (figures.BLUE, "o"), ("writes", "MLP"): (figures.BLUE, "s"),
+                  ("writes", "embedding"): (figures.BLUE, "*"), ("reads", "attention"): (figures.ORANGE, "o"),
+                  ("reads", "MLP"): (figures.ORANGE, "s"), ("reads", "unembedding"): (figures.ORANGE, "*")}  # fmt: skip
+        for (role, part), (colour, marker) in styles.items():
+            here = [r for r in self.rows if (r.role, r.part) == (role, part)]
+            if here:
+                ax.scatter([r.layer for r in here], [r.share for r in here], s=14, color=colour, marker=marker,
+                           alpha=0.7, label=f"{part} {role}")  # fmt: skip
+        ax.set(
+            xlabel=f"layer (subspace at {figures.short(self.site)})",
+            ylabel="share of the weight in the subspace",
+            ylim=(0, None),
+        )
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(frameon=False, fontsize=7)
+        return ax
+
+    def __str__(self) -> str:
+        ordered = sorted(self.rows, key=lambda r: r.share, reverse=True)[:10]
+        lines = [f"{r.weight} {r.role} {r.share:.3f} there (z = {r.chance.z(r.share):.1f})" for r in ordered]
+        return "\n".join([f"{self.site}, rank {self.rank}: chance {self.rows[0].chance.mean:.3f}", *lines])
+
+
+@torch.no_grad()
+def weight_overlap(reft: ReFT, model: Bridge, *, site: Site | int | None = None) -> WeightOverlap:
+    """How much of each weight lies in the subspace learned at a site of the residual stream.
+
+    Writers, all before the site: attention heads and MLPs (through the norm after them, where there is one), the
+    embeddings. Readers, all after it: q, k, v of each head, MLP in (gate and up), the unembedding, each with the gain
+    (and centring) of its norm folded in. `share = ‖BᵀW‖² / ‖W‖²` is `rank / d` on average for random subspaces, with
+    variance `2 rank (d - rank) / d · (tr G² - 1/d) / ((d - 1)(d + 2))`, `G = WWᵀ / ‖W‖²`. `overlap` is that of the
+    spans, as in `subspace_overlap`. Weights only: what passes through them on data is not asked. All-zero weights are
+    left out.
+
+    Raises:
+        ValueError: for a site that is not part of the residual stream, or blocks whose weights are not known.
+    """
+    place = reft.sites[one_site(reft, site)]
+    basis = span(columns_of(reft[place])).basis
+    sides: tuple[tuple[Role, Iterator[tuple[str, Tensor]]], ...] = (
+        ("writes", stream_writers(model, place)),
+        ("reads", stream_readers(model, place)),
+    )
+    rows = [
+        _compared(name, role, weight, basis, int(model.cfg.n_layers))
+        for role, weights in sides
+        for name, weight in weights
+        if bool(weight.any())
+    ]
+    return WeightOverlap(place, basis.shape[1], tuple(rows))
+
+
+def first_reader(model: Bridge, site: Site) -> tuple[int, bool]:
+    """The first block that reads the residual stream after `site` (their number, for none), and if its attention does.
+
+    Raises:
+        ValueError: for a site that is not part of the stream.
+    """
+    try:
+        name = next(stream_readers(model, site))[0]
+    except ValueError as error:
+        raise ValueError(f"what reads the residual stream at {site} is not known: {error}") from error
+    found = re.match(r"blocks\.(\d+)\.(attn)?", name)
+    return (int(found[1]), found[2] is not None) if found else (int(model.cfg.n_layers), True)
+
+
+def stream_writers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tensor, "d out"]]]:
+    """What has written to the residual stream before `site`, head by head; columns are what it can write.
+
+    At the output of an attention or MLP only that one. float64 on the CPU.
+    """
+    bridge: Any = model
+    layer, attention = first_reader(model, site)
+    hooks, point = model.hook_dict, resolve_hook(model, site.hook)
+    for i in range(layer if attention else layer + 1):
+        for name, component in (("attn", "hook_attn_out"), ("mlp", "hook_mlp_out")):
+            if hooks.get(f"blocks.{i}.{component}") is point:
+                yield from _written(bridge.blocks[i], i, name)
+                return
+    for name in ("embed", "pos_embed"):
+        table = getattr(getattr(bridge, name, None), "weight", None)
+        if isinstance(table, Tensor):
+            yield name, table.detach().cpu().double().T
+    for i in range(layer if attention else layer + 1):
+        yield from _written(bridge.blocks[i], i, "attn")
+        if i < layer:
+            yield from _written(bridge.blocks[i], i, "mlp")
+
+
+def _written(block: Any, i: int, part: str) -> Iterator[tuple[str, Float[Tensor, "d out"]]]:
+    """What attention or the MLP of a block adds, through the gain of a norm behind it."""
+    weight = getattr(getattr(block, part, None), "W_O" if part == "attn" else "W_out", None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"blocks.{i}.{part} has no single output weight (a mixture of experts, or no attention)")
+    norm = getattr(block, "ln1_post" if part == "attn" else "ln2_post", None)
+    rows = weight.detach().cpu().double()
+    if norm is not None:
+        rows = rows * (norm.weight.detach().cpu().double() + float(norm.uses_weight_offset))
+    if part == "mlp":
+        yield f"blocks.{i}.mlp.out", rows.T
+    else:
+        for head, one in enumerate(rows):
+            yield f"blocks.{i}.attn.o.{head}", one.T
+
+
+def _compared(name: str, role: Role, weight: Tensor, basis: Float[Tensor, "d rank"], depth: int) -> WeightShare:
+    d, rank = basis.shape
+    size = weight.square().sum()
+    share = ((basis.T @ weight).square().sum() / size).item()
+    gram = weight.T @ weight if weight.shape[1] < d else weight @ weight.T
+    uneven = max(0.0, (gram / size).square().sum().item() - 1 / d)
+    spread = math.sqrt(2 * rank * (d - rank) / d * uneven / ((d - 1) * (d + 2)))
+    overlap, chance = math.nan, Chance(1.0, 0.0)
+    if weight.shape[1] < d:
+        theirs = span(weight, name=name)
+        overlap, chance = overlap_of(span(basis), theirs), chance_overlap(d, rank, theirs.rank)
+    found = re.match(r"blocks\.(\d+)\.(attn|mlp)", name)
+    part = {"attn": "attention", "mlp": "MLP"}[found[2]] if found else f"{'un' if role == 'reads' else ''}embedding"
+    layer = int(found[1]) if found else depth if role == "reads" else -1
+    return WeightShare(name, layer, part, role, share, Chance(rank / d, spread), overlap, chance)

@@ -1,0 +1,52 @@
+"""Hooks that somebody else has put on a model: what they do cannot be known, so nothing is reused beside them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformer_lens.hook_points import HookPoint
+
+from reftlens.bridge.protocol import Bridge
+
+Named = tuple[str, nn.Module]
+
+
+def hook_points(model: Bridge) -> list[Named]:
+    """Every hook point of the bridge, once, under one of its names."""
+    points = {id(p): p for p in model.hook_dict.values()}.values()
+    return [(p.name or "a hook point", p) for p in points if isinstance(p, HookPoint)]
+
+
+def modules(model: Bridge) -> list[Named]:
+    """Every other module of the transformers model."""
+    return [pair for pair in model.original_model.named_modules() if not isinstance(pair[1], HookPoint)]
+
+
+def foreign_hook(points: Sequence[Named], others: Sequence[Named]) -> str:
+    """The name of a hook point or module with a hook that neither TransformerLens nor transformers put there, or ""."""
+    for name, point in points:
+        tables = (point._forward_hooks, point._forward_pre_hooks, point._backward_hooks)
+        if any(_is_foreign(_wrapped(hook)) for table in tables if table for hook in table.values()):
+            return name
+    for name, module in others:
+        tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        if any(_is_foreign(hook) for table in tables if table for hook in table.values()):
+            return name or type(module).__name__
+    return ""
+
+
+def has_foreign_hook(model: Bridge) -> bool:
+    """Whether somebody else has a hook on the model."""
+    return bool(foreign_hook(hook_points(model), modules(model)))
+
+
+def _wrapped(hook: Any) -> Any:
+    """The function that a hook point was given, inside the one that it gave to torch; any other hook as it is."""
+    names = getattr(getattr(hook, "__code__", None), "co_freevars", ())
+    cells = getattr(hook, "__closure__", None) or ()
+    inside: dict[str, Any] = {name: cell.cell_contents for name, cell in zip(names, cells, strict=False)}
+    return inside.get("hook", hook)
+
+
+def _is_foreign(hook: Any) -> bool:
+    return not str(getattr(hook, "__module__", "")).startswith(("transformer_lens", "transformers."))

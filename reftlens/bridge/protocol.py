@@ -1,0 +1,136 @@
+"""What reftlens uses of a `TransformerBridge`, and nothing more; the bridge stays the user's own."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from transformer_lens.hook_points import HookPoint
+
+from reftlens.errors import HookNotFound
+
+
+@runtime_checkable
+class Bridge(Protocol):
+    """The part of `transformer_lens.model_bridge.TransformerBridge` that reftlens calls."""
+
+    cfg: Any
+    training: bool
+    tokenizer: Any
+
+    @property
+    def hook_dict(self) -> dict[str, HookPoint]: ...
+
+    @property
+    def original_model(self) -> nn.Module: ...
+
+    def check_hooks_to_add(self, hook_point: HookPoint, hook_point_name: str, hook: Any) -> None: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def resolve_hook(model: Bridge, name: str, hooks: dict[str, HookPoint] | None = None) -> HookPoint:
+    """The hook point behind a name or alias; `.name` of it is the canonical name.
+
+    Raises:
+        HookNotFound: no hook has that name on this model.
+        ValueError: the hook needs a switch on the model (`set_use_…`) that is off.
+    """
+    hooks = model.hook_dict if hooks is None else hooks
+    point = hooks.get(name)
+    if point is None:
+        if name.endswith("hook_resid_mid") and getattr(model.cfg, "parallel_attn_mlp", False):
+            raise HookNotFound(
+                f"{model.cfg.model_name} has no {name}: its blocks compute attention and MLP in parallel from "
+                "one residual stream; use hook_resid_pre or hook_resid_post"
+            )
+        depth, layer = model.cfg.n_layers, re.match(r"blocks\.(-?\d+)\.", name)
+        if layer is not None and not 0 <= int(layer[1]) < depth:
+            layers = f"it has {depth} layers, 0 to {depth - 1}"
+            raise HookNotFound(f"{model.cfg.model_name} has no hook {name!r}: {layers}")
+        near = difflib.get_close_matches(name, hooks, n=4, cutoff=0.6)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; rl.sites(model) lists the usable ones"
+        raise HookNotFound(f"{model.cfg.model_name} has no hook {name!r}{hint}")
+    try:
+        model.check_hooks_to_add(point, point.name or name, None)
+    except ValueError as error:
+        raise ValueError(f"nothing passes through {name} as the model is set: {error}") from None
+    return point
+
+
+def check_model(model: Any) -> None:
+    """Raise `TypeError` where `model` is no `TransformerBridge`."""
+    if not isinstance(model, Bridge):
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected a TransformerBridge: load_model(…), or "
+            "TransformerBridge.boot_transformers(name, hf_model=…)"
+        )
+
+
+def underlying(model: Bridge | nn.Module) -> nn.Module:
+    """The transformers model inside a bridge, or the plain model itself."""
+    return model.original_model if isinstance(model, Bridge) else model
+
+
+def device_of(model: Bridge | nn.Module) -> torch.device:
+    return next(iter(underlying(model).parameters())).device
+
+
+def check_deterministic(model: Bridge) -> None:
+    """Raise where dropout of the model itself is active: results and reuse would both be wrong.
+
+    Train mode is accepted where every dropout is 0 (gradient checkpointing needs train mode).
+    """
+    root = model.original_model
+    active = [
+        f"{name} (p={m.p})"
+        for name, m in root.named_modules()
+        if isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0
+    ]
+    if any(m.training for m in root.modules()):
+        config = vars(getattr(root, "config", object())) if hasattr(root, "config") else {}
+        active += [
+            f"config.{key} = {value}"
+            for key, value in config.items()
+            if ("dropout" in key or key.endswith("pdrop"))
+            and isinstance(value, float)
+            and value > 0
+            and not key.startswith(("classifier", "summary"))  # of heads that a language model does not have
+        ]
+    if active:
+        raise ValueError(
+            f"the model is in train mode with active dropout: {', '.join(active[:4])}"
+            f"{' …' if len(active) > 4 else ''}; call model.eval(), or set every dropout to 0"
+        )
+
+
+def parameter_total(model: Bridge | nn.Module) -> int:
+    """Parameters of the model, shared ones counted once."""
+    return sum(p.numel() for p in underlying(model).parameters())
+
+
+def version_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Changes whenever a tensor is written to, replaced or moved."""
+    return tensor.data_ptr(), tensor._version
+
+
+def weights_state(model: Bridge) -> tuple[int, ...]:
+    """Changes whenever a weight of the model is written to, replaced or moved."""
+    return tuple(n for p in model.original_model.parameters() for n in version_of(p))
+
+
+@contextmanager
+def frozen(model: Bridge) -> Iterator[None]:
+    """The model's parameters take no gradient inside the block; their flags are put back after it."""
+    parameters = list(model.original_model.parameters())
+    flags = [p.requires_grad for p in parameters]
+    try:
+        for p in parameters:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p, flag in zip(parameters, flags, strict=True):
+            p.requires_grad_(flag)

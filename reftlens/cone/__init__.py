@@ -1,0 +1,1 @@
+"""What an edit can change, and how that alone is computed."""

@@ -1,0 +1,250 @@
+"""The parts of a bridged model inside its transformers model, and how they are rearranged for one forward pass.
+
+A bridge puts a component of its own into each place of the transformers model. Inside `arranged`, components whose
+hooks nobody uses give their place back to the original ones; blocks below the first edit pass their input on; a
+stored residual stream enters where it was captured; and the unembedding sees only the tokens that are scored. All
+of it is undone when the block ends.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+from reftlens.bridge.foreign import foreign_hook, hook_points, modules
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.engine import Stop
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the transformers model, the bridge's component that holds it, and the original one."""
+
+    parent: nn.Module
+    name: str
+    component: nn.Module
+    original: nn.Module
+
+
+class Body:
+    """Where the blocks, the final norm and the unembedding of a bridged model are.
+
+    Raises:
+        ValueError: saying what is missing, for a model without one stack of blocks and an unembedding.
+    """
+
+    def __init__(self, model: Bridge) -> None:
+        self.model = model
+        self.config = getattr(model.original_model, "config", None)
+        slots = list(_slots(model.original_model, set()))
+        by_component = {id(slot.component): slot for slot in slots}
+
+        def slot_of(name: str, component: Any) -> Slot:
+            if id(component) not in by_component:
+                raise ValueError(f"{model.cfg.model_name} has no {name} of its own")
+            return by_component[id(component)]
+
+        stack = list(getattr(model, "blocks", []))
+        if not stack:
+            raise ValueError(f"{model.cfg.model_name} has no single stack of blocks")
+        self.blocks = [slot_of(f"block {i}", block) for i, block in enumerate(stack)]
+        self.norm = slot_of("final norm", getattr(model, "ln_final", None))
+        self.head = slot_of("unembedding", getattr(model, "unembed", None))
+        self.inside = [list(_slots(slot.original, set())) for slot in self.blocks]
+        within = {id(s.component) for inner in self.inside for s in inner} | {id(s.component) for s in self.blocks}
+        self.outside = [slot for slot in slots if id(slot.component) not in within]
+        self._known: dict[frozenset[int], list[Slot]] = {}
+        self._inner_points: dict[int, frozenset[int]] = {}
+        self._points, self._modules = hook_points(model), modules(model)
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def may_be_plain(self) -> bool:
+        """Whether original components compute what the bridge's do: not so once weights were processed."""
+        return not getattr(self.model, "compatibility_mode", False)
+
+    def obstacle(self) -> str:
+        """Why this model, as it is now, cannot go on from stored keys and values, or ""."""
+        hf, config = self.model.original_model, self.config
+        if getattr(config, "is_encoder_decoder", False):
+            return "an encoder-decoder model"
+        if "CausalLM" not in type(hf).__name__ and "LMHead" not in type(hf).__name__:
+            return f"{type(hf).__name__} is not a causal language model"
+        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if kinds:
+            return f"it has layers of the kind {', '.join(sorted(kinds))}"
+        if len({p.device for p in hf.parameters()}) > 1:
+            return "the model is spread over several devices"
+        if hf.training and any(getattr(m, "gradient_checkpointing", False) for m in hf.modules()):
+            return "gradient checkpointing is on, which computes blocks again without the stored keys"
+        hook = foreign_hook(self._points, self._modules)
+        return f"another hook is active at {hook}" if hook else ""
+
+    @contextmanager
+    def arranged(
+        self, places: Sequence[tuple[Slot, nn.Module]] = (), *, plain: bool, used: frozenset[int]
+    ) -> Iterator[None]:
+        """Put modules into slots; with `plain`, original ones go where no hook point of `used` (ids) is needed."""
+        taken = {id(slot) for slot, _ in places}
+        free = self._free(used) if plain else []
+        swaps = [*((slot, slot.original) for slot in free if id(slot) not in taken), *places]
+        with self._attention("sdpa" if plain and self._may_use_sdpa(used) else None):
+            try:
+                for slot, module in swaps:
+                    slot.parent._modules[slot.name] = module
+                yield
+            finally:
+                for slot, _ in swaps:
+                    slot.parent._modules[slot.name] = slot.component
+
+    def piece(self, slot: Slot, *, plain: bool, used: frozenset[int]) -> nn.Module:
+        """What fills `slot` when nothing else is put there."""
+        return slot.original if plain and any(slot is free for free in self._free(used)) else slot.component
+
+    @contextmanager
+    def _attention(self, implementation: str | None) -> Iterator[None]:
+        """The attention function that original components use; the bridge's own always compute eagerly."""
+        before = getattr(self.config, "_attn_implementation", None)
+        if implementation is None or before != "eager" or self.config is None:
+            yield
+            return
+        try:
+            self.config._attn_implementation = implementation
+            yield
+        finally:
+            self.config._attn_implementation = before
+
+    def _may_use_sdpa(self, used: frozenset[int]) -> bool:
+        """Where every block's inside is original, and the attention is one that the fast function knows."""
+        capped = getattr(self.config, "attn_logit_softcapping", None) is not None
+        able = bool(getattr(self.model.original_model, "_supports_sdpa", False))
+        return able and not capped and not any(self._needs_inside(i, used) for i in range(self.depth))
+
+    def _free(self, used: frozenset[int]) -> list[Slot]:
+        """Slots whose components may step aside."""
+        if used not in self._known and self._eager_overflows and not self._may_use_sdpa(used):
+            self._known[used] = []
+        if used not in self._known:
+            free = [slot for slot in self.outside if not used & self._points_in(slot)]
+            for i, slot in enumerate(self.blocks):
+                if not self._needs_inside(i, used):
+                    free += self.inside[i] if used & self._points_in(slot) else [*self.inside[i], slot]
+            self._known[used] = free
+        return self._known[used]
+
+    @property
+    def _eager_overflows(self) -> bool:
+        """In float64 the mask of transformers' eager attention overflows its float32 softmax: NaN in padded rows."""
+        return next(iter(self.model.original_model.parameters())).dtype == torch.float64
+
+    def _needs_inside(self, i: int, used: frozenset[int]) -> bool:
+        """Whether a hook within block `i` is used, its own input and output apart."""
+        block: Any = self.blocks[i].component
+        return bool(used & self._points_in(self.blocks[i]) - {id(block.hook_in), id(block.hook_out)})
+
+    def uses_more_than_output(self, used: frozenset[int]) -> bool:
+        """Whether a hook of the last block is used, its output apart."""
+        last: Any = self.blocks[-1]
+        return bool(used & self._points_in(last) - {id(last.component.hook_out)})
+
+    def _points_in(self, slot: Slot) -> frozenset[int]:
+        key = id(slot.component)
+        if key not in self._inner_points:
+            points = (id(m) for m in slot.component.modules() if isinstance(m, HookPoint))
+            self._inner_points[key] = frozenset(points)
+        return self._inner_points[key]
+
+
+class Skip(nn.Module):
+    """A block that passes its input on."""
+
+    def __init__(self, as_tuple: bool) -> None:
+        super().__init__()
+        self.as_tuple = as_tuple
+
+    def forward(self, hidden_states: Tensor, *args: Any, **_: Any) -> Any:
+        return (hidden_states,) if self.as_tuple else hidden_states
+
+
+class Entry(nn.Module):
+    """A block that is not run: its stored output, through the hook that an edit may be attached to."""
+
+    def __init__(self, stored: Tensor, hook_out: Callable[[Tensor], Tensor], as_tuple: bool) -> None:
+        super().__init__()
+        self.stored, self.hook_out, self.as_tuple = stored, hook_out, as_tuple
+
+    def forward(self, hidden_states: Tensor, *args: Any, **_: Any) -> Any:
+        out = self.hook_out(self.stored)
+        return (out,) if self.as_tuple else out
+
+
+class Exit(nn.Module):
+    """Keeps what would enter here, and ends the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, *args: Any, **_: Any) -> Any:
+        self.kept = hidden_states
+        raise Stop
+
+
+class Observe(nn.Module):
+    """A block that is run as it is, and noted for what enters it and whether it returns a tuple."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self.as_tuple = block, False
+        self.seen: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, *args: Any, **given: Any) -> Any:
+        self.seen = hidden_states
+        out = self.block(hidden_states, *args, **given)
+        self.as_tuple = isinstance(out, tuple)
+        return out
+
+
+class Gather(nn.Module):
+    """In place of the unembedding: keeps what the targets are predicted from, over several passes.
+
+    The last pass unembeds all that was kept, in the order asked for, and rows of zeros up to a multiple of `multiple`.
+    """
+
+    def __init__(self, order: Tensor | None, multiple: int = 1) -> None:
+        super().__init__()
+        self.order, self.multiple = order, multiple
+        self.unembed: nn.Module = nn.Identity()
+        self.at: tuple[Tensor, Tensor] | None = None
+        self.last = False
+        self.kept: list[Tensor] = []
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        self.kept.append(hidden_states[self.at])
+        if not self.last:
+            return hidden_states[:, :0]
+        rows = torch.cat(self.kept) if len(self.kept) > 1 else self.kept[0]
+        rows = rows if self.order is None else rows[self.order]
+        return self.unembed(pad(rows, (0, 0, 0, -len(rows) % self.multiple))[None])
+
+
+def _slots(module: nn.Module, seen: set[int]) -> Iterator[Slot]:
+    """Every place below `module` that a component of the bridge holds."""
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    for name, child in list(module._modules.items()):
+        if isinstance(child, GeneralizedComponent) and child.original_component is not None:
+            yield Slot(module, name, child, child.original_component)
+            yield from _slots(child.original_component, seen)
+        elif child is not None:
+            yield from _slots(child, seen)

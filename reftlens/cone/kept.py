@@ -1,0 +1,176 @@
+"""What was captured of a data set, kept where there is room for it, and captured anew when the model changes.
+
+That is on the device, in host memory, in a file on disk, or nowhere. The file is unlinked as soon as it is mapped: it
+is gone when the process ends, however it ends, and no later run can take it for its own.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from reftlens.bridge.protocol import Bridge, device_of, version_of, weights_state
+from reftlens.cone.prefix import Capture, Captured
+from reftlens.cone.reuse import Reuse
+
+Tier = Literal["device", "host", "disk", "nowhere"]
+
+_WHERE: dict[Tier, str] = {
+    "device": "on the device",
+    "host": "in host memory",
+    "disk": "on disk",
+    "nowhere": "nowhere, recomputed",
+}
+
+
+@dataclass
+class Kept:
+    """Captured rows, by their number; rows that are used once (`uses` of 1 or less) are not kept."""
+
+    model: Bridge
+    capture: Capture
+    reuse: Reuse
+    uses: float
+    autocast: Callable[[], AbstractContextManager[Any]]
+    progress: bool
+    tier: Tier = field(default="nowhere", init=False)
+    size: int = field(default=0, init=False)
+    _rows: dict[int, Captured] = field(default_factory=dict, init=False, repr=False)
+    _state: tuple[int, ...] = field(default=(), init=False, repr=False)
+
+    def __str__(self) -> str:
+        return _WHERE[self.tier] + (f" ({self.size / 1e6:.1f} MB)" if self.tier != "nowhere" else "")
+
+    def prepare(self) -> None:
+        """Capture all rows, if they are to be kept and this was not done before for the model as it is now."""
+        data = self.capture.data
+        state = (*weights_state(self.model), *version_of(data.tokens), *version_of(data.role))
+        if self._state == state:
+            return
+        self._rows, self._state = {}, state
+        if self.uses <= 1:
+            return
+        cones = self.capture.cones
+        order = sorted(range(len(data)), key=lambda r: (cones[r].stop, r))
+        need = self._bytes_needed(max(order, key=lambda r: self.capture.latest[r]))
+        self.tier = choose_tier(need, device_of(self.model), self.reuse.memory, self.reuse.disk)
+        if self.tier == "nowhere":
+            return
+        shelf = Shelf(self.tier, device_of(self.model), need)
+        with tqdm(total=len(order), desc="capture", unit="example", disable=not self.progress, leave=False) as bar:
+            for rows in _chunks(order, [c.stop for c in cones], most=4096):
+                for row, captured in zip(rows, self._captured(rows), strict=True):
+                    self._rows[row] = captured.rebuilt([shelf.put(t) for t in captured.tensors()])
+                bar.update(len(rows))
+        self.size = shelf.used
+
+    def fetch(self, rows: Sequence[int]) -> list[Captured]:
+        """What was captured of these rows; those that are not kept are captured now, each once."""
+        missing = sorted({r for r in rows if r not in self._rows})
+        if missing:
+            if self.tier == "nowhere":
+                self._rows = {r: c for r, c in self._rows.items() if r in rows}
+            self._rows |= dict(zip(missing, self._captured(missing), strict=True))
+        return [self._rows[r] for r in rows]
+
+    def forget(self) -> None:
+        self._rows, self._state = {}, ()
+
+    def _bytes_needed(self, sampled: int) -> int:
+        """An estimate from one row: bytes per token of the cone, and per token before it; a little is added."""
+        (sample,) = self._captured([sampled])
+        cones, latest = self.capture.cones, self.capture.latest
+        stream = sum(map(padded_bytes, sample.streams.values())) / max(1, cones[sampled].length)
+        before = sum(map(padded_bytes, (*sample.keys, *sample.values))) / max(1, latest[sampled])
+        fixed = 8 * len(sample.tensors())
+        need = sum(stream * c.length + before * n + fixed for c, n in zip(cones, latest, strict=True))
+        return int(need) + 4096
+
+    def _captured(self, rows: Sequence[int]) -> list[Captured]:
+        with self.autocast():
+            found = self.capture(rows)
+        if self.reuse.half:
+            return [c.rebuilt([t.to(torch.bfloat16) for t in c.tensors()]) for c in found]
+        return found
+
+
+def _chunks(order: Sequence[int], lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:
+    """Consecutive rows together, up to `most` tokens with their padding; always the same for the same data."""
+    chunk: list[int] = []
+    for row in order:
+        if chunk and (len(chunk) + 1) * max(lengths[r] for r in (*chunk, row)) > most:
+            yield chunk
+            chunk = []
+        chunk.append(row)
+    yield chunk
+
+
+def choose_tier(need: int, device: torch.device, memory: int | None = None, disk: int | None = None) -> Tier:
+    """The first place with room for `need` bytes: device, host, disk; else nowhere.
+
+    `memory` and `disk` are budgets in bytes; by default, half of what is free now.
+    """
+    if device.type == "cuda" and need <= (torch.cuda.mem_get_info(device)[0] // 2 if memory is None else memory):
+        return "device"
+    if need <= (_free_memory() // 2 if memory is None else memory):
+        return "host" if device.type == "cuda" else "device"
+    room = shutil.disk_usage(tempfile.gettempdir()).free // 2 if disk is None else disk
+    return "disk" if need <= room else "nowhere"
+
+
+def _free_memory() -> int:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            found = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(found.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 2**31
+
+
+def padded_bytes(tensor: Tensor) -> int:
+    """Bytes that a shelf takes for a tensor: every one begins at a multiple of eight."""
+    return -(-tensor.numel() * tensor.element_size() // 8) * 8
+
+
+@dataclass
+class Shelf:
+    """Keeps tensors on one tier; `capacity` bytes are set aside at once where the tier is the disk."""
+
+    tier: Tier
+    device: torch.device
+    capacity: int
+    used: int = field(default=0, init=False)
+    _file: Tensor | None = field(default=None, init=False, repr=False)
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """The same values, on this tier; keeps nothing else of `tensor` alive."""
+        self.used += padded_bytes(tensor)
+        if self.tier == "disk":
+            return self._room_for(tensor).copy_(tensor)
+        where = self.device if self.tier == "device" else torch.device("cpu")
+        kept = torch.empty(tensor.shape, dtype=tensor.dtype, device=where, pin_memory=self._pinned(where))
+        return kept.copy_(tensor)
+
+    def _pinned(self, where: torch.device) -> bool:
+        return where.type == "cpu" and self.device.type == "cuda"
+
+    def _room_for(self, tensor: Tensor) -> Tensor:
+        if self._file is None:
+            handle, name = tempfile.mkstemp(prefix="reftlens-")
+            try:
+                self._file = torch.from_file(name, shared=True, size=self.capacity, dtype=torch.uint8)
+            finally:
+                os.close(handle)
+                os.unlink(name)
+        if self.used > self.capacity:
+            raise ValueError(f"{self.used} bytes do not fit into the {self.capacity} set aside")
+        begin = self.used - padded_bytes(tensor)
+        piece = self._file[begin : begin + tensor.numel() * tensor.element_size()]
+        return piece.view(tensor.dtype).view(tensor.shape)

@@ -1,0 +1,242 @@
+"""The frozen computation that no edit can touch, captured once: what enters the light cone from below and from before.
+
+Of each row two things are kept: the residual stream entering the first block of the cone, at the cone's tokens; and
+the keys and values of the tokens before the cone, at the blocks of the cone. Capture runs each block only where one
+of the two needs it, and never the unembedding.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import Module
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from reftlens.cone.body import Body, Entry, Exit, Observe, Skip, Slot
+from reftlens.cone.spans import Span, Window
+from reftlens.editing.engine import Stop, forward_inside
+from reftlens.text.batch import Batch
+
+NO_HOOK: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What is kept of one row."""
+
+    streams: dict[int, Float[Tensor, "cone d"]]
+    """For each block that a cone begins at; none for a cone that begins at the embedding, computed each time."""
+    keys: tuple[Float[Tensor, "heads before d_head"], ...]
+    """One for each block of the cone; empty where nothing lies before it."""
+    values: tuple[Float[Tensor, "heads before d_value"], ...]
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.streams.values(), *self.keys, *self.values]
+
+    def rebuilt(self, tensors: Sequence[Tensor]) -> "Captured":
+        """The same with other tensors, in the order of `tensors()`."""
+        streams, rest = dict(zip(self.streams, tensors, strict=False)), tensors[len(self.streams) :]
+        return Captured(streams, tuple(rest[: len(self.keys)]), tuple(rest[len(self.keys) :]))
+
+    def cut(self, whole: Span, cone: Span, first: int, skip: int) -> "Entering":
+        """What a cone within `whole` needs that begins at block `first`, `skip` blocks above the lowest one kept."""
+        stream = self.streams.get(first)
+        cut = None if stream is None else stream[cone.start - whole.start : cone.stop - whole.start]
+        if cone.start == 0:
+            return Entering(cut, (), ())
+        keys, values = ([t[:, : cone.start] for t in kept[skip:]] for kept in (self.keys, self.values))
+        return Entering(cut, tuple(keys), tuple(values))
+
+
+@dataclass(frozen=True)
+class Entering:
+    """What one cone of a row needs: the stream entering it (None: the embedding), and keys and values before it."""
+
+    stream: Float[Tensor, "cone d"] | None
+    keys: tuple[Float[Tensor, "heads before d_head"], ...]
+    values: tuple[Float[Tensor, "heads before d_value"], ...]
+
+
+@dataclass
+class Capture:
+    """Captures rows of a right-padded data set for cones that begin at the blocks `firsts`.
+
+    `cones` hold those of all plans, and no cone begins after `latest`: what lies before it is kept as keys and values.
+    """
+
+    body: Body
+    data: Batch
+    cones: list[Span]
+    latest: list[int]
+    firsts: tuple[int, ...]
+    plain: bool
+    as_tuple: bool = False
+
+    @torch.no_grad()
+    def __call__(self, rows: Sequence[int]) -> list[Captured]:
+        batch = self.data[list(rows)].to(next(iter(self.body.head.original.parameters())).device)
+        streams = self._streams(batch)
+        before = [self.latest[r] for r in rows]
+        known = streams.get(self.first)
+        keys, values = ([], []) if max(before) == 0 else self._keys_and_values(batch, known, max(before))
+        result = []
+        for i, row in enumerate(rows):
+            cone = self.cones[row]
+            kept = {first: stream[i, cone.start : cone.stop] for first, stream in streams.items()}
+            past = before[i] > 0
+            result.append(
+                Captured(
+                    kept,
+                    tuple(k[i, :, : before[i]] for k in keys) if past else (),
+                    tuple(v[i, :, : before[i]] for v in values) if past else (),
+                )
+            )
+        return result
+
+    @property
+    def first(self) -> int:
+        return min(self.firsts)
+
+    def _streams(self, batch: Batch) -> dict[int, Tensor]:
+        """The residual stream entering each of `firsts` but 0: the blocks below the highest run, nothing else."""
+        body, wanted = self.body, sorted({*self.firsts} - {0})
+        if not wanted:
+            return {}
+        seen = {
+            i: Observe(body.piece(body.blocks[i], plain=self.plain, used=NO_HOOK)) for i in (0, *wanted[:-1])
+        }  # fmt: skip
+        exit_, end = Exit(), body.blocks[wanted[-1]] if wanted[-1] < body.depth else body.norm
+        self._run(batch, [*((body.blocks[i], block) for i, block in seen.items()), (end, exit_)])
+        self.as_tuple = seen[0].as_tuple
+        found = {i: seen[i].seen for i in wanted[:-1]} | {wanted[-1]: exit_.kept}
+        return {i: stream for i, stream in found.items() if stream is not None}
+
+    def _keys_and_values(self, batch: Batch, stream: Tensor | None, length: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of the first `length` tokens at the blocks from `first` on, the last of which only starts."""
+        if self.first == self.body.depth:
+            return [], []
+        layers = [
+            DynamicLayer() if i < self.first else Recorder(ends=i == self.body.depth - 1)
+            for i in range(self.body.depth)
+        ]
+        entry = None if stream is None else stream[:, :length]
+        short = Batch(batch.tokens[:, :length], batch.role[:, :length], batch.target_mask[:, :length], batch.examples)
+        self._run(short, entering(self.body, self.first, entry, self.as_tuple), cache_of(layers))
+        recorders = [layer for layer in layers if isinstance(layer, Recorder)]
+        return [r.keys for r in recorders if r.keys is not None], [r.values for r in recorders if r.values is not None]
+
+    def _run(self, batch: Batch, places: list[tuple[Slot, Module]], cache: Any = None) -> None:
+        mask = batch.attention_mask
+        place = torch.arange(mask.shape[1], device=mask.device).expand_as(batch.tokens)
+        with self.body.arranged(places, plain=self.plain, used=NO_HOOK), suppress(Stop):
+            forward_inside(self.body.model, batch.tokens, mask, place, cache)
+
+
+def entering(body: Body, first: int, stream: Tensor | None, as_tuple: bool) -> list[tuple[Slot, Module]]:
+    """What to put into the blocks below `first`, so that `stream` enters it and they compute nothing."""
+    if stream is None:
+        return []
+    below: Any = body.blocks[first - 1]
+    entry = Entry(stream, below.component.hook_out, as_tuple)
+    return [*((slot, Skip(as_tuple)) for slot in body.blocks[: first - 1]), (below, entry)]
+
+
+def assemble(
+    captured: Sequence[Entering], window: Window, like: Tensor
+) -> tuple[Tensor | None, Bool[Tensor, "rows keys"], list[DynamicLayer]]:
+    """The stream of several rows side by side, the attention mask, and cache layers for the blocks of the cone.
+
+    Prefixes are padded on the left and cones on the right, so that neighbouring tokens are neighbours.
+    """
+    device = window.real.device
+    longest = int(window.starts.max())
+    before = torch.arange(longest, device=device) >= longest - window.starts[:, None]
+    mask = torch.cat([before, window.real], dim=1)
+    stream = None
+    if captured[0].stream is not None:
+        stream = torch.zeros(*window.real.shape, captured[0].stream.shape[-1], device=device, dtype=like.dtype)
+        for i, row in enumerate(captured):
+            assert row.stream is not None
+            stream[i, : len(row.stream)] = row.stream
+    if longest == 0:
+        return stream, mask, []
+    depth = max(len(row.keys) for row in captured)
+    layers: list[DynamicLayer] = [
+        Prefilled(
+            [row.keys[i] if row.keys else None for row in captured],
+            [row.values[i] if row.values else None for row in captured],
+            longest,
+        )
+        for i in range(depth)
+    ]
+    return stream, mask, layers
+
+
+def cache_of(layers: Sequence[DynamicLayer]) -> DynamicCache:
+    """A cache with just these layers, none of which ever drops a key, sliding window or not."""
+    cache = DynamicCache()
+    cache.layers.extend(layers)
+    return cache
+
+
+class Stub(DynamicLayer):
+    """The cache of a block that is not run: it has a length, which some models read from block 0, and no content."""
+
+    def __init__(self, rows: int, length: int) -> None:
+        super().__init__()
+        self.keys = self.values = torch.zeros(1).expand(rows, 1, length, 1)
+        self.is_initialized = True
+
+
+class Recorder(DynamicLayer):
+    """Keeps the first keys and values it is given; with `ends`, they were all that the forward pass was for."""
+
+    def __init__(self, *, ends: bool) -> None:
+        super().__init__()
+        self.ends = ends
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **_: Any) -> tuple[Tensor, Tensor]:
+        self.keys, self.values, self.is_initialized = key_states, value_states, True
+        if self.ends:
+            raise Stop
+        return key_states, value_states
+
+
+class Prefilled(Stub):
+    """Stored keys and values of each row (None: nothing), before those that a forward pass computes."""
+
+    def __init__(self, keys: list[Tensor | None], values: list[Tensor | None], length: int) -> None:
+        super().__init__(len(keys), length)
+        self.stored_keys, self.stored_values, self.length = keys, values, length
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **_: Any) -> tuple[Tensor, Tensor]:
+        keys = _Joined.apply(key_states, self.stored_keys, self.length)
+        values = _Joined.apply(value_states, self.stored_values, self.length)
+        assert isinstance(keys, Tensor) and isinstance(values, Tensor)
+        return keys, values
+
+
+class _Joined(torch.autograd.Function):
+    """`[stored, new]` along the tokens, stored rows padded on the left with zeros; only `new` takes a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, new: Tensor, stored: list[Tensor | None], length: int) -> Tensor:
+        ctx.length = length
+        rows, heads, tokens, width = new.shape
+        out = new.new_empty(rows, heads, length + tokens, width)
+        for i, row in enumerate(stored):
+            have = 0 if row is None else row.shape[1]
+            out[i, :, : length - have] = 0
+            if row is not None:
+                out[i, :, length - have : length] = row
+        out[:, :, length:] = new
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0][:, :, ctx.length :], None, None

@@ -1,0 +1,110 @@
+"""The light cone of an edit: which blocks, and which tokens of each row, it can change.
+
+An edit of a causal model at block L and token p changes blocks ≥ L at tokens ≥ p and nothing else. Whatever is
+scored then lies in the cone from the first edited (or first scored) token to the last scored one. Everything here
+is arithmetic on hook names and token masks; nothing runs a model.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from reftlens.text.batch import Batch
+from reftlens.text.view import Mask
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_BEFORE = ("embed.", "pos_embed.", "embed_ln.", "rotary_emb.", "hook_embed", "hook_pos_embed")
+_AFTER = ("ln_final.",)
+_SQUARE = ("pattern", "attn_scores", "hook_rot")
+_KEYS_PER_TOKEN = 4096  # reading so many keys costs about as much as all else that a block does with a token
+
+
+def first_block(hook: str, depth: int) -> int | None:
+    """The first block that an edit at `hook` (canonical name) can change; None where that is not known.
+
+    The output of block l is the input of block l + 1. `depth` stands for "only the final norm and what follows".
+    """
+    found = _BLOCK.fullmatch(hook)
+    if found is not None and not any(word in found[2] for word in _SQUARE):
+        return int(found[1]) + (found[2] in ("hook_out", "hook_resid_post"))
+    if hook.startswith(_AFTER):
+        return depth
+    return 0 if hook.startswith(_BEFORE) else None
+
+
+@dataclass(frozen=True)
+class Span:
+    """The tokens `start <= place < stop` of one row, padding not counted, that have to be computed at each step."""
+
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+
+def spans(data: Batch, edited: Mask, *, tokens: bool) -> list[Span]:
+    """The cone of each row: from the first token edited or scored to the last one scored; or the whole row."""
+    real = data.attention_mask
+    if not tokens:
+        return [Span(0, int(n)) for n in real.sum(dim=1)]
+    place = real.long().cumsum(dim=1) - 1
+    scoring = torch.zeros_like(real)
+    scoring[data.predicting] = True
+    far = torch.full_like(place, place.shape[1])
+    start = torch.where(edited & real | scoring, place, far).amin(dim=1)
+    stop = torch.where(scoring, place, torch.full_like(place, -1)).amax(dim=1) + 1
+    return [Span(a, b) for a, b in zip(start.tolist(), stop.tolist(), strict=True)]
+
+
+def buckets(lengths: Sequence[int], keys: Sequence[int], most: int, overhead: float) -> list[list[int]]:
+    """Split rows into at most `most` groups that are computed apart, at the least cost; each keeps the rows' order.
+
+    A group costs its size times its longest cone, a little more for every key that attention reads (`keys` per row),
+    and `overhead` (in tokens) for one more pass through the blocks. Exact, by dynamic programming over the lengths.
+    """
+    steps = sorted(set(lengths))
+    rows = [[i for i, length in enumerate(lengths) if length == step] for step in steps]
+    best: list[dict[int, tuple[float, tuple[int, ...]]]] = [{0: (0.0, ())}]
+    for n, longest in enumerate(steps, start=1):
+        found: dict[int, tuple[float, tuple[int, ...]]] = {}
+        size, deepest = 0, 0
+        for first in range(n - 1, -1, -1):
+            size, deepest = size + len(rows[first]), max(deepest, *(keys[i] for i in rows[first]))
+            cost = size * longest * (1 + (deepest + longest) / _KEYS_PER_TOKEN) + overhead
+            for k, (before, cuts) in best[first].items():
+                if k < most and before + cost < found.get(k + 1, (float("inf"), ()))[0]:
+                    found[k + 1] = (before + cost, (*cuts, first))
+        best.append(found)
+    cuts = [*min(best[-1].values())[1], len(steps)]
+    return [sorted(i for step in rows[a:b] for i in step) for a, b in pairwise(cuts)]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows of a data set cut to their cones: `[rows, width]`, the cone's first token in column 0 of every row."""
+
+    columns: Int[Tensor, "rows width"]
+    """For each place the column of the data set's row; where `real` is false, any column."""
+    real: Bool[Tensor, "rows width"]
+    starts: Int[Tensor, " rows"]
+
+    def cut(self, values: Tensor) -> Tensor:
+        """`values` `[rows, seq]` of the same rows, as the window shows them; meaningless where `real` is false."""
+        return values.gather(1, self.columns)
+
+
+def window(cones: Sequence[Span], device: torch.device, width: int | None = None) -> Window:
+    """The window over rows with these cones, as wide as the widest (or `width`)."""
+    starts = torch.tensor([c.start for c in cones], device=device)
+    stops = torch.tensor([c.stop for c in cones], device=device)
+    wide = max(c.length for c in cones) if width is None else width
+    columns = starts[:, None] + torch.arange(wide, device=device)
+    real = columns < stops[:, None]
+    return Window(torch.where(real, columns, starts[:, None]), real, starts)

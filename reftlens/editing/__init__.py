@@ -1,0 +1,1 @@
+"""One edited forward pass: sites, the `ReFT` that holds interventions, and the engine that attaches them."""

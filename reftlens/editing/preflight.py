@@ -1,0 +1,210 @@
+"""Before anything is trained: which sites of a model can be edited, and does an edit there change anything?
+
+One forward pass adds a zero to every activation; the gradient of a random readout of the logits with respect to
+that zero is the effect an edit would have. A hook that no activation passes, that fires twice, or whose edit
+changes nothing is refused.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from reftlens.bridge.protocol import Bridge, device_of, frozen, resolve_hook
+from reftlens.editing.engine import forward, hooked
+from reftlens.editing.reft import ReFT
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_ROWS, _LENGTH = 2, 11  # two rows, and a length that is no usual number of heads
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """What one hook is."""
+
+    hook: str
+    """Canonical name."""
+    aliases: tuple[str, ...]
+    shape: str
+    """Its axes: `batch seq 576`, or `batch seq 9 64` with heads; where there is a problem, the sizes seen."""
+    width: int
+    """Of the vector that an intervention there edits, all heads joined."""
+    heads: int | None
+    problem: str
+    """Why it cannot be a site; empty where it can."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Hooks of a model with their shapes; `usable` ones first among equals."""
+
+    rows: tuple[SiteInfo, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, hook: str) -> SiteInfo:
+        """The row of a hook, by its name or alias."""
+        for row in self.rows:
+            if hook == row.hook or hook in row.aliases:
+                return row
+        raise KeyError(f"no row for {hook!r}; sites(model, unusable=True) lists the unusable hooks too")
+
+    def to_frame(self) -> "DataFrame":
+        import pandas as pd
+
+        records = [{"hook": r.hook, "aliases": ", ".join(r.aliases), "shape": r.shape, "width": r.width,
+                    "heads": r.heads, "problem": r.problem} for r in self.rows]  # fmt: skip
+        return pd.DataFrame(records)
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html(index=False)
+
+    def __str__(self) -> str:
+        return self.to_frame().to_string(index=False)
+
+
+@dataclass(eq=False, repr=False)
+class _Probe:
+    """Adds a zero at a hook, and records what passed through."""
+
+    point: HookPoint
+    fired: int = 0
+    shape: tuple[int, ...] = ()
+    zero: Tensor | None = None
+
+    def __call__(self, h: Tensor, hook: HookPoint) -> Tensor | None:
+        self.fired += 1
+        self.shape = tuple(h.shape) if isinstance(h, Tensor) else ()
+        if not isinstance(h, Tensor) or not h.is_floating_point() or self.zero is not None:
+            return None
+        self.zero = torch.zeros_like(h, requires_grad=True)
+        return h + self.zero
+
+    def problem(self, grad: Tensor | None, tokens: tuple[int, int]) -> str:
+        if self.fired == 0:
+            return "never fires"
+        if self.fired > 1:
+            return f"fires {self.fired} times in one forward pass"
+        if self.zero is None:
+            return "does not hold real numbers"
+        if self.shape[:2] != tokens or len(self.shape) not in (3, 4):
+            return "has no token axis"
+        if grad is None or not bool(grad.abs().max() > 0):
+            return "an edit there changes nothing"
+        return ""
+
+
+def sites(model: Bridge, *, unusable: bool = False) -> Sites:
+    """The hooks of `model` that can be sites, with their shapes; with `unusable`, the others too and why not."""
+    hooks = model.hook_dict
+    points = {id(p): p for p in hooks.values()}
+    aliases = {i: tuple(n for n, p in hooks.items() if id(p) == i and n != p.name) for i in points}
+    gated: dict[int, str] = {}
+    for i, point in points.items():
+        try:
+            resolve_hook(model, point.name or "", hooks)
+        except (KeyError, ValueError) as error:
+            gated[i] = str(error)
+    probed = [p for i, p in points.items() if i not in gated]
+    rows = {id(p): row for p, row in zip(probed, _probe(model, probed), strict=True)}
+    result = []
+    for i, point in points.items():
+        shape, problem = rows[i] if i in rows else ((), gated[i])
+        if problem and not unusable:
+            continue
+        heads = shape[2] if len(shape) == 4 and not problem else None
+        width = 0 if problem else math.prod(shape[2:])
+        axes = str(list(shape)) if problem else " ".join(["batch", "seq", *map(str, shape[2:])])
+        result.append(SiteInfo(point.name or "?", aliases[i], axes, width, heads, problem))
+    return Sites(tuple(result))
+
+
+def preflight(reft: ReFT, model: Bridge) -> None:
+    """Raise where a site of `reft` cannot do anything on `model`, or has another width than its intervention.
+
+    Raises:
+        ValueError: naming the site and what is wrong: the hook never fires, fires twice, has no token axis, an
+            edit there changes nothing, heads that do not exist, or the width differs.
+    """
+    bound = reft.bind(model)
+    probed = zip(reft.items(), _probe(model, bound.points), bound.points, bound.carries, strict=True)
+    for (site, module), (shape, problem), point, carry in probed:
+        if not problem and carry is not None and not _adds_up(model, point, carry):
+            problem = f"{carry.name} is not what passed there plus a function of it, so it is no residual stream"
+        if problem:
+            raise ValueError(f"{site.hook} cannot be a site on {model.cfg.model_name}: {problem}")
+        if site.heads is not None and len(shape) != 4:
+            raise ValueError(f"{site.hook} has no heads (shape {list(shape)}): drop heads={list(site.heads)}")
+        if site.heads is not None and max(site.heads) >= shape[2]:
+            raise ValueError(f"{site.hook} has heads 0 to {shape[2] - 1}, got heads={list(site.heads)}")
+        count = 1 if len(shape) == 3 else shape[2] if site.heads is None else len(site.heads)
+        if module.d != shape[-1] * count:
+            raise ValueError(
+                f"{site} has vectors of width {shape[-1] * count}, and its {module.kind} was made for d={module.d}"
+            )
+
+
+def _probe(model: Bridge, points: Sequence[HookPoint]) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and problem (or "") of each hook, from one forward and one backward pass on a few tokens."""
+    unique = {id(p): _Probe(p) for p in points}
+    with frozen(model), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the bridge warns of edits at norms, which add zero here
+        with hooked([(probe.point, probe) for probe in unique.values()]):
+            logits = _run(model)
+        zeros = {i: p.zero for i, p in unique.items() if p.zero is not None}
+        readout = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
+        grads = _gradients((logits * readout).sum(), list(zeros.values()))
+    gradient = dict(zip(zeros, grads, strict=True))
+    found = {i: (p.shape, p.problem(gradient.get(i), (_ROWS, _LENGTH))) for i, p in unique.items()}
+    return [found[id(p)] for p in points]
+
+
+def _run(model: Bridge) -> Tensor:
+    """Logits of a few random tokens, always the same."""
+    high = min(int(model.cfg.d_vocab), 1000)
+    tokens = torch.randint(0, high, (_ROWS, _LENGTH), generator=torch.Generator().manual_seed(0)).to(device_of(model))
+    return forward(model, tokens, torch.ones_like(tokens, dtype=torch.bool)).logits
+
+
+def _gradients(value: Tensor, zeros: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    if not value.requires_grad:
+        return [None] * len(zeros)
+    try:
+        return torch.autograd.grad(value, list(zeros), allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ValueError(
+            "the model uses reentrant gradient checkpointing, through which gradients do not reach every site: enable "
+            'it with gradient_checkpointing_kwargs={"use_reentrant": False}'
+        ) from None
+
+
+@torch.no_grad()
+def _adds_up(model: Bridge, point: HookPoint, carry: HookPoint) -> bool:
+    """Whether `carry` holds what passes `point` plus a function of it.
+
+    Give every token the same vector to compute that function from, but leave the skip connection alone: what is
+    added to the stream is then the same for all tokens.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def same_for_all(h: Tensor, hook: HookPoint) -> Tensor:
+        seen["in"] = h.clone()
+        return h[:1, :1].expand_as(h).contiguous()
+
+    def keep(h: Tensor, hook: HookPoint) -> None:
+        seen["out"] = h.clone()
+
+    with hooked([(point, same_for_all), (carry, keep)]):
+        _run(model)
+    added = (seen["out"] - seen["in"]).float()
+    return bool((added - added[:1, :1]).abs().max() <= 0.02 * seen["in"].float().abs().max())

@@ -1,0 +1,38 @@
+"""Files that a kill never leaves half written, and digests of what is in them."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Replace the file at `path` in one step: a reader, or a kill, sees the old content or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {shape_of(tensor)} ".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def shape_of(tensor: Tensor) -> str:
+    """Dtype and shape, in words."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -1,0 +1,1 @@
+"""Text written under an edit."""

@@ -1,0 +1,165 @@
+"""Generation with edits: greedy, sampled, by beams, or streamed, always on the key/value cache.
+
+Positions are absolute. The prompt is run once with the edits that act on it; each later token is run alone, with
+the edits whose positions choose it. Hooks are attached for the length of one forward pass and no longer.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.reft import ReFT, Variant
+from reftlens.generation.beams import beam_search
+from reftlens.generation.prefill import Prefilled
+from reftlens.generation.result import Generation, TextStream
+from reftlens.generation.session import Decoding, Session, stop_ids
+from reftlens.text.batch import Batch, Prompt
+from reftlens.text.encode import encode_prompts
+
+
+@torch.no_grad()
+def generate(
+    reft: ReFT | None,
+    model: Bridge,
+    prompts: Sequence[Prompt] | Batch | Prefilled,
+    *,
+    chat: bool = False,
+    system: str | None = None,
+    variant: Variant = Variant(),  # noqa: B008
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    beams: int = 1,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
+    seed: int = 0,
+    keep_logits: bool = False,
+    progress: bool = False,
+) -> Generation:
+    """Continue each prompt with the edited model (`reft=None`: the model as it is).
+
+    Which tokens are edited follows from the sites' positions and `variant`: `First`, `Last`, `Nth`, `Tokens` and
+    `Prompt` act on the prompt, `Response` and `Generated` on what is generated, `All` on both.
+
+    Args:
+        prompts: texts, lists of chat messages (with `chat=True`), an encoded `Batch` of prompts, or what `prefill`
+            made of them.
+        seed: of the sampling; the global random state is neither read nor changed.
+        keep_logits: also return the logits that each token was chosen from (not with beams).
+    """
+    decoding = Decoding(
+        max_new_tokens, temperature, top_k, top_p, beams, repetition_penalty, no_repeat_ngram, seed
+    )  # fmt: skip
+    session = _session(reft, model, prompts, chat, system, variant, decoding)
+    with tqdm(total=max_new_tokens, desc="generate", unit="token", disable=not progress) as bar:
+        if beams > 1:
+            if keep_logits:
+                raise ValueError("keep_logits needs beams=1: hypotheses change places between steps")
+            beam_search(session, beams, bar)
+            steps: list[Tensor] = []
+        else:
+            steps = [logits for logits in _advance(session.greedy_or_sampled(), bar) if keep_logits]
+    session.warn_of_unused_sites()
+    return session.result(steps if keep_logits else None)
+
+
+@torch.no_grad()
+def generate_each(
+    reft: ReFT,
+    model: Bridge,
+    prompts: Batch | Prefilled,
+    variants: Sequence[Variant],
+    *,
+    chat: bool = False,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    no_repeat_ngram: int = 0,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Generation]:
+    """Continue each prompt under each variant, all in one batch: what `generate` gives for each, up to rounding.
+
+    Args:
+        variants: that differ in strength only.
+        seed: of the sampling; the same random numbers for every variant.
+    """
+    if not variants or any(replace(v, strength=1.0) != replace(variants[0], strength=1.0) for v in variants):
+        raise ValueError(f"{len(variants)} variant(s), expected one or more that differ in strength only")
+    decoding = Decoding(max_new_tokens, temperature, no_repeat_ngram=no_repeat_ngram, seed=seed)
+    session = _session(reft, model, prompts, chat, None, variants[0], decoding, copies=len(variants))
+    session.vary(variants)
+    with tqdm(total=max_new_tokens, desc="generate", unit="token", disable=not progress) as bar:
+        for _ in _advance(session.greedy_or_sampled(), bar):
+            pass
+    session.warn_of_unused_sites()
+    return session.result(None).split(len(variants))
+
+
+@torch.no_grad()
+def stream(
+    reft: ReFT | None,
+    model: Bridge,
+    prompt: Prompt | Prefilled,
+    *,
+    chat: bool = False,
+    system: str | None = None,
+    variant: Variant = Variant(),  # noqa: B008
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
+    seed: int = 0,
+) -> Iterator[str]:
+    """The text of `generate`, piece by piece as it is written. A stream that is not read on edits nothing else."""
+    decoding = Decoding(
+        max_new_tokens, temperature, top_k, top_p, 1, repetition_penalty, no_repeat_ngram, seed
+    )  # fmt: skip
+    if not isinstance(prompt, Prefilled | str) and prompt and not isinstance(prompt[0], Mapping):
+        raise TypeError(f"a stream is of one prompt, got a list: {prompt!r}")
+    prompts = prompt if isinstance(prompt, Prefilled) else [prompt]
+    session = _session(reft, model, prompts, chat, system, variant, decoding)
+    if len(session.ids) != 1:
+        raise ValueError(f"a stream is of one prompt, and {len(session.ids)} were prefilled: use generate")
+    text = TextStream(model.tokenizer)
+    for _ in session.greedy_or_sampled():
+        piece = text.push(session.ids[0][-1], last=session.finished)
+        if piece:
+            yield piece
+    session.warn_of_unused_sites()
+
+
+def _session(
+    reft: ReFT | None, model: Bridge, prompts: Sequence[Prompt] | Batch | Prefilled, chat: bool, system: str | None,
+    variant: Variant, decoding: Decoding, copies: int = 1,
+) -> Session:  # fmt: skip
+    """A generation of the prompts, each so many times over (all of them, then all of them again)."""
+    prefilled = prompts if isinstance(prompts, Prefilled) else None
+    if isinstance(prompts, Prefilled):
+        if chat or system is not None:
+            raise ValueError("prefilled prompts come with their template: drop chat and system")
+        if reft is None:
+            raise ValueError("prefilled prompts are for the edits they were read for: use Variant(strength=0)")
+        prompts.check(reft, model)
+        batch, chat = prompts.prompts, prompts.chat
+    else:
+        batch = prompts if isinstance(prompts, Batch) else encode_prompts(model, prompts, chat=chat, system=system)
+    if copies > 1:
+        batch = batch[list(range(len(batch))) * copies]
+        prefilled = None if prefilled is None else prefilled.repeated(copies)
+    session = Session(reft, model, batch, variant, decoding, stop_ids(model, chat))
+    session.prefilled = prefilled
+    return session
+
+
+def _advance(steps: Iterator[Tensor], bar: Any) -> Iterator[Tensor]:
+    for step in steps:
+        bar.update()
+        yield step

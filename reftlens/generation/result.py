@@ -1,0 +1,107 @@
+"""What generation gives back: texts, tokens, and which of them were edited."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens.text.batch import Batch, batch_from_rows
+from reftlens.text.view import Role, token_spans
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Continuations of a batch of prompts, in the order of the prompts."""
+
+    texts: tuple[str, ...]
+    """The generated text, special tokens left out."""
+    prompt_ids: tuple[tuple[int, ...], ...]
+    ids: tuple[tuple[int, ...], ...]
+    """The generated tokens, the stop token included where one was reached."""
+    edited: tuple[tuple[bool, ...], ...]
+    """For every token of prompt and continuation, whether an edit acted on it. The last token generated is
+    never an input of the model, so nothing can act on it."""
+    tokenizer: Any = field(default=None, repr=False, compare=False)
+    logits: tuple[Float[Tensor, "_steps vocab"], ...] = field(default=(), repr=False, compare=False)
+    """Per prompt the logits that each generated token was chosen from, if `keep_logits` was set."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def split(self, parts: int) -> "list[Generation]":
+        """Equal parts of the rows, in order."""
+        size = len(self) // parts
+        cuts = [slice(start, start + size) for start in range(0, len(self), size)]
+        return [
+            replace(self, texts=self.texts[cut], prompt_ids=self.prompt_ids[cut], ids=self.ids[cut],
+                    edited=self.edited[cut], logits=self.logits[cut])
+            for cut in cuts
+        ]  # fmt: skip
+
+    def batch(self) -> Batch:
+        """The same tokens as a batch with the generated ones as such, for a teacher-forced forward pass."""
+        ids = [[*p, *g] for p, g in zip(self.prompt_ids, self.ids, strict=True)]
+        roles = [
+            [int(Role.PROMPT)] * len(p) + [int(Role.GENERATED)] * len(g)
+            for p, g in zip(self.prompt_ids, self.ids, strict=True)
+        ]
+        targets = [[r == Role.GENERATED for r in row] for row in roles]
+        return batch_from_rows(ids, roles, targets, tokenizer=self.tokenizer)
+
+    def marked(self, row: int = 0) -> str:
+        """Prompt and continuation of a row as text, every edited token in ⟦brackets⟧."""
+        return "".join(f"⟦{piece}⟧" if hit else piece for piece, hit in self._pieces(row))
+
+    def _pieces(self, row: int) -> list[tuple[str, bool]]:
+        return pieces_of(self.tokenizer, [*self.prompt_ids[row], *self.ids[row]], self.edited[row])
+
+    def __str__(self) -> str:
+        return "\n".join(f"[{i}] {text}" for i, text in enumerate(self.texts))
+
+    def _repr_html_(self) -> str:
+        blocks = []
+        for row in range(len(self)):
+            shown = marked_tokens(self.tokenizer, [*self.prompt_ids[row], *self.ids[row]], self.edited[row])
+            blocks.append(f'<p style="white-space:pre-wrap">{shown}</p>')
+        return "".join(blocks)
+
+
+def pieces_of(tokenizer: Any, ids: Sequence[int], edited: Sequence[bool]) -> list[tuple[str, bool]]:
+    """The text of each token and whether it was edited; tokens that share a character come as one piece."""
+    text, spans = token_spans(tokenizer, ids)
+    found: dict[tuple[int, int], bool] = {}
+    for span, hit in zip(spans, edited, strict=True):
+        found[span] = found.get(span, False) or hit
+    return [(text[start:end], hit) for (start, end), hit in found.items()]
+
+
+def marked_tokens(tokenizer: Any, ids: Sequence[int], edited: Sequence[bool]) -> str:
+    """HTML of tokens, the edited ones marked."""
+    shown = [(html.escape(piece), hit) for piece, hit in pieces_of(tokenizer, ids, edited)]
+    return "".join(f'<mark title="edited">{piece}</mark>' if hit else piece for piece, hit in shown)
+
+
+class TextStream:
+    """Turns a growing list of tokens into pieces of text that never end inside a character."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def push(self, token: int, *, last: bool = False) -> str:
+        """The text that became certain with `token`."""
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if text.endswith("\ufffd") and not last:
+            return ""
+        piece, self.shown = text[len(self.shown) :], text
+        return piece
+
+
+def stack_logits(steps: list[Tensor], row: int, count: int) -> Float[Tensor, "steps vocab"]:
+    return torch.stack([step[row] for step in steps[:count]]) if count else steps[0].new_zeros(0, steps[0].shape[-1])

@@ -1,0 +1,60 @@
+"""What a report is about: everything that its sections are computed from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from reftlens.analysis.causal.control_table import Controls
+from reftlens.analysis.strength.doses import DoseResponse
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.reft import ReFT
+from reftlens.text.batch import Batch, Prompt
+from reftlens.training.result import FitResult
+from reftlens.widgets.grid import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """An intervention, the model and data it is reported on, and how."""
+
+    reft: ReFT
+    model: Bridge
+    trained_on: Batch
+    heldout: Batch | None
+    prompts: tuple[Prompt, ...]
+    strengths: tuple[float, ...]
+    run: FitResult | None
+    controls: Controls | None
+    unrelated: Batch | None
+    score: Callable[[str], float] | None
+    chat: bool
+    writing: dict[str, Any]
+    """How texts are written: `max_new_tokens`, `temperature`, `no_repeat_ngram`."""
+    seed: int
+    progress: bool
+
+    @property
+    def data(self) -> Batch:
+        """What effects are measured on: the held-out data where there is some."""
+        return self.trained_on if self.heldout is None else self.heldout
+
+    @cached_property
+    def exchanges(self) -> bool:
+        """Whether it copies from a source, so that it can write no text."""
+        return any(module.variables for _, module in self.reft.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What several sections look at."""
+
+    dose: DoseResponse
+    grid: Grid | None
+    no_grid: str
+    """Why there are no texts, or ""."""
+
+
+def few(texts: Sequence[str], most: int = 8) -> str:
+    """Some of them, joined."""
+    return ", ".join(texts[:most]) + (", …" if len(texts) > most else "")

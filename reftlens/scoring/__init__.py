@@ -1,0 +1,1 @@
+"""A data set scored under many ways of editing."""

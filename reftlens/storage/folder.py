@@ -1,0 +1,195 @@
+"""Save and load interventions: `reft.json` says what they are, `weights.safetensors` holds the numbers.
+
+Only kinds in a closed table are loaded; a class of the user's own is added to it by the user, for one call.
+Nothing is unpickled and nothing is imported by name.
+
+A save that is cut off leaves the old intervention or the new one, never a mixture: the weights file carries a copy of
+the record in its header and is replaced in one step, and `reft.json` names the weights that it belongs to. Where it
+names others, the copy counts.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_tensors
+from safetensors.torch import save as safetensors_bytes
+
+from reftlens.bridge.fingerprint import Fingerprint, fingerprint
+from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.editing.preflight import preflight
+from reftlens.editing.reft import ReFT
+from reftlens.errors import StoreMismatch
+from reftlens.files import digest, shape_of, write_atomically
+from reftlens.interventions import Intervention
+from reftlens.storage.record import FORMAT, describe, rebuild
+from reftlens.training.config import FitConfig
+from reftlens.training.result import FitResult
+
+SETTINGS_FILE, WEIGHTS_FILE, RUN_FILE = "reft.json", "weights.safetensors", "run.json"
+_HEADER_KEY = "reftlens"
+
+
+def save(reft: ReFT, folder: str | Path, model: Any, *, run: FitResult | None = None) -> Path:
+    """Write `reft` to `folder` (made if need be) and return the folder.
+
+    Args:
+        model: the model it was trained on, whose fingerprint is stored.
+        run: the record of its training, kept beside it.
+
+    Raises:
+        ValueError: if it could not be loaded again as it is: a class that takes the name of another kind, settings
+            that do not make it again, tensors of several dtypes, or parameters shared between interventions; or if
+            `run` ended with other weights.
+    """
+    folder = Path(folder)
+    record = describe(reft, model)
+    tensors = {n: t.detach().cpu().clone().contiguous() for n, t in reft.interventions.state_dict().items()}
+    record["weights_sha256"] = digest(tensors)
+    if run is not None and run.weights and run.weights != record["weights_sha256"]:
+        raise ValueError(
+            "run= is the record of other weights than these: of another intervention, or of one that was changed or "
+            "trained on since"
+        )
+    weights = safetensors_bytes(tensors, metadata={_HEADER_KEY: json.dumps(record, ensure_ascii=False)})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS_FILE, weights)  # the one moment at which the new replaces the old
+    write_atomically(folder / SETTINGS_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    if run is None:
+        (folder / RUN_FILE).unlink(missing_ok=True)  # of what was here before
+    else:
+        told = {"weights_sha256": record["weights_sha256"], **run.to_dict()}
+        write_atomically(folder / RUN_FILE, json.dumps(told, indent=1).encode())
+    return folder
+
+
+def load(
+    folder: str | Path,
+    model: Any,
+    *,
+    kinds: Mapping[str, type[Intervention]] | None = None,
+    other_model: bool = False,
+) -> ReFT:
+    """Read what `save` wrote, onto the device of `model`, in eval mode.
+
+    Warns where the chat template is another one than it was trained with.
+
+    Args:
+        model: a `TransformerBridge`, or a plain transformers model to be used with `on_transformers`.
+        kinds: classes of your own, by the `kind` they were saved under, beside the built-in ones.
+        other_model: accept a model that differs from the one it was trained on.
+
+    Raises:
+        StoreMismatch: if the format or a kind is unknown, a tensor is missing, or the model is another one.
+        ValueError: if a site cannot be used on this model, or has another width there.
+    """
+    if kinds is not None and not isinstance(kinds, Mapping):
+        raise TypeError(f"kinds={kinds!r}, expected {{kind: class}}")
+    if not isinstance(model, Bridge | torch.nn.Module):
+        raise TypeError(f"model={model!r}, expected a model: load_model(…), or a plain transformers model")
+    stored = _read(Path(folder))
+    _compare(stored, model, other_model)
+    reft = rebuild(_as_written(stored.record, model), kinds or {}, stored.folder)
+    _fill(reft, stored)
+    if isinstance(model, Bridge):
+        preflight(reft, model)
+    return reft.to(device_of(model)).eval()
+
+
+def load_run(folder: str | Path) -> FitResult:
+    """The record of the training that `save(…, run=…)` kept beside an intervention.
+
+    Raises:
+        FileNotFoundError: if none was kept.
+        StoreMismatch: if it belongs to other weights than those in the folder.
+    """
+    path = Path(folder) / RUN_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no {RUN_FILE}: save(…, run=…) was not given the record of a run")
+    told = json.loads(path.read_text(encoding="utf-8"))
+    if told.pop("weights_sha256") != _read(Path(folder)).record["weights_sha256"]:
+        raise StoreMismatch(f"{path} is the record of other weights than those in {WEIGHTS_FILE}")
+    told["validation"] = tuple(tuple(pair) for pair in told["validation"])
+    told |= {name: tuple(told[name]) for name in ("losses", "learning_rates", "gradient_norms")}
+    return FitResult(**{**told, "config": FitConfig(**told["config"])})
+
+
+@dataclass(frozen=True)
+class _Stored:
+    folder: Path
+    record: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+def _read(folder: Path) -> _Stored:
+    """Record and tensors that belong together, of this format."""
+    has_settings = (folder / SETTINGS_FILE).is_file()
+    if not (folder / WEIGHTS_FILE).is_file():
+        missing = WEIGHTS_FILE if has_settings else SETTINGS_FILE
+        raise FileNotFoundError(f"{folder} holds no {missing}: it is not a folder that save() wrote")
+    weights = (folder / WEIGHTS_FILE).read_bytes()
+    record = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")) if has_settings else {}
+    if record.get("format", FORMAT) != FORMAT:
+        raise StoreMismatch(f"{folder} has format {record['format']!r}, and this reftlens reads format {FORMAT}")
+    try:
+        tensors = safetensors_tensors(weights)
+    except SafetensorError as error:
+        raise StoreMismatch(f"{folder / WEIGHTS_FILE} is not a safetensors file, or damaged: {error}") from None
+    found = digest(tensors)
+    if record.get("weights_sha256") != found:
+        record = _header_record(weights)
+    if record.get("weights_sha256") != found:
+        raise StoreMismatch(f"{folder / WEIGHTS_FILE} are not the weights that {SETTINGS_FILE} was written with")
+    return _Stored(folder, record, tensors)
+
+
+def _header_record(weights: bytes) -> dict[str, Any]:
+    """The copy of the record in the header of a safetensors file (its length in 8 bytes, then JSON); or nothing."""
+    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    return json.loads(header.get("__metadata__", {}).get(_HEADER_KEY, "{}"))
+
+
+def _compare(stored: _Stored, model: Any, other_model: bool) -> None:
+    then, now = Fingerprint(**stored.record["model"]), fingerprint(model)
+    differences = then.differences(now)
+    if differences and not other_model:
+        raise StoreMismatch(
+            f"{stored.folder} was trained on {then.name}, and this model differs: {'; '.join(differences)}. "
+            "Pass other_model=True to load it all the same"
+        )
+    if then.template_changed(now):
+        warnings.warn(
+            f"the tokenizer's chat template is not the one that {stored.folder} was trained with: with chat=True the "
+            "prompts will be written in another way",
+            stacklevel=3,
+        )
+
+
+def _as_written(record: dict[str, Any], model: Any) -> dict[str, Any]:
+    """The record with hooks under the names that the user gave, where those still mean the same hooks."""
+    if not isinstance(model, Bridge):
+        return record
+    hooks = model.hook_dict
+    sites = [
+        spec | {"hook": spec["written"]} if hooks.get(spec["written"]) is hooks.get(spec["hook"]) else spec
+        for spec in record["sites"]
+    ]
+    return record | {"sites": sites}
+
+
+def _fill(reft: ReFT, stored: _Stored) -> None:
+    expected, found, path = reft.interventions.state_dict(), stored.tensors, stored.folder / WEIGHTS_FILE
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise StoreMismatch(f"{path} has no tensor {name!r}, which {SETTINGS_FILE} calls for")
+        if name not in expected:
+            raise StoreMismatch(f"{path} has a tensor {name!r}, which {SETTINGS_FILE} does not call for")
+        theirs, ours = found[name], expected[name]
+        if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+            raise StoreMismatch(f"{path}: {name} is {shape_of(theirs)}, and {SETTINGS_FILE} calls for {shape_of(ours)}")
+    reft.interventions.load_state_dict(found)

@@ -1,0 +1,152 @@
+"""Run an intervention on a plain transformers model, without the bridge: residual-stream sites only."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.reft import Bound, ReFT, Variant
+from reftlens.text.batch import Batch
+
+_BLOCKS = (
+    "model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers", "model.language_model.layers", "layers",
+    "h",
+)  # fmt: skip
+_RESIDUAL = re.compile(r"blocks\.(\d+)\.(hook_resid_post|hook_out|hook_resid_pre|hook_in)")
+
+
+@contextmanager
+def on_transformers(reft: ReFT, hf_model: nn.Module, batch: Batch, variant: Variant = Variant()) -> Iterator[None]:  # noqa: B008
+    """Inside the block, forward passes of `hf_model` on the tokens of `batch` are edited.
+
+    `batch` is right-padded; the model may be given the same rows padded on the left, with their attention mask.
+    `hf_model.generate` on the batch's prompts works as well, for edits on the prompt: later steps pass unedited.
+
+    Raises:
+        ValueError: for a site that is not the residual stream before or after a block, positions that reach
+            generated tokens while generating, other tokens than those of the batch, or a site that chooses no token.
+        RuntimeError: at the end, if nothing passed through a site.
+    """
+    if isinstance(hf_model, Bridge):
+        raise ValueError("this is a TransformerBridge: use reft.on(model, batch)")
+    bound = Bound(reft, [], [])
+    bound.require(batch.view, variant)
+    call = _Call(hf_model, batch)
+    edits = [_PlainEdit(bound, i, batch, variant, call) for i in bound.active(variant)]
+    blocks = _blocks(hf_model)
+    handles = []
+    try:
+        handles.append(hf_model.register_forward_pre_hook(call, with_kwargs=True))
+        for edit in edits:
+            block, after = _place(edit, blocks)
+            if after:
+                handles.append(block.register_forward_hook(edit.after))
+            else:
+                handles.append(block.register_forward_pre_hook(edit.before, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for edit in edits:
+        if not edit.fired:
+            raise RuntimeError(f"no hidden state passed through {edit.site.hook} inside this block")
+
+
+def _blocks(hf_model: nn.Module) -> nn.ModuleList:
+    for path in _BLOCKS:
+        try:
+            found = hf_model.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(found, nn.ModuleList):
+            return found
+    raise ValueError(f"cannot find the blocks of {type(hf_model).__name__}; looked at {', '.join(_BLOCKS)}")
+
+
+def _place(edit: "_PlainEdit", blocks: nn.ModuleList) -> tuple[nn.Module, bool]:
+    """The block of a site, and whether the site is the stream after it."""
+    found = _RESIDUAL.fullmatch(edit.site.hook)
+    if found is None:
+        raise ValueError(
+            f"{edit.site.hook} is not the residual stream before or after a block: run {edit.module.kind} on a "
+            "TransformerBridge"
+        )
+    if int(found[1]) >= len(blocks):
+        raise ValueError(f"{edit.site.hook}: this model has blocks 0 to {len(blocks) - 1}")
+    return blocks[int(found[1])], found[2] in ("hook_resid_post", "hook_out")
+
+
+class _Call:
+    """What the current forward pass of the model was called with: how much is cached, and where the tokens lie."""
+
+    def __init__(self, hf_model: nn.Module, batch: Batch) -> None:
+        self.signature = inspect.signature(hf_model.forward)
+        self.real = batch.attention_mask
+        self.continues, self.given = False, None
+
+    def __call__(self, hf_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        told = self.signature.bind_partial(*args, **kwargs).arguments
+        told = {**told.pop("kwargs", {}), **told}
+        cache, self.given = told.get("past_key_values"), told.get("attention_mask")
+        self.continues = cache is not None and cache.get_seq_length() > 0
+
+    def placed(self, mask: Tensor, shape: torch.Size) -> Tensor:
+        """`mask`, chosen on the right-padded batch, moved to where the tokens lie in this call."""
+        given = self.real if self.given is None else self.given
+        if not isinstance(given, Tensor) or given.ndim != 2:
+            raise ValueError(
+                "the model was called with an attention mask that does not show the padding: pass [batch, seq]"
+            )
+        given = given.bool().to(mask.device)
+        if given.shape != shape or not torch.equal(given.sum(dim=1), self.real.sum(dim=1).to(mask.device)):
+            raise ValueError(
+                f"the model was called on {given.sum(dim=1).tolist()} tokens per row (in {list(shape)}), and the batch "
+                f"has {self.real.sum(dim=1).tolist()}"
+            )
+        moved = torch.zeros_like(given)
+        moved[given] = mask[self.real.to(mask.device)]
+        return moved
+
+
+class _PlainEdit:
+    """One intervention on the hidden states that enter or leave a block."""
+
+    def __init__(self, bound: Bound, i: int, batch: Batch, variant: Variant, call: _Call) -> None:
+        self.site, self.module, self.call, self.fired = bound.reft.sites[i], bound.reft[i], call, False
+        self.reaches_response = variant.reaches_response(self.site)
+        self.mask = variant.mask(self.site, batch.view)
+        self.strength = bound.strength(variant, i)
+        if self.site.heads is not None:
+            raise ValueError(f"{self.site.hook} has no heads: drop heads={list(self.site.heads)}")
+
+    def edited(self, h: Tensor) -> Tensor:
+        if self.call.continues:
+            if self.reaches_response:
+                raise ValueError(f"{self.site} reaches generated tokens: generate with reftlens.generate on a bridge")
+            return h
+        if h.shape[-1] != self.module.d:
+            raise ValueError(
+                f"{self.site.hook} has vectors of width {h.shape[-1]}, and its {self.module.kind} was made for "
+                f"d={self.module.d}"
+            )
+        mask = self.call.placed(self.mask.to(h.device), h.shape[:2])
+        self.fired = True
+        out = h.clone()
+        rows = mask.nonzero()[:, 0] if self.module.pools else None
+        out[mask] = self.module(h[mask], strength=self.strength, rows=rows)
+        return out
+
+    def after(self, block: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self.edited(output[0]), *output[1:])
+        return self.edited(output)
+
+    def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (self.edited(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self.edited(kwargs["hidden_states"])}

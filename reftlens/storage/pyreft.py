@@ -1,0 +1,104 @@
+"""Read interventions that pyreft 0.1.0 saved; nothing is unpickled but tensors."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
+from reftlens.interventions import DiReFT, Intervention, LoReFT, NoReFT
+from reftlens.text.positions import Positions
+
+_COMPONENTS = {
+    "block_output": "hook_resid_post",
+    "block_input": "hook_resid_pre",
+    "attention_output": "hook_attn_out",
+    "mlp_output": "hook_mlp_out",
+}
+_TENSORS = {  # of each class that is read: the frame or free basis, W and b
+    "LoreftIntervention": ("rotate_layer", "weight", "bias"),
+    "NoreftIntervention": ("proj_layer.weight", "learned_source.weight", "learned_source.bias"),
+    "NodireftIntervention": ("proj_layer.weight", "learned_source.weight", "learned_source.bias"),
+}
+
+
+def load_pyreft(
+    folder: str | Path,
+    *,
+    positions: Positions | str | list[Positions | str],
+    activation: str = "linear",
+    dropout: float = 0.0,
+) -> ReFT:
+    """The interventions in a folder written by pyreft's `ReftModel.save`, in eval mode.
+
+    pyreft stores neither positions nor activation function nor dropout, so they are given here: one choice of
+    positions for all interventions, or a list with one for each, in the order of the file's `sorted_keys` (an
+    untied prefix and suffix are two interventions at one layer). Files of LoReFT, NoReFT and NodiReFT (here:
+    DiReFT) are read.
+
+    Raises:
+        ValueError: for a component or a class that has no counterpart here, or two interventions at one place.
+    """
+    folder = Path(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    keys = config["sorted_keys"]
+    places = positions if isinstance(positions, list) else [positions] * len(keys)
+    if len(places) != len(keys):
+        raise ValueError(f"{len(places)} positions for the {len(keys)} interventions in {folder}: {', '.join(keys)}")
+    result: dict[Site, Intervention] = {}
+    for key, kind, where in zip(keys, config["intervention_types"], places, strict=True):
+        site = Site(_hook(key), where)
+        if site in result:
+            raise ValueError(
+                f"{folder} holds two interventions at {site.hook}, both at {site.positions}: give a list of positions"
+            )
+        tensors = torch.load(folder / f"intkey_{key}.bin", map_location="cpu", weights_only=True)
+        with torch.random.fork_rng(devices=[]):  # constructors draw a start that the file then replaces
+            result[site] = _converted(_class_name(kind), tensors, activation, dropout)
+    return ReFT(result).eval()
+
+
+def _hook(key: str) -> str:
+    found = re.fullmatch(
+        r"layer[._](\d+)[._]comp[._](.+?)[._]unit[._]pos[._]nunit[._]\d+#\d+", key
+    )  # older files have dots
+    if found is None or found[2] not in _COMPONENTS:
+        raise ValueError(f"cannot place {key!r}: expected a layer and one of {', '.join(_COMPONENTS)}, by position")
+    return f"blocks.{found[1]}.{_COMPONENTS[found[2]]}"
+
+
+def _class_name(kind: str) -> str:
+    """`LoreftIntervention`, of `<class 'pyreft.interventions.LoreftIntervention'>`."""
+    return re.sub(r"[<>']|class ", "", kind).rsplit(".", 1)[-1]
+
+
+@torch.no_grad()
+def _converted(name: str, tensors: Mapping[str, Tensor], activation: str, dropout: float) -> Intervention:
+    """The file's class in our terms: column frames, the dtype of the file (at least float32)."""
+    if name not in _TENSORS:
+        raise ValueError(f"files of {name} are not read, only those of {', '.join(_TENSORS)}")
+    if tensors.get("proj_layer.bias") is not None:
+        raise ValueError(f"{name} was trained with add_bias=True, which has no counterpart here")
+    free, read, bias = _TENSORS[name]
+    missing = sorted({free, read, bias} - tensors.keys())
+    if missing:
+        raise ValueError(f"the file of {name} has no {', '.join(missing)}; it has {', '.join(sorted(tensors))}")
+    rank, d = tensors[read].shape
+    module = {"LoreftIntervention": LoReFT, "NoreftIntervention": NoReFT, "NodireftIntervention": DiReFT}[name](
+        d, rank, activation=activation, dropout=dropout
+    )
+    dtype = torch.float32
+    for tensor in (tensors[free], tensors[read], tensors[bias]):
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    module.to(dtype)
+    if module.frame is not None:
+        module.frame.set(tensors[free].to(dtype))
+    else:
+        module.W2.copy_(tensors[free])
+    module.W.copy_(tensors[read])
+    module.b.copy_(tensors[bias])
+    return module

@@ -1,0 +1,125 @@
+"""The record of a `ReFT` in plain values: what `reft.json` says of its sites, interventions and model.
+
+Kinds and dtypes come from closed tables; nothing is imported by name.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reftlens.bridge.fingerprint import fingerprint
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
+from reftlens.errors import StoreMismatch
+from reftlens.interventions import KINDS, Intervention
+from reftlens.training.result import library_versions
+
+FORMAT = 2
+_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
+
+
+def describe(reft: ReFT, model: Any) -> dict[str, Any]:
+    """The record of `reft` as it was trained on `model`.
+
+    Raises:
+        ValueError: if `rebuild` would not make the same of it: a class that takes the name of another kind, settings
+            that are no JSON values, tensors of several dtypes, or parameters shared between interventions.
+    """
+    _refuse_ambiguous(reft)
+    return {
+        "format": FORMAT,
+        "sites": [
+            site.to_dict() | {"hook": hook, "written": site.hook, "intervention": i}
+            for site, hook, i in zip(reft.sites, _canonical_hooks(reft, model), reft.which, strict=True)
+        ],
+        "interventions": [_described(m) for m in _modules(reft)],
+        "model": fingerprint(model).to_dict(),
+        "versions": library_versions(),
+    }
+
+
+def rebuild(record: dict[str, Any], kinds: Mapping[str, type[Intervention]], folder: Path) -> ReFT:
+    """The `ReFT` that a record describes, its weights not yet filled in.
+
+    Raises:
+        StoreMismatch: for a kind, a dtype or settings that are not known; `folder` is named.
+    """
+    table = {**KINDS, **kinds}
+    with torch.random.fork_rng(devices=[]):  # constructors draw a start that the weights then replace
+        modules = [_built(spec, table, folder) for spec in record["interventions"]]
+    return ReFT({Site.from_dict(s): modules[s["intervention"]] for s in record["sites"]})
+
+
+def _canonical_hooks(reft: ReFT, model: Any) -> list[str]:
+    """The names of the hooks on a bridge; one that is edited again further on is known by its alias only."""
+    if not isinstance(model, Bridge):
+        return [site.hook for site in reft.sites]
+    bound = reft.bind(model)
+    return [
+        site.hook if carry is not None else point.name or site.hook
+        for site, point, carry in zip(reft.sites, bound.points, bound.carries, strict=True)
+    ]
+
+
+def _described(module: Intervention) -> dict[str, Any]:
+    name = type(module).__name__
+    settings = module.settings()
+    try:
+        same = json.loads(json.dumps(settings)) == settings
+    except TypeError:
+        same = False
+    if not same:
+        raise ValueError(f"settings() of {name} must hold JSON values only (numbers, text, lists), got {settings}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            again = type(module)(**settings).state_dict()
+    except Exception as error:
+        raise ValueError(f"{name}(**settings()) fails, so it could not be loaded again: {error}") from error
+    if {k: t.shape for k, t in again.items()} != {k: t.shape for k, t in module.state_dict().items()}:
+        raise ValueError(f"{name}(**settings()) has other tensors than it, so it could not be loaded again: {settings}")
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values() if t.is_floating_point()}
+    if len(dtypes) > 1:
+        raise ValueError(f"{name} holds tensors of several dtypes, {sorted(dtypes)}: move it to one with .to(dtype)")
+    return {"kind": module.kind, "settings": settings, "dtype": dtypes.pop() if dtypes else "float32"}
+
+
+def _modules(reft: ReFT) -> list[Intervention]:
+    return [m for m in reft.interventions if isinstance(m, Intervention)]
+
+
+def _refuse_ambiguous(reft: ReFT) -> None:
+    """Raise where the record could be read in two ways."""
+    classes: dict[str, type[Intervention]] = dict(KINDS)
+    for module in _modules(reft):
+        if classes.setdefault(module.kind, type(module)) is not type(module):
+            raise ValueError(
+                f"{type(module).__name__} has kind = {module.kind!r}, which names another class: give it a kind of "
+                "its own"
+            )
+    names: dict[int, str] = {}
+    for name, parameter in reft.interventions.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(parameter), name)
+        if first != name:
+            raise ValueError(
+                f"interventions share a parameter ({first} and {name}), which cannot be stored: to tie weights, use "
+                "one intervention at several sites"
+            )
+
+
+def _built(spec: dict[str, Any], kinds: Mapping[str, type[Intervention]], folder: Path) -> Intervention:
+    kind, dtype = spec["kind"], spec["dtype"]
+    if kind not in kinds:
+        raise StoreMismatch(
+            f"{folder} holds an intervention of kind {kind!r}, and the known ones are {', '.join(kinds)}; if "
+            f"it is a class of yours, pass kinds={{{kind!r}: YourClass}}"
+        )
+    if dtype not in _DTYPES:
+        raise StoreMismatch(f"{folder} holds weights of dtype {dtype!r}, and the known ones are {', '.join(_DTYPES)}")
+    try:
+        return kinds[kind](**spec["settings"]).to(_DTYPES[dtype])
+    except (TypeError, ValueError) as error:
+        raise StoreMismatch(f"{folder} holds {kind} with settings {spec['settings']}: {error}") from error

@@ -1,0 +1,227 @@
+"""Rows of tokens: what each token is (prompt, response, generated), which are targets, and what to exchange with."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from reftlens.text.view import Role, TokenView
+
+Messages = Sequence[Mapping[str, str]]
+Prompt = str | Messages
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt (text, or chat messages with `role` and `content`) and the completion to learn or score."""
+
+    prompt: Prompt
+    completion: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Tokens of several rows, right-padded, with the role of each token and which of them are targets."""
+
+    tokens: Int[Tensor, "batch seq"]
+    role: Int[Tensor, "batch seq"]
+    target_mask: Bool[Tensor, "batch seq"]
+    """Tokens that are predicted and scored; the logits one position to the left predict them."""
+    examples: tuple[Example, ...] = field(repr=False)
+    tokenizer: Any = field(default=None, repr=False)
+    truncated: tuple[int, ...] = ()
+    """Rows that were cut, on request."""
+    sources: Mapping[str, "Source"] = field(default_factory=dict, repr=False)
+    """By the name of the variable that an interchange intervention takes from it."""
+
+    def with_sources(self, sources: "Batch | Source | Mapping[str, Batch | Source]") -> "Batch":
+        """The same rows with sources to exchange with: one (named `"source"`), or `{variable: one}`.
+
+        A `Batch` as source has a row for each row of this one; a `Source` says which row goes with which.
+        """
+        given = {"source": sources} if isinstance(sources, Batch | Source) else dict(sources)
+        if not given:
+            raise ValueError("sources={}, expected a batch, or one for each variable")
+        made = {name: s if isinstance(s, Source) else Source(s, torch.arange(len(s))) for name, s in given.items()}
+        for name, one in made.items():
+            if len(one.rows) != len(self):
+                raise ValueError(f"source {name!r} has {len(one.rows)} row(s), and the data {len(self)}")
+            if len(one.rows) and not -1 <= int(one.rows.min()) <= int(one.rows.max()) < len(one.batch):
+                raise ValueError(f"source {name!r} names rows outside -1 to {len(one.batch) - 1} of its batch")
+        return replace(self, sources=made)
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __repr__(self) -> str:
+        sources = f", sources for {', '.join(self.sources)}" if self.sources else ""
+        longest = int(self.attention_mask.sum(dim=1).max()) if len(self) else 0
+        return f"Batch({len(self)} rows of up to {longest} tokens, {int(self.target_mask.sum())} targets{sources})"
+
+    def __getitem__(self, rows: int | slice | Sequence[int]) -> "Batch":
+        """The chosen rows, padding trimmed to the longest of them."""
+        every = range(len(self))
+        chosen = list(every[rows]) if isinstance(rows, slice) else [every[i] for i in _as_list(rows)]
+        index = torch.tensor(chosen, dtype=torch.long, device=self.tokens.device)
+        keep = (self.role[index] != Role.PAD).any(dim=0)
+        return replace(
+            self,
+            tokens=self.tokens[index][:, keep],
+            role=self.role[index][:, keep],
+            target_mask=self.target_mask[index][:, keep],
+            examples=tuple(self.examples[i] for i in chosen),
+            truncated=tuple(new for new, old in enumerate(chosen) if old in self.truncated),
+            sources={n: Source(s.batch, s.rows[index.to(s.rows.device)]) for n, s in self.sources.items()},
+        )
+
+    def to(self, device: torch.device | str) -> "Batch":
+        moved = {k: getattr(self, k).to(device) for k in ("tokens", "role", "target_mask")}
+        return replace(self, **moved)
+
+    @property
+    def attention_mask(self) -> Bool[Tensor, "batch seq"]:
+        return self.role != Role.PAD
+
+    @property
+    def prompt_mask(self) -> Bool[Tensor, "batch seq"]:
+        return self.role == Role.PROMPT
+
+    @cached_property
+    def view(self) -> TokenView:
+        """What positions are chosen from."""
+        return TokenView(self.tokens, self.role, self.tokenizer)
+
+    @cached_property
+    def target_ids(self) -> Int[Tensor, " targets"]:
+        return self.tokens[self.target_mask]
+
+    @cached_property
+    def target_rows(self) -> Int[Tensor, " targets"]:
+        """The row of each target."""
+        return self.target_mask.nonzero()[:, 0]
+
+    def require_targets(self) -> None:
+        """Raise `ValueError` where a row has no target, so that there is nothing to score in it."""
+        empty = (~self.target_mask.any(dim=1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"row(s) {empty[:10]} have no target: nothing to score there")
+
+    @cached_property
+    def predicting(self) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
+        """Index `(row, column)` of the logits that predict the targets."""
+        rows, columns = self.target_mask.nonzero().unbind(dim=1)
+        first = rows[columns == 0].tolist()
+        if first:
+            raise ValueError(f"the first token of row(s) {first[:10]} is a target, and no logits predict it")
+        return rows, columns - 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over ids, roles and targets of all rows, and their sources; padding does not matter."""
+        digest = hashlib.sha256()
+        for ids, role, target in zip(self.tokens.tolist(), self.role.tolist(), self.target_mask.tolist(), strict=True):
+            row = [(t, r, int(s)) for t, r, s in zip(ids, role, target, strict=True) if r != Role.PAD]
+            digest.update(json.dumps(row).encode())
+        for name, source in sorted(self.sources.items()):
+            digest.update(json.dumps([name, source.batch.fingerprint, source.rows.tolist()]).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Rows to exchange with: `batch`, and for each row of the data which of its rows, or -1 for no exchange."""
+
+    batch: Batch
+    rows: Int[Tensor, " rows"]
+
+
+def batch_from_rows(
+    ids: Sequence[Sequence[int]],
+    roles: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[bool]] | None = None,
+    *,
+    examples: Sequence[Example] | None = None,
+    tokenizer: Any = None,
+    truncated: tuple[int, ...] = (),
+) -> Batch:
+    """A right-padded `Batch` from ragged rows; the pad id is never read, so any id serves."""
+    longest = max(len(row) for row in ids)
+    pad = getattr(tokenizer, "pad_token_id", None) or 0
+
+    def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+        return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
+
+    targets = [[r == Role.RESPONSE for r in row] for row in roles] if targets is None else targets
+    return Batch(
+        tokens=padded(ids, pad),
+        role=padded(roles, int(Role.PAD)),
+        target_mask=padded(targets, False).bool(),
+        examples=tuple(examples or [Example("")] * len(ids)),
+        tokenizer=tokenizer,
+        truncated=truncated,
+    )
+
+
+def _as_list(rows: int | Sequence[int]) -> list[int]:
+    return [rows] if isinstance(rows, int) else list(rows)
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """All rows of several batches, with their sources; a variable that one of them does not exchange stays there.
+
+    Cause pairs and isolate pairs joined are the data of multi-task DAS (Huang et al. 2024, arXiv 2402.17700): the
+    answer follows the source in the first, and stays the base's in the second.
+    """
+    if not batches:
+        raise ValueError("no batches to join")
+    first = batches[0]
+    if any(b.tokenizer is not first.tokenizer for b in batches):
+        raise ValueError("the batches were encoded by different tokenizers")
+    width = max(b.tokens.shape[1] for b in batches)
+    offsets = [sum(len(b) for b in batches[:i]) for i in range(len(batches))]
+    return Batch(
+        tokens=torch.cat([_wide(b.tokens, width, 0) for b in batches]),
+        role=torch.cat([_wide(b.role, width, int(Role.PAD)) for b in batches]),
+        target_mask=torch.cat([_wide(b.target_mask, width, 0) for b in batches]),
+        examples=tuple(example for b in batches for example in b.examples),
+        tokenizer=first.tokenizer,
+        truncated=tuple(offset + i for b, offset in zip(batches, offsets, strict=True) for i in b.truncated),
+        sources={name: _joined_source(batches, name) for name in dict.fromkeys(n for b in batches for n in b.sources)},
+    )
+
+
+def resampled(data: Batch, *, seed: int = 0) -> Batch:
+    """The same rows, each with another of them as source: resample ablation, once `Interchange` is applied.
+
+    No row is its own source: rows are shuffled, and each takes the one after it.
+    """
+    if len(data) < 2:
+        raise ValueError(f"{len(data)} row(s): resampling needs another row to take from")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    rows = torch.empty_like(order).scatter(0, order, order.roll(-1))
+    return data.with_sources(Source(replace(data, sources={}), rows))
+
+
+def _joined_source(batches: Sequence[Batch], name: str) -> Source:
+    """The sources of one variable; rows that have none count as -1."""
+    rows, parts, begins = [], [], 0
+    for batch in batches:
+        if name not in batch.sources:
+            rows.append(torch.full((len(batch),), -1))
+            continue
+        source = batch.sources[name]
+        rows.append(torch.where(source.rows >= 0, source.rows + begins, -1))
+        parts.append(source.batch)
+        begins += len(source.batch)
+    return Source(join(parts), torch.cat(rows))
+
+
+def _wide(tensor: Tensor, width: int, fill: int) -> Tensor:
+    """Padded on the right to `width` columns."""
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=fill)

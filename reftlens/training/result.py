@@ -1,0 +1,88 @@
+"""What a training run was and how it went: enough to repeat it and to plot it."""
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from reftlens import figures
+from reftlens.training.config import FitConfig
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ("reftlens", "torch", "transformers", "transformer-lens")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The record of one run of `fit`; index `i` of the tuples is optimizer step `i`."""
+
+    config: FitConfig
+    losses: tuple[float, ...]
+    """Mean training loss per target (nats, for cross-entropy)."""
+    learning_rates: tuple[float, ...]
+    gradient_norms: tuple[float, ...]
+    """Before clipping."""
+    validation: tuple[tuple[int, float], ...]
+    """`(steps done, mean loss per target)`."""
+    best_step: int | None
+    """Steps done when validation was best; the weights kept are of that moment if `patience` was set."""
+    stopped_early: bool
+    seconds: float
+    """Time spent in training steps and evaluations, over all pieces of a resumed run."""
+    data_hash: str
+    model_name: str
+    device: str
+    versions: dict[str, str]
+    computation: str = ""
+    """What was computed at each step, and what was reused; or why everything was computed."""
+    weights: str = ""
+    """SHA-256 of the weights that the run ended with."""
+
+    def __str__(self) -> str:
+        held_out = f", validation {min(loss for _, loss in self.validation):.4f}" if self.validation else ""
+        return (
+            f"{len(self.losses)} steps in {self.seconds:.0f} s on {self.model_name}, {self.device}: loss "
+            f"{self.losses[0]:.4f} → {self.losses[-1]:.4f} nats per target{held_out}\n{self.computation}"
+        )
+
+    @property
+    def loss(self) -> float:
+        """Training loss of the last step."""
+        return self.losses[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_frame(self) -> "DataFrame":
+        """One row per optimizer step: loss, learning rate, gradient norm, and validation loss where measured."""
+        import pandas as pd
+
+        frame = pd.DataFrame(
+            {
+                "loss": self.losses,
+                "learning_rate": self.learning_rates,
+                "gradient_norm": self.gradient_norms,
+            },
+            index=pd.RangeIndex(1, len(self.losses) + 1, name="step"),
+        )
+        if self.validation:
+            frame["validation_loss"] = pd.Series(dict(self.validation))
+        return frame
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Training loss over steps, with the validation loss where there is one."""
+        ax = figures.axes(ax)
+        ax.plot(range(1, len(self.losses) + 1), self.losses, color=figures.BLUE, label="training")
+        if self.validation:
+            steps, losses = zip(*self.validation, strict=True)
+            ax.plot(steps, losses, color=figures.ORANGE, marker="o", markersize=3, label="validation")
+            ax.legend(frameon=False)
+        ax.set(xlabel="optimizer step", ylabel="loss per target token (nats)", ylim=(0, None))
+        return ax

@@ -1,0 +1,294 @@
+"""A training run in progress: one optimizer step at a time, resumable at any of them."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reftlens.bridge.fingerprint import fingerprint
+from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.cone.plans import Job, Scored
+from reftlens.cone.scorer import Scorer
+from reftlens.editing.reft import Bound, ReFT
+from reftlens.errors import TrainingDiverged
+from reftlens.files import digest
+from reftlens.interventions.base import Intervention
+from reftlens.interventions.subspace import Frame
+from reftlens.scoring.evaluate import mean_loss
+from reftlens.scoring.objectives import Objective
+from reftlens.text.batch import Batch
+from reftlens.training.checkpoint import Checkpoint, read_checkpoint
+from reftlens.training.config import FitConfig
+from reftlens.training.result import FitResult, library_versions
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an `on_step` callback sees after each optimizer step."""
+
+    step: int
+    """Optimizer steps done, from 1."""
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    reft: ReFT
+
+
+def decayed(reft: ReFT) -> list[torch.nn.Parameter]:
+    """Parameters that weight decay acts on: all but the frames, whose scale means nothing."""
+    frames = {id(f.matrix) for f in reft.modules() if isinstance(f, Frame)}
+    return [p for p in reft.parameters() if p.requires_grad and id(p) not in frames]
+
+
+@dataclass
+class Run:
+    """A training run in progress."""
+
+    reft: ReFT
+    model: Bridge
+    data: Batch
+    config: FitConfig
+    validation: Batch | None
+    objective: Objective
+    path: Path | None
+    number: int = 0
+    """Of its plan among those of the scorers, of the data and of the validation set."""
+    losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+    stopped_early: bool = False
+
+    def __post_init__(self) -> None:
+        self.bound: Bound = self.reft.bind(self.model)
+        self.device = device_of(self.model)
+        self._loss, self._targets = 0.0, 0
+        self.modules = [m for m in self.reft.interventions if isinstance(m, Intervention)]
+        self.parameters = [p for p in self.reft.parameters() if p.requires_grad]
+        with_decay = decayed(self.reft)
+        rest = [p for p in self.parameters if all(p is not q for q in with_decay)]
+        groups = [(with_decay, self.config.weight_decay), (rest, 0.0)]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": ps, "weight_decay": wd} for ps, wd in groups if ps], lr=self.config.lr
+        )
+
+    @property
+    def done(self) -> int:
+        return len(self.losses)
+
+    @property
+    def total(self) -> int:
+        return self.config.total_steps(len(self.data))
+
+    @property
+    def finished(self) -> bool:
+        return self.done >= self.total or self.stopped_early
+
+    @property
+    def uses(self) -> float:
+        """How often each row is computed in the whole run, about."""
+        return self.total * self.config.batch_size * self.config.accumulate / len(self.data)
+
+    # -- one optimizer step ------------------------------------------------------------------------------
+
+    def open_step(self) -> list[tuple[int, ...]]:
+        """Make ready for the next optimizer step; its rows, in micro-batches: a function of seed and step only."""
+        torch.manual_seed(_derived_seed(self.config.seed, "step", self.done))
+        self.optimizer.zero_grad(set_to_none=True)
+        for module in self.modules:
+            module.anneal(self.done / max(1, self.total - 1))
+        self._loss, self._targets = 0.0, 0
+        epoch, place = divmod(self.done, self.config.steps_per_epoch(len(self.data)))
+        order = torch.arange(len(self.data))
+        if self.config.shuffle:
+            generator = torch.Generator().manual_seed(_derived_seed(self.config.seed, "epoch", epoch))
+            order = torch.randperm(len(self.data), generator=generator)
+        size = self.config.batch_size
+        rows = order.tolist()[place * size * self.config.accumulate :][: size * self.config.accumulate]
+        return [tuple(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+    def loss_of(self, scored: Scored) -> Tensor:
+        """Sum of the losses of a micro-batch; the step's mean is over all targets, whatever micro-batch they are in."""
+        with self.autocast():
+            losses = self.objective(scored.logits, scored.batch)
+        if losses.ndim != 1:
+            raise ValueError(f"the objective gave losses of shape {list(losses.shape)}, expected one dimension")
+        value = losses.sum()
+        if not torch.isfinite(value):
+            raise TrainingDiverged(f"step {self.done + 1}: the loss is {value.item()}: {self._cause(scored.logits)}")
+        self._loss, self._targets = self._loss + value.item(), self._targets + losses.numel()
+        return value
+
+    def close_step(self, validator: Scorer | None) -> Step:
+        """Take the optimizer step with the gradients gathered since `open_step`; `validator` scores `validation`."""
+        rate = self.config.learning_rate(self.done, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= self._targets
+        for module in self.modules:
+            penalty = module.penalty()
+            if penalty is not None:
+                penalty.backward()
+        loss = self._loss / self._targets
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
+        if not math.isfinite(norm):
+            raise TrainingDiverged(
+                f"step {self.done + 1}: the loss is {loss:.4g}, and its gradient is not finite: an activation or a "
+                "frame is degenerate; try another seed or a smaller lr"
+            )
+        self.optimizer.step()
+        self.losses.append(loss)
+        self.rates.append(rate)
+        self.norms.append(norm)
+        if validator is not None:
+            self._validate(validator)
+        return Step(self.done, loss, rate, norm, self.reft)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the model computes in fewer bits than its weights have."""
+        return self.config.precision == "bfloat16"
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def _cause(self, logits: Tensor) -> str:
+        broken = [n for n, p in self.reft.named_parameters() if not torch.isfinite(p).all()]
+        if broken:
+            return f"{broken[0]} is not finite after the step before; lower lr, or set clip"
+        if not torch.isfinite(logits).all():
+            largest = max(p.abs().max().item() for p in self.parameters)
+            return (
+                f"the edited model's logits overflow in {str(logits.dtype).removeprefix('torch.')} (largest parameter "
+                f"{largest:.3g}); lower lr, or load the model in float32 or bfloat16"
+            )
+        return "the logits are finite, so it is the objective that is not"
+
+    # -- validation --------------------------------------------------------------------------------------
+
+    def _validate(self, validator: Scorer) -> None:
+        every = self.config.eval_every or self.config.steps_per_epoch(len(self.data))
+        if self.done % every and self.done < self.total:
+            return
+        loss = mean_loss(validator, self.number, self.objective, batch_size=self.config.batch_size)
+        if not self.evaluations or loss < min(v for _, v in self.evaluations):
+            self.best = {n: p.detach().clone() for n, p in self.reft.named_parameters()}
+        self.evaluations.append((self.done, loss))
+        best = min(range(len(self.evaluations)), key=lambda i: self.evaluations[i][1])
+        waited = len(self.evaluations) - 1 - best
+        self.stopped_early = self.config.patience is not None and waited >= self.config.patience
+
+    # -- checkpoints and result --------------------------------------------------------------------------
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint has to agree with; read off the model once, as it does not change in a run."""
+        sites = [
+            [s.to_dict(), i, m.kind, m.settings()] for (s, m), i in zip(self.reft.items(), self.reft.which, strict=True)
+        ]
+        known = fingerprint(self.model)
+        return {
+            "settings": asdict(self.config),
+            "data": self.data.fingerprint,
+            "validation": None if self.validation is None else self.validation.fingerprint,
+            "model": [known.name, known.config, known.weights],
+            "sites": sites,
+        }
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        tensors = {f"reft.{n}": p for n, p in self.reft.state_dict().items()}
+        tensors |= {f"best.{n}": p for n, p in self.best.items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{key}": value for key, value in state.items()}
+        record = {
+            "losses": self.losses,
+            "rates": self.rates,
+            "norms": self.norms,
+            "evaluations": self.evaluations,
+            "seconds": self.seconds,
+            "stopped_early": self.stopped_early,
+        }
+        Checkpoint(tensors, self._identity | record).write(self.path)
+
+    def resume(self) -> None:
+        saved = None if self.path is None else read_checkpoint(self.path, self._identity)
+        if saved is None:
+            return
+        parts: dict[str, dict[str, Tensor]] = {"reft": {}, "best": {}, "optimizer": {}}
+        for name, tensor in saved.tensors.items():
+            part, rest = name.split(".", 1)
+            parts[part][rest] = tensor
+        self.reft.load_state_dict(parts["reft"])
+        self.best = {n: t.to(self.device) for n, t in parts["best"].items()}
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        record = saved.record
+        self.losses, self.rates, self.norms = record["losses"], record["rates"], record["norms"]
+        self.evaluations = [(int(s), float(v)) for s, v in record["evaluations"]]
+        self.seconds, self.stopped_early = record["seconds"], record["stopped_early"]
+
+    def finish(self) -> None:
+        """Write the last checkpoint, keep the best weights if asked, and settle the frames."""
+        self.save()
+        if self.config.patience is not None and self.best:
+            self.reft.load_state_dict(self.reft.state_dict() | self.best)
+        self.reft.settle()
+
+    def result(self, computation: str) -> FitResult:
+        best = min(self.evaluations, key=lambda e: e[1])[0] if self.evaluations else None
+        return FitResult(
+            config=self.config,
+            losses=tuple(self.losses),
+            learning_rates=tuple(self.rates),
+            gradient_norms=tuple(self.norms),
+            validation=tuple(self.evaluations),
+            best_step=best,
+            stopped_early=self.stopped_early,
+            seconds=self.seconds,
+            data_hash=self.data.fingerprint,
+            model_name=self.model.cfg.model_name,
+            device=str(self.device),
+            versions=library_versions(),
+            computation=computation,
+            weights=digest({n: t.detach().cpu().contiguous() for n, t in self.reft.interventions.state_dict().items()}),
+        )
+
+
+def advance(runs: Sequence[Run], scorer: Scorer, validator: Scorer | None) -> list[Step]:
+    """One optimizer step of every run, scored together; each run's `number` is its plan at either scorer."""
+    began = time.perf_counter()
+    micro_batches = [run.open_step() for run in runs]
+    for turn in range(max(map(len, micro_batches))):
+        jobs = [Job(run.number, rows[turn]) for run, rows in zip(runs, micro_batches, strict=True) if turn < len(rows)]
+        by_number = {run.number: run for run in runs}
+        for group in scorer.groups(jobs):
+            value = torch.stack([by_number[scored.job.plan].loss_of(scored) for scored in group]).sum()
+            if value.requires_grad:  # not so where no site chooses a token in these rows
+                value.backward()
+    steps = [run.close_step(validator) for run in runs]
+    for run in runs:
+        run.seconds += (time.perf_counter() - began) / len(runs)
+    return steps
+
+
+def _derived_seed(seed: int, what: str, number: int) -> int:
+    """An independent seed for each purpose, so that a run can be picked up at any step."""
+    digest = hashlib.sha256(json.dumps([seed, what, number]).encode()).digest()
+    return int.from_bytes(digest[:7], "big")

@@ -1,0 +1,1 @@
+"""Edits live in a notebook."""
