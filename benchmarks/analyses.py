@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import reftlens as rl
-from reftlens.generation.generate import generate_each
+from reftlens.generation.writing import generate_each
 from reftlens.scoring.responses import responses
 from reftlens.tasks import emoji
 
@@ -52,14 +52,14 @@ def contenders(model) -> dict[str, tuple[Callable[[], object], Callable[[], obje
     assert prompts.prompt_mask.sum(dim=1).min() >= 64
 
     def texts(reuse: bool):
-        read = rl.prefill(chatbot, model, some, chat=True) if reuse else some
+        read = rl.generation.prefill(chatbot, model, some, chat=True) if reuse else some
         return generate_each(chatbot, model, read, variants, chat=not reuse, max_new_tokens=32)
 
     def dose(reuse: bool):
         return responses(model, data, [(chatbot, v) for v in variants], reuse=reuse, progress=False)
 
     def positions(reuse: bool):
-        return rl.position_effects(vector, model, prompts, reuse=reuse, progress=False)
+        return rl.places.position_effects(vector, model, prompts, reuse=reuse, progress=False)
 
     made = {"dose": dose, "texts": texts, "positions": positions}
     return {name: (lambda f=f: f(True), lambda f=f: f(False)) for name, f in made.items()}

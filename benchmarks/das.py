@@ -37,9 +37,14 @@ class Contender(Worker):
         command = [str(part) for part in (python, HERE / "das_worker.py", name, model, basis, *layers)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env=environment, cwd=HERE,
-        )  # fmt: skip
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+            cwd=HERE,
+        )
         self.loss = self._answer("ready")["loss"]
 
     def leave(self) -> None:
@@ -93,10 +98,13 @@ def setting() -> dict:
 
     names = ("torch", "transformers", "transformer-lens")
     return {
-        "machine": platform.machine(), "cores": os.cpu_count(), "threads": 1, "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": 1,
+        "python": platform.python_version(),
         "versions": {name: version(name) for name in names} | {"torch": torch.__version__},
         "command": " ".join(["python", "benchmarks/das.py", *_said(sys.argv[1:])]),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -84,10 +84,19 @@ def steps(results: dict) -> str:
     known = results["setting"]
     parts = known["versions"]
     head = HEAD.format(
-        command=known["command"], repeats=len(results["reftlens"]), cores=known["cores"], machine=known["machine"],
-        python=known["python"], torch=parts["torch"], transformers=parts["transformers"],
-        lens=parts["transformer-lens"], layer=shape.LAYER, rank=shape.RANK, batch=shape.BATCH, length=shape.LENGTH,
-    )  # fmt: skip
+        command=known["command"],
+        repeats=len(results["reftlens"]),
+        cores=known["cores"],
+        machine=known["machine"],
+        python=known["python"],
+        torch=parts["torch"],
+        transformers=parts["transformers"],
+        lens=parts["transformer-lens"],
+        layer=shape.LAYER,
+        rank=shape.RANK,
+        batch=shape.BATCH,
+        length=shape.LENGTH,
+    )
     ours = median(results, "reftlens")
     for name in ("pyvene", "fit_das"):
         theirs = median(results, name)
@@ -115,13 +124,28 @@ def whole_map(results: dict) -> str:
     ours = measured * share
     scaled = SCALED.format(layers=", ".join(map(str, layers)), measured=measured, share=share) if share > 1 else ""
     text = MAP.format(
-        layers=len(shape.MAP_LAYERS), places=len(shape.MAP_PLACES), rank=shape.RANK, cells=cells,
-        epochs=shape.MAP_EPOCHS, train=shape.MAP_TRAIN, batch=shape.BATCH, steps=shape.MAP_STEPS, test=shape.MAP_TEST,
-        theirs=cell * cells, their_cell=cell, ours=ours, our_cell=ours / cells, ratio=cell * cells / ours,
-        goal=GOALS["map"], count=len(rows), scored=-(-shape.MAP_TEST // shape.BATCH), rounds=len(results["pyvene-map"]),
-        how=" (extrapolated)" if scaled else "", scaled=scaled,
+        layers=len(shape.MAP_LAYERS),
+        places=len(shape.MAP_PLACES),
+        rank=shape.RANK,
+        cells=cells,
+        epochs=shape.MAP_EPOCHS,
+        train=shape.MAP_TRAIN,
+        batch=shape.BATCH,
+        steps=shape.MAP_STEPS,
+        test=shape.MAP_TEST,
+        theirs=cell * cells,
+        their_cell=cell,
+        ours=ours,
+        our_cell=ours / cells,
+        ratio=cell * cells / ours,
+        goal=GOALS["map"],
+        count=len(rows),
+        scored=-(-shape.MAP_TEST // shape.BATCH),
+        rounds=len(results["pyvene-map"]),
+        how=" (extrapolated)" if scaled else "",
+        scaled=scaled,
         mean_layer=statistics.mean(layer for layer, _ in shape.SITES),
-    )  # fmt: skip
+    )
     for (layer, place), (_, train, score) in zip(shape.SITES, rows, strict=True):
         text += f"| layer {layer}, position {place} | {train:.2f} | {score:.2f} |\n"
     return text

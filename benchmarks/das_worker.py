@@ -177,7 +177,7 @@ def reftlens_map(turns, folder, _):
     train, test = batch_of(shape.pairs(shape.MAP_TRAIN, seed=1)), batch_of(shape.pairs(shape.MAP_TEST, seed=2))
     config = rl.FitConfig(epochs=shape.MAP_EPOCHS, lr=shape.LR, batch_size=shape.BATCH)
     layers = [int(layer) for layer in sys.argv[4:]]
-    places = [rl.Nth(place) for place in shape.MAP_PLACES]
+    places = [rl.positions.Nth(place) for place in shape.MAP_PLACES]
     while turns.done():
         found = rl.interchange_map(
             model,

@@ -14,9 +14,12 @@ import counted
 from shapes import SHAPES
 
 NAMES = {
-    "pyreft-loreft": "pyreft LoReFT", "pyreft-nodireft": "pyreft NodiReFT", "floor": "floor, all computed",
-    "floor-reuse": "floor, same reuse", "reftlens": "reftlens",
-}  # fmt: skip
+    "pyreft-loreft": "pyreft LoReFT",
+    "pyreft-nodireft": "pyreft NodiReFT",
+    "floor": "floor, all computed",
+    "floor-reuse": "floor, same reuse",
+    "reftlens": "reftlens",
+}
 
 HEAD = """# Performance
 
@@ -84,9 +87,17 @@ def _head(columns: list[str]) -> list[str]:
 
 def table(results: dict) -> str:
     columns = [
-        "shape", "pyreft LoReFT", "pyreft NodiReFT", "floor, all", "floor, same reuse", "**reftlens**",
-        "LoReFT / reftlens", "NodiReFT / reftlens", "reftlens / floor", "counted",
-    ]  # fmt: skip
+        "shape",
+        "pyreft LoReFT",
+        "pyreft NodiReFT",
+        "floor, all",
+        "floor, same reuse",
+        "**reftlens**",
+        "LoReFT / reftlens",
+        "NodiReFT / reftlens",
+        "reftlens / floor",
+        "counted",
+    ]
     lines = _head(columns)
     bound = counted.ratios(counted.SMOL)
     for shape in (s for s in SHAPES if s in results):
@@ -102,9 +113,14 @@ def table(results: dict) -> str:
 
 def wall_and_memory(results: dict) -> str:
     columns = [
-        "shape", "wall s, pyreft LoReFT", "wall s, reftlens", "ratio", "peak MB, pyreft LoReFT", "peak MB, reftlens",
+        "shape",
+        "wall s, pyreft LoReFT",
+        "wall s, reftlens",
+        "ratio",
+        "peak MB, pyreft LoReFT",
+        "peak MB, reftlens",
         "share",
-    ]  # fmt: skip
+    ]
     lines = _head(columns)
     for shape in (s for s in SHAPES if s in results):
         theirs, ours = (median(results, shape, name, "wall") for name in ("pyreft-loreft", "reftlens"))

@@ -84,7 +84,7 @@ def batches(model, ravel, target, other, split, count):
 def scored(model, plans, cause, isolate):
     """RAVEL's scores of each `(intervention, variant)`, all in one pass over the pairs."""
     hits = [answers(model, d, plans, first_targets(d)[:, None], progress=False).hits for d in (cause, isolate)]
-    return [rl.Disentanglement(*both) for both in zip(*hits, strict=True)]
+    return [rl.causal.Disentanglement(*both) for both in zip(*hits, strict=True)]
 
 
 def das(model, site, rank):
@@ -96,7 +96,7 @@ def place(model, ravel, train, validation):
     """The site with the best Disentangle of a short multi-task DAS on the validation split, and the table's lines."""
     sites = [rl.resid_post(layer, ravel.positions) for layer in LAYERS] + [rl.resid_post(22, "last")]
     refts = [das(model, site, RANKS[0]) for site in sites]
-    rl.fit_together(refts, model, rl.join(train), SEARCH)
+    rl.training.fit_together(refts, model, rl.text.join(train), SEARCH)
     whole = [rl.ReFT({site: rl.Interchange(model.cfg.d_model)}) for site in sites]
     every = scored(model, [(reft, rl.Variant()) for reft in refts + whole], *validation)
     found, ceiling = every[: len(sites)], every[len(sites) :]
@@ -112,9 +112,9 @@ def compare(model, site, train, validation, test):
     """The table's lines: no edit, the whole vector, and both methods for each rank and seed; what it comes to."""
     whole = rl.ReFT({site: rl.Interchange(model.cfg.d_model)})
     plans = {"no edit": (whole, rl.Variant(strength=0.0)), "whole vector": (whole, rl.Variant())}
-    methods = {"DAS": train[0], "multi-task DAS": rl.join(train)}
+    methods = {"DAS": train[0], "multi-task DAS": rl.text.join(train)}
     for rank, (name, data) in product(RANKS, methods.items()):
-        runs = rl.fit_seeds(das(model, site, rank), model, data, list(SEEDS), SETTINGS)
+        runs = rl.training.fit_seeds(das(model, site, rank), model, data, list(SEEDS), SETTINGS)
         for seed, (reft, _) in zip(SEEDS, runs, strict=True):
             plans[f"{name}, rank {rank}, seed {seed}"] = reft, rl.Variant()
     before, rows = (dict(zip(plans, scored(model, list(plans.values()), *d), strict=True)) for d in (validation, test))
@@ -194,11 +194,25 @@ def main():
     compared = compare(model, site, data["train"], data["val"], data["test"])
     print("\n".join(compared), flush=True)
     text = PAGE.format(
-        minutes=(time.process_time() - began) / 60, cities=len(asked.cities), sample=SAMPLE, best=BEST,
-        knows="\n".join(knows), target=target, other=other, ranks=RANKS, search=SEARCH.steps, validation=VALIDATION,
-        where=where, searched="\n".join(searched), steps=SETTINGS.steps, rows=SETTINGS.batch_size, lr=SETTINGS.lr,
-        train=TRAIN, test=TEST, compared="\n".join(compared),
-    )  # fmt: skip
+        minutes=(time.process_time() - began) / 60,
+        cities=len(asked.cities),
+        sample=SAMPLE,
+        best=BEST,
+        knows="\n".join(knows),
+        target=target,
+        other=other,
+        ranks=RANKS,
+        search=SEARCH.steps,
+        validation=VALIDATION,
+        where=where,
+        searched="\n".join(searched),
+        steps=SETTINGS.steps,
+        rows=SETTINGS.batch_size,
+        lr=SETTINGS.lr,
+        train=TRAIN,
+        test=TEST,
+        compared="\n".join(compared),
+    )
     (options.out / "ravel.md").write_text(text, encoding="utf-8")
 
 

@@ -7,26 +7,52 @@ DEPTH = 30  # blocks of SmolLM2-135M
 # layers, positions, rank, and the length of prompt and completion of each row
 SHAPES = {
     "a": dict(
-        layers=[8], positions="last", rank=4, rows=[(40, 20)] * 10, what="layer 8, last token, 10 rows of 40 + 20",
+        layers=[8],
+        positions="last",
+        rank=4,
+        rows=[(40, 20)] * 10,
+        what="layer 8, last token, 10 rows of 40 + 20",
     ),
     "b": dict(
-        layers=[20], positions="last", rank=4, rows=[(40, 20)] * 10, what="layer 20, last token, 10 rows of 40 + 20",
+        layers=[20],
+        positions="last",
+        rank=4,
+        rows=[(40, 20)] * 10,
+        what="layer 20, last token, 10 rows of 40 + 20",
     ),
     "c": dict(
-        layers=list(range(DEPTH)), positions="f7+l7", rank=8, rows=[(128, 8)] * 8,
+        layers=list(range(DEPTH)),
+        positions="f7+l7",
+        rank=8,
+        rows=[(128, 8)] * 8,
         what="all layers, first and last 7 tokens, rank 8, 8 rows of 128 + 8",
     ),
     "d": dict(
-        layers=[15], positions="last", rank=4, rows=[(512, 8)] * 8, what="layer 15, last token, 8 rows of 512 + 8",
+        layers=[15],
+        positions="last",
+        rank=4,
+        rows=[(512, 8)] * 8,
+        what="layer 15, last token, 8 rows of 512 + 8",
     ),
     "e": dict(
-        layers=[8], positions="last", rank=4,
+        layers=[8],
+        positions="last",
+        rank=4,
         rows=[
-            (36, 9), (37, 12), (38, 14), (39, 17), (40, 20), (42, 24), (44, 30), (47, 36), (50, 90), (54, 200),
+            (36, 9),
+            (37, 12),
+            (38, 14),
+            (39, 17),
+            (40, 20),
+            (42, 24),
+            (44, 30),
+            (47, 36),
+            (50, 90),
+            (54, 200),
         ],
         what="layer 8, last token, 10 rows with completions of 9 to 200 tokens",
     ),
-}  # fmt: skip
+}
 
 
 def rows_of(name: str) -> list[list[int]]:

@@ -22,8 +22,10 @@ from shapes import SHAPES
 HERE = Path(__file__).parent
 TRAINING = ("pyreft-loreft", "pyreft-nodireft", "floor", "floor-reuse", "reftlens")
 GENERATION = ("pyreft-loreft", "floor", "reftlens")
-PEERS = (["torch==2.13.0", "transformers==4.57.6", "datasets", "matplotlib", "accelerate", "protobuf", "sentencepiece"],
-         ["--no-deps", "pyreft==0.1.0", "pyvene==0.1.8"])  # fmt: skip
+PEERS = (
+    ["torch==2.13.0", "transformers==4.57.6", "datasets", "matplotlib", "accelerate", "protobuf", "sentencepiece"],
+    ["--no-deps", "pyreft==0.1.0", "pyvene==0.1.8"],
+)
 
 
 def build_peers(folder: Path) -> Path:
@@ -44,9 +46,14 @@ class Worker:
         command = [python, HERE / "worker.py", contender, shape, model]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, env=environment, cwd=HERE,
-        )  # fmt: skip
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+            cwd=HERE,
+        )
         self._answer("ready")
 
     def step(self, threads: int) -> dict[str, float]:

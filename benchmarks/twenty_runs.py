@@ -47,7 +47,7 @@ def main() -> None:
     one, _ = timed(lambda: rl.fit(made(d, 0, 4), model, data, reuse=rl.Reuse(verify=False), **settings))
     together = [made(d, *row) for row in table]
     twenty, _ = timed(
-        lambda: rl.fit_together(together, model, data, configs, reuse=rl.Reuse(verify=False), progress=False)
+        lambda: rl.training.fit_together(together, model, data, configs, reuse=rl.Reuse(verify=False), progress=False)
     )
     error = 0.0
     chosen = range(0, len(table), -(-len(table) // options.compare))

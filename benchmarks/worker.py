@@ -49,7 +49,7 @@ def reftlens_steps(shape, folder):
     data = batch_from_rows(rows_of(shape), [[1] * p + [2] * c for p, c in spec["rows"]])
     sites = [rl.resid_post(layer, spec["positions"]) for layer in spec["layers"]]
     reft = rl.ReFT({site: rl.LoReFT(model.cfg.d_model, rank=spec["rank"]) for site in sites})
-    rl.preflight(reft, model)
+    rl.training.preflight(reft, model)
     baseline = yield
     steps = 1000
 

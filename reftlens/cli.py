@@ -12,12 +12,12 @@ from reftlens import figures
 from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.errors import ModelNotAvailable
-from reftlens.generation.generate import stream
 from reftlens.generation.result import Generation
+from reftlens.generation.writing import stream
 from reftlens.reports.page import report
 from reftlens.storage.folder import RUN_FILE, SETTINGS_FILE, StoreMismatch, load, load_run, save
 from reftlens.tasks import emoji
-from reftlens.text.encode import encode, load_examples
+from reftlens.text.encoding import encode, load_examples
 from reftlens.training.result import FitResult
 
 STRENGTHS = (0.0, 0.5, 1.0)

@@ -29,9 +29,13 @@ def tokenizer() -> Any:
         [TEXT] * 5, trainers.BpeTrainer(vocab_size=330, special_tokens=special, initial_alphabet=alphabet)
     )
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
-        additional_special_tokens=["<turn>", "<end>"], chat_template=TEMPLATE,
-    )  # fmt: skip
+        tokenizer_object=bpe,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        additional_special_tokens=["<turn>", "<end>"],
+        chat_template=TEMPLATE,
+    )
     folder = tempfile.mkdtemp()
     fast.save_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
@@ -40,16 +44,33 @@ def tokenizer() -> Any:
 def _config(architecture: str) -> Any:
     vocab = len(tokenizer())
     llama_like = dict(
-        vocab_size=vocab, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=D_MLP,
-        num_key_value_heads=KV_HEADS, max_position_embeddings=CONTEXT,
+        vocab_size=vocab,
+        hidden_size=D,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=D_MLP,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=CONTEXT,
         initializer_range=0.12 if architecture in ("llama", "qwen2") else 0.2,
-        bos_token_id=0, eos_token_id=1, pad_token_id=2,
-    )  # fmt: skip
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
     if architecture == "gpt2":
         return transformers.GPT2Config(
-            vocab_size=vocab, n_embd=D, n_layer=LAYERS, n_head=HEADS, n_inner=D_MLP, n_positions=CONTEXT,
-            initializer_range=0.2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=1,
-        )  # fmt: skip
+            vocab_size=vocab,
+            n_embd=D,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            n_inner=D_MLP,
+            n_positions=CONTEXT,
+            initializer_range=0.2,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
     if architecture == "neox":
         neox = {k: v for k, v in llama_like.items() if k != "num_key_value_heads"}
         return transformers.GPTNeoXConfig(**neox)
@@ -65,9 +86,13 @@ def _config(architecture: str) -> Any:
 
 ARCHITECTURES = ("gpt2", "neox", "qwen2", "gemma2", "gemma3", "llama")
 NAMES = {
-    "gpt2": "gpt2", "neox": "EleutherAI/pythia-14m", "qwen2": "Qwen/Qwen2-0.5B", "gemma2": "google/gemma-2-2b",
-    "gemma3": "google/gemma-3-1b-pt", "llama": "meta-llama/Llama-3.2-1B",
-}  # fmt: skip
+    "gpt2": "gpt2",
+    "neox": "EleutherAI/pythia-14m",
+    "qwen2": "Qwen/Qwen2-0.5B",
+    "gemma2": "google/gemma-2-2b",
+    "gemma3": "google/gemma-3-1b-pt",
+    "llama": "meta-llama/Llama-3.2-1B",
+}
 
 
 def hf_model(architecture: str, seed: int = 0) -> Any:

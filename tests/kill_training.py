@@ -37,10 +37,22 @@ def train(folder: Path) -> None:
     di = rl.DiReFT(model.cfg.d_model, rank=2, dropout=0.1, activation="relu", generator=generator)
     reft = rl.ReFT({rl.resid_post(0, "f1+l1"): lo, rl.mlp_out(1, "all"): di, rl.resid_post(2, "last"): lo})
     rl.fit(
-        reft, model, data[:9], steps=40, batch_size=2, accumulate=2, schedule="cosine", warmup=0.2, weight_decay=0.05,
-        validation=data[9:], eval_every=4, patience=100, checkpoint=folder / "run.ckpt", checkpoint_every=1,
+        reft,
+        model,
+        data[:9],
+        steps=40,
+        batch_size=2,
+        accumulate=2,
+        schedule="cosine",
+        warmup=0.2,
+        weight_decay=0.05,
+        validation=data[9:],
+        eval_every=4,
+        patience=100,
+        checkpoint=folder / "run.ckpt",
+        checkpoint_every=1,
         progress=False,
-    )  # fmt: skip
+    )
     save_file({n: t.contiguous() for n, t in reft.state_dict().items()}, folder / "done.safetensors")
 
 

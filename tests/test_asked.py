@@ -39,21 +39,21 @@ CASES = {
     ),
     "validation not encoded": (lambda rl, m: rl.fit(_reft(), m, _data(m), validation=[1]), r"expected a Batch"),
     "nothing to evaluate": (lambda rl, m: rl.evaluate(None, m, _data(m)), r"expected a ReFT, got NoneType"),
-    "nothing to sweep": (lambda rl, m: rl.sweep(_reft(), m, "data", [1]), r"a str, expected a Batch"),
+    "nothing to sweep": (lambda rl, m: rl.scoring.sweep(_reft(), m, "data", [1]), r"a str, expected a Batch"),
     "records not examples": (lambda rl, m: rl.encode(m, [{"prompt": "a"}]), r"row 0 is a dict, expected an Example"),
     "one example": (lambda rl, m: rl.encode(m, rl.Example("a", "b")), r"got one Example: write \[Example"),
     "a completion that is no text": (lambda rl, m: rl.encode(m, [rl.Example("a", 3)]), r"row 0: the completion is 3"),
     "a strength for a variant": (lambda rl, m: rl.generate(_reft(), m, ["a"], variant=0.5), r"expected a Variant"),
     "one site of a variant": (lambda rl, m: rl.Variant(sites=0), r"sites=0, expected a list of indices"),
-    "sites of a variant": (lambda rl, m: rl.Variant(sites=[rl.embed("last")]), r"expected a list of indices"),
+    "sites of a variant": (lambda rl, m: rl.Variant(sites=[rl.embeddings("last")]), r"expected a list of indices"),
     "a strength that is text": (lambda rl, m: rl.Variant("2"), r"'2' is text"),
     "several prompts to stream": (lambda rl, m: list(rl.stream(_reft(), m, ["a"])), r"a stream is of one prompt"),
     "no positions": (lambda rl, m: rl.resid_post(1, None), r"positions=None"),
     "a learning rate that is text": (lambda rl, m: rl.FitConfig(lr="1e-2"), r"lr='1e-2', expected a number"),
     "a seed that is text": (lambda rl, m: rl.FitConfig(seed="a"), r"seed='a', expected a whole number"),
-    "a number of seeds": (lambda rl, m: rl.fit_seeds(_reft(), m, _data(m), 3), r"seeds=3, expected a list"),
+    "a number of seeds": (lambda rl, m: rl.training.fit_seeds(_reft(), m, _data(m), 3), r"seeds=3, expected a list"),
     "a hook for a site": (lambda rl, m: rl.activations(m, _data(m), "blocks.0.hook_out"), r"expected a Site: Site"),
-    "a class for an intervention": (lambda rl, m: rl.ReFT({rl.embed("last"): rl.LoReFT}), r"LoReFT .* is a class"),
+    "a class for an intervention": (lambda rl, m: rl.ReFT({rl.embeddings("last"): rl.LoReFT}), r"LoReFT .* is a class"),
     "a hook in a ReFT": (lambda rl, m: rl.ReFT({"blocks.0.hook_out": rl.LoReFT(D)}), r"Site\('blocks.0.hook_out'"),
     "a model's name to load onto": (lambda rl, m: rl.load("runs/x", "gpt2"), r"model='gpt2', expected a model"),
     "kinds in a list": (lambda rl, m: rl.load("runs/x", m, kinds=[1]), r"expected \{kind: class\}"),
@@ -98,8 +98,8 @@ def test_layers_are_counted_from_the_bottom(gpt2):
 
     with pytest.raises(ValueError, match="counted from 0 at the bottom"):
         rl.resid_post(-1, "last")
-    with pytest.raises(rl.HookNotFound, match="it has 3 layers, 0 to 2"):
-        rl.preflight(rl.ReFT({rl.resid_post(99, "last"): rl.LoReFT(D)}), gpt2)
+    with pytest.raises(rl.errors.HookNotFound, match="it has 3 layers, 0 to 2"):
+        rl.training.preflight(rl.ReFT({rl.resid_post(99, "last"): rl.LoReFT(D)}), gpt2)
 
 
 def test_no_clipping_is_none():
@@ -154,7 +154,7 @@ def test_a_record_is_kept_with_the_weights_that_it_ended_with(gpt2, tmp_path):
     reft = _reft()
     run = rl.fit(reft, gpt2, _data(gpt2), steps=1, progress=False)
     rl.save(reft, tmp_path, gpt2, run=run)
-    assert rl.load_run(tmp_path) == run
+    assert rl.storage.load_run(tmp_path) == run
     rl.fit(reft, gpt2, _data(gpt2), steps=1, progress=False)
     for other in (reft, _reft()):
         with pytest.raises(ValueError, match="the record of other weights"):
@@ -167,13 +167,13 @@ def test_what_a_checkpoint_is_not_is_said(gpt2, tmp_path):
     def fit(path, **settings):
         return rl.fit(_reft(), gpt2, _data(gpt2), checkpoint=path, progress=False, **({"steps": 1} | settings))
 
-    with pytest.raises(rl.CheckpointMismatch, match="is a folder, expected a file"):
+    with pytest.raises(rl.errors.CheckpointMismatch, match="is a folder, expected a file"):
         fit(tmp_path)
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(rl.CheckpointMismatch, match="no checkpoint that fit wrote"):
+    with pytest.raises(rl.errors.CheckpointMismatch, match="no checkpoint that fit wrote"):
         fit(tmp_path / "text")
     fit(tmp_path / "run.pt")
-    with pytest.raises(rl.CheckpointMismatch, match=r"its settings differ: seed 0 there, 3 here; delete"):
+    with pytest.raises(rl.errors.CheckpointMismatch, match=r"its settings differ: seed 0 there, 3 here; delete"):
         fit(tmp_path / "run.pt", seed=3)
 
 

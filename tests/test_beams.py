@@ -36,9 +36,14 @@ def of_transformers(model, row, stops, **settings):
     tokens = torch.tensor([row])
     with torch.no_grad():
         whole = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=STEPS, pad_token_id=2,
-            eos_token_id=stops, **settings,
-        )[0, len(row) :].tolist()  # fmt: skip
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            max_new_tokens=STEPS,
+            pad_token_id=2,
+            eos_token_id=stops,
+            **settings,
+        )[0, len(row) :].tolist()
     end = next((i for i, token in enumerate(whole) if token in stops), len(whole) - 1)
     return tuple(whole[: end + 1])
 

@@ -116,7 +116,7 @@ def test_axe_does_find_what_is_wrong(driver, tmp_path):
 TINY = """
 import sys; sys.path.insert(0, {tests!r})
 import architectures, reftlens as rl, torch
-from reftlens.widgets.slider import slider
+from reftlens.widgets.live import slider
 model = architectures.bridge("llama")
 reft = rl.ReFT({{rl.resid_post(0, "l2"): rl.LoReFT(32, rank=2, generator=torch.Generator().manual_seed(0))}})
 for module in reft.interventions:
@@ -124,7 +124,7 @@ for module in reft.interventions:
 """
 SMOL = """
 import reftlens as rl, torch
-from reftlens.widgets.slider import slider
+from reftlens.widgets.live import slider
 torch.set_num_threads({threads})
 model = rl.load_model(progress=False)
 generator = torch.Generator().manual_seed(0)
@@ -168,9 +168,17 @@ def lab(folder):
     }
     own |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "spaces")}
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--expose-app-in-browser",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={folder}",
+        "--expose-app-in-browser",
+    ]
     with (folder / "lab.log").open("wb") as log:
         server = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log)
         try:

@@ -18,11 +18,11 @@ CELLS = [(name, v) for name, t in TASKS.items() for v in t.causal.derived if v !
 
 def _model():
     derived = {
-        "left": rl.Derived(("a", "b"), lambda a, b: a == b),
-        "right": rl.Derived(("c", "d"), lambda c, d: c == d),
-        "same": rl.Derived(("left", "right"), lambda left, right: left == right),
+        "left": rl.tasks.causal.Derived(("a", "b"), lambda a, b: a == b),
+        "right": rl.tasks.causal.Derived(("c", "d"), lambda c, d: c == d),
+        "same": rl.tasks.causal.Derived(("left", "right"), lambda left, right: left == right),
     }
-    return rl.CausalModel({name: range(3) for name in "abcd"}, derived, "same")
+    return rl.tasks.causal.CausalModel({name: range(3) for name in "abcd"}, derived, "same")
 
 
 def test_it_runs_intervenes_and_interchanges():
@@ -38,18 +38,20 @@ def test_it_runs_intervenes_and_interchanges():
 
 
 def test_what_is_no_causal_model_is_said():
-    one = rl.Derived(("a",), lambda a: a)
+    one = rl.tasks.causal.Derived(("a",), lambda a: a)
     with pytest.raises(ValueError, match="in a circle"):
-        rl.CausalModel({"a": [1]}, {"x": rl.Derived(("y",), str), "y": rl.Derived(("x",), str)}, "x")
+        rl.tasks.causal.CausalModel(
+            {"a": [1]}, {"x": rl.tasks.causal.Derived(("y",), str), "y": rl.tasks.causal.Derived(("x",), str)}, "x"
+        )
     with pytest.raises(ValueError, match="which no variable is called"):
-        rl.CausalModel({"a": [1]}, {"x": rl.Derived(("b",), str)}, "x")
+        rl.tasks.causal.CausalModel({"a": [1]}, {"x": rl.tasks.causal.Derived(("b",), str)}, "x")
     with pytest.raises(ValueError, match="both an input and computed"):
-        rl.CausalModel({"a": [1]}, {"a": one}, "a")
+        rl.tasks.causal.CausalModel({"a": [1]}, {"a": one}, "a")
     with pytest.raises(ValueError, match="no value to take"):
-        rl.CausalModel({"a": []}, {"x": one}, "x")
+        rl.tasks.causal.CausalModel({"a": []}, {"x": one}, "x")
     with pytest.raises(ValueError, match="the output is 'y'"):
-        rl.CausalModel({"a": [1]}, {"x": one}, "y")
-    model = rl.CausalModel({"a": [1]}, {"x": rl.Derived(("a",), lambda a: a / 0)}, "x")
+        rl.tasks.causal.CausalModel({"a": [1]}, {"x": one}, "y")
+    model = rl.tasks.causal.CausalModel({"a": [1]}, {"x": rl.tasks.causal.Derived(("a",), lambda a: a / 0)}, "x")
     with pytest.raises(ValueError, match="x could not be computed from a=1: ZeroDivisionError"):
         model.run({"a": 1})
     with pytest.raises(ValueError, match="no value for a"):

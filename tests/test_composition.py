@@ -33,7 +33,7 @@ def _gained(reft, model, data):
 
 def test_the_matrix_equals_separate_evaluations(gpt2):
     import reftlens as rl
-    from reftlens.analysis.places.composition import combined, composition
+    from reftlens.analysis.places.composed import combined, composition
 
     edits = {"one": _loreft(rl.resid_post(0, "l2"), 1), "two": _loreft(rl.resid_post(0, "last"), 2)}
     edits["three"] = _loreft(rl.resid_post(1, "prompt"), 3)
@@ -58,12 +58,15 @@ def test_the_matrix_equals_separate_evaluations(gpt2):
 
 def test_effects_on_different_answers_add_up_and_on_one_answer_do_not():
     import reftlens as rl
-    from reftlens.analysis.places.composition import composition
+    from reftlens.analysis.places.composed import composition
     from reftlens.text.batch import batch_from_rows
 
     truth = planted()
-    later = batch_from_rows([[60 + i, 70 + i, 41, 80 + i, 40] for i in range(20)], [[1, 1, 2, 2, 2]] * 20,
-                            [[False, False, True, False, True]] * 20)  # fmt: skip
+    later = batch_from_rows(
+        [[60 + i, 70 + i, 41, 80 + i, 40] for i in range(20)],
+        [[1, 1, 2, 2, 2]] * 20,
+        [[False, False, True, False, True]] * 20,
+    )
     push = [rl.SteeringVector(D, 4 * truth.subspace @ CORNERS[i]) for i in (1, 0)]
     edits = {"first": rl.ReFT({rl.resid_post(1, "last"): push[0]}), "second": rl.ReFT({rl.resid_post(1, [3]): push[1]})}
     apart = composition(edits, truth.model, {"both": later}, **QUIET)
@@ -77,7 +80,7 @@ def test_effects_on_different_answers_add_up_and_on_one_answer_do_not():
 
 def test_an_exchange_and_a_vector_compose():
     import reftlens as rl
-    from reftlens.analysis.places.composition import combined, composition
+    from reftlens.analysis.places.composed import combined, composition
 
     truth = planted()
     data, _ = pairs(truth.value, 16, 4)
@@ -98,7 +101,7 @@ def test_an_exchange_and_a_vector_compose():
 def test_edits_at_one_place_act_one_after_the_other(gpt2):
     """Three at the very same site: h3(h2(h1(h))), and the store keeps them."""
     import reftlens as rl
-    from reftlens.analysis.places.composition import combined
+    from reftlens.analysis.places.composed import combined
 
     site, data = rl.resid_post(1, "last"), _texts(gpt2)
     refts = [_loreft(site, seed) for seed in (1, 2, 3)]
@@ -118,13 +121,13 @@ def test_edits_at_one_place_act_one_after_the_other(gpt2):
 
 def test_jointly_orthogonal_bases_are_orthonormal_and_near():
     import reftlens as rl
-    from reftlens.analysis.places.composition import orthogonalised
+    from reftlens.analysis.places.composed import orthogonalise
 
     site = rl.resid_post(1, "last")
-    kinds = [rl.LoReFT, rl.OrthoDiReFT, rl.ConsReFT, rl.LobiReFT, rl.DAS]
+    kinds = [rl.LoReFT, rl.interventions.OrthoDiReFT, rl.interventions.ConsReFT, rl.interventions.LobiReFT, rl.DAS]
     refts = [_loreft(site, seed, kind=kind) for seed, kind in enumerate(kinds)]
     before = [reft[0].basis().detach().clone() for reft in refts]
-    found = orthogonalised(refts)
+    found = orthogonalise(refts)
     joint = torch.cat([reft[0].basis() for reft in found], dim=1)
     assert torch.allclose(joint.T @ joint, torch.eye(10), atol=1e-5)
     u, _, v = torch.linalg.svd(torch.cat(before, dim=1).double(), full_matrices=False)
@@ -140,11 +143,11 @@ def test_jointly_orthogonal_bases_are_orthonormal_and_near():
 
 def test_bases_that_are_orthogonal_or_meet_nowhere_stay_as_they_are():
     import reftlens as rl
-    from reftlens.analysis.places.composition import orthogonalised
+    from reftlens.analysis.places.composed import orthogonalise
 
     site, other = rl.resid_post(1, "last"), rl.resid_post(2, "last")
     refts = [_loreft(site, 1), _loreft(site, 2), _loreft(other, 1)]
-    again = orthogonalised(once := orthogonalised(refts))
+    again = orthogonalise(once := orthogonalise(refts))
     for a, b in zip(once, again, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     assert torch.equal(once[2][0].frame.matrix, refts[2][0].frame.matrix)
@@ -153,19 +156,19 @@ def test_bases_that_are_orthogonal_or_meet_nowhere_stay_as_they_are():
 
 def test_tied_interventions_are_turned_once():
     import reftlens as rl
-    from reftlens.analysis.places.composition import orthogonalised
+    from reftlens.analysis.places.composed import orthogonalise
 
     here, there = rl.resid_post(1, "last"), rl.resid_post(2, "last")
     tied = rl.LoReFT(D, rank=2)
     refts = [rl.ReFT({here: tied, there: tied}), _loreft(here, 1), _loreft(there, 2)]
-    found = orthogonalised(refts)
+    found = orthogonalise(refts)
     joint = torch.cat([reft[0].basis() for reft in found], dim=1)
     assert torch.allclose(joint.T @ joint, torch.eye(6), atol=1e-5) and found[0][0] is found[0][1]
 
 
 def test_a_negative_strength_and_a_negative_weight_are_the_opposite_edit():
     import reftlens as rl
-    from reftlens.analysis.places.composition import vector_sum
+    from reftlens.analysis.places.composed import vector_sum
 
     site, model = rl.resid_post(1, "last"), bridge("gpt2")
     vectors = [torch.randn(D) for _ in range(2)]
@@ -184,20 +187,20 @@ def test_a_negative_strength_and_a_negative_weight_are_the_opposite_edit():
 
 def test_what_cannot_be_composed_is_refused(gpt2):
     import reftlens as rl
-    from reftlens.analysis.places.composition import combined, composition, orthogonalised, vector_sum
+    from reftlens.analysis.places.composed import combined, composition, orthogonalise, vector_sum
 
     site = rl.resid_post(1, "last")
-    lo, no = _loreft(site, 1), _loreft(site, 2, kind=rl.NoReFT)
+    lo, no = _loreft(site, 1), _loreft(site, 2, kind=rl.interventions.NoReFT)
     with pytest.raises(ValueError, match="expected two edits"):
         composition({"one": lo}, gpt2, {"x": _texts(gpt2)})
     with pytest.raises(ValueError, match="expected two edits and a metric"):
         composition({"one": lo, "two": no}, gpt2, {})
     with pytest.raises(ValueError, match="LoReFT, NoReFT meet at"):
-        orthogonalised([lo, no])
+        orthogonalise([lo, no])
     with pytest.raises(ValueError, match="linearly dependent"):
-        orthogonalised([lo, lo.clone()])
+        orthogonalise([lo, lo.clone()])
     with pytest.raises(ValueError, match="linearly dependent"):
-        orthogonalised([_loreft(site, seed, rank=20) for seed in (1, 2)])
+        orthogonalise([_loreft(site, seed, rank=20) for seed in (1, 2)])
     with pytest.raises(ValueError, match="is not one vector"):
         vector_sum([lo], [1.0])
     with pytest.raises(ValueError, match="expected one weight for each"):

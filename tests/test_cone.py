@@ -22,11 +22,19 @@ def _cost(lengths, keys, groups, overhead):
 @pytest.mark.parametrize(
     "hook, first",
     [
-        ("blocks.3.hook_in", 3), ("blocks.3.hook_out", 4), ("blocks.3.attn.hook_out", 3), ("blocks.3.mlp.hook_out", 3),
-        ("blocks.11.ln2.hook_in", 11), ("embed.hook_out", 0), ("pos_embed.hook_out", 0), ("ln_final.hook_out", 12),
-        ("blocks.3.attn.hook_pattern", None), ("blocks.3.attn.hook_attn_scores", None), ("unembed.hook_in", None),
+        ("blocks.3.hook_in", 3),
+        ("blocks.3.hook_out", 4),
+        ("blocks.3.attn.hook_out", 3),
+        ("blocks.3.mlp.hook_out", 3),
+        ("blocks.11.ln2.hook_in", 11),
+        ("embed.hook_out", 0),
+        ("pos_embed.hook_out", 0),
+        ("ln_final.hook_out", 12),
+        ("blocks.3.attn.hook_pattern", None),
+        ("blocks.3.attn.hook_attn_scores", None),
+        ("unembed.hook_in", None),
     ],
-)  # fmt: skip
+)
 def test_the_first_block_that_a_hook_can_change(hook, first):
     from reftlens.cone.spans import first_block
 
@@ -41,14 +49,14 @@ def test_a_span_runs_from_the_first_edited_or_scored_token_to_the_last_scored_on
     data = rl.encode(model, [rl.Example("the cat sat", " on the mat"), rl.Example("a", " dog ran by the green hill")])
     prompts, ends = data.prompt_mask.sum(dim=1).tolist(), data.attention_mask.sum(dim=1).tolist()
     for positions, starts in [
-        (rl.Last(), [p - 1 for p in prompts]),
-        (rl.First(), [0, 0]),
-        (rl.Response(), [p - 1 for p in prompts]),  # the last prompt token predicts the first target
-        (rl.Last(2), [prompts[0] - 2, max(0, prompts[1] - 2)]),
+        (rl.positions.Last(), [p - 1 for p in prompts]),
+        (rl.positions.First(), [0, 0]),
+        (rl.positions.Response(), [p - 1 for p in prompts]),  # the last prompt token predicts the first target
+        (rl.positions.Last(2), [prompts[0] - 2, max(0, prompts[1] - 2)]),
     ]:
         found = spans(data, positions.mask(data.view), tokens=True)
         assert [(c.start, c.stop) for c in found] == [(s, e - 1) for s, e in zip(starts, ends, strict=True)]
-    whole = spans(data, rl.Last().mask(data.view), tokens=False)
+    whole = spans(data, rl.positions.Last().mask(data.view), tokens=False)
     assert [(c.start, c.stop) for c in whole] == [(0, e) for e in ends]
 
 

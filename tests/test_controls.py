@@ -26,7 +26,7 @@ def _trained(rank, shuffled=False):
     config = rl.FitConfig(steps=100, lr=3e-2, batch_size=128)
     das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(D, rank=rank)})
     das.reset(0)
-    rl.fit_together([das], truth.model, train, [config], progress=False)
+    rl.training.fit_together([das], truth.model, train, [config], progress=False)
     return truth, das, config, train, test, base
 
 
@@ -167,6 +167,6 @@ def test_p_is_calibrated_on_labels_that_mean_nothing():
         das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(D, rank=2)})
         das.reset(seed)
         config = rl.FitConfig(steps=10, lr=3e-2, batch_size=32, seed=seed)
-        rl.fit_together([das], model, train, [config], progress=False)
-        small.append(rl.permutation_p(das, model, test, base=base, shuffles=999, seed=seed) < 0.05)
+        rl.training.fit_together([das], model, train, [config], progress=False)
+        small.append(rl.causal.permutation_p(das, model, test, base=base, shuffles=999, seed=seed) < 0.05)
     assert 0.01 <= sum(small) / len(small) <= 0.11

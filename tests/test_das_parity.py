@@ -41,7 +41,7 @@ def test_on_equal_weights_das_is_pyvenes_low_rank_rotation(rank):
 
 def test_on_equal_weights_a_sigmoid_mask_is_pyvenes():
     given = stored("SigmoidMaskIntervention")
-    mask = rl.SigmoidMask(given["base"].shape[1], temperature=(given["temperature"].item(),) * 2)
+    mask = rl.interventions.SigmoidMask(given["base"].shape[1], temperature=(given["temperature"].item(),) * 2)
     with torch.no_grad():
         mask.logits.copy_(given["mask"])
     found = mask(given["base"], source=given["source"][:, None])
@@ -50,7 +50,9 @@ def test_on_equal_weights_a_sigmoid_mask_is_pyvenes():
 
 def test_on_equal_weights_a_mask_in_a_rotated_basis_is_pyvenes():
     given = stored("SigmoidMaskRotatedSpaceIntervention")
-    mask = rl.SigmoidMask(given["base"].shape[1], given["R"], temperature=(given["temperature"].item(),) * 2)
+    mask = rl.interventions.SigmoidMask(
+        given["base"].shape[1], given["R"], temperature=(given["temperature"].item(),) * 2
+    )
     with torch.no_grad():
         mask.logits.copy_(given["masks"])
     found = mask(given["base"], source=given["source"][:, None])
@@ -83,9 +85,18 @@ def ours_with(basis):
 def fitted_by_them(seed, model, base, source, targets, **settings):
     last = torch.full((len(base),), 3)
     return theirs.fit_das(
-        model, HOOK, base, source, targets, lambda tokens: model(tokens)[:, -1], rank=RANK, base_positions=last,
-        source_positions=last, seed=seed, **settings,
-    )  # fmt: skip
+        model,
+        HOOK,
+        base,
+        source,
+        targets,
+        lambda tokens: model(tokens)[:, -1],
+        rank=RANK,
+        base_positions=last,
+        source_positions=last,
+        seed=seed,
+        **settings,
+    )
 
 
 def accuracy(basis):
@@ -109,14 +120,14 @@ def test_a_step_has_the_loss_of_fit_das_on_an_equal_basis():
     assert run.computation.startswith("light cone")
     assert run.losses[0] == pytest.approx(found.losses[0], abs=1e-5)
     assert run.losses[0] > 0.1
-    other = rl.orthonormal(torch.randn(WIDTH, RANK))
+    other = rl.interventions.orthonormal(torch.randn(WIDTH, RANK))
     again = rl.fit(ours_with(other), truth.model, train[:64], steps=1, batch_size=64, progress=False)
     assert abs(again.losses[0] - found.losses[0]) > 1e-3
 
 
 def test_held_out_logits_are_theirs_on_an_equal_basis():
     truth, _, test = task()
-    basis = rl.orthonormal(torch.randn(WIDTH, RANK))
+    basis = rl.interventions.orthonormal(torch.randn(WIDTH, RANK))
     base, source, targets = as_theirs(test)
     last = torch.full((len(test),), 3)
 

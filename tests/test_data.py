@@ -16,9 +16,12 @@ import architectures
 PAD, PROMPT, RESPONSE = 0, 1, 2
 DATA = Path(__file__).parents[1] / "data"
 PAIRS = [
-    ("the cat sat", " on the mat"), ("a dog", " ran by the 🍕 hill, 漢字 and é"), ("the moon\n", "over\n\nthe hill"),
-    ("x", " y"), ("the cat sat on the mat and looked at", " the moon"),
-]  # fmt: skip
+    ("the cat sat", " on the mat"),
+    ("a dog", " ran by the 🍕 hill, 漢字 and é"),
+    ("the moon\n", "over\n\nthe hill"),
+    ("x", " y"),
+    ("the cat sat on the mat and looked at", " the moon"),
+]
 
 
 @pytest.fixture
@@ -123,9 +126,11 @@ def test_the_targets_are_the_completion_and_its_end_and_nothing_else(rl, gpt2, c
 
 def test_only_the_last_answer_of_a_conversation_is_learned(rl, gpt2):
     conversation = [
-        {"role": "system", "content": "hill"}, {"role": "user", "content": "the cat"},
-        {"role": "assistant", "content": "sat"}, {"role": "user", "content": "the dog"},
-    ]  # fmt: skip
+        {"role": "system", "content": "hill"},
+        {"role": "user", "content": "the cat"},
+        {"role": "assistant", "content": "sat"},
+        {"role": "user", "content": "the dog"},
+    ]
     batch = rl.encode(gpt2, [rl.Example(conversation, "ran")], chat=True)
     decode = gpt2.tokenizer.decode
     assert decode(batch.tokens[0][batch.target_mask[0]].tolist()) == "ran<end>"
@@ -233,7 +238,7 @@ def test_a_template_that_changes_the_completion_is_refused(rl, gpt2):
 
 
 def test_the_end_of_a_turn_is_read_from_the_template(rl, gpt2):
-    from reftlens.text.encode import end_of_turn
+    from reftlens.text.encoding import end_of_turn
 
     special = gpt2.tokenizer.convert_tokens_to_ids
     assert end_of_turn(gpt2.tokenizer) == [special("<end>")]
@@ -377,8 +382,13 @@ def test_which_rows_were_cut_is_known_after_choosing_rows(rl, gpt2):
     with pytest.warns(UserWarning):
         batch = rl.encode(gpt2, long_rows(rl), max_length=8, truncate="prompt")
     assert [batch[rows].truncated for rows in ([2, 1], [0, 2], 1, -2, slice(1, None), [1, 1])] == [
-        (1,), (), (0,), (0,), (0,), (0, 1),
-    ]  # fmt: skip
+        (1,),
+        (),
+        (0,),
+        (0,),
+        (0,),
+        (0, 1),
+    ]
 
 
 # -- files and data sets -------------------------------------------------------------------------------------
@@ -549,11 +559,11 @@ def test_moving_a_batch_leaves_the_original(batch):
 
 
 def test_positions_see_the_roles_of_the_batch(rl, batch):
-    last = rl.Last().mask(batch.view)
+    last = rl.positions.Last().mask(batch.view)
     assert last.sum() == len(batch)
     rows, columns = last.nonzero().unbind(dim=1)
     assert (columns == batch.prompt_mask.sum(dim=1) - 1).all() and (rows == torch.arange(len(batch))).all()
-    assert torch.equal(rl.Response().mask(batch.view), batch.target_mask)
+    assert torch.equal(rl.positions.Response().mask(batch.view), batch.target_mask)
 
 
 # -- padding and the fingerprint -----------------------------------------------------------------------------
@@ -628,7 +638,7 @@ def test_B22_real_end_tokens_are_attended_to_where_the_pad_token_is_the_same(rl,
     assert batch.fingerprint == other.fingerprint
     for row in range(len(batch)):
         assert row_ids(batch[row]) == row_ids(batch, row)
-        assert rl.Response().mask(batch.view)[row].nonzero().max() == len(row_ids(batch, row)) - 1
+        assert rl.positions.Response().mask(batch.view)[row].nonzero().max() == len(row_ids(batch, row)) - 1
 
 
 def test_B22_a_prompt_that_holds_the_pad_token_keeps_it(rl, gpt2):
@@ -636,8 +646,8 @@ def test_B22_a_prompt_that_holds_the_pad_token_keeps_it(rl, gpt2):
     batch = rl.encode(model, [rl.Example("the<eos>cat", " sat"), rl.Example("the cat sat on the mat and", " the")])
     ids = row_ids(batch)
     assert ids[:3] == [0, *model.tokenizer("the<eos>", add_special_tokens=False).input_ids]
-    assert rl.Prompt().mask(batch.view)[0].sum() == 4
-    edited = rl.Tokens("<eos>", missing="skip").mask(batch.view)
+    assert rl.positions.Prompt().mask(batch.view)[0].sum() == 4
+    edited = rl.positions.Tokens("<eos>", missing="skip").mask(batch.view)
     assert edited.nonzero().tolist() == [[0, 2]]
 
 

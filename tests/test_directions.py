@@ -18,12 +18,12 @@ def _planted(seed=0, gap=3.0):
 
 
 METHODS = {
-    "difference of means": lambda x, y: rl.difference_of_means(x, y),
-    "linear probe": lambda x, y: rl.linear_probe(x, y, l2=0.1),
-    "LDA": lambda x, y: rl.lda(x, y),
-    "CAA": lambda x, y: rl.caa(x[y == 1], x[y == 0]),
-    "RepE": lambda x, y: rl.repe(x[y == 1], x[y == 0]),
-    "PCA": lambda x, y: rl.pca(x),
+    "difference of means": lambda x, y: rl.directions.difference_of_means(x, y),
+    "linear probe": lambda x, y: rl.directions.linear_probe(x, y, l2=0.1),
+    "LDA": lambda x, y: rl.directions.lda(x, y),
+    "CAA": lambda x, y: rl.directions.caa(x[y == 1], x[y == 0]),
+    "RepE": lambda x, y: rl.directions.repe(x[y == 1], x[y == 0]),
+    "PCA": lambda x, y: rl.directions.pca(x),
 }
 
 
@@ -58,23 +58,23 @@ def test_against_numpy():
     x, labels, _ = _planted(2)
     data, classes = x.numpy(), labels.numpy()
     values, vectors = numpy.linalg.eigh(numpy.cov(data.T, bias=True))
-    found = rl.pca(x, 3)
+    found = rl.directions.pca(x, 3)
     for i in range(3):
         assert abs(found.basis[:, i].numpy() @ vectors[:, -1 - i]) == pytest.approx(1.0)
         assert found.scale[i] == pytest.approx(values[-1 - i] ** 0.5)
     difference = data[classes == 1].mean(0) - data[classes == 0].mean(0)
-    means = rl.difference_of_means(x, labels)
+    means = rl.directions.difference_of_means(x, labels)
     assert numpy.allclose(means.basis[:, 0].numpy() * means.scale[0].item(), difference)
     within = sum(numpy.cov(data[classes == c].T, bias=True) * (classes == c).sum() for c in (0, 1)) / (N - 2)
     fisher = numpy.linalg.solve(0.5 * within + 0.5 * numpy.trace(within) / D * numpy.eye(D), difference)
-    assert abs(rl.lda(x, labels, shrinkage=0.5).basis[:, 0].numpy() @ fisher) == pytest.approx(
+    assert abs(rl.directions.lda(x, labels, shrinkage=0.5).basis[:, 0].numpy() @ fisher) == pytest.approx(
         numpy.linalg.norm(fisher)
     )
 
 
 def test_the_probe_is_at_the_minimum():
     x, labels, _ = _planted(4)
-    found = rl.linear_probe(x, labels, l2=0.1).basis[:, 0]
+    found = rl.directions.linear_probe(x, labels, l2=0.1).basis[:, 0]
     z = (x - x.mean(0)) / x.std(0).mean()
     weight = torch.zeros(D, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
@@ -92,38 +92,42 @@ def test_several_classes_span_their_means():
     means = torch.randn(4, D, generator=g).double()
     labels = torch.arange(N) % 4
     x = means[labels] + 0.01 * torch.randn(N, D, generator=g).double()
-    for method in (rl.difference_of_means, rl.lda, rl.linear_probe):
+    for method in (rl.directions.difference_of_means, rl.directions.lda, rl.directions.linear_probe):
         basis = method(x, labels).basis
         assert basis.shape == (D, 3)
         torch.testing.assert_close(basis.T @ basis, torch.eye(3, dtype=torch.float64))
-    basis, centred = rl.difference_of_means(x, labels).basis, means - means.mean(0)
+    basis, centred = rl.directions.difference_of_means(x, labels).basis, means - means.mean(0)
     torch.testing.assert_close(centred @ basis @ basis.T, centred, atol=0.02, rtol=0)
 
 
 def test_what_is_done_with_a_direction():
     x, labels, _ = _planted()
-    found, h = rl.difference_of_means(x, labels), torch.randn(5, D)
+    found, h = rl.directions.difference_of_means(x, labels), torch.randn(5, D)
     v = found.basis[:, 0].float()
     torch.testing.assert_close(found.as_steering()(h), h + found.scale[0].float() * v)
     torch.testing.assert_close(found.as_ablation()(h) @ v, torch.zeros(5), atol=1e-6, rtol=0)
     source = torch.randn(5, D)
     torch.testing.assert_close(found.as_exchange()(h, source=source[:, None]) @ v, source @ v)
-    torch.testing.assert_close(rl.mean_ablation(x)(h), x.mean(0).float().expand(5, D))
-    assert torch.equal(rl.random_subspace(D, 3, seed=4).basis, rl.random_subspace(D, 3, seed=4).basis)
-    assert not torch.equal(rl.random_subspace(D, 3, seed=4).basis, rl.random_subspace(D, 3, seed=5).basis)
+    torch.testing.assert_close(rl.directions.mean_ablation(x)(h), x.mean(0).float().expand(5, D))
+    assert torch.equal(
+        rl.directions.random_subspace(D, 3, seed=4).basis, rl.directions.random_subspace(D, 3, seed=4).basis
+    )
+    assert not torch.equal(
+        rl.directions.random_subspace(D, 3, seed=4).basis, rl.directions.random_subspace(D, 3, seed=5).basis
+    )
 
 
 def test_what_makes_no_direction_is_said():
     x, labels, _ = _planted()
     with pytest.raises(ValueError, match="two classes or more"):
-        rl.difference_of_means(x, torch.zeros(N, dtype=torch.long))
+        rl.directions.difference_of_means(x, torch.zeros(N, dtype=torch.long))
     with pytest.raises(ValueError, match="labels for"):
-        rl.lda(x, labels[:3])
+        rl.directions.lda(x, labels[:3])
     with pytest.raises(ValueError, match="they are pairs"):
-        rl.caa(x[:3], x[:2])
+        rl.directions.caa(x[:3], x[:2])
     with pytest.raises(ValueError, match="do not differ"):
-        rl.caa(x, x)
+        rl.directions.caa(x, x)
     with pytest.raises(ValueError, match="expected 1 to 12"):
-        rl.pca(x, 13)
+        rl.directions.pca(x, 13)
     with pytest.raises(ValueError, match="shrinkage"):
-        rl.lda(x, labels, shrinkage=0.0)
+        rl.directions.lda(x, labels, shrinkage=0.0)

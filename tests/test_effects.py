@@ -34,7 +34,7 @@ def _das(truth, positions="prompt", layer=1):
 
 
 def test_the_one_position_that_is_read_does_all_of_it_and_the_fillers_nothing():
-    from reftlens.analysis.places.effects import position_effects
+    from reftlens.analysis.places.parts import position_effects
 
     truth, data = _scene()
     found = position_effects(_das(truth), truth.model, data, **QUIET)
@@ -52,11 +52,11 @@ def test_the_one_position_that_is_read_does_all_of_it_and_the_fillers_nothing():
 def test_positions_and_sites_equal_separate_evaluations():
     import reftlens as rl
     from reftlens.analysis.places.effect_map import effect_map
-    from reftlens.analysis.places.effects import position_effects, site_effects
+    from reftlens.analysis.places.parts import position_effects, site_effects
     from reftlens.text.positions import as_positions
 
     model, data = bridge("gpt2"), _ragged()
-    where = {"start": "first", "cat": rl.Tokens("cat", missing="skip"), "end": "l2"}
+    where = {"start": "first", "cat": rl.positions.Tokens("cat", missing="skip"), "end": "l2"}
     reft = _two_layers(model)
 
     def gained(among=None, sites=None):
@@ -68,7 +68,7 @@ def test_positions_and_sites_equal_separate_evaluations():
         chosen = as_positions(where[label])
         for way, accuracy, among in (
             (by_place.alone, by_place.alone_accuracy, chosen),
-            (by_place.left_out, by_place.left_out_accuracy, rl.All() - chosen),
+            (by_place.left_out, by_place.left_out_accuracy, rl.positions.All() - chosen),
         ):
             rows = by_place.edited[i]
             expected = gained(among=among)
@@ -103,7 +103,7 @@ def _two_layers(model, positions="prompt"):
 
 
 def test_short_prompts_are_not_counted_where_they_have_no_token():
-    from reftlens.analysis.places.effects import position_effects
+    from reftlens.analysis.places.parts import position_effects
 
     model, data = bridge("gpt2"), _ragged()
     found = position_effects(_two_layers(model, "all"), model, data, **QUIET)
@@ -115,7 +115,7 @@ def test_short_prompts_are_not_counted_where_they_have_no_token():
 
 
 def test_with_one_site_alone_is_the_whole_and_left_out_is_nothing():
-    from reftlens.analysis.places.effects import site_effects
+    from reftlens.analysis.places.parts import site_effects
 
     truth, data = _scene()
     found = site_effects(_das(truth, "last"), truth.model, data, **QUIET)
@@ -125,7 +125,7 @@ def test_with_one_site_alone_is_the_whole_and_left_out_is_nothing():
 def test_a_site_that_nothing_reads_has_no_effect_at_all():
     import reftlens as rl
     from reftlens.analysis.places.effect_map import effect_map, interactions
-    from reftlens.analysis.places.effects import site_effects
+    from reftlens.analysis.places.parts import site_effects
 
     truth, data = _scene()
     reft = rl.ReFT({rl.resid_post(0, "f1"): _vector(truth), rl.resid_post(1, "last"): _vector(truth)})
@@ -153,8 +153,11 @@ def test_sites_that_act_on_different_answers_add_up_and_two_on_one_answer_do_not
     truth, _ = _scene()
     generator = torch.Generator().manual_seed(0)
     value = torch.tensor(list(VALUES))[torch.randint(0, len(VALUES), (20, 2), generator=generator)]
-    data = batch_from_rows([[60, int(a), 41, int(b), 40] for a, b in value], [[1, 1, 2, 2, 2]] * 20,
-                           [[False, False, True, False, True]] * 20)  # fmt: skip
+    data = batch_from_rows(
+        [[60, int(a), 41, int(b), 40] for a, b in value],
+        [[1, 1, 2, 2, 2]] * 20,
+        [[False, False, True, False, True]] * 20,
+    )
     first, later, again = rl.resid_post(1, "last"), rl.resid_post(1, [3]), rl.resid_post(2, "last")
     reft = rl.ReFT({site: _vector(truth, corner) for site, corner in ((first, 1), (later, 0), (again, 1))})
     found = interactions(reft, truth.model, data, **QUIET)
@@ -174,7 +177,7 @@ def test_only_what_exchanges_needs_the_source():
     """A ReFT of an exchange and a vector: each is scored alone though only one of them takes a source."""
     import reftlens as rl
     from reftlens.analysis.places.effect_map import interactions
-    from reftlens.analysis.places.effects import site_effects
+    from reftlens.analysis.places.parts import site_effects
 
     truth, data = _scene()
     das = _das(truth, "last")
@@ -227,7 +230,7 @@ def test_enough_signs_are_flipped_for_the_correction():
 
 def test_a_second_run_gives_the_same_and_everything_can_be_seen():
     from reftlens.analysis.places.effect_map import effect_map, interactions
-    from reftlens.analysis.places.effects import position_effects, site_effects
+    from reftlens.analysis.places.parts import position_effects, site_effects
 
     model, data = bridge("gpt2"), _ragged()
     reft = _two_layers(model)
@@ -242,7 +245,7 @@ def test_a_second_run_gives_the_same_and_everything_can_be_seen():
 
 def test_strength_is_a_knob_here_too():
     import reftlens as rl
-    from reftlens.analysis.places.effects import position_effects
+    from reftlens.analysis.places.parts import position_effects
 
     model, data = bridge("gpt2"), _ragged()
     reft = _two_layers(model)
@@ -256,7 +259,7 @@ def test_strength_is_a_knob_here_too():
 
 def test_what_has_no_answer_is_refused():
     from reftlens.analysis.places.effect_map import effect_map, interactions
-    from reftlens.analysis.places.effects import position_effects
+    from reftlens.analysis.places.parts import position_effects
 
     truth, data = _scene()
     das = _das(truth, "last")

@@ -57,7 +57,7 @@ def several_sites(seed=0):
     torch.manual_seed(seed)
     return rl.ReFT(
         {
-            rl.embed("f1"): rl.LoReFT(D, rank=2),
+            rl.embeddings("f1"): rl.LoReFT(D, rank=2),
             rl.mlp_out(0, "all"): rl.LoReFT(D, rank=2),
             rl.attn_z(1, "prompt", [0, 3]): rl.LoReFT(2 * D_HEAD, rank=2),
             rl.resid_post(1, "last"): rl.LoReFT(D, rank=2),
@@ -208,8 +208,8 @@ OPERATIONS = {
     "sample": lambda rl, reft, model, data: rl.generate(reft, model, PROMPTS, max_new_tokens=2, temperature=1.0),
     "beams": lambda rl, reft, model, data: rl.generate(reft, model, PROMPTS, max_new_tokens=2, beams=2),
     "stream": lambda rl, reft, model, data: list(rl.stream(reft, model, PROMPTS[0], max_new_tokens=2)),
-    "preflight": lambda rl, reft, model, data: rl.preflight(reft, model),
-    "sites": lambda rl, reft, model, data: rl.sites(model, unusable=True),
+    "preflight": lambda rl, reft, model, data: rl.training.preflight(reft, model),
+    "sites": lambda rl, reft, model, data: rl.hooks(model, unusable=True),
     "activations": lambda rl, reft, model, data: rl.activations(model, data, rl.resid_post(1, "all"), progress=False),
 }
 
@@ -330,7 +330,7 @@ def test_B16_resetting_all_hooks_inside_the_block_is_the_users_right():
     model = fresh_bridge("gpt2")
     batch, reft = encoded(model), several_sites()
     plain = run(model, batch)
-    with pytest.raises(rl.SiteNeverFired), reft.on(model, batch):
+    with pytest.raises(rl.errors.SiteNeverFired), reft.on(model, batch):
         model.reset_hooks()
         assert torch.equal(run(model, batch), plain)
     assert torch.equal(run(model, batch), plain)
@@ -424,9 +424,14 @@ def sites_in_and_between_blocks(architecture):
 
     torch.manual_seed(2)
     places = [
-        rl.embed("f1"), rl.resid_pre(0, "l2"), rl.attn_v(0, "all", 1), rl.mlp_out(1, "all"), rl.resid_post(1, "last"),
-        rl.attn_z(2, "prompt", [0, 2]), rl.final_norm("all"),
-    ]  # fmt: skip
+        rl.embeddings("f1"),
+        rl.resid_pre(0, "l2"),
+        rl.attn_v(0, "all", 1),
+        rl.mlp_out(1, "all"),
+        rl.resid_post(1, "last"),
+        rl.attn_z(2, "prompt", [0, 2]),
+        rl.final_norm("all"),
+    ]
     if architecture != "neox":
         places.append(rl.resid_mid(1, "all"))
     widths = {"v": D_HEAD, "z": 2 * D_HEAD}
@@ -447,7 +452,7 @@ def test_B15_gradients_with_checkpointing_equal_those_without(architecture):
     for a, b in zip(recomputed, gradients(reft, bridge(architecture), data), strict=True):
         assert torch.equal(a, b)
         assert a.abs().max() > 0
-    rl.preflight(reft, model)  # the recompute is no second firing
+    rl.training.preflight(reft, model)  # the recompute is no second firing
 
 
 def test_B15_a_fit_with_checkpointing_equals_the_fit_without(llama):

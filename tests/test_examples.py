@@ -81,7 +81,7 @@ def test_examples_that_cannot_be_shown_are_refused():
 
 
 def _plane(reft, model, data, labels=None, **kwargs):
-    from reftlens.analysis.subspaces.plane import plane
+    from reftlens.analysis.subspaces.projection import plane
 
     return plane(reft, model, data, labels, progress=False, **kwargs)
 

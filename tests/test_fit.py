@@ -128,9 +128,16 @@ def test_B1_B2_weight_decay_reaches_every_parameter_but_frames_and_never_harms_a
     for decay in (0.0, 0.5):
         reft = _reft(gpt2_double).double()
         rl.fit(
-            reft, gpt2_double, data, steps=1, lr=1e-2, weight_decay=decay, schedule="constant", batch_size=9,
+            reft,
+            gpt2_double,
+            data,
+            steps=1,
+            lr=1e-2,
+            weight_decay=decay,
+            schedule="constant",
+            batch_size=9,
             progress=False,
-        )  # fmt: skip
+        )
         ends[decay] = _tensors(reft)
     for name in start:
         pulled = ends[0.5][name] - ends[0.0][name]
@@ -236,9 +243,17 @@ def test_early_stopping_keeps_the_best_weights(gpt2):
         kept[step.step] = _tensors(step.reft.clone())
 
     run = rl.fit(
-        reft, gpt2, data[:3], steps=200, lr=0.05, validation=data[3:], eval_every=2, patience=3, on_step=keep,
+        reft,
+        gpt2,
+        data[:3],
+        steps=200,
+        lr=0.05,
+        validation=data[3:],
+        eval_every=2,
+        patience=3,
+        on_step=keep,
         progress=False,
-    )  # fmt: skip
+    )
     assert run.stopped_early
     assert len(run.losses) == run.best_step + 2 * 3
     best = _reft(gpt2)
@@ -281,7 +296,7 @@ def test_an_objective_may_give_one_loss_per_example(gpt2):
     import reftlens as rl
 
     def last_target(logits, batch):
-        losses = rl.cross_entropy(logits, batch)
+        losses = rl.training.cross_entropy(logits, batch)
         last = torch.stack([(batch.target_rows == row).nonzero().max() for row in range(len(batch))])
         return losses[last]
 
@@ -302,10 +317,10 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_with_step_and_cause(gpt2, b
 
     def from_step_two(logits, batch):
         from_step_two.calls += 1
-        return broken(logits, batch) if from_step_two.calls == 2 else rl.cross_entropy(logits, batch)
+        return broken(logits, batch) if from_step_two.calls == 2 else rl.training.cross_entropy(logits, batch)
 
     from_step_two.calls = 0
-    with pytest.raises(rl.TrainingDiverged, match=f"step 2: .*{cause}"):
+    with pytest.raises(rl.errors.TrainingDiverged, match=f"step 2: .*{cause}"):
         rl.fit(_reft(gpt2), gpt2, _data(gpt2), steps=4, objective=from_step_two, progress=False)
 
 
@@ -317,7 +332,7 @@ def test_overflow_in_a_half_precision_model_is_named(gpt2):
     with torch.no_grad():
         reft[1].W2.fill_(1e4)
         reft[1].W.fill_(1e3)
-    with pytest.raises(rl.TrainingDiverged, match="overflow in float16"):
+    with pytest.raises(rl.errors.TrainingDiverged, match="overflow in float16"):
         rl.fit(reft, model, _data(model), steps=2, progress=False)
 
 
@@ -339,7 +354,7 @@ def test_rows_that_no_site_chooses_do_not_stop_a_run_that_chooses_elsewhere(gpt2
     data = _data(gpt2)
     long_rows = data.prompt_mask.sum(dim=1) > 4
     assert long_rows.any() and not long_rows.all()
-    reft = rl.ReFT({rl.resid_post(0, rl.Nth(4, missing="skip")): rl.LoReFT(gpt2.cfg.d_model, 2)})
+    reft = rl.ReFT({rl.resid_post(0, rl.positions.Nth(4, missing="skip")): rl.LoReFT(gpt2.cfg.d_model, 2)})
     run = rl.fit(reft, gpt2, data, epochs=2, batch_size=1, progress=False)
     assert len(run.losses) == 2 * len(data)
     assert 0.0 in run.gradient_norms and max(run.gradient_norms) > 0
@@ -350,7 +365,7 @@ def test_fit_seeds_are_single_runs_and_leave_the_template_alone(gpt2):
 
     template, data, config = _reft(gpt2), _data(gpt2), rl.FitConfig(steps=4, batch_size=2)
     before = _tensors(template)
-    runs = rl.fit_seeds(template, gpt2, data, [3, 4], config, progress=False)
+    runs = rl.training.fit_seeds(template, gpt2, data, [3, 4], config, progress=False)
     assert _same(before, _tensors(template))
     assert [run.config.seed for _, run in runs] == [3, 4]
     alone = template.clone()
@@ -382,9 +397,18 @@ def test_the_result_is_complete_and_plots(gpt2):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"epochs": 0}, {"lr": -1.0}, {"lr": math.nan}, {"schedule": "lineer"}, {"precision": "fp8"}, {"patience": 3},
-     {"eval_every": 2}, {"batch_size": 0}, {"weight_decay": -0.1}],
-)  # fmt: skip
+    [
+        {"epochs": 0},
+        {"lr": -1.0},
+        {"lr": math.nan},
+        {"schedule": "lineer"},
+        {"precision": "fp8"},
+        {"patience": 3},
+        {"eval_every": 2},
+        {"batch_size": 0},
+        {"weight_decay": -0.1},
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(gpt2, settings):
     import reftlens as rl
 
@@ -442,14 +466,24 @@ def test_a_run_that_raised_goes_on_from_its_checkpoint_bit_for_bit(gpt2, tmp_pat
     expected = rl.fit(undisturbed, gpt2, data[:4], progress=False, **settings)
     path = tmp_path / "run.ckpt"
     with pytest.raises(RuntimeError, match="stop here"):
-        rl.fit(resumed, gpt2, data[:4], checkpoint=path, checkpoint_every=2, on_step=_stop_at_three, progress=False,
-               **settings)  # fmt: skip
+        rl.fit(
+            resumed,
+            gpt2,
+            data[:4],
+            checkpoint=path,
+            checkpoint_every=2,
+            on_step=_stop_at_three,
+            progress=False,
+            **settings,
+        )
     fresh = _reft(gpt2, seed=8, dropout=0.3)  # its own values do not matter: the checkpoint has all
     run = rl.fit(fresh, gpt2, data[:4], checkpoint=path, checkpoint_every=2, progress=False, **settings)
     assert _same(_tensors(fresh), _tensors(undisturbed))
     assert (run.losses, run.gradient_norms, run.validation) == (
-        expected.losses, expected.gradient_norms, expected.validation
-    )  # fmt: skip
+        expected.losses,
+        expected.gradient_norms,
+        expected.validation,
+    )
     again = rl.fit(_reft(gpt2, seed=9, dropout=0.3), gpt2, data[:4], checkpoint=path, progress=False, **settings)
     assert again.losses == expected.losses  # a finished run is not run twice
     assert [p.name for p in tmp_path.iterdir()] == ["run.ckpt"]
@@ -468,7 +502,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_named(gpt2, tmp_path):
             _reft(gpt2), architectures.fresh_bridge("gpt2", seed=1), data, steps=2, checkpoint=path, progress=False
         ),
     }.items():
-        with pytest.raises(rl.CheckpointMismatch, match=what):
+        with pytest.raises(rl.errors.CheckpointMismatch, match=what):
             call()
 
 

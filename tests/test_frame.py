@@ -1,4 +1,4 @@
-"""The canonical frame is a property of the edit: however its basis is turned, direction 0 is the same."""
+"""The principal frame is a property of the edit: however its basis is turned, direction 0 is the same."""
 
 import pytest
 import torch
@@ -44,14 +44,14 @@ def _turned(reft, seed=1):
 
 
 def _canonical(reft, model, data):
-    from reftlens.analysis.subspaces.frame import canonical
+    from reftlens.analysis.subspaces.frame import principal_frame
 
-    return canonical(reft, model, data, progress=False)
+    return principal_frame(reft, model, data, progress=False)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_rotated_frame_has_the_same_canonical_frame(name):
-    from reftlens.analysis.subspaces.plane import plane
+    from reftlens.analysis.subspaces.projection import plane
 
     model, reft = bridge(name, torch.float64), _loreft()
     data, other = _data(model), _turned(reft)
@@ -128,8 +128,11 @@ def test_an_exchange_has_the_axes_of_what_is_exchanged():
     values = [world.value[b.tokens[torch.arange(50), column - 1]] for b in (data, data.sources["source"].batch)]
     away = 3 * (CORNERS[values[1]] - CORNERS[values[0]])
     torch.testing.assert_close(
-        found.singular_values, torch.linalg.svdvals(away.double()), atol=1e-4, rtol=1e-5  # activations are float32
-    )  # fmt: skip
+        found.singular_values,
+        torch.linalg.svdvals(away.double()),
+        atol=1e-4,
+        rtol=1e-5,  # activations are float32
+    )
     with pytest.raises(ValueError, match="has no such source"):
         _canonical(rl.ReFT({rl.resid_post(1, "last"): das}), world.model, pairs(world.value, 5, 0)[1])
 
@@ -157,7 +160,7 @@ def test_rows_that_a_site_leaves_out_do_not_shift_the_others(batch_size):
     from reftlens.analysis.subspaces.recorded import edits_of
 
     model = bridge("gpt2", torch.float64)
-    data, where = _data(model), rl.Tokens("dog", missing="skip")
+    data, where = _data(model), rl.positions.Tokens("dog", missing="skip")
     reft = rl.ReFT(
         {rl.resid_post(0, where): rl.Ablation(D).double(), rl.resid_post(1, "last"): rl.Ablation(D).double()}
     )

@@ -314,9 +314,12 @@ def test_a_site_that_can_only_act_on_the_prompt_and_chooses_nothing_there_is_ref
 
     with pytest.raises(ValueError, match="chooses no token in any of 2 row"):
         rl.generate(
-            rl.ReFT({rl.resid_post(1, "f2"): rl.LoReFT(D)}), llama, batch_of([[9, 8, 7], [7, 8]]),
-            variant=rl.Variant(among=[50]), max_new_tokens=2,
-        )  # fmt: skip
+            rl.ReFT({rl.resid_post(1, "f2"): rl.LoReFT(D)}),
+            llama,
+            batch_of([[9, 8, 7], [7, 8]]),
+            variant=rl.Variant(among=[50]),
+            max_new_tokens=2,
+        )
 
 
 def test_a_site_whose_turn_never_came_warns(llama):

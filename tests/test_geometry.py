@@ -15,9 +15,9 @@ def _frame(rank, seed, d=WIDE):
 
 
 def _overlap(subspaces, **kwargs):
-    from reftlens.analysis.subspaces.geometry import subspace_overlap
+    from reftlens.analysis.subspaces.geometry import overlap
 
-    return subspace_overlap(subspaces, **kwargs)
+    return overlap(subspaces, **kwargs)
 
 
 def test_equal_is_1_and_orthogonal_is_0():
@@ -76,17 +76,20 @@ def test_everything_that_spans_is_taken():
 
     plane = _frame(2, 3, D)
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).double() * torch.tensor([3.0, 2.0]) @ plane.T
-    das, gated = rl.DAS(D, 2), rl.BoundlessDAS(D, 4)
+    das, gated = rl.DAS(D, 2), rl.interventions.BoundlessDAS(D, 4)
     das.frame.set(plane.float())
-    gated.frame.set(rl.orthonormal(torch.cat([plane, _frame(2, 5, D)], dim=1)).float())
+    gated.frame.set(rl.interventions.orthonormal(torch.cat([plane, _frame(2, 5, D)], dim=1)).float())
     gated.anneal(1.0)  # half of it is open: the first two columns
     reft = rl.ReFT({rl.resid_post(0, "last"): das, rl.resid_post(1, "last"): rl.LoReFT(D, 2)})
-    found = _overlap({"PCA": rl.pca(x, 2), "ReFT": reft, "DAS": das, "boundless": gated, "tensor": plane})
+    found = _overlap({"PCA": rl.directions.pca(x, 2), "ReFT": reft, "DAS": das, "boundless": gated, "tensor": plane})
     assert [n for n in found.names if n.startswith("ReFT, ")] == [f"ReFT, {s}" for s in reft.sites]
     same = [i for i, name in enumerate(found.names) if name != f"ReFT, {reft.sites[1]}"]
     torch.testing.assert_close(
-        found.overlap[same][:, same], torch.ones(5, 5, dtype=torch.float64), atol=1e-6, rtol=0  # frames are float32
-    )  # fmt: skip
+        found.overlap[same][:, same],
+        torch.ones(5, 5, dtype=torch.float64),
+        atol=1e-6,
+        rtol=0,  # frames are float32
+    )
     assert _overlap({"a": reft, "b": plane}, site=0).overlap[0, 1] > 1 - 1e-6
     assert _overlap({"a": reft, "b": plane}, site=reft.sites[1]).overlap[0, 1] < 0.9
 
@@ -125,7 +128,7 @@ def _weights(reft, model, **kwargs):
 def _at(site, basis):
     import reftlens as rl
 
-    return rl.ReFT({site: rl.Direction("given", basis.double(), torch.ones(basis.shape[1])).as_exchange()})
+    return rl.ReFT({site: rl.directions.Direction("given", basis.double(), torch.ones(basis.shape[1])).as_exchange()})
 
 
 def test_the_planted_plane_is_what_embedding_writes_and_unembedding_reads():
@@ -135,7 +138,7 @@ def test_the_planted_plane_is_what_embedding_writes_and_unembedding_reads():
     found = _weights(_at(rl.resid_post(1, "last"), world.subspace), world.model)
     assert [r.weight for r in found.rows if r.role == "writes"] == ["embed"], "blocks that write nothing are left out"
     assert found["embed"].chance.z(found["embed"].share) > 4 and found["unembed"].share > 0.95
-    unrelated = _weights(_at(rl.resid_post(1, "last"), rl.random_subspace(D, 2, seed=5).basis), world.model)
+    unrelated = _weights(_at(rl.resid_post(1, "last"), rl.directions.random_subspace(D, 2, seed=5).basis), world.model)
     assert abs(unrelated["embed"].chance.z(unrelated["embed"].share)) < 3
     assert abs(unrelated["unembed"].chance.z(unrelated["unembed"].share)) < 3
     read = world.model.W_U.double()  # the norm's gain is 1: it only centres
@@ -188,7 +191,7 @@ def test_the_spread_of_a_share_is_that_of_random_subspaces():
     model, site = bridge("llama"), rl.resid_post(1, "last")
     drawn = {"unembed": [], "blocks.0.attn.o.1": [], "blocks.2.mlp.in": []}
     for seed in range(150):
-        found = _weights(_at(site, rl.random_subspace(D, 2, seed=seed).basis), model)
+        found = _weights(_at(site, rl.directions.random_subspace(D, 2, seed=seed).basis), model)
         for name, values in drawn.items():
             values.append(found[name].share)
     for name, values in drawn.items():

@@ -9,7 +9,7 @@ import transformers
 import reftlens as rl
 from reftlens.tasks.hierarchical_equality import SYMBOLS, equality_network, hierarchical_equality
 
-B = rl.Nth(2)  # BOS, a, b
+B = rl.positions.Nth(2)  # BOS, a, b
 
 
 def test_answers_against_the_prompts_read_anew():
@@ -96,7 +96,7 @@ def test_das_finds_left_at_the_second_token_of_the_trained_network():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "site",
-    [rl.resid_pre(0, B), rl.resid_post(0, rl.Nth(1)), rl.resid_post(0, "last")],
+    [rl.resid_pre(0, B), rl.resid_post(0, rl.positions.Nth(1)), rl.resid_post(0, "last")],
     ids=["before block 0", "at the first token", "at the last token"],
 )
 def test_das_finds_nothing_elsewhere(site):

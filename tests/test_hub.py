@@ -80,8 +80,8 @@ def test_what_is_pushed_comes_back(llama, hub):
     import reftlens as rl
 
     reft = _reft()
-    address = rl.push_to_hub(reft, "me/emoji", llama)
-    again = rl.from_hub("me/emoji", llama)
+    address = rl.storage.push_to_hub(reft, "me/emoji", llama)
+    again = rl.storage.from_hub("me/emoji", llama)
     assert address == "https://huggingface.co/me/emoji"
     assert _same(reft, again) and [s.positions for s in again.sites] == [s.positions for s in reft.sites]
     assert sorted(hub.files("me/emoji")) == ["README.md", "reft.json", "weights.safetensors"]
@@ -94,7 +94,7 @@ def test_the_record_of_the_run_is_pushed_where_there_is_one(llama, hub, tmp_path
     reft = _reft()
     data = rl.encode(llama, [rl.Example("the cat sat on the mat", " and looked")])
     run = rl.fit(reft, llama, data, steps=1, progress=False)
-    rl.push_to_hub(reft, "me/emoji", llama, run=run)
+    rl.storage.push_to_hub(reft, "me/emoji", llama, run=run)
     for name, content in hub.files("me/emoji").items():
         (tmp_path / name).write_bytes(content)
     assert load_run(tmp_path) == run
@@ -103,9 +103,9 @@ def test_the_record_of_the_run_is_pushed_where_there_is_one(llama, hub, tmp_path
 def test_only_json_and_safetensors_are_fetched(llama, hub, tmp_path):
     import reftlens as rl
 
-    rl.push_to_hub(_reft(), "me/emoji", llama)
+    rl.storage.push_to_hub(_reft(), "me/emoji", llama)
     hub.files("me/emoji").update({"evil.py": b"boom", "evil.bin": b"boom", "evil.pkl": b"boom"})
-    rl.from_hub("me/emoji", llama)
+    rl.storage.from_hub("me/emoji", llama)
     (folder,) = tmp_path.glob("download-*")
     assert sorted(p.name for p in folder.iterdir()) == ["reft.json", "weights.safetensors"]
 
@@ -115,8 +115,8 @@ def test_only_json_and_safetensors_are_fetched(llama, hub, tmp_path):
 def test_private_and_token_are_passed_on_and_the_token_is_written_nowhere(llama, hub, private, token):
     import reftlens as rl
 
-    rl.push_to_hub(_reft(), "me/emoji", llama, private=private, token=token)
-    rl.from_hub("me/emoji", llama, token=token)
+    rl.storage.push_to_hub(_reft(), "me/emoji", llama, private=private, token=token)
+    rl.storage.from_hub("me/emoji", llama, token=token)
     assert hub.calls == [
         ("create", "me/emoji", private, True, token),
         ("upload", "me/emoji", token, "Save a reftlens intervention"),
@@ -129,39 +129,39 @@ def test_a_revision_is_the_one_that_was_pushed_then(llama, hub):
     import reftlens as rl
 
     first, second = _reft(), _reft()
-    rl.push_to_hub(first, "me/emoji", llama)
-    rl.push_to_hub(second, "me/emoji", llama)
-    assert _same(rl.from_hub("me/emoji", llama, revision="1"), first)
-    assert _same(rl.from_hub("me/emoji", llama), second) and not _same(first, second)
+    rl.storage.push_to_hub(first, "me/emoji", llama)
+    rl.storage.push_to_hub(second, "me/emoji", llama)
+    assert _same(rl.storage.from_hub("me/emoji", llama, revision="1"), first)
+    assert _same(rl.storage.from_hub("me/emoji", llama), second) and not _same(first, second)
 
 
 def test_loading_from_the_hub_makes_the_same_checks_as_loading_from_a_folder(llama, hub):
     import reftlens as rl
 
-    rl.push_to_hub(_reft(), "me/emoji", llama)
+    rl.storage.push_to_hub(_reft(), "me/emoji", llama)
     other = architectures.fresh_bridge("llama", seed=1)
-    with pytest.raises(rl.StoreMismatch, match="weights are others"):
-        rl.from_hub("me/emoji", other)
-    assert len(rl.from_hub("me/emoji", other, other_model=True)) == 2
+    with pytest.raises(rl.errors.StoreMismatch, match="weights are others"):
+        rl.storage.from_hub("me/emoji", other)
+    assert len(rl.storage.from_hub("me/emoji", other, other_model=True)) == 2
 
 
 def test_a_class_of_the_users_own_is_named_on_loading(llama, hub):
     import reftlens as rl
 
-    class Own(rl.LobiReFT):
+    class Own(rl.interventions.LobiReFT):
         kind = "Own"
 
-    rl.push_to_hub(rl.ReFT({rl.resid_post(1, "last"): Own(D, 2)}), "me/own", llama)
-    with pytest.raises(rl.StoreMismatch, match="kind 'Own'"):
-        rl.from_hub("me/own", llama)
-    assert type(rl.from_hub("me/own", llama, kinds={"Own": Own})[0]) is Own
+    rl.storage.push_to_hub(rl.ReFT({rl.resid_post(1, "last"): Own(D, 2)}), "me/own", llama)
+    with pytest.raises(rl.errors.StoreMismatch, match="kind 'Own'"):
+        rl.storage.from_hub("me/own", llama)
+    assert type(rl.storage.from_hub("me/own", llama, kinds={"Own": Own})[0]) is Own
 
 
 def test_what_cannot_be_saved_makes_no_repository(llama, hub):
     import reftlens as rl
 
-    with pytest.raises(rl.HookNotFound):
-        rl.push_to_hub(rl.ReFT({rl.Site("blocks.9.hook_out", "last"): rl.LoReFT(D, 1)}), "me/emoji", llama)
+    with pytest.raises(rl.errors.HookNotFound):
+        rl.storage.push_to_hub(rl.ReFT({rl.Site("blocks.9.hook_out", "last"): rl.LoReFT(D, 1)}), "me/emoji", llama)
     assert hub.calls == []
 
 
@@ -169,7 +169,7 @@ def test_the_card_says_what_it_is_where_it_acts_and_how_to_load_it(llama, hub):
     import reftlens as rl
 
     reft = _reft()
-    rl.push_to_hub(reft, "me/emoji", llama)
+    rl.storage.push_to_hub(reft, "me/emoji", llama)
     card = hub.card("me/emoji")
     head = card.split("---\n")[1]
     assert "library_name: reftlens\n" in head and "base_model: meta-llama/Llama-3.2-1B\n" in head
@@ -177,14 +177,14 @@ def test_the_card_says_what_it_is_where_it_acts_and_how_to_load_it(llama, hub):
     hook = llama.hook_dict["blocks.0.attn.hook_z"].name
     assert f"| `{hook}` heads [2] | `All()` | DiReFT, rank 1 |" in card
     assert str(reft.parameter_count(llama)) in card
-    assert 'rl.load_model("meta-llama/Llama-3.2-1B")' in card and 'rl.from_hub("me/emoji", model)' in card
+    assert 'rl.load_model("meta-llama/Llama-3.2-1B")' in card and 'rl.storage.from_hub("me/emoji", model)' in card
 
 
 def test_the_code_on_the_card_runs(llama, hub, monkeypatch, capsys):
     import reftlens as rl
 
     reft = _reft()
-    rl.push_to_hub(reft, "me/emoji", llama)
+    rl.storage.push_to_hub(reft, "me/emoji", llama)
     monkeypatch.setattr(rl, "load_model", lambda name: llama)
     (code,) = re.findall(r"```python\n(.*?)```", hub.card("me/emoji"), flags=re.S)
     scope = {}
@@ -199,9 +199,9 @@ def test_the_card_of_a_model_without_a_chat_template_does_not_chat(hub):
 
     model = architectures.fresh_bridge("gpt2")
     model.tokenizer = copy.deepcopy(model.tokenizer)
-    rl.push_to_hub(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 1)}), "me/with", model)
+    rl.storage.push_to_hub(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 1)}), "me/with", model)
     model.tokenizer.chat_template = None
-    rl.push_to_hub(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 1)}), "me/without", model)
+    rl.storage.push_to_hub(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 1)}), "me/without", model)
     assert "chat=True" in hub.card("me/with") and "chat=True" not in hub.card("me/without")
 
 
@@ -210,7 +210,7 @@ def test_a_folder_of_the_users_is_not_named_as_a_model_on_the_hub(hub, tmp_path)
 
     model = architectures.fresh_bridge("gpt2")
     model.cfg.model_name = str(tmp_path / "secret" / "my-model")
-    rl.push_to_hub(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 1)}), "me/emoji", model)
+    rl.storage.push_to_hub(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 1)}), "me/emoji", model)
     card = hub.card("me/emoji")
     assert "\nbase_model:" not in card and "`my-model`" in card and "secret" not in card
 
@@ -218,7 +218,7 @@ def test_a_folder_of_the_users_is_not_named_as_a_model_on_the_hub(hub, tmp_path)
 def test_a_pipe_in_the_positions_does_not_break_the_table(llama, hub):
     import reftlens as rl
 
-    positions = rl.Tokens("cat|dog", regex=True)
-    rl.push_to_hub(rl.ReFT({rl.resid_post(1, positions): rl.LoReFT(D, 1)}), "me/emoji", llama)
+    positions = rl.positions.Tokens("cat|dog", regex=True)
+    rl.storage.push_to_hub(rl.ReFT({rl.resid_post(1, positions): rl.LoReFT(D, 1)}), "me/emoji", llama)
     (row,) = [line for line in hub.card("me/emoji").splitlines() if "cat" in line]
     assert len(re.findall(r"(?<!\\)\|", row)) == 4

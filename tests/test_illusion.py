@@ -111,7 +111,7 @@ def test_the_parts_make_up_the_subspace():
 
     truth, _ = _planted()
     split = seen_split(truth.model, rl.mlp_post(1, "last"))
-    basis = rl.random_subspace(D_MLP, 3, seed=4).basis
+    basis = rl.directions.random_subspace(D_MLP, 3, seed=4).basis
     seen, unseen = split.parts(basis)
     assert seen.shape == unseen.shape == (D_MLP, 3)
     assert torch.allclose(seen @ (seen.T @ basis) + unseen @ (unseen.T @ basis), basis, atol=1e-10)
@@ -323,7 +323,7 @@ def test_what_cannot_be_split_is_said():
     with pytest.raises(ValueError, match="exchanges nothing"):
         subspace_illusion(rl.ReFT({site: rl.LoReFT(D_MLP, rank=1)}), model, data)
     with pytest.raises(ValueError, match="no plain subspace"):
-        subspace_illusion(rl.ReFT({site: rl.BoundlessDAS(D_MLP, rank=2)}), model, data)
+        subspace_illusion(rl.ReFT({site: rl.interventions.BoundlessDAS(D_MLP, rank=2)}), model, data)
     with pytest.raises(ValueError, match="no source"):
         _meter(truth, truth.real, pairs(truth.value, 8, 1)[1])
     with pytest.raises(ValueError, match=r"no weights are known to read blocks.1.attn.hook_q"):

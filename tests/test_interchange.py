@@ -118,13 +118,16 @@ def test_reuse_is_exact_for_das_at_several_sites_and_positions(gpt2_double):
     base, source = _data()
     data = base.with_sources({"a": source, "b": source[[1, 2, 0]]})
     refts = [
-        rl.ReFT({
-            rl.resid_post(0, "l2"): _das(gpt2_double.cfg.d_model, variables={"a": 1, "b": 2}),
-            rl.attn_z(1, "l1", heads=[1]): _das(gpt2_double.cfg.d_model // gpt2_double.cfg.n_heads,
-                                                variables={"b": 1}),
-        }).double()
+        rl.ReFT(
+            {
+                rl.resid_post(0, "l2"): _das(gpt2_double.cfg.d_model, variables={"a": 1, "b": 2}),
+                rl.attn_z(1, "l1", heads=[1]): _das(
+                    gpt2_double.cfg.d_model // gpt2_double.cfg.n_heads, variables={"b": 1}
+                ),
+            }
+        ).double()
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     runs = [
         rl.fit(reft, gpt2_double, data, steps=4, batch_size=2, reuse=reuse, progress=False)
         for reft, reuse in zip(refts, (False, True), strict=True)
@@ -142,7 +145,9 @@ def test_several_das_train_together_as_they_would_alone(gpt2_double):
     data = base.with_sources(source)
     reft = rl.ReFT({rl.resid_post(0, "last"): _das(gpt2_double.cfg.d_model)}).double()
     config = rl.FitConfig(steps=3, batch_size=2)
-    for seed, (found, result) in enumerate(rl.fit_seeds(reft, gpt2_double, data, [0, 1], config, progress=False)):
+    for seed, (found, result) in enumerate(
+        rl.training.fit_seeds(reft, gpt2_double, data, [0, 1], config, progress=False)
+    ):
         alone = reft.clone()
         alone.reset(seed)
         expected = rl.fit(alone, gpt2_double, data, steps=3, batch_size=2, seed=seed, progress=False)
@@ -162,7 +167,7 @@ def test_what_does_not_fit_together_is_named(gpt2):
     with pytest.raises(ValueError, match="2 row"):
         base.with_sources(source[:2])
     with pytest.raises(ValueError, match="rows outside"):
-        base.with_sources(rl.Source(source, torch.tensor([0, 1, 3])))
+        base.with_sources(rl.text.Source(source, torch.tensor([0, 1, 3])))
     everywhere = rl.ReFT({rl.resid_post(0, "all"): _das(gpt2.cfg.d_model)})
     with pytest.raises(ValueError, match=r"row 0: .* token\(s\), and .* in its source"):
         rl.evaluate(everywhere, gpt2, base.with_sources(source), progress=False)
@@ -172,7 +177,7 @@ def test_a_variable_that_is_left_in_a_row_changes_nothing_there(gpt2):
     import reftlens as rl
 
     base, source = _data()
-    data = base.with_sources(rl.Source(source, torch.tensor([0, -1, 0])))
+    data = base.with_sources(rl.text.Source(source, torch.tensor([0, -1, 0])))
     reft = rl.ReFT({rl.resid_post(0, "last"): _das(gpt2.cfg.d_model)})
     score = rl.evaluate(reft, gpt2, data, progress=False)
     same = [abs(a - b) < 1e-6 for a, b in zip(score.loss, score.base_loss, strict=True)]
@@ -236,10 +241,10 @@ def test_a_source_may_be_intervened_on_itself(gpt2):
     inner = source[[2, 0, 1]]
     site, later = rl.resid_post(0, "last"), rl.resid_post(2, "last")
     nested = source.with_sources({"first": inner})
-    reft = rl.ReFT({
-        site: _das(gpt2.cfg.d_model, variables={"first": 3}), later: _das(gpt2.cfg.d_model, variables={"second": 4})
-    })  # fmt: skip
-    nobody = rl.Source(source, torch.tensor([-1, -1, -1]))
+    reft = rl.ReFT(
+        {site: _das(gpt2.cfg.d_model, variables={"first": 3}), later: _das(gpt2.cfg.d_model, variables={"second": 4})}
+    )
+    nobody = rl.text.Source(source, torch.tensor([-1, -1, -1]))
     found = rl.evaluate(reft, gpt2, base.with_sources({"first": nobody, "second": nested}), progress=False).loss
     plain = rl.evaluate(reft, gpt2, base.with_sources({"first": nobody, "second": source}), progress=False).loss
     assert found != pytest.approx(plain, abs=1e-4), "the inner exchange reaches the row"

@@ -44,8 +44,9 @@ def test_a_cell_is_what_a_separate_run_gives():
 
     (cell,) = _map(positions=("last",), layers=(1,), ranks=(2,), seeds=(3,)).cells
     truth = planted()
-    train, test = (pairs(truth.value, n, s, t)[0] for n, s, t in ((128, 1, list(VALUES)[:200]),
-                                                                  (60, 2, list(VALUES)[200:])))  # fmt: skip
+    train, test = (
+        pairs(truth.value, n, s, t)[0] for n, s, t in ((128, 1, list(VALUES)[:200]), (60, 2, list(VALUES)[200:]))
+    )
     das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(32, 2, generator=torch.Generator().manual_seed(3))})
     rl.fit(das, truth.model, train, **CONFIG, seed=3, progress=False)
     hits = rl.interchange_scores(das, truth.model, test, progress=False).hits

@@ -36,16 +36,26 @@ ORTHONORMAL = ("LoReFT", "OrthoDiReFT", "ConsReFT", "LobiReFT")
 # Every kind, the fixed ones in each of their forms. Ablations and steering vectors get random tensors in `made`.
 EVERY = (*FORMULAS, "SteeringVector", "zero ablation", "mean ablation", "subspace ablation")
 PYREFT = {
-    "LoReFT": "LoreftIntervention", "NoReFT": "NoreftIntervention", "ConsReFT": "ConsreftIntervention",
-    "LobiReFT": "LobireftIntervention", "OrthoDiReFT": "DireftIntervention", "DiReFT": "NodireftIntervention",
-}  # fmt: skip
+    "LoReFT": "LoreftIntervention",
+    "NoReFT": "NoreftIntervention",
+    "ConsReFT": "ConsreftIntervention",
+    "LobiReFT": "LobireftIntervention",
+    "OrthoDiReFT": "DireftIntervention",
+    "DiReFT": "NodireftIntervention",
+}
 # Every kind with every activation that it takes.
 ACTIVATED = [(n, a) for n in FORMULAS for a in FUNCTIONS if a == "linear" or n in READS]
 # Kinds and functions with an identity start: the code is 0 there, and something has a gradient.
 IDENTITY = [
-    ("LoReFT", "linear"), ("NoReFT", "linear"), ("LobiReFT", "linear"),
-    ("DiReFT", "linear"), ("DiReFT", "gelu"), ("DiReFT", "tanh"), ("OrthoDiReFT", "linear"), ("OrthoDiReFT", "silu"),
-]  # fmt: skip
+    ("LoReFT", "linear"),
+    ("NoReFT", "linear"),
+    ("LobiReFT", "linear"),
+    ("DiReFT", "linear"),
+    ("DiReFT", "gelu"),
+    ("DiReFT", "tanh"),
+    ("OrthoDiReFT", "linear"),
+    ("OrthoDiReFT", "silu"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +85,7 @@ def made(rl, name, d=D, rank=RANK, dtype=torch.float32, **settings):
         return rl.Ablation(d, torch.randn(d)).to(dtype).eval()
     if name == "subspace ablation":
         return rl.Ablation(d, torch.randn(d), torch.randn(d, rank)).to(dtype).eval()
-    module = getattr(rl, name)(d, rank, **settings).to(dtype)
+    module = getattr(rl.interventions, name)(d, rank, **settings).to(dtype)
     for parameter in module.parameters():
         parameter.add_(0.3 * torch.randn(parameter.shape).to(dtype))
     return module.eval()
@@ -104,7 +114,7 @@ def test_on_equal_weights_each_kind_equals_pyrefts(rl, name, activation):
     prefix = PYREFT[name] + ("." if activation == "linear" else f".{activation}.")
     stored = load_file(REFERENCE / "pyreft_functions.safetensors")
     theirs = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
-    module = getattr(rl, name)(24, 3, activation=activation)
+    module = getattr(rl.interventions, name)(24, 3, activation=activation)
     with torch.no_grad():
         for letter in ("W", "b", "W2"):
             if letter in theirs:
@@ -328,7 +338,9 @@ def test_a_dropout_that_is_no_share_is_refused(rl, dropout):
 @pytest.mark.parametrize(("name", "activation"), IDENTITY)
 def test_the_identity_start_changes_nothing_bit_for_bit_with_dropout_or_without(rl, name, activation, dropout):
     for rank in (1, RANK, D):
-        module = getattr(rl, name)(D, rank, init="identity", dropout=dropout, activation=activation).train()
+        module = getattr(rl.interventions, name)(
+            D, rank, init="identity", dropout=dropout, activation=activation
+        ).train()
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             for scale in (1e-3, 1.0, 1e4):
                 h = (scale * torch.randn(7, D)).to(dtype)
@@ -338,7 +350,7 @@ def test_the_identity_start_changes_nothing_bit_for_bit_with_dropout_or_without(
 
 @pytest.mark.parametrize(("name", "activation"), IDENTITY)
 def test_learning_starts_from_the_identity(rl, name, activation):
-    module, h = getattr(rl, name)(D, RANK, init="identity", activation=activation), torch.randn(20, D)
+    module, h = getattr(rl.interventions, name)(D, RANK, init="identity", activation=activation), torch.randn(20, D)
     goal = h + 0.1 * torch.randn(D)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     losses = []
@@ -367,7 +379,7 @@ def test_learning_starts_from_the_identity(rl, name, activation):
 )
 def test_an_identity_start_is_refused_where_there_is_none_to_learn_from(rl, name, activation, why):
     with pytest.raises(ValueError, match=why) as error:
-        getattr(rl, name)(D, RANK, init="identity", activation=activation)
+        getattr(rl.interventions, name)(D, RANK, init="identity", activation=activation)
     assert 'init="paper"' in str(error.value)
 
 
@@ -383,7 +395,7 @@ def test_the_papers_start_is_as_far_from_the_identity_as_pyrefts(rl, rank, size)
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_the_papers_start_draws_uniformly_within_its_bounds(rl, name):
-    module, bound = getattr(rl, name)(400, 8), 400**-0.5
+    module, bound = getattr(rl.interventions, name)(400, 8), 400**-0.5
     tensors = {n: p.detach() for n, p in module.named_parameters() if n in ("W", "W2")}
     for tensor in tensors.values():
         assert 0.99 * bound < tensor.abs().max() <= bound
@@ -395,7 +407,7 @@ def test_the_papers_start_draws_uniformly_within_its_bounds(rl, name):
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_seed_gives_one_start_by_the_constructor_and_by_reset(rl, name):
-    kind = getattr(rl, name)
+    kind = getattr(rl.interventions, name)
     first = kind(D, RANK, generator=torch.Generator().manual_seed(3))
     module = made(rl, name)
     torch.manual_seed(77)
@@ -484,7 +496,7 @@ def test_the_default_works_on_a_float32_model(rl):
 
 @pytest.mark.parametrize("name", ORTHONORMAL)
 def test_B1_weight_decay_on_everything_harms_no_frame(rl, name):
-    module, h = getattr(rl, name)(D, RANK), torch.randn(20, D)
+    module, h = getattr(rl.interventions, name)(D, RANK), torch.randn(20, D)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=0.1)
     for _ in range(20):
         optimizer.zero_grad()
@@ -512,7 +524,7 @@ def test_B3_loading_in_mid_training_changes_nothing_about_the_rest_of_it(rl, nam
             optimizer.step()
         return module
 
-    first = getattr(rl, name)(D, RANK, generator=torch.Generator().manual_seed(0))
+    first = getattr(rl.interventions, name)(D, RANK, generator=torch.Generator().manual_seed(0))
     second = made_equal(first)
     start = first(h).detach()
     train(first, reload=False)
@@ -567,7 +579,7 @@ def test_the_state_of_a_module_that_holds_one_is_not_empty(rl, name):
 @pytest.mark.parametrize("misspelt", ["dropuot", "activations", "low_rank_dimension", "add_bias", "dtype", "act_fn"])
 def test_misspelt_arguments_are_refused(rl, name, misspelt):
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{misspelt}'"):
-        getattr(rl, name)(D, RANK, **{misspelt: 0.5})
+        getattr(rl.interventions, name)(D, RANK, **{misspelt: 0.5})
 
 
 def test_misspelt_arguments_of_fixed_edits_are_refused(rl):
@@ -580,7 +592,7 @@ def test_misspelt_arguments_of_fixed_edits_are_refused(rl):
 @pytest.mark.parametrize("rank", [0, -1, D + 1])
 def test_a_rank_that_does_not_fit_is_refused(rl, name, rank):
     with pytest.raises(ValueError, match=f"rank={rank} does not fit into d={D}"):
-        getattr(rl, name)(D, rank)
+        getattr(rl.interventions, name)(D, rank)
 
 
 def test_an_activation_that_is_unknown_or_would_do_nothing_is_refused(rl):
@@ -588,7 +600,7 @@ def test_an_activation_that_is_unknown_or_would_do_nothing_is_refused(rl):
         rl.LoReFT(D, activation="relo")
     for name in ("ConsReFT", "LobiReFT"):
         with pytest.raises(ValueError, match="reads nothing from h, so activation='relu' would do nothing"):
-            getattr(rl, name)(D, activation="relu")
+            getattr(rl.interventions, name)(D, activation="relu")
     with pytest.raises(ValueError, match="has parameters of its own"):
         rl.LoReFT(D, activation="prelu")
 
@@ -602,14 +614,14 @@ COUNTS = json.loads((REFERENCE / "pyreft_functions.json").read_text())["trainabl
 def test_stored_parameters_are_what_pyreft_counts(rl, name):
     for size, count in COUNTS[PYREFT[name]].items():
         d, rank = (int(part.split("=")[1]) for part in size.split(","))
-        assert getattr(rl, name)(d, rank).stored_parameters == count
+        assert getattr(rl.interventions, name)(d, rank).stored_parameters == count
 
 
 @pytest.mark.parametrize("name", FORMULAS)
 @pytest.mark.parametrize(("d", "rank"), [(D, 1), (D, 3), (7, 7), (4096, 4)])
 def test_degrees_of_freedom_leave_out_the_constraints_of_the_frame(rl, name, d, rank):
     stored = (d * rank) * (2 if name in READS else 1) + rank
-    module = getattr(rl, name)(d, rank)
+    module = getattr(rl.interventions, name)(d, rank)
     assert module.stored_parameters == stored
     assert module.degrees_of_freedom == stored - (rank * (rank + 1) // 2 if name in ORTHONORMAL else 0)
 
@@ -638,7 +650,7 @@ PAPER = [
 
 @pytest.mark.parametrize(("setting", "name", "d", "rank", "count", "stored", "model", "percent"), PAPER)
 def test_counts_and_percentages_are_the_papers(rl, setting, name, d, rank, count, stored, model, percent):
-    reft = rl.ReFT({rl.resid_post(i, "f1+l1"): getattr(rl, name)(d, rank) for i in range(count)})
+    reft = rl.ReFT({rl.resid_post(i, "f1+l1"): getattr(rl.interventions, name)(d, rank) for i in range(count)})
     size = reft.parameter_count(model)
     assert size.stored == stored
     assert str(size).startswith(f"{stored:,} stored parameters, ")
@@ -668,7 +680,7 @@ def test_tied_interventions_are_counted_and_stored_once(rl):
 @pytest.mark.parametrize("name", FORMULAS)
 def test_nothing_of_size_d_times_d_is_stored(rl, name):
     """pyreft keeps 64 MiB per intervention at this size."""
-    module = getattr(rl, name)(4096, 4)
+    module = getattr(rl.interventions, name)(4096, 4)
     kept = {**dict(module.named_parameters()), **dict(module.named_buffers()), **module.state_dict()}
     assert max(t.numel() for t in kept.values()) == 4096 * 4
 

@@ -178,7 +178,7 @@ def reseeding(file, tree):
 
 # Each rule with a source that it must object to, on a file that has no exemption.
 RULES = {
-    upward_imports: "from reftlens.generation.generate import generate",
+    upward_imports: "from reftlens.generation.writing import generate",
     keyword_dictionaries: "def f(a, **settings): pass",
     bare_excepts: "try:\n    f()\nexcept:\n    pass",
     prints: "def f():\n    print('x')",
@@ -288,7 +288,7 @@ def test_words_side_by_side_do_not_import_each_other(file, source):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("analysis/causal/scores.py", "from reftlens.analysis.places.effects import effects"),
+        ("analysis/causal/scores.py", "from reftlens.analysis.places.parts import effects"),
         ("tasks/emoji.py", "from reftlens.tasks.task import Task"),
         ("cone/scorer.py", "from reftlens.cone.trim import Trimmed"),
         ("cli.py", "from reftlens import figures"),

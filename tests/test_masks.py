@@ -18,13 +18,15 @@ def _seeded(seed=0):
 
 def _sae(k=24):
     g = _seeded(3)
-    return rl.SAEMask(D, *(torch.randn(*shape, generator=g) for shape in ((D, k), (k, D), (k,), (D,))))
+    return rl.interventions.SAEMask(D, *(torch.randn(*shape, generator=g) for shape in ((D, k), (k, D), (k,), (D,))))
 
 
 MAKE = {
-    "BoundlessDAS": lambda: rl.BoundlessDAS(D, 4, generator=_seeded()),
-    "neurons": lambda: rl.SigmoidMask(D),
-    "PCA": lambda: rl.SigmoidMask(D, rl.pca(torch.randn(50, D, generator=_seeded(1)), 5).basis),
+    "BoundlessDAS": lambda: rl.interventions.BoundlessDAS(D, 4, generator=_seeded()),
+    "neurons": lambda: rl.interventions.SigmoidMask(D),
+    "PCA": lambda: rl.interventions.SigmoidMask(
+        D, rl.directions.pca(torch.randn(50, D, generator=_seeded(1)), 5).basis
+    ),
     "SAE": _sae,
 }
 
@@ -82,9 +84,12 @@ def test_the_temperature_falls_as_a_function_of_progress(name):
 
 @pytest.mark.parametrize("name", MAKE)
 def test_it_is_stored_whole(name, gpt2, tmp_path):
-    wide = {"BoundlessDAS": rl.BoundlessDAS(32, 3), "neurons": rl.SigmoidMask(32, sparsity=0.1),
-            "PCA": rl.SigmoidMask(32, rl.random_subspace(32, 5, seed=1).basis),
-            "SAE": rl.SAEMask(32, torch.randn(32, 6), torch.randn(6, 32))}  # fmt: skip
+    wide = {
+        "BoundlessDAS": rl.interventions.BoundlessDAS(32, 3),
+        "neurons": rl.interventions.SigmoidMask(32, sparsity=0.1),
+        "PCA": rl.interventions.SigmoidMask(32, rl.directions.random_subspace(32, 5, seed=1).basis),
+        "SAE": rl.interventions.SAEMask(32, torch.randn(32, 6), torch.randn(6, 32)),
+    }
     module = wide[name]
     module.anneal(0.7)
     rl.save(rl.ReFT({rl.resid_post(0, "last"): module}), tmp_path / "x", gpt2)
@@ -110,7 +115,7 @@ def _fitted(module, shuffled=False, steps=80):
 
 
 def test_boundless_das_finds_a_planted_width():
-    module = rl.BoundlessDAS(32, 8, sparsity=0.1, generator=_seeded(2))
+    module = rl.interventions.BoundlessDAS(32, 8, sparsity=0.1, generator=_seeded(2))
     assert _fitted(module, steps=200) > 0.95
     assert module.chosen().tolist() == [True, True, *[False] * 6]
     chosen = module.basis()[:, :2].detach()
@@ -119,57 +124,57 @@ def test_boundless_das_finds_a_planted_width():
 
 def test_a_mask_finds_planted_components_and_nothing_where_there_is_nothing():
     frame = torch.linalg.qr(torch.cat([planted().subspace, torch.randn(32, 30, generator=_seeded())], dim=1)).Q
-    mask = rl.SigmoidMask(32, frame, sparsity=0.05)
+    mask = rl.interventions.SigmoidMask(32, frame, sparsity=0.05)
     assert _fitted(mask) > 0.95
     assert mask.chosen().nonzero().flatten().tolist() == [0, 1]
-    twin = rl.SigmoidMask(32, frame, sparsity=0.05)
+    twin = rl.interventions.SigmoidMask(32, frame, sparsity=0.05)
     assert _fitted(twin, shuffled=True) < 0.5
 
 
 def test_the_penalty_shuts_what_is_not_needed_and_only_it():
-    free, priced = rl.SigmoidMask(32), rl.SigmoidMask(32, sparsity=0.05)
+    free, priced = rl.interventions.SigmoidMask(32), rl.interventions.SigmoidMask(32, sparsity=0.05)
     assert min(_fitted(free), _fitted(priced)) > 0.95
     assert priced.gate().sum() < free.gate().sum()
 
 
 def test_masks_that_train_together_train_as_alone():
     truth, train, _ = _planted_data()
-    made = [rl.ReFT({rl.resid_post(1, "last"): rl.SigmoidMask(32, sparsity=s)}) for s in (0.0, 0.1)]
+    made = [rl.ReFT({rl.resid_post(1, "last"): rl.interventions.SigmoidMask(32, sparsity=s)}) for s in (0.0, 0.1)]
     alone = [reft.clone() for reft in made]
     config = rl.FitConfig(steps=4, lr=5e-2, batch_size=16)
-    rl.fit_together(made, truth.model, train, config, progress=False)
+    rl.training.fit_together(made, truth.model, train, config, progress=False)
     for one, expected in zip(made, alone, strict=True):
-        rl.fit_together([expected], truth.model, train, config, progress=False)
+        rl.training.fit_together([expected], truth.model, train, config, progress=False)
         torch.testing.assert_close(one[0].logits, expected[0].logits, atol=1e-5, rtol=1e-4)
         assert one[0].temperature_now == expected[0].temperature_now
 
 
 def test_what_makes_no_mask_is_said():
     with pytest.raises(ValueError, match="not orthonormal"):
-        rl.SigmoidMask(D, torch.ones(D, 2))
+        rl.interventions.SigmoidMask(D, torch.ones(D, 2))
     with pytest.raises(ValueError, match="start >= end > 0"):
-        rl.BoundlessDAS(D, 2, temperature=(0.1, 1.0))
+        rl.interventions.BoundlessDAS(D, 2, temperature=(0.1, 1.0))
     with pytest.raises(ValueError, match="needs the autoencoder"):
-        rl.SAEMask(D)
+        rl.interventions.SAEMask(D)
     with pytest.raises(ValueError, match="decoder has shape"):
-        rl.SAEMask(D, torch.zeros(D, 3), torch.zeros(4, D))
+        rl.interventions.SAEMask(D, torch.zeros(D, 3), torch.zeros(4, D))
     with pytest.raises(ValueError, match="sparsity"):
-        rl.SigmoidMask(D, sparsity=-1.0)
+        rl.interventions.SigmoidMask(D, sparsity=-1.0)
 
 
 def test_noise_is_a_function_of_its_seed():
     h = torch.zeros(3, D)
-    noise = rl.Noise(D, 0.5, seed=1)
-    assert torch.equal(noise(h), rl.Noise(D, 0.5, seed=1)(h))
-    assert not torch.equal(noise(h), rl.Noise(D, 0.5, seed=2)(h))
-    assert rl.Noise(10_000, 0.5)(torch.zeros(1, 10_000)).std() == pytest.approx(0.5, rel=0.05)
+    noise = rl.interventions.Noise(D, 0.5, seed=1)
+    assert torch.equal(noise(h), rl.interventions.Noise(D, 0.5, seed=1)(h))
+    assert not torch.equal(noise(h), rl.interventions.Noise(D, 0.5, seed=2)(h))
+    assert rl.interventions.Noise(10_000, 0.5)(torch.zeros(1, 10_000)).std() == pytest.approx(0.5, rel=0.05)
     torch.testing.assert_close(noise(h, 2.0), 2 * noise(h))
 
 
 def test_joined_batches_are_their_rows(gpt2):
     truth, train, test = _planted_data()
     cause, isolate = train[:5].with_sources({"a": train.sources["source"].batch[:5]}), test[:3]
-    both = rl.join([cause, isolate])
+    both = rl.text.join([cause, isolate])
     assert len(both) == 8 and set(both.sources) == {"a", "source"}
     assert both.sources["a"].rows.tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
     for name, one in (("a", cause), ("source", isolate)):
@@ -177,17 +182,17 @@ def test_joined_batches_are_their_rows(gpt2):
         mine = both[rows]
         assert mine.with_sources(mine.sources[name]).fingerprint == one.with_sources(one.sources[name]).fingerprint
     with pytest.raises(ValueError, match="no batches"):
-        rl.join([])
+        rl.text.join([])
     with pytest.raises(ValueError, match="different tokenizers"):
-        rl.join([train, replace(test, tokenizer=gpt2.tokenizer)])
+        rl.text.join([train, replace(test, tokenizer=gpt2.tokenizer)])
     assert truth.model is not None
 
 
 def test_a_resampled_row_is_never_its_own_source():
     _, train, _ = _planted_data()
     for count in (2, 3, 20):
-        rows = rl.resampled(train[:count], seed=1).sources["source"].rows
+        rows = rl.text.resampled(train[:count], seed=1).sources["source"].rows
         assert sorted(rows.tolist()) == list(range(count)) and not (rows == torch.arange(count)).any()
-    assert not torch.equal(rows, rl.resampled(train[:20], seed=2).sources["source"].rows)
+    assert not torch.equal(rows, rl.text.resampled(train[:20], seed=2).sources["source"].rows)
     with pytest.raises(ValueError, match="needs another row"):
-        rl.resampled(train[:1])
+        rl.text.resampled(train[:1])

@@ -22,22 +22,32 @@ def _kinds():
         "LoReFT": lambda d: rl.LoReFT(d, 3),
         "LoReFT dropout": lambda d: rl.LoReFT(d, 3, dropout=0.9),
         "DiReFT": lambda d: _scaled(rl.DiReFT(d, 3)),
-        "OrthoDiReFT": lambda d: rl.OrthoDiReFT(d, 3),
-        "NoReFT": lambda d: _scaled(rl.NoReFT(d, 3)),
-        "ConsReFT": lambda d: rl.ConsReFT(d, 3),
-        "LobiReFT": lambda d: rl.LobiReFT(d, 3),
+        "OrthoDiReFT": lambda d: rl.interventions.OrthoDiReFT(d, 3),
+        "NoReFT": lambda d: _scaled(rl.interventions.NoReFT(d, 3)),
+        "ConsReFT": lambda d: rl.interventions.ConsReFT(d, 3),
+        "LobiReFT": lambda d: rl.interventions.LobiReFT(d, 3),
         "SteeringVector": steering,
         "Ablation zero": lambda d: rl.Ablation(d),
         "Ablation mean": lambda d: rl.Ablation(d, torch.randn(d)),
         "Ablation subspace": lambda d: rl.Ablation(d, torch.randn(d), torch.randn(d, 2)),
-        "Noise": lambda d: rl.Noise(d, 0.5),
+        "Noise": lambda d: rl.interventions.Noise(d, 0.5),
     }
 
 
 KINDS = (
-    "LoReFT", "LoReFT dropout", "DiReFT", "OrthoDiReFT", "NoReFT", "ConsReFT", "LobiReFT", "SteeringVector",
-    "Ablation zero", "Ablation mean", "Ablation subspace", "Noise",
-)  # fmt: skip
+    "LoReFT",
+    "LoReFT dropout",
+    "DiReFT",
+    "OrthoDiReFT",
+    "NoReFT",
+    "ConsReFT",
+    "LobiReFT",
+    "SteeringVector",
+    "Ablation zero",
+    "Ablation mean",
+    "Ablation subspace",
+    "Noise",
+)
 WITHOUT_CONSTANT = ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT", "Ablation zero")
 
 
@@ -89,7 +99,7 @@ def _merged(reft, model, architecture, batch, dtype=torch.float32, **kwargs):
 
     copy = architectures.hf_model(architecture).to(dtype)
     copy.set_attn_implementation("eager")
-    weights = rl.merged_weights(reft, model, **kwargs)
+    weights = rl.storage.merged_weights(reft, model, **kwargs)
     told = copy.load_state_dict(weights, strict=False)
     assert not told.unexpected_keys and weights
     return copy(batch.tokens, attention_mask=batch.attention_mask.long()).logits[batch.attention_mask]
@@ -151,7 +161,7 @@ def test_on_every_architecture_a_linear_edit_merges_at_every_layer(architecture,
     )
     edited = _edited(reft, model, batch)
     copy = architectures.hf_model(architecture).double()
-    copy.load_state_dict(rl.merged_weights(reft, model), strict=False)
+    copy.load_state_dict(rl.storage.merged_weights(reft, model), strict=False)
     bridge = TransformerBridge.boot_transformers(
         architectures.NAMES[architecture],
         hf_model=copy,
@@ -201,8 +211,14 @@ def test_several_layers_and_a_tied_intervention_merge_together(gpt2_double):
     import reftlens as rl
 
     batch, tied = _batch(gpt2_double), rl.LoReFT(D, 2)
-    reft = rl.ReFT({rl.mlp_out(0, "all"): tied, rl.attn_out(2, "all"): tied, rl.attn_out(0, "all"): rl.LobiReFT(D, 1)})
-    weights = rl.merged_weights(reft, gpt2_double)
+    reft = rl.ReFT(
+        {
+            rl.mlp_out(0, "all"): tied,
+            rl.attn_out(2, "all"): tied,
+            rl.attn_out(0, "all"): rl.interventions.LobiReFT(D, 1),
+        }
+    )
+    weights = rl.storage.merged_weights(reft, gpt2_double)
     layers = ("transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_proj", "transformer.h.2.attn.c_proj")
     assert sorted(weights) == [f"{layer}.{name}" for layer in layers for name in ("bias", "weight")]
     merged = _merged(reft, gpt2_double, "gpt2", batch, torch.float64)
@@ -213,7 +229,7 @@ def test_strength_zero_gives_the_weights_back():
     import reftlens as rl
 
     model, plain = architectures.bridge("llama"), architectures.hf_model("llama")
-    weights = rl.merged_weights(rl.ReFT({rl.mlp_out(1, "all"): rl.LoReFT(D, 3)}), model, strength=0.0)
+    weights = rl.storage.merged_weights(rl.ReFT({rl.mlp_out(1, "all"): rl.LoReFT(D, 3)}), model, strength=0.0)
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in weights.items())
 
 
@@ -221,7 +237,7 @@ def test_the_identity_start_gives_the_weights_back():
     import reftlens as rl
 
     model, plain = architectures.bridge("llama"), architectures.hf_model("llama")
-    weights = rl.merged_weights(rl.ReFT({rl.mlp_out(1, "all"): rl.LoReFT(D, 3, init="identity")}), model)
+    weights = rl.storage.merged_weights(rl.ReFT({rl.mlp_out(1, "all"): rl.LoReFT(D, 3, init="identity")}), model)
     # float32 weights times a matrix that is the identity to rounding in float64
     assert all((value - plain.state_dict()[name]).abs().max() < 1e-6 for name, value in weights.items())
 
@@ -232,10 +248,10 @@ def test_merged_weights_have_the_dtype_of_the_model_and_are_rounded_once(dtype):
 
     model, exact = architectures.bridge("gpt2", dtype), architectures.bridge("gpt2", torch.float64)
     reft = rl.ReFT({rl.mlp_out(1, "all"): rl.LoReFT(D, 3)})
-    weights = rl.merged_weights(reft, model)
+    weights = rl.storage.merged_weights(reft, model)
     assert {w.dtype for w in weights.values()} == {dtype}
     if dtype == torch.float32:
-        wanted = rl.merged_weights(reft, exact)
+        wanted = rl.storage.merged_weights(reft, exact)
         assert all(torch.equal(w, wanted[name].float()) for name, w in weights.items())
 
 
@@ -246,7 +262,7 @@ def test_the_merged_model_generates_what_the_edited_one_does(gpt2):
     batch = rl.encode_prompts(gpt2, TEXTS[:1])
     ours, base = (rl.generate(r, gpt2, batch, max_new_tokens=8).ids[0] for r in (reft, None))
     copy = architectures.hf_model("gpt2")
-    copy.load_state_dict(rl.merged_weights(reft, gpt2), strict=False)
+    copy.load_state_dict(rl.storage.merged_weights(reft, gpt2), strict=False)
     theirs = copy.generate(batch.tokens, max_new_tokens=8, do_sample=False, pad_token_id=2)[0, batch.tokens.shape[1] :]
     assert theirs.tolist()[: len(ours)] == list(ours) != list(base)
 
@@ -263,7 +279,7 @@ def test_the_users_model_and_intervention_stay_as_they_are(architecture):
     before = {n: p.clone() for n, p in model.original_model.named_parameters()}
     hooks = sum(len(p.fwd_hooks) for p in model.hook_dict.values())
     kept = {n: t.clone() for n, t in reft.state_dict().items()}
-    weights = rl.merged_weights(reft, model)
+    weights = rl.storage.merged_weights(reft, model)
     assert all(torch.equal(p, before[n]) for n, p in model.original_model.named_parameters())
     assert all(torch.equal(t, kept[n]) for n, t in reft.state_dict().items())
     assert reft.training and reft[0].training and reft[0].dropout.training
@@ -278,7 +294,7 @@ def _refused(site, module, model, match):
     import reftlens as rl
 
     with pytest.raises(ValueError, match=match):
-        rl.merged_weights(rl.ReFT({site: module}), model)
+        rl.storage.merged_weights(rl.ReFT({site: module}), model)
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post"])
@@ -304,13 +320,20 @@ def test_outputs_after_a_norm_are_refused(architecture, site):
 
 @pytest.mark.parametrize(
     "site, width",
-    [("mlp_post", architectures.D_MLP), ("attn_z", D), ("attn_q", D), ("attn_v", D), ("embed", D), ("final_norm", D)],
+    [
+        ("mlp_post", architectures.D_MLP),
+        ("attn_z", D),
+        ("attn_q", D),
+        ("attn_v", D),
+        ("embeddings", D),
+        ("final_norm", D),
+    ],
 )
 def test_neurons_heads_embeddings_and_norms_are_refused(gpt2, site, width):
     import reftlens as rl
 
     make = getattr(rl, site)
-    place = make("all") if site in ("embed", "final_norm") else make(1, "all")
+    place = make("all") if site in ("embeddings", "final_norm") else make(1, "all")
     _refused(place, rl.LoReFT(width, 2), gpt2, "is not the output of a linear layer")
 
 
@@ -325,7 +348,7 @@ def test_positions_other_than_all_are_refused(gpt2, positions):
 def test_an_activation_function_is_refused(gpt2, kind):
     import reftlens as rl
 
-    module = getattr(rl, kind)(D, 2, activation="relu")
+    module = getattr(rl.interventions, kind)(D, 2, activation="relu")
     _refused(rl.mlp_out(1, "all"), module, gpt2, f"{kind} at blocks.1.mlp.hook_out is not affine")
 
 
@@ -363,4 +386,4 @@ def test_one_site_that_cannot_be_merged_refuses_all(gpt2):
 
     sites = {rl.mlp_out(1, "all"): rl.LoReFT(D, 2), rl.resid_post(1, "all"): rl.LoReFT(D, 2)}
     with pytest.raises(ValueError, match=r"blocks.1.hook_out is not the output"):
-        rl.merged_weights(rl.ReFT(sites), gpt2)
+        rl.storage.merged_weights(rl.ReFT(sites), gpt2)

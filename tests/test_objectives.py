@@ -28,7 +28,7 @@ def batch(rl):
 
 def test_each_target_costs_minus_the_logarithm_of_its_probability(rl, batch):
     logits = 3 * torch.randn(9, 11, dtype=torch.float64)
-    losses = rl.cross_entropy(logits, batch)
+    losses = rl.training.cross_entropy(logits, batch)
     assert losses.shape == (9,)
     place = 0
     for row, target in zip(batch.tokens, batch.target_mask, strict=True):
@@ -40,27 +40,27 @@ def test_each_target_costs_minus_the_logarithm_of_its_probability(rl, batch):
 
 
 def test_known_values(rl, batch):
-    assert torch.allclose(rl.cross_entropy(torch.zeros(9, 11), batch), torch.full((9,), math.log(11)))
+    assert torch.allclose(rl.training.cross_entropy(torch.zeros(9, 11), batch), torch.full((9,), math.log(11)))
     certain = 100.0 * torch.nn.functional.one_hot(batch.target_ids, 11).float()
-    assert rl.cross_entropy(certain, batch).max() < 1e-6
-    assert torch.allclose(rl.cross_entropy(-certain, batch), torch.tensor(100 + math.log(10)), atol=1e-3)
+    assert rl.training.cross_entropy(certain, batch).max() < 1e-6
+    assert torch.allclose(rl.training.cross_entropy(-certain, batch), torch.tensor(100 + math.log(10)), atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_scored_in_single(rl, batch, dtype):
     logits = (10 * torch.randn(9, 11)).to(dtype)
-    losses = rl.cross_entropy(logits, batch)
+    losses = rl.training.cross_entropy(logits, batch)
     assert losses.dtype == torch.float32
-    assert torch.equal(losses, rl.cross_entropy(logits.float(), batch))
+    assert torch.equal(losses, rl.training.cross_entropy(logits.float(), batch))
 
 
 def test_double_precision_stays(rl, batch):
-    assert rl.cross_entropy(torch.randn(9, 11, dtype=torch.float64), batch).dtype == torch.float64
+    assert rl.training.cross_entropy(torch.randn(9, 11, dtype=torch.float64), batch).dtype == torch.float64
 
 
 def test_the_gradient_is_probability_minus_target(rl, batch):
     logits = torch.randn(9, 11, dtype=torch.float64, requires_grad=True)
-    rl.cross_entropy(logits, batch).sum().backward()
+    rl.training.cross_entropy(logits, batch).sum().backward()
     expected = logits.detach().softmax(dim=1)
     expected[torch.arange(9), batch.target_ids] -= 1
     assert torch.allclose(logits.grad, expected, atol=1e-14)
@@ -68,11 +68,11 @@ def test_the_gradient_is_probability_minus_target(rl, batch):
 
 def test_losses_of_a_batch_are_those_of_its_rows(rl, batch):
     logits = torch.randn(9, 11)
-    together = rl.cross_entropy(logits, batch)
-    alone = [rl.cross_entropy(logits[batch.target_rows == i], batch[i]) for i in range(len(batch))]
+    together = rl.training.cross_entropy(logits, batch)
+    alone = [rl.training.cross_entropy(logits[batch.target_rows == i], batch[i]) for i in range(len(batch))]
     assert torch.equal(torch.cat(alone), together)
 
 
 def test_logits_that_are_not_one_row_per_target_are_refused(rl, batch):
     with pytest.raises(ValueError):
-        rl.cross_entropy(torch.randn(8, 11), batch)
+        rl.training.cross_entropy(torch.randn(8, 11), batch)

@@ -19,7 +19,7 @@ def _data(model):
 def _reft(model, *sites):
     import reftlens as rl
 
-    reft = rl.ReFT({site: rl.LoReFT(rl.sites(model)[site.hook].width, rank=2) for site in sites})
+    reft = rl.ReFT({site: rl.LoReFT(rl.hooks(model)[site.hook].width, rank=2) for site in sites})
     reft.reset(1)
     return reft
 
@@ -37,7 +37,7 @@ def _places(rl, model):
     some = [
         [rl.resid_post(0, "prompt")],
         mixed,
-        [rl.embed("first"), rl.resid_post(0, "all")],
+        [rl.embeddings("first"), rl.resid_post(0, "all")],
         [rl.resid_post(2, "last")],
     ]
     parallel = getattr(model.cfg, "parallel_attn_mlp", False)

@@ -63,7 +63,7 @@ def _plain_logits(reft, model, batch, tokens=None, mask=None, **kwargs):
 
     tokens = batch.tokens if tokens is None else tokens
     mask = batch.attention_mask.long() if mask is None else mask
-    with rl.on_transformers(reft, model, batch, **kwargs):
+    with rl.storage.on_transformers(reft, model, batch, **kwargs):
         return model(tokens, attention_mask=mask).logits
 
 
@@ -120,7 +120,7 @@ def test_variants_mean_what_they_mean_on_the_bridge(settings):
     batch, variant = _batch(bridge), rl.Variant(**settings)
     reft = _reft("f2") if "among" in settings else _reft()
     if "among" in settings:
-        reft = rl.ReFT({site: module for site, module in reft.items() if site.positions != rl.Last()})
+        reft = rl.ReFT({site: module for site, module in reft.items() if site.positions != rl.positions.Last()})
     edited = _plain_logits(reft, plain, batch, variant=variant)
     difference = edited - _bridge_logits(reft, bridge, batch, variant=variant)
     assert difference[batch.attention_mask].abs().max() < 1e-5  # float32, as above
@@ -178,7 +178,7 @@ def test_B9_padding_on_the_left_edits_the_same_tokens(architecture):
     position = (mask.cumsum(dim=1) - 1).clamp(min=0)
     import reftlens as rl
 
-    with torch.no_grad(), rl.on_transformers(reft, plain, batch):
+    with torch.no_grad(), rl.storage.on_transformers(reft, plain, batch):
         left = plain(tokens, attention_mask=mask, position_ids=position).logits
     # float32: other columns of padding change the order of summation
     assert (left[mask.bool()] - _plain_logits(reft, plain, batch)[batch.attention_mask]).abs().max() < 1e-5
@@ -197,7 +197,7 @@ def test_without_an_attention_mask_the_tokens_lie_as_in_the_batch():
     import reftlens as rl
 
     plain, batch, reft = _plain("llama"), _batch(architectures.bridge("llama")), _reft()
-    with torch.no_grad(), rl.on_transformers(reft, plain, batch):
+    with torch.no_grad(), rl.storage.on_transformers(reft, plain, batch):
         logits = plain(batch.tokens).logits
     # float32: unmasked padding on the right is not attended to by what is left of it
     assert (logits - _plain_logits(reft, plain, batch))[batch.attention_mask].abs().max() < 1e-5
@@ -230,7 +230,7 @@ def test_generate_with_edits_on_the_prompt_is_the_greedy_generation_of_reftlens(
     for text in TEXTS:
         batch = _batch(bridge, [text])
         ours = rl.generate(reft, bridge, batch, max_new_tokens=8)
-        with rl.on_transformers(reft, plain, batch):
+        with rl.storage.on_transformers(reft, plain, batch):
             theirs = _generate(plain, batch.tokens, batch.attention_mask.long(), 8)
         assert theirs[0, batch.tokens.shape[1] :].tolist()[: len(ours.ids[0])] == list(ours.ids[0])
 
@@ -244,7 +244,7 @@ def test_generate_with_a_left_padded_batch_equals_each_prompt_alone(pair):
     ours = rl.generate(reft, bridge, batch, max_new_tokens=6)
     base = rl.generate(None, bridge, batch, max_new_tokens=6)
     tokens, mask = _left_padded(batch)
-    with rl.on_transformers(reft, plain, batch):
+    with rl.storage.on_transformers(reft, plain, batch):
         theirs = _generate(plain, tokens, mask, 6)[:, tokens.shape[1] :].tolist()
     for i, ids in enumerate(ours.ids):
         assert theirs[i][: len(ids)] == list(ids)
@@ -260,7 +260,7 @@ def test_B11_a_prompt_of_one_token_is_edited_once_and_not_at_every_step():
     batch = _batch(bridge, ["<bos>"])
     assert batch.tokens.shape[1] == 1
     ours = rl.generate(reft, bridge, batch, max_new_tokens=6).ids[0]
-    with rl.on_transformers(reft, plain, batch):
+    with rl.storage.on_transformers(reft, plain, batch):
         theirs = _generate(plain, batch.tokens, batch.attention_mask.long(), 6)[0, 1:].tolist()
     always = rl.ReFT({rl.resid_post(1, "last+generated"): reft[0]})
     assert theirs[: len(ours)] == list(ours) != list(rl.generate(always, bridge, batch, max_new_tokens=6).ids[0])
@@ -275,7 +275,7 @@ def test_positions_that_reach_generated_tokens_are_refused_while_generating(posi
     reft = rl.ReFT({rl.resid_post(1, positions): rl.LoReFT(D, 2)}).eval()
     with (
         pytest.raises(ValueError, match=r"reaches generated tokens|chooses no token"),
-        rl.on_transformers(reft, plain, batch),
+        rl.storage.on_transformers(reft, plain, batch),
     ):
         _generate(plain, batch.tokens, batch.attention_mask.long(), 3)
     assert _hook_count(plain) == 0
@@ -289,7 +289,7 @@ def test_narrowed_to_the_prompt_by_a_variant_such_positions_generate():
     reft = rl.ReFT({rl.resid_post(1, "all"): rl.LoReFT(D, 2)}).eval()
     variant = rl.Variant(among="prompt")
     ours = rl.generate(reft, bridge, batch, variant=variant, max_new_tokens=5).ids[0]
-    with rl.on_transformers(reft, plain, batch, variant):
+    with rl.storage.on_transformers(reft, plain, batch, variant):
         theirs = _generate(plain, batch.tokens, batch.attention_mask.long(), 5)[0, batch.tokens.shape[1] :].tolist()
     assert theirs[: len(ours)] == list(ours)
 
@@ -314,7 +314,7 @@ def test_hooks_are_gone_after_an_exception_inside_the_block():
 
     plain, batch = _plain("gpt2"), _batch(architectures.bridge("gpt2"))
     before = _base(plain, batch)
-    with pytest.raises(ZeroDivisionError), rl.on_transformers(_reft(), plain, batch):
+    with pytest.raises(ZeroDivisionError), rl.storage.on_transformers(_reft(), plain, batch):
         plain(batch.tokens)
         _ = 1 / 0
     assert _hook_count(plain) == 0 and torch.equal(_base(plain, batch), before)
@@ -325,7 +325,7 @@ def test_hooks_are_gone_after_a_refusal_of_a_later_site():
 
     plain, batch = _plain("gpt2"), _batch(architectures.bridge("gpt2"))
     reft = rl.ReFT({rl.resid_post(0, "last"): rl.LoReFT(D, 2), rl.mlp_out(1, "last"): rl.LoReFT(D, 2)})
-    with pytest.raises(ValueError, match="not the residual stream"), rl.on_transformers(reft, plain, batch):
+    with pytest.raises(ValueError, match="not the residual stream"), rl.storage.on_transformers(reft, plain, batch):
         pass
     assert _hook_count(plain) == 0
 
@@ -346,7 +346,7 @@ def test_gradients_reach_the_intervention():
 
     plain, batch = _plain("llama"), _batch(architectures.bridge("llama"))
     reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 2)})
-    with rl.on_transformers(reft, plain, batch):
+    with rl.storage.on_transformers(reft, plain, batch):
         plain(batch.tokens, attention_mask=batch.attention_mask.long()).logits.logsumexp(-1).sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in reft.parameters())
 
@@ -358,7 +358,7 @@ def test_a_site_off_the_residual_stream_is_refused_by_name():
     import reftlens as rl
 
     plain, batch = _plain("llama"), _batch(architectures.bridge("llama"))
-    for site in (rl.mlp_out(1, "last"), rl.attn_out(1, "last"), rl.resid_mid(1, "last"), rl.embed("last")):
+    for site in (rl.mlp_out(1, "last"), rl.attn_out(1, "last"), rl.resid_mid(1, "last"), rl.embeddings("last")):
         reft = rl.ReFT({site: rl.LoReFT(D, 2)})
         with pytest.raises(ValueError, match=f"{site.hook} is not the residual stream"):
             _plain_logits(reft, plain, batch)
@@ -404,7 +404,7 @@ def test_a_block_in_which_nothing_ran_is_an_error():
     plain, batch = _plain("gpt2"), _batch(architectures.bridge("gpt2"))
     with (
         pytest.raises(RuntimeError, match=r"no hidden state passed through blocks.0.hook_resid_pre"),
-        rl.on_transformers(_reft(), plain, batch),
+        rl.storage.on_transformers(_reft(), plain, batch),
     ):
         pass
 
@@ -412,7 +412,7 @@ def test_a_block_in_which_nothing_ran_is_an_error():
 def test_a_bridge_is_refused_with_the_way_out(gpt2):
     import reftlens as rl
 
-    with pytest.raises(ValueError, match=r"use reft.on"), rl.on_transformers(_reft(), gpt2, _batch(gpt2)):
+    with pytest.raises(ValueError, match=r"use reft.on"), rl.storage.on_transformers(_reft(), gpt2, _batch(gpt2)):
         pass
 
 
@@ -422,7 +422,7 @@ def test_a_model_without_blocks_is_refused():
     batch = _batch(architectures.bridge("gpt2"))
     with (
         pytest.raises(ValueError, match="cannot find the blocks of Linear"),
-        rl.on_transformers(_reft(), torch.nn.Linear(2, 2), batch),
+        rl.storage.on_transformers(_reft(), torch.nn.Linear(2, 2), batch),
     ):
         pass
 
@@ -452,9 +452,9 @@ def test_another_plain_checkpoint_is_refused(tmp_path):
     import reftlens as rl
 
     rl.save(_reft(), tmp_path, architectures.bridge("gpt2"))
-    with pytest.raises(rl.StoreMismatch, match="weights are others"):
+    with pytest.raises(rl.errors.StoreMismatch, match="weights are others"):
         rl.load(tmp_path, architectures.hf_model("gpt2", seed=1))
-    with pytest.raises(rl.StoreMismatch, match="model_type was 'gpt2' and is 'llama'"):
+    with pytest.raises(rl.errors.StoreMismatch, match="model_type was 'gpt2' and is 'llama'"):
         rl.load(tmp_path, architectures.hf_model("llama"))
 
 
@@ -464,5 +464,5 @@ def test_a_processed_bridge_and_the_plain_model_are_two_models(tmp_path):
     processed = architectures.fresh_bridge("gpt2")
     processed.enable_compatibility_mode(disable_warnings=True)
     rl.save(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 2)}), tmp_path, processed)
-    with pytest.raises(rl.StoreMismatch, match="compatibility mode on"):
+    with pytest.raises(rl.errors.StoreMismatch, match="compatibility mode on"):
         rl.load(tmp_path, architectures.hf_model("gpt2"))

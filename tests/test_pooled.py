@@ -12,7 +12,7 @@ CONCEPT = 2
 
 
 def _module(k=2, **kwargs):
-    module = rl.ReFTr1(D, k=k, generator=torch.Generator().manual_seed(0), **kwargs)
+    module = rl.interventions.ReFTr1(D, k=k, generator=torch.Generator().manual_seed(0), **kwargs)
     with torch.no_grad():
         module.b.fill_(0.1)
     return module
@@ -93,7 +93,7 @@ def _rows(count, seed, arbitrary=False):
 def test_a_planted_concept_is_found_and_arbitrary_answers_find_none(arbitrary):
     truth = planted()
     config = rl.FitConfig(steps=150, lr=5e-2, batch_size=64, seed=1)
-    found = rl.reft_r1(
+    found = rl.directions.reft_r1(
         truth.model, *_rows(256, 0, arbitrary), rl.resid_post(1, "prompt"), k=1, config=config, progress=False
     )
     direction = torch.nn.functional.normalize(truth.subspace @ CORNERS[CONCEPT], dim=0).double()
@@ -101,9 +101,10 @@ def test_a_planted_concept_is_found_and_arbitrary_answers_find_none(arbitrary):
     positive, negative = _rows(100, 7)
     score = [
         (rl.activations(truth.model, d, rl.resid_post(1, "prompt"), progress=False).double() @ found.basis[:, 0])
-        .view(-1, 5).amax(dim=1)
+        .view(-1, 5)
+        .amax(dim=1)
         for d in (positive, negative)
-    ]  # fmt: skip
+    ]
     auroc = (score[0][:, None] > score[1]).double().mean().item()
     if arbitrary:
         assert cosine < 0.6 and auroc < 0.8
@@ -121,4 +122,4 @@ def test_what_it_cannot_do_is_said(gpt2):
     with pytest.raises(ValueError, match="which row each token"):
         _module()(torch.randn(3, D))
     with pytest.raises(ValueError, match="k=0"):
-        rl.ReFTr1(D, k=0)
+        rl.interventions.ReFTr1(D, k=0)

@@ -14,43 +14,55 @@ PAD, PROMPT, RESPONSE, GENERATED = 0, 1, 2, 3
 # Every kind and every way to join them: a constructor, and the places chosen in a row of roles, typed out on plain
 # lists. `p` are the places of the prompt in the row, `a` all places, `r` those after the prompt, `g` the generated.
 TABLE = {
-    "First()": (lambda rl: rl.First(), lambda p, a, r, g: p[:1]),
-    "First(3)": (lambda rl: rl.First(3), lambda p, a, r, g: p[:3]),
-    "First(100)": (lambda rl: rl.First(100), lambda p, a, r, g: p),
-    "Last()": (lambda rl: rl.Last(), lambda p, a, r, g: p[-1:]),
-    "Last(3)": (lambda rl: rl.Last(3), lambda p, a, r, g: p[-3:]),
-    "Last(100)": (lambda rl: rl.Last(100), lambda p, a, r, g: p),
-    "Nth(0)": (lambda rl: rl.Nth(0), lambda p, a, r, g: [p[0]]),
-    "Nth(2)": (lambda rl: rl.Nth(2, missing="skip"), lambda p, a, r, g: p[2:3]),
-    "Nth(-1)": (lambda rl: rl.Nth(-1), lambda p, a, r, g: [p[-1]]),
-    "Nth(-3)": (lambda rl: rl.Nth(-3, missing="skip"), lambda p, a, r, g: [p[-3]] if len(p) >= 3 else []),
-    "At(0, 3, 6)": (lambda rl: rl.At(0, 3, 6), lambda p, a, r, g: [i for i in a if i in (0, 3, 6)]),
-    "All()": (lambda rl: rl.All(), lambda p, a, r, g: a),
-    "Prompt()": (lambda rl: rl.Prompt(), lambda p, a, r, g: p),
-    "Response()": (lambda rl: rl.Response(), lambda p, a, r, g: r),
-    "Generated()": (lambda rl: rl.Generated(), lambda p, a, r, g: g),
-    "First(2) | Last(2)": (lambda rl: rl.First(2) | rl.Last(2), lambda p, a, r, g: p[:2] + p[-2:]),
-    "Last() | Generated()": (lambda rl: rl.Last() | rl.Generated(), lambda p, a, r, g: p[-1:] + g),
-    "All() - Last()": (lambda rl: rl.All() - rl.Last(), lambda p, a, r, g: [i for i in a if i != p[-1]]),
-    "Prompt() - First(2)": (lambda rl: rl.Prompt() - rl.First(2), lambda p, a, r, g: p[2:]),
-    "All() - Response()": (lambda rl: rl.All() - rl.Response(), lambda p, a, r, g: p),
-    "Last(4) >> First(2)": (lambda rl: rl.Last(4) >> rl.First(2), lambda p, a, r, g: p[-4:][:2]),
-    "First(4) >> Last()": (lambda rl: rl.First(4) >> rl.Last(), lambda p, a, r, g: p[:4][-1:]),
-    "First(4) >> Nth(-1)": (lambda rl: rl.First(4) >> rl.Nth(-1), lambda p, a, r, g: [p[:4][-1]]),
-    "First(4) >> At(1, 9)": (lambda rl: rl.First(4) >> rl.At(1, 9), lambda p, a, r, g: [i for i in p[:4] if i == 1]),
-    "Response() >> First(2)": (lambda rl: rl.Response() >> rl.First(2), lambda p, a, r, g: r[:2]),
-    "Generated() >> First()": (lambda rl: rl.Generated() >> rl.First(), lambda p, a, r, g: g[:1]),
-    "All() >> First(5)": (lambda rl: rl.All() >> rl.First(5), lambda p, a, r, g: a[:5]),
-    "All() >> Prompt()": (lambda rl: rl.All() >> rl.Prompt(), lambda p, a, r, g: p),
-    "Prompt() >> All()": (lambda rl: rl.Prompt() >> rl.All(), lambda p, a, r, g: p),
+    "First()": (lambda rl: rl.positions.First(), lambda p, a, r, g: p[:1]),
+    "First(3)": (lambda rl: rl.positions.First(3), lambda p, a, r, g: p[:3]),
+    "First(100)": (lambda rl: rl.positions.First(100), lambda p, a, r, g: p),
+    "Last()": (lambda rl: rl.positions.Last(), lambda p, a, r, g: p[-1:]),
+    "Last(3)": (lambda rl: rl.positions.Last(3), lambda p, a, r, g: p[-3:]),
+    "Last(100)": (lambda rl: rl.positions.Last(100), lambda p, a, r, g: p),
+    "Nth(0)": (lambda rl: rl.positions.Nth(0), lambda p, a, r, g: [p[0]]),
+    "Nth(2)": (lambda rl: rl.positions.Nth(2, missing="skip"), lambda p, a, r, g: p[2:3]),
+    "Nth(-1)": (lambda rl: rl.positions.Nth(-1), lambda p, a, r, g: [p[-1]]),
+    "Nth(-3)": (lambda rl: rl.positions.Nth(-3, missing="skip"), lambda p, a, r, g: [p[-3]] if len(p) >= 3 else []),
+    "At(0, 3, 6)": (lambda rl: rl.positions.At(0, 3, 6), lambda p, a, r, g: [i for i in a if i in (0, 3, 6)]),
+    "All()": (lambda rl: rl.positions.All(), lambda p, a, r, g: a),
+    "Prompt()": (lambda rl: rl.positions.Prompt(), lambda p, a, r, g: p),
+    "Response()": (lambda rl: rl.positions.Response(), lambda p, a, r, g: r),
+    "Generated()": (lambda rl: rl.positions.Generated(), lambda p, a, r, g: g),
+    "First(2) | Last(2)": (lambda rl: rl.positions.First(2) | rl.positions.Last(2), lambda p, a, r, g: p[:2] + p[-2:]),
+    "Last() | Generated()": (lambda rl: rl.positions.Last() | rl.positions.Generated(), lambda p, a, r, g: p[-1:] + g),
+    "All() - Last()": (
+        lambda rl: rl.positions.All() - rl.positions.Last(),
+        lambda p, a, r, g: [i for i in a if i != p[-1]],
+    ),
+    "Prompt() - First(2)": (lambda rl: rl.positions.Prompt() - rl.positions.First(2), lambda p, a, r, g: p[2:]),
+    "All() - Response()": (lambda rl: rl.positions.All() - rl.positions.Response(), lambda p, a, r, g: p),
+    "Last(4) >> First(2)": (lambda rl: rl.positions.Last(4) >> rl.positions.First(2), lambda p, a, r, g: p[-4:][:2]),
+    "First(4) >> Last()": (lambda rl: rl.positions.First(4) >> rl.positions.Last(), lambda p, a, r, g: p[:4][-1:]),
+    "First(4) >> Nth(-1)": (lambda rl: rl.positions.First(4) >> rl.positions.Nth(-1), lambda p, a, r, g: [p[:4][-1]]),
+    "First(4) >> At(1, 9)": (
+        lambda rl: rl.positions.First(4) >> rl.positions.At(1, 9),
+        lambda p, a, r, g: [i for i in p[:4] if i == 1],
+    ),
+    "Response() >> First(2)": (lambda rl: rl.positions.Response() >> rl.positions.First(2), lambda p, a, r, g: r[:2]),
+    "Generated() >> First()": (lambda rl: rl.positions.Generated() >> rl.positions.First(), lambda p, a, r, g: g[:1]),
+    "All() >> First(5)": (lambda rl: rl.positions.All() >> rl.positions.First(5), lambda p, a, r, g: a[:5]),
+    "All() >> Prompt()": (lambda rl: rl.positions.All() >> rl.positions.Prompt(), lambda p, a, r, g: p),
+    "Prompt() >> All()": (lambda rl: rl.positions.Prompt() >> rl.positions.All(), lambda p, a, r, g: p),
     "Response() >> (First() | Generated())": (
-        lambda rl: rl.Response() >> (rl.First() | rl.Generated()),
+        lambda rl: rl.positions.Response() >> (rl.positions.First() | rl.positions.Generated()),
         lambda p, a, r, g: r[:1] + g,
     ),
     # Within a chain both sides of a difference choose among the tokens chosen before, as with a union.
-    "First(4) >> (All() - Last())": (lambda rl: rl.First(4) >> (rl.All() - rl.Last()), lambda p, a, r, g: p[:4][:-1]),
-    "(Last(3) >> First()) | First()": (lambda rl: (rl.Last(3) >> rl.First()) | rl.First(), lambda p, a, r, g: p[-3:][:1] + p[:1]),  # noqa: E501
-}  # fmt: skip
+    "First(4) >> (All() - Last())": (
+        lambda rl: rl.positions.First(4) >> (rl.positions.All() - rl.positions.Last()),
+        lambda p, a, r, g: p[:4][:-1],
+    ),
+    "(Last(3) >> First()) | First()": (
+        lambda rl: (rl.positions.Last(3) >> rl.positions.First()) | rl.positions.First(),
+        lambda p, a, r, g: p[-3:][:1] + p[:1],
+    ),
+}
 RESPONDS = [name for name in TABLE if re.search(r"All|At|Response|Generated", name)]
 # Prompt, completion and generated tokens of each row: one-token prompts, no response, long ones.
 ROWS = [(6, 0, 4), (1, 3, 0), (3, 0, 0), (9, 2, 2), (2, 0, 5), (4, 4, 0)]
@@ -126,44 +138,49 @@ def test_ids_of_padding_tokens_are_never_read(rl, name):
 
 
 def test_a_choice_of_the_users_own_cannot_choose_padding_either(rl):
-    class Everything(rl.Positions):
+    class Everything(rl.positions.Positions):
         kind = "everything"
 
         def select(self, view, among):
             return torch.ones_like(view.real)
 
     for side in ("left", "right"):
-        assert chosen(Everything(), view_of(ROWS, side)) == chosen(rl.All(), view_of(ROWS, side))
+        assert chosen(Everything(), view_of(ROWS, side)) == chosen(rl.positions.All(), view_of(ROWS, side))
 
 
 def test_B6_a_short_prompt_chooses_fewer_tokens_and_never_one_of_the_response(rl):
     rows = [(p, 5, 0) for p in (1, 2, 3, 5)]
     for text in ("f3+l3", "f7+l7", "l5", "f5"):
-        for (p, _, _), places in zip(rows, chosen(rl.parse_positions(text), view_of(rows)), strict=True):
+        for (p, _, _), places in zip(rows, chosen(rl.positions.parse(text), view_of(rows)), strict=True):
             assert places and max(places) < p
-    assert chosen(rl.parse_positions("f3+l3"), view_of([(3, 5, 0)])) == [[0, 1, 2]]
+    assert chosen(rl.positions.parse("f3+l3"), view_of([(3, 5, 0)])) == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_B7_last_is_the_last_prompt_token_with_and_without_a_response(rl, side):
     rows = [(5, 3, 0), (5, 0, 0), (1, 2, 0)]
-    assert chosen(rl.parse_positions("l1"), view_of(rows, side)) == [[4], [4], [0]]
+    assert chosen(rl.positions.parse("l1"), view_of(rows, side)) == [[4], [4], [0]]
 
 
 def test_B8_one_sided_choices_are_not_halved(rl):
-    assert chosen(rl.parse_positions("f5"), view_of([(8, 0, 0)])) == [[0, 1, 2, 3, 4]]
-    assert chosen(rl.parse_positions("l5"), view_of([(8, 0, 0)])) == [[3, 4, 5, 6, 7]]
-    assert chosen(rl.parse_positions("l1"), view_of([(1, 0, 0)])) == [[0]]
+    assert chosen(rl.positions.parse("f5"), view_of([(8, 0, 0)])) == [[0, 1, 2, 3, 4]]
+    assert chosen(rl.positions.parse("l5"), view_of([(8, 0, 0)])) == [[3, 4, 5, 6, 7]]
+    assert chosen(rl.positions.parse("l1"), view_of([(1, 0, 0)])) == [[0]]
 
 
 def test_B12_two_explicit_places_are_two_places(rl):
-    assert chosen(rl.At(2, 5), view_of([(8, 0, 0)])) == [[2, 5]]
-    assert rl.At([2, 5]) == rl.At(2, 5) == rl.At(5, 2, 5) == rl.resid_post(0, [2, 5]).positions
+    assert chosen(rl.positions.At(2, 5), view_of([(8, 0, 0)])) == [[2, 5]]
+    assert (
+        rl.positions.At([2, 5])
+        == rl.positions.At(2, 5)
+        == rl.positions.At(5, 2, 5)
+        == rl.resid_post(0, [2, 5]).positions
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
 def test_B23_an_overlapping_union_edits_each_token_once(rl, gpt2, n):
-    reft = rl.ReFT({rl.resid_post(1, rl.First(3) | rl.Last(3)): rl.LoReFT(gpt2.cfg.d_model)})
+    reft = rl.ReFT({rl.resid_post(1, rl.positions.First(3) | rl.positions.Last(3)): rl.LoReFT(gpt2.cfg.d_model)})
     (edit,) = reft.bind(gpt2).edits(view_of([(n, 2, 0), (4, 0, 0)]))
     places = list(zip(edit.rows.tolist(), edit.columns.tolist(), strict=True))
     assert len(places) == len(set(places)) == min(n, 6) + 4
@@ -208,23 +225,25 @@ def test_later_ids_are_not_read(rl, name):
 
 def test_response_holds_completion_and_generated_tokens_and_generated_only_its_own(rl):
     rows = [(3, 2, 2), (3, 2, 0), (3, 0, 2)]
-    assert chosen(rl.Response(), view_of(rows)) == [[3, 4, 5, 6], [3, 4], [3, 4]]
-    assert chosen(rl.Generated(), view_of(rows)) == [[5, 6], [], [3, 4]]
+    assert chosen(rl.positions.Response(), view_of(rows)) == [[3, 4, 5, 6], [3, 4], [3, 4]]
+    assert chosen(rl.positions.Generated(), view_of(rows)) == [[5, 6], [], [3, 4]]
 
 
 @pytest.mark.parametrize("right", ["Last()", "Nth(0)", "Nth(-1)", "Tokens('a')"])
 @pytest.mark.parametrize("left", ["Response()", "Generated()", "All()", "At(9)", "(Last() | Generated())"])
 def test_prompt_selectors_are_refused_for_tokens_after_the_prompt(rl, left, right):
-    space = vars(rl)
+    space = vars(rl.positions)
     for text in (f"{left} >> {right}", f"{left} >> ({right} | Response())", f"{left} >> (All() - {right})"):
         with pytest.raises(ValueError, match=r"acts on the prompt only, and .* after the prompt"):
             eval(text, dict(space))
 
 
 def test_prompt_selectors_after_the_prompt_are_fine_behind_a_prompt_selector(rl):
-    assert chosen(rl.Prompt() >> rl.Last(), view_of(ROWS)) == chosen(rl.Last(), view_of(ROWS))
-    inner = rl.Prompt() >> rl.Last()
-    assert chosen(rl.All() >> inner, view_of(ROWS)) == chosen(rl.Last(), view_of(ROWS))
+    assert chosen(rl.positions.Prompt() >> rl.positions.Last(), view_of(ROWS)) == chosen(
+        rl.positions.Last(), view_of(ROWS)
+    )
+    inner = rl.positions.Prompt() >> rl.positions.Last()
+    assert chosen(rl.positions.All() >> inner, view_of(ROWS)) == chosen(rl.positions.Last(), view_of(ROWS))
 
 
 # -- algebra -------------------------------------------------------------------------------------------------
@@ -243,7 +262,13 @@ def test_unions_and_differences_are_those_of_sets(rl, left):
 @pytest.mark.parametrize("left", ["First(3)", "Last(3)", "Prompt()", "First(2) | Last(2)", "Prompt() - First(2)"])
 def test_a_chain_chooses_among_what_came_before_and_distributes_over_unions_and_differences(rl, left):
     view, a = view_of(ROWS), TABLE[left][0](rl)
-    pieces = [rl.First(2), rl.Last(2), rl.All(), rl.Prompt(), rl.At(0, 2)]
+    pieces = [
+        rl.positions.First(2),
+        rl.positions.Last(2),
+        rl.positions.All(),
+        rl.positions.Prompt(),
+        rl.positions.At(0, 2),
+    ]
     for b in pieces:
         assert not ((a >> b).mask(view) & ~a.mask(view)).any()
         for c in pieces:
@@ -257,23 +282,32 @@ def test_a_chain_chooses_among_what_came_before_and_distributes_over_unions_and_
 
 
 def test_positions_are_read_from_strings(rl):
-    first, last = rl.First, rl.Last
+    first, last = rl.positions.First, rl.positions.Last
     for text, positions in {
-        "f7+l7": first(7) | last(7), "f1+l1": first(1) | last(1), "l2+f3": last(2) | first(3), "f3": first(3),
-        "l12": last(12), "first": first(), "last": last(), "all": rl.All(), "prompt": rl.Prompt(),
-        "response": rl.Response(), "generated": rl.Generated(), "last+generated": last() | rl.Generated(),
+        "f7+l7": first(7) | last(7),
+        "f1+l1": first(1) | last(1),
+        "l2+f3": last(2) | first(3),
+        "f3": first(3),
+        "l12": last(12),
+        "first": first(),
+        "last": last(),
+        "all": rl.positions.All(),
+        "prompt": rl.positions.Prompt(),
+        "response": rl.positions.Response(),
+        "generated": rl.positions.Generated(),
+        "last+generated": last() | rl.positions.Generated(),
         " f2 + l2 ": first(2) | last(2),
-    }.items():  # fmt: skip
-        assert rl.parse_positions(text) == positions
+    }.items():
+        assert rl.positions.parse(text) == positions
         assert rl.resid_post(0, text).positions == positions
-        assert chosen(positions, view_of(ROWS)) == chosen(rl.parse_positions(text), view_of(ROWS))
+        assert chosen(positions, view_of(ROWS)) == chosen(rl.positions.parse(text), view_of(ROWS))
 
 
 @pytest.mark.parametrize("text", ["x", "", "+", "f0", "l-1", "f", "7", "f1l1", "F1", "lst", "f1+", "f1+x", "last(3)"])
 def test_a_string_that_means_nothing_is_refused_with_the_part_that_does_not(rl, text):
     """pyreft reads "x" as no token at all, and "last" and "l2+f3" crash in it."""
     with pytest.raises(ValueError, match=r"cannot read positions .* is none of f<n>, l<n>, first, last"):
-        rl.parse_positions(text)
+        rl.positions.parse(text)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -317,13 +351,13 @@ def test_unknown_kinds_and_fields_are_refused(rl):
 )
 def test_misspelt_arguments_are_refused(rl, call):
     with pytest.raises(TypeError, match="unexpected keyword argument"):
-        eval(call, dict(vars(rl)))
+        eval(call, dict(vars(rl.positions)))
 
 
 @pytest.mark.parametrize("call", ["First(0)", "Last(-1)", "At()", "At(-1)", "At(3, -2)", "Tokens('')"])
 def test_a_choice_of_nothing_is_refused(rl, call):
     with pytest.raises(ValueError, match=r"chooses nothing|counted from 0|matches nothing"):
-        eval(call, dict(vars(rl)))
+        eval(call, dict(vars(rl.positions)))
 
 
 # -- missing -------------------------------------------------------------------------------------------------
@@ -333,16 +367,16 @@ def test_a_missing_nth_token_raises_with_its_rows_or_is_skipped(rl):
     view = view_of([(5, 0, 0), (2, 9, 0), (3, 0, 0), (1, 0, 0)])
     for k, rows in ((2, r"\[1, 3\]"), (-3, r"\[1, 3\]"), (1, r"\[3\]")):
         with pytest.raises(ValueError, match=rf"too few tokens in row\(s\) {rows}; pass missing=\"skip\""):
-            rl.Nth(k).mask(view)
-    assert chosen(rl.Nth(2, missing="skip"), view) == [[2], [], [2], []]
-    assert chosen(rl.Nth(-3, missing="skip"), view) == [[2], [], [0], []]
+            rl.positions.Nth(k).mask(view)
+    assert chosen(rl.positions.Nth(2, missing="skip"), view) == [[2], [], [2], []]
+    assert chosen(rl.positions.Nth(-3, missing="skip"), view) == [[2], [], [0], []]
 
 
 def test_a_missing_text_raises_with_its_rows_or_is_skipped(rl):
     view, _ = text_view(["the cat", "the dog", "a cat", "x"])
     with pytest.raises(ValueError, match=r"no such token in the prompt in row\(s\) \[1, 3\]"):
-        rl.Tokens("cat").mask(view)
-    found = rl.Tokens("cat", missing="skip").mask(view).any(dim=1)
+        rl.positions.Tokens("cat").mask(view)
+    found = rl.positions.Tokens("cat", missing="skip").mask(view).any(dim=1)
     assert found.tolist() == [True, False, True, False]
 
 
@@ -387,27 +421,27 @@ def test_every_piece_of_text_finds_exactly_the_tokens_that_carry_it(rl, side):
         view, (spans,) = text_view([text], side, response=3)
         pieces = {text[a : a + draw.randrange(1, 6)] for a in range(len(text))}
         for piece in sorted(pieces):
-            assert chosen(rl.Tokens(piece), view) == [overlapping(spans, text, re.escape(piece))], piece
+            assert chosen(rl.positions.Tokens(piece), view) == [overlapping(spans, text, re.escape(piece))], piece
 
 
 def test_a_text_may_span_several_tokens_and_occur_more_than_once(rl):
     texts = ["the 🍕 cat 🍕 on", "🍕"]
     view, spans = text_view(texts)
-    found = chosen(rl.Tokens("🍕"), view)
+    found = chosen(rl.positions.Tokens("🍕"), view)
     assert found == [overlapping(s, t, "🍕") for s, t in zip(spans, texts, strict=True)]
     assert [len(row) for row in found] == [8, 4]  # four bytes of UTF-8 each
-    assert chosen(rl.Tokens("the cat"), text_view(["on the cat sat"])[0]) == [[1, 2]]
+    assert chosen(rl.positions.Tokens("the cat"), text_view(["on the cat sat"])[0]) == [[1, 2]]
 
 
 def test_patterns_are_regular_expressions_and_texts_are_not(rl):
     text = "a.b the cat a+b"
     view, (spans,) = text_view([text])
-    assert chosen(rl.Tokens(r"c.t|a\+b", regex=True), view) == [overlapping(spans, text, r"c.t|a\+b")]
-    assert chosen(rl.Tokens("a.b"), view) == [overlapping(spans, text, r"a\.b")]
-    assert chosen(rl.Tokens("a+b"), view) == [overlapping(spans, text, r"a\+b")]
+    assert chosen(rl.positions.Tokens(r"c.t|a\+b", regex=True), view) == [overlapping(spans, text, r"c.t|a\+b")]
+    assert chosen(rl.positions.Tokens("a.b"), view) == [overlapping(spans, text, r"a\.b")]
+    assert chosen(rl.positions.Tokens("a+b"), view) == [overlapping(spans, text, r"a\+b")]
     with pytest.raises(re.error):
-        rl.Tokens("(", regex=True)
-    assert chosen(rl.Tokens("x*", regex=True, missing="skip"), view) == [[]]  # an empty match is no match
+        rl.positions.Tokens("(", regex=True)
+    assert chosen(rl.positions.Tokens("x*", regex=True, missing="skip"), view) == [[]]  # an empty match is no match
 
 
 def test_text_is_looked_for_in_the_prompt_only(rl):
@@ -415,25 +449,27 @@ def test_text_is_looked_for_in_the_prompt_only(rl):
     prompt, response = tokenizer("the cat").input_ids, tokenizer(" the dog").input_ids
     rows, ids = [(len(prompt), len(response), 0)], [prompt + response]
     view = view_of(rows, ids=ids, tokenizer=tokenizer)
-    assert chosen(rl.Tokens("the"), view) == [[0]]
-    assert not rl.Tokens("the").reaches_response
+    assert chosen(rl.positions.Tokens("the"), view) == [[0]]
+    assert not rl.positions.Tokens("the").reaches_response
     with pytest.raises(ValueError, match="no such token"):
-        rl.Tokens("dog").mask(view)
+        rl.positions.Tokens("dog").mask(view)
 
 
 def test_texts_join_and_chain_like_other_choices(rl):
     view, _ = text_view(["the cat sat on the mat"])
-    assert chosen(rl.Tokens("the") >> rl.Last(), view) == [[4]]
-    assert chosen(rl.Last(3) >> rl.Tokens("the"), view) == [[4]]
-    assert chosen(rl.Tokens("the") - rl.First(), view) == [[4]]
-    assert chosen(rl.Tokens("cat") | rl.Last(), view) == [[1, 5]]
-    again = type(rl.Tokens("c"))(**{k: v for k, v in rl.Tokens("c.t", regex=True).to_dict().items() if k != "kind"})
-    assert again == rl.Tokens("c.t", regex=True)
+    assert chosen(rl.positions.Tokens("the") >> rl.positions.Last(), view) == [[4]]
+    assert chosen(rl.positions.Last(3) >> rl.positions.Tokens("the"), view) == [[4]]
+    assert chosen(rl.positions.Tokens("the") - rl.positions.First(), view) == [[4]]
+    assert chosen(rl.positions.Tokens("cat") | rl.positions.Last(), view) == [[1, 5]]
+    again = type(rl.positions.Tokens("c"))(
+        **{k: v for k, v in rl.positions.Tokens("c.t", regex=True).to_dict().items() if k != "kind"}
+    )
+    assert again == rl.positions.Tokens("c.t", regex=True)
 
 
 def test_text_needs_a_tokenizer(rl):
     with pytest.raises(ValueError, match="needs a tokenizer"):
-        rl.Tokens("a").mask(view_of([(3, 0, 0)]))
+        rl.positions.Tokens("a").mask(view_of([(3, 0, 0)]))
 
 
 def test_neighbouring_emoji_are_told_apart_where_bytes_fall_back_to_tokens_of_their_own(rl):
@@ -474,7 +510,10 @@ def test_the_real_tokenizer_finds_every_piece_of_text(rl, smol, text):
 def test_a_choice_says_what_was_asked_for():
     import reftlens as rl
 
-    assert str(rl.Last(3)) == "Last(n=3)" and str(rl.All()) == "All()"
-    assert str(rl.Tokens("cat")) == "Tokens(text='cat')"
-    assert str(rl.Tokens("c.t", regex=True)) == "Tokens(text='c.t', regex=True)"
-    assert str(rl.First(1) | rl.Nth(-2, missing="skip")) == "Union(left=First(n=1), right=Nth(k=-2, missing='skip'))"
+    assert str(rl.positions.Last(3)) == "Last(n=3)" and str(rl.positions.All()) == "All()"
+    assert str(rl.positions.Tokens("cat")) == "Tokens(text='cat')"
+    assert str(rl.positions.Tokens("c.t", regex=True)) == "Tokens(text='c.t', regex=True)"
+    assert (
+        str(rl.positions.First(1) | rl.positions.Nth(-2, missing="skip"))
+        == "Union(left=First(n=1), right=Nth(k=-2, missing='skip'))"
+    )

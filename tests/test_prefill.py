@@ -16,11 +16,15 @@ def _sites():
     import reftlens as rl
 
     return {
-        "last": [rl.resid_post(1, "last")], "first": [rl.resid_pre(0, "f1+l1")],
-        "two": [rl.resid_post(0, "l2"), rl.attn_out(2, "last")], "all": [rl.mlp_out(1, "all")],
-        "embed": [rl.embed("last")], "final norm": [rl.final_norm("last")],
-        "generated": [rl.resid_post(2, rl.Generated())], "response": [rl.attn_q(1, rl.Response())],
-    }  # fmt: skip
+        "last": [rl.resid_post(1, "last")],
+        "first": [rl.resid_pre(0, "f1+l1")],
+        "two": [rl.resid_post(0, "l2"), rl.attn_out(2, "last")],
+        "all": [rl.mlp_out(1, "all")],
+        "embed": [rl.embeddings("last")],
+        "final norm": [rl.final_norm("last")],
+        "generated": [rl.resid_post(2, rl.positions.Generated())],
+        "response": [rl.attn_q(1, rl.positions.Response())],
+    }
 
 
 SLOW = pytest.mark.slow
@@ -38,7 +42,7 @@ def test_generation_from_prefilled_prompts_is_generation(architecture, name):
     import reftlens as rl
 
     model, reft = bridge(architecture), _reft(name)
-    prefilled = rl.prefill(reft, model, PROMPTS)
+    prefilled = rl.generation.prefill(reft, model, PROMPTS)
     assert "reused" in prefilled.said and prefilled.keys
     for strength in (0.0, 0.5, 3.0, 0.5):
         settings = dict(variant=rl.Variant(strength=strength), max_new_tokens=5, keep_logits=True)
@@ -54,7 +58,7 @@ def test_the_difference_vanishes_in_float64(architecture):
     import reftlens as rl
 
     model, reft = bridge(architecture, torch.float64), _reft("two", torch.float64)
-    prefilled = rl.prefill(reft, model, PROMPTS)
+    prefilled = rl.generation.prefill(reft, model, PROMPTS)
     found = rl.generate(reft, model, prefilled, max_new_tokens=6, keep_logits=True)
     expected = rl.generate(reft, model, PROMPTS, max_new_tokens=6, keep_logits=True)
     for a, b in zip(found.logits, expected.logits, strict=True):
@@ -65,7 +69,7 @@ def test_beams_and_streams_go_on_from_prefilled_prompts(llama):
     import reftlens as rl
 
     reft = _reft("two")
-    prefilled = rl.prefill(reft, llama, PROMPTS[:1])
+    prefilled = rl.generation.prefill(reft, llama, PROMPTS[:1])
     beams = [rl.generate(reft, llama, p, max_new_tokens=4, beams=3) for p in (prefilled, PROMPTS[:1])]
     assert beams[0] == beams[1]
     texts = ["".join(rl.stream(reft, llama, p, max_new_tokens=6)) for p in (prefilled, PROMPTS[0])]
@@ -76,7 +80,7 @@ def test_weights_of_the_edit_may_change_and_those_of_the_model_may_not():
     import reftlens as rl
 
     model, reft = fresh_bridge("llama"), _reft("last")
-    prefilled = rl.prefill(reft, model, PROMPTS)
+    prefilled = rl.generation.prefill(reft, model, PROMPTS)
     reft.reset(7)
     assert rl.generate(reft, model, prefilled, max_new_tokens=4) == rl.generate(reft, model, PROMPTS, max_new_tokens=4)
     with torch.no_grad():
@@ -88,7 +92,7 @@ def test_weights_of_the_edit_may_change_and_those_of_the_model_may_not():
 def test_what_does_not_belong_together_is_refused(llama):
     import reftlens as rl
 
-    prefilled = rl.prefill(_reft("last"), llama, PROMPTS)
+    prefilled = rl.generation.prefill(_reft("last"), llama, PROMPTS)
     with pytest.raises(ValueError, match="the prompts were read for edits at"):
         rl.generate(_reft("first"), llama, prefilled, max_new_tokens=2)
     with pytest.raises(ValueError, match="come with their template"):
@@ -99,7 +103,7 @@ def test_a_users_hook_sees_the_whole_prompt(llama):
     import reftlens as rl
 
     reft = _reft("last")
-    prefilled = rl.prefill(reft, llama, PROMPTS)
+    prefilled = rl.generation.prefill(reft, llama, PROMPTS)
     expected = rl.generate(reft, llama, PROMPTS, max_new_tokens=2)
     seen = []
     llama.blocks[0].hook_out.add_hook(lambda h, hook: seen.append(h.shape[1]) and None)
@@ -119,24 +123,29 @@ def test_a_users_hook_sees_the_whole_prompt(llama):
 @pytest.mark.parametrize("architecture", ["gpt2", "neox"])
 def test_strengths_in_one_batch_write_what_each_writes_alone(architecture, read, name):
     import reftlens as rl
-    from reftlens.generation.generate import generate_each
+    from reftlens.generation.writing import generate_each
 
     model, reft = bridge(architecture, torch.float64), _reft(name, torch.float64)
     variants = [rl.Variant(s) for s in (0.0, 1.0, (0.5, -3.0), 4.0)]
     batch = rl.encode_prompts(model, PROMPTS)
-    found = generate_each(reft, model, rl.prefill(reft, model, batch) if read else batch, variants, max_new_tokens=6)
+    found = generate_each(
+        reft, model, rl.generation.prefill(reft, model, batch) if read else batch, variants, max_new_tokens=6
+    )
     assert len(found) == len(variants)
     for variant, made in zip(variants, found, strict=True):
         alone = rl.generate(reft, model, PROMPTS, variant=variant, max_new_tokens=6)
         assert (made.texts, made.prompt_ids, made.ids, made.edited) == (
-            alone.texts, alone.prompt_ids, alone.ids, alone.edited,
-        )  # fmt: skip
+            alone.texts,
+            alone.prompt_ids,
+            alone.ids,
+            alone.edited,
+        )
     assert len({made.ids for made in found}) > 1, "strength matters"
 
 
 def test_each_strength_samples_with_the_same_random_numbers(gpt2):
     import reftlens as rl
-    from reftlens.generation.generate import generate_each
+    from reftlens.generation.writing import generate_each
 
     batch, nothing = rl.encode_prompts(gpt2, PROMPTS), rl.SteeringVector(32, torch.zeros(32))
     settings = dict(max_new_tokens=8, temperature=1.0, seed=3)
@@ -148,7 +157,7 @@ def test_each_strength_samples_with_the_same_random_numbers(gpt2):
 
 def test_variants_that_differ_in_more_than_strength_are_refused(gpt2):
     import reftlens as rl
-    from reftlens.generation.generate import generate_each
+    from reftlens.generation.writing import generate_each
 
     batch, reft = rl.encode_prompts(gpt2, PROMPTS), _reft("two")
     with pytest.raises(ValueError, match="differ in strength only"):

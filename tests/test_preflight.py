@@ -16,7 +16,7 @@ ROW, TOKEN = 0, 5
 def everything(architecture):
     import reftlens as rl
 
-    return rl.sites(bridge(architecture), unusable=True)
+    return rl.hooks(bridge(architecture), unusable=True)
 
 
 @cache
@@ -101,7 +101,7 @@ def test_an_unusable_hook_does_what_its_reason_says(architecture):
 def test_the_table_has_the_widths_and_heads_of_the_architecture(architecture):
     import reftlens as rl
 
-    table, heads_shared = rl.sites(bridge(architecture)), architecture not in ("gpt2", "neox")
+    table, heads_shared = rl.hooks(bridge(architecture)), architecture not in ("gpt2", "neox")
     kv = KV_HEADS if heads_shared else HEADS
     for layer in range(LAYERS):
         for name in ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out"):
@@ -127,11 +127,11 @@ def test_an_unusable_hook_is_listed_only_on_request():
 
     model = bridge("neox")
     lie = "rotary_emb.hook_in"  # the hidden state goes in only to give its dtype and device
-    assert rl.sites(model, unusable=True)[lie].problem == "an edit there changes nothing"
+    assert rl.hooks(model, unusable=True)[lie].problem == "an edit there changes nothing"
     with pytest.raises(KeyError, match="unusable=True"):
-        rl.sites(model)[lie]
+        rl.hooks(model)[lie]
     with pytest.raises(ValueError, match=rf"{lie} cannot be a site on .*: an edit there changes nothing"):
-        rl.preflight(rl.ReFT({rl.Site(lie, "all"): rl.LoReFT(D)}), model)
+        rl.training.preflight(rl.ReFT({rl.Site(lie, "all"): rl.LoReFT(D)}), model)
 
 
 # -- replicas of hooks that lied in TransformerLens ----------------------------------------------------------------
@@ -186,14 +186,14 @@ def test_a_lying_hook_is_refused_with_its_lie(replica):
     lie, model = replica
     reft = rl.ReFT({rl.mlp_out(0, "all"): rl.LoReFT(D), rl.mlp_out(1, "all"): rl.LoReFT(D)})
     with pytest.raises(ValueError, match=rf"blocks\.1\.hook_mlp_out cannot be a site on .*: {lie}"):
-        rl.preflight(reft, model)
+        rl.training.preflight(reft, model)
     data = rl.encode(model, [rl.Example("the cat", " sat")])
     before = [p.clone() for p in reft.parameters()]
     with pytest.raises(ValueError, match=lie):
         rl.fit(reft, model, data, steps=1, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(before, reft.parameters(), strict=True))
-    assert rl.sites(model, unusable=True)["blocks.1.hook_mlp_out"].problem == lie
-    assert rl.sites(model)["blocks.0.hook_mlp_out"].problem == ""
+    assert rl.hooks(model, unusable=True)["blocks.1.hook_mlp_out"].problem == lie
+    assert rl.hooks(model)["blocks.0.hook_mlp_out"].problem == ""
 
 
 @pytest.mark.parametrize("replica", ["an honest hook"], indirect=True)
@@ -201,7 +201,7 @@ def test_the_replica_without_a_lie_is_accepted(replica):
     import reftlens as rl
 
     _, model = replica
-    rl.preflight(rl.ReFT({rl.mlp_out(1, "all"): rl.LoReFT(D)}), model)
+    rl.training.preflight(rl.ReFT({rl.mlp_out(1, "all"): rl.LoReFT(D)}), model)
     assert torch.equal(run(model), run(bridge("llama")))
 
 
@@ -210,12 +210,12 @@ def test_a_mid_residual_whose_block_does_not_add_it_is_refused():
 
     model = fresh_bridge("llama")
     reft = rl.ReFT({rl.resid_mid(1, "all"): rl.LoReFT(D)})
-    rl.preflight(reft, model)
+    rl.training.preflight(reft, model)
     block, stream = model.blocks[1], {}
     block.ln2.register_forward_pre_hook(lambda _, args: stream.update(mid=args[0]))
     block.mlp.register_forward_hook(lambda _, args, out: out - 0.5 * stream["mid"])  # half of the stream is taken away
     with pytest.raises(ValueError, match=r"hook_resid_mid cannot be a site .*: blocks\.1\.hook_out is not what passed"):
-        rl.preflight(reft, model)
+        rl.training.preflight(reft, model)
 
 
 # -- what it leaves behind ------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def test_a_good_site_passes_silently_and_leaves_no_gradient(architecture):
     model = bridge(architecture)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert rl.preflight(reft, model) is None
+        assert rl.training.preflight(reft, model) is None
     assert all(p.grad is None for p in [*reft.parameters(), *model.original_model.parameters()])
 
 
@@ -238,18 +238,18 @@ def test_sites_and_preflight_neither_read_nor_change_the_global_random_state(lla
 
     reft = rl.ReFT({rl.resid_mid(1, "last"): rl.LoReFT(D)})
     state = torch.get_rng_state()
-    first = rl.sites(llama, unusable=True)
-    rl.preflight(reft, llama)
+    first = rl.hooks(llama, unusable=True)
+    rl.training.preflight(reft, llama)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(123)
-    assert rl.sites(llama, unusable=True) == first
+    assert rl.hooks(llama, unusable=True) == first
 
 
 def test_preflight_works_inside_no_grad(llama):
     import reftlens as rl
 
     with torch.no_grad():
-        rl.preflight(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D)}), llama)
+        rl.training.preflight(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D)}), llama)
         assert not torch.is_grad_enabled()
 
 
@@ -261,4 +261,4 @@ def test_reentrant_gradient_checkpointing_is_refused_naming_the_way_out():
     model.train()
     reft = rl.ReFT({rl.resid_post(0, "last"): rl.LoReFT(D)})
     with pytest.raises(ValueError, match='use_reentrant": False'):
-        rl.preflight(reft, model)
+        rl.training.preflight(reft, model)

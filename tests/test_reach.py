@@ -9,20 +9,44 @@ from architectures import tokenizer
 
 SIZE = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4)
 MODELS = {
-    "mistral": ("mistralai/Mistral-7B-v0.1", "MistralForCausalLM", "MistralConfig",
-                dict(**SIZE, num_key_value_heads=2, intermediate_size=48, sliding_window=8)),
-    "qwen3": ("Qwen/Qwen3-0.6B", "Qwen3ForCausalLM", "Qwen3Config",
-              dict(**SIZE, num_key_value_heads=2, head_dim=8, intermediate_size=48)),
+    "mistral": (
+        "mistralai/Mistral-7B-v0.1",
+        "MistralForCausalLM",
+        "MistralConfig",
+        dict(**SIZE, num_key_value_heads=2, intermediate_size=48, sliding_window=8),
+    ),
+    "qwen3": (
+        "Qwen/Qwen3-0.6B",
+        "Qwen3ForCausalLM",
+        "Qwen3Config",
+        dict(**SIZE, num_key_value_heads=2, head_dim=8, intermediate_size=48),
+    ),
     "phi": ("microsoft/phi-1", "PhiForCausalLM", "PhiConfig", dict(**SIZE, intermediate_size=48)),
-    "bloom": ("bigscience/bloom-560m", "BloomForCausalLM", "BloomConfig",
-              dict(hidden_size=32, n_layer=3, n_head=4, hidden_dropout=0.0, attention_dropout=0.0)),
-    "opt": ("facebook/opt-125m", "OPTForCausalLM", "OPTConfig",
-            dict(**SIZE, ffn_dim=48, dropout=0.0, word_embed_proj_dim=32, max_position_embeddings=160)),
-    "bert": ("google-bert/bert-base-uncased", "BertForMaskedLM", "BertConfig",
-             dict(**SIZE, intermediate_size=48, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
-    "mamba": ("state-spaces/mamba-130m-hf", "MambaForCausalLM", "MambaConfig",
-              dict(hidden_size=32, num_hidden_layers=3, state_size=4)),
-}  # fmt: skip
+    "bloom": (
+        "bigscience/bloom-560m",
+        "BloomForCausalLM",
+        "BloomConfig",
+        dict(hidden_size=32, n_layer=3, n_head=4, hidden_dropout=0.0, attention_dropout=0.0),
+    ),
+    "opt": (
+        "facebook/opt-125m",
+        "OPTForCausalLM",
+        "OPTConfig",
+        dict(**SIZE, ffn_dim=48, dropout=0.0, word_embed_proj_dim=32, max_position_embeddings=160),
+    ),
+    "bert": (
+        "google-bert/bert-base-uncased",
+        "BertForMaskedLM",
+        "BertConfig",
+        dict(**SIZE, intermediate_size=48, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+    ),
+    "mamba": (
+        "state-spaces/mamba-130m-hf",
+        "MambaForCausalLM",
+        "MambaConfig",
+        dict(hidden_size=32, num_hidden_layers=3, state_size=4),
+    ),
+}
 WHY_NOT = {"bert": "BertForMaskedLM is not a causal language model", "mamba": "linear_attention"}
 
 
@@ -50,7 +74,7 @@ def test_reuse_is_exact_or_declined_with_a_reason(name):
     reft = rl.ReFT({rl.resid_post(0, "l2"): rl.LoReFT(32, 2)})
     expected, _ = scored(model, reft, data, None, rows=(0, 1))
     found, said = scored(model, reft, data, off(), rows=(0, 1))
-    prefilled = rl.prefill(reft, model, [p for p, _ in rows])
+    prefilled = rl.generation.prefill(reft, model, [p for p, _ in rows])
     if name in WHY_NOT:
         assert said.startswith("full computation") and WHY_NOT[name] in said and WHY_NOT[name] in prefilled.said
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -82,7 +82,7 @@ def test_every_section_is_there_and_in_the_contents(page):
 
 
 def test_the_summary_says_what_was_edited_where_and_how_much_it_does(page):
-    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.doses import dose_response
 
     model, data, reft, _ = trained()
     said = Page(page).text["summary"]
@@ -98,9 +98,9 @@ def test_the_summary_says_what_was_edited_where_and_how_much_it_does(page):
 
 def test_the_numbers_are_those_of_the_data_frames(page):
     from reftlens.analysis.places.effect_map import effect_map
-    from reftlens.analysis.places.effects import position_effects, site_effects
-    from reftlens.analysis.strength.dose_response import dose_response
-    from reftlens.analysis.subspaces.frame import canonical
+    from reftlens.analysis.places.parts import position_effects, site_effects
+    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.subspaces.frame import principal_frame
 
     model, data, reft, run = trained()
     dose = dose_response(reft, model, data, [0, 0.5, 1, 2], progress=False)
@@ -108,7 +108,7 @@ def test_the_numbers_are_those_of_the_data_frames(page):
         "strength": dose.by_strength(),
         "each position": position_effects(reft, model, data, progress=False).to_frame(),
         "map": effect_map(reft, model, data, progress=False).to_frame(),
-        "spectrum": canonical(reft, model, data, progress=False).to_frame(),
+        "spectrum": principal_frame(reft, model, data, progress=False).to_frame(),
         "training": run.to_frame(),
         "each site": site_effects(reft, model, data, progress=False).to_frame(),
     }
@@ -221,12 +221,13 @@ def test_an_exchange_gets_a_report_that_says_what_does_not_apply(tmp_path):
 
 def test_controls_and_their_warnings_are_shown(tmp_path):
     import reftlens as rl
+    from reftlens.analysis.statistics import Estimate
 
     rows = tuple(
-        rl.Control(name, rl.Estimate(0.5, 0.2, 0.8, 12), rl.Estimate(1.0, 0.5, 1.5, 12))
+        rl.causal.Control(name, Estimate(0.5, 0.2, 0.8, 12), Estimate(1.0, 0.5, 1.5, 12))
         for name in ("trained", "no edit", "full vector")
     )
-    found = rl.Controls(rows, (), 0.4, 99, None, ("shuffled labels score as high <b>",))
+    found = rl.causal.Controls(rows, (), 0.4, 99, None, ("shuffled labels score as high <b>",))
     text = write(tmp_path / "c.html", controls=found).read_text(encoding="utf-8")
     said = Page(text).text
     assert "Controls: shuffled labels score as high <b>." in said["summary"] and "trained" in said["controls"]
@@ -254,9 +255,7 @@ def test_warnings_follow_what_was_measured():
 
     model, data, reft, run = trained()
     writing = {"max_new_tokens": 4, "temperature": 0.0, "no_repeat_ngram": 0}
-    subject = Subject(
-        reft, model, data, None, (), (0.0, 1.0), run, None, None, None, False, writing, 0, False
-    )  # fmt: skip
+    subject = Subject(reft, model, data, None, (), (0.0, 1.0), run, None, None, None, False, writing, 0, False)
     found = measured(subject)
 
     def said(**changes):

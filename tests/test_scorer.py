@@ -149,7 +149,9 @@ def test_noise_of_one_in_a_billion_in_the_stored_keys_is_seen(architecture, doub
 def test_positions_of_every_reach(architecture, positions):
     import reftlens as rl
 
-    where = {"response": rl.Response(), "skipping": rl.Nth(5, missing="skip")}.get(positions, positions)
+    where = {"response": rl.positions.Response(), "skipping": rl.positions.Nth(5, missing="skip")}.get(
+        positions, positions
+    )
     model = bridge(architecture)
     reft = rl.ReFT({rl.resid_post(layer, where): rl.LoReFT(32, 2) for layer in (0, 2)})
     expected, _ = scored(model, reft, texts(architecture), None)
@@ -188,7 +190,7 @@ def test_the_last_block_runs_at_scored_tokens_only(architecture, where, monkeypa
         "below": [rl.resid_post(1, "f2+l2")],
         "last block": [rl.resid_post(2, "f2+l2"), rl.resid_pre(1, "f1")],
         "every block": [rl.resid_post(i, "f2+l2") for i in range(3)],
-        "before all": [rl.embed("f1")],
+        "before all": [rl.embeddings("f1")],
     }[where]
     reft = rl.ReFT({s: rl.LoReFT(32, 2) for s in hooks})
     for rows in ((0,), (0, 1)):
@@ -405,10 +407,10 @@ def test_runs_that_train_together_equal_runs_of_their_own(architecture):
         generator = torch.Generator().manual_seed(seed)
         return rl.ReFT({rl.resid_post(1, "last"): kind(32, rank, generator=generator).double()})
 
-    table = [(seed, rank, kind) for seed in (0, 1) for rank in (1, 3) for kind in (rl.LoReFT, rl.NoReFT)]
+    table = [(seed, rank, kind) for seed in (0, 1) for rank in (1, 3) for kind in (rl.LoReFT, rl.interventions.NoReFT)]
     configs = [rl.FitConfig(steps=5, lr=0.02, batch_size=2, seed=seed) for seed, _, _ in table]
     together = [made(*row) for row in table]
-    results = rl.fit_together(together, model, data, configs, progress=False)
+    results = rl.training.fit_together(together, model, data, configs, progress=False)
     for row, config, found, result in zip(table, configs, together, results, strict=True):
         alone = made(*row)
         run = rl.fit(alone, model, data, steps=5, lr=0.02, batch_size=2, seed=config.seed, progress=False)
@@ -422,10 +424,10 @@ def test_training_together_refuses_what_it_cannot_do(gpt2):
 
     random = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(32, 2, dropout=0.5)})
     with pytest.raises(ValueError, match="dropout"):
-        rl.fit_together([random], gpt2, texts("gpt2"), progress=False)
+        rl.training.fit_together([random], gpt2, texts("gpt2"), progress=False)
     with pytest.raises(ValueError, match="2 interventions and 1 configs"):
         pair = [one_site("gpt2", "resid_post"), one_site("gpt2", "resid_post")]
-        rl.fit_together(pair, gpt2, texts("gpt2"), [rl.FitConfig()], progress=False)
+        rl.training.fit_together(pair, gpt2, texts("gpt2"), [rl.FitConfig()], progress=False)
 
 
 def test_a_sweep_is_many_evaluations(any_model):
@@ -433,7 +435,7 @@ def test_a_sweep_is_many_evaluations(any_model):
 
     reft, data = one_site("gpt2", "resid_post", "l2"), texts("gpt2")
     variants = [0.0, 1.0, rl.Variant(2.0, among="last"), rl.Variant((1.0, 0.0, -1.0))]
-    found = rl.sweep(reft, any_model, data, variants, progress=False)
+    found = rl.scoring.sweep(reft, any_model, data, variants, progress=False)
     assert found.computation.startswith("light cone")
     for i, variant in enumerate(found.variants):
         one = rl.evaluate(reft, any_model, data, variant=variant, reuse=False, progress=False)
@@ -442,9 +444,9 @@ def test_a_sweep_is_many_evaluations(any_model):
     frame = found.to_frame()
     assert len(frame) == 4 * len(data) and set(frame.columns) >= {"strength", "example", "loss", "accuracy"}
     assert found.plot().get_xlabel() == "variant"
-    assert rl.sweep(reft, any_model, data, [0, 0.5, 1], progress=False).plot().get_xlabel() == "strength"
+    assert rl.scoring.sweep(reft, any_model, data, [0, 0.5, 1], progress=False).plot().get_xlabel() == "strength"
     with pytest.raises(ValueError, match="no variants"):
-        rl.sweep(reft, any_model, data, [], progress=False)
+        rl.scoring.sweep(reft, any_model, data, [], progress=False)
 
 
 def test_training_with_reuse_is_training_without_it():
@@ -479,7 +481,7 @@ def test_runs_at_one_hook_that_differ_in_the_skip_connection_stay_apart():
         ]
 
     together, alone = made(), made()
-    rl.fit_together(together, model, data, rl.FitConfig(steps=3, lr=0.02), progress=False)
+    rl.training.fit_together(together, model, data, rl.FitConfig(steps=3, lr=0.02), progress=False)
     for one, other in zip(together, alone, strict=True):
         rl.fit(other, model, data, steps=3, lr=0.02, progress=False)
         for a, b in zip(one.parameters(), other.parameters(), strict=True):
@@ -514,16 +516,16 @@ def test_interventions_that_share_parameters_do_not_train_together(gpt2):
 
     reft = one_site("gpt2", "resid_post")
     with pytest.raises(ValueError, match="share parameters"):
-        rl.fit_together([reft, reft], gpt2, texts("gpt2"), progress=False)
+        rl.training.fit_together([reft, reft], gpt2, texts("gpt2"), progress=False)
 
 
 def test_numbers_of_any_library_are_strengths_and_bad_sizes_are_refused(gpt2):
     import reftlens as rl
 
     reft = one_site("gpt2", "resid_post")
-    found = rl.sweep(reft, gpt2, texts("gpt2"), list(torch.linspace(0, 1, 3)), progress=False)
+    found = rl.scoring.sweep(reft, gpt2, texts("gpt2"), list(torch.linspace(0, 1, 3)), progress=False)
     assert [v.strength for v in found.variants] == [0.0, 0.5, 1.0]
     with pytest.raises(ValueError, match="batch_size=-1"):
-        rl.sweep(reft, gpt2, texts("gpt2"), [1.0], batch_size=-1, progress=False)
+        rl.scoring.sweep(reft, gpt2, texts("gpt2"), [1.0], batch_size=-1, progress=False)
     with pytest.raises(ValueError, match="checkpoint_every=0"):
         rl.fit(reft, gpt2, texts("gpt2"), steps=1, checkpoint_every=0, progress=False)

@@ -21,7 +21,7 @@ TABLE = {
     "attn_k": (f"blocks.{LAYER}.attn.hook_k", True),
     "attn_v": (f"blocks.{LAYER}.attn.hook_v", True),
     "attn_z": (f"blocks.{LAYER}.attn.hook_z", True),
-    "embed": ("embed.hook_out", False),
+    "embeddings": ("embed.hook_out", False),
     "final_norm": ("ln_final.hook_out", False),
 }
 
@@ -34,14 +34,14 @@ def rl():
 
 
 def site(rl, name, positions="last", **kwargs):
-    layer = [] if name in ("embed", "final_norm") else [LAYER]
+    layer = [] if name in ("embeddings", "final_norm") else [LAYER]
     return getattr(rl, name)(*layer, positions, **kwargs)
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_each_constructor_names_its_hook_and_takes_heads_only_where_there_are_heads(rl, name):
     hook, heads = TABLE[name]
-    assert site(rl, name) == rl.Site(hook, rl.Last())
+    assert site(rl, name) == rl.Site(hook, rl.positions.Last())
     if heads:
         assert site(rl, name, heads=[0, 2]) == rl.Site(hook, "last", (0, 2))
         assert site(rl, name, heads=3).heads == (3,)
@@ -63,12 +63,18 @@ def test_heads_that_are_none_negative_or_repeated_are_refused(rl, heads):
 
 
 def test_sites_are_values(rl):
-    one, same = rl.attn_z(2, "f1+l1", heads=[0, 1]), rl.attn_z(2, rl.First() | rl.Last(), heads=(0, 1))
+    one, same = (
+        rl.attn_z(2, "f1+l1", heads=[0, 1]),
+        rl.attn_z(2, rl.positions.First() | rl.positions.Last(), heads=(0, 1)),
+    )
     assert one == same and hash(one) == hash(same) and one is not same
     others = [
-        rl.attn_z(1, "f1+l1", heads=[0, 1]), rl.attn_z(2, "last", heads=[0, 1]), rl.attn_z(2, "f1+l1"),
-        rl.attn_z(2, "f1+l1", heads=[1, 0]), rl.attn_q(2, "f1+l1", heads=[0, 1]),
-    ]  # fmt: skip
+        rl.attn_z(1, "f1+l1", heads=[0, 1]),
+        rl.attn_z(2, "last", heads=[0, 1]),
+        rl.attn_z(2, "f1+l1"),
+        rl.attn_z(2, "f1+l1", heads=[1, 0]),
+        rl.attn_q(2, "f1+l1", heads=[0, 1]),
+    ]
     assert len({one, same, *others}) == 6
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.hook = "embed.hook_out"
@@ -77,12 +83,20 @@ def test_sites_are_values(rl):
 @pytest.mark.parametrize("name", TABLE)
 @pytest.mark.parametrize(
     "positions",
-    ["first", "f3+l3", "all", "response", [0, 4], "Nth(-2, missing='skip')", "Tokens('c.t', regex=True)",
-     "Prompt() >> (All() - Last(2))"],
-)  # fmt: skip
+    [
+        "first",
+        "f3+l3",
+        "all",
+        "response",
+        [0, 4],
+        "Nth(-2, missing='skip')",
+        "Tokens('c.t', regex=True)",
+        "Prompt() >> (All() - Last(2))",
+    ],
+)
 def test_sites_survive_a_round_trip_through_json(rl, name, positions):
     if isinstance(positions, str) and "(" in positions:
-        positions = eval(positions, dict(vars(rl)))
+        positions = eval(positions, dict(vars(rl.positions)))
     for kwargs in [{}, {"heads": [1, 3]}] if TABLE[name][1] else [{}]:
         made = site(rl, name, positions, **kwargs)
         again = rl.Site.from_dict(json.loads(json.dumps(made.to_dict())))
@@ -146,7 +160,7 @@ def test_the_final_norm_is_what_the_unembedding_reads_and_the_embedding_what_the
     model = architectures.hf_model(name)
     assert torch.allclose(read(rl.final_norm("all")) @ model.get_output_embeddings().weight.T, logits, atol=1e-4)
     batch = rl.encode_prompts(architectures.bridge(name), ["the cat sat on the mat"])
-    assert torch.equal(read(rl.embed("all")), model.get_input_embeddings().weight[batch.tokens[0]])
+    assert torch.equal(read(rl.embeddings("all")), model.get_input_embeddings().weight[batch.tokens[0]])
 
 
 def test_heads_of_a_site_are_columns_of_all_heads(rl, seen):

@@ -28,7 +28,7 @@ KINDS = {
     "k head 1": ("attn_k", (1,), lambda a: D_HEAD),
     "v head 0": ("attn_v", (0,), lambda a: D_HEAD),
     "z heads 0 2": ("attn_z", (0, 2), lambda a: 2 * D_HEAD),
-    "embed": ("embed", None, lambda a: D),
+    "embed": ("embeddings", None, lambda a: D),
     "final_norm": ("final_norm", None, lambda a: D),
 }
 ABSENT = {("neox", "resid_mid"): "its blocks compute attention and MLP in parallel from one residual stream"}
@@ -43,7 +43,7 @@ def site(kind, positions):
 
     name, heads, _ = KINDS[kind]
     make = getattr(rl, name)
-    if name in ("embed", "final_norm"):
+    if name in ("embeddings", "final_norm"):
         return make(positions)
     return make(LAYER, positions, heads) if heads is not None else make(LAYER, positions)
 
@@ -188,10 +188,10 @@ def test_an_absent_site_is_refused_with_the_reason(architecture, kind):
     import reftlens as rl
 
     reft = rl.ReFT({site(kind, "all"): rl.LoReFT(D, rank=2)})
-    with pytest.raises(rl.HookNotFound, match="attention and MLP in parallel"):
+    with pytest.raises(rl.errors.HookNotFound, match="attention and MLP in parallel"):
         reft.bind(bridge(architecture))
     with pytest.raises(KeyError):
-        rl.sites(bridge(architecture))[site(kind, "all").hook]
+        rl.hooks(bridge(architecture))[site(kind, "all").hook]
 
 
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if (a, "resid_mid") not in ABSENT])
@@ -258,12 +258,12 @@ def test_head_indices_at_k_and_v_count_key_value_heads(architecture):
     import reftlens as rl
 
     model = bridge(architecture)
-    count, table = KV_WIDTH[architecture] // D_HEAD, rl.sites(model)
+    count, table = KV_WIDTH[architecture] // D_HEAD, rl.hooks(model)
     for make in (rl.attn_k, rl.attn_v):
         assert table[make(LAYER, "last").hook].heads == count
-        rl.preflight(rl.ReFT({make(LAYER, "last", count - 1): rl.LoReFT(D_HEAD, rank=2)}), model)
+        rl.training.preflight(rl.ReFT({make(LAYER, "last", count - 1): rl.LoReFT(D_HEAD, rank=2)}), model)
         with pytest.raises(ValueError, match=rf"has heads 0 to {count - 1}, got heads=\[{count}\]"):
-            rl.preflight(rl.ReFT({make(LAYER, "last", count): rl.LoReFT(D_HEAD, rank=2)}), model)
+            rl.training.preflight(rl.ReFT({make(LAYER, "last", count): rl.LoReFT(D_HEAD, rank=2)}), model)
     assert table[rl.attn_q(LAYER, "last").hook].heads == 4
 
 
@@ -305,7 +305,7 @@ def test_a_choice_of_heads_that_means_nothing_is_refused_at_once(heads):
 def test_a_misspelt_hook_suggests_near_names(llama, misspelt, meant):
     import reftlens as rl
 
-    with pytest.raises(rl.HookNotFound, match=meant.replace(".", r"\.")) as caught:
+    with pytest.raises(rl.errors.HookNotFound, match=meant.replace(".", r"\.")) as caught:
         rl.ReFT({rl.Site(misspelt, "last"): rl.LoReFT(D)}).bind(llama)
     assert misspelt in str(caught.value) and "did you mean" in str(caught.value)
 
@@ -313,14 +313,14 @@ def test_a_misspelt_hook_suggests_near_names(llama, misspelt, meant):
 def test_a_name_like_no_hook_points_to_the_list_of_sites(llama):
     import reftlens as rl
 
-    with pytest.raises(rl.HookNotFound, match=r"rl\.sites\(model\) lists"):
+    with pytest.raises(rl.errors.HookNotFound, match=r"rl\.hooks\(model\) lists"):
         rl.ReFT({rl.Site("xyzzy", "last"): rl.LoReFT(D)}).bind(llama)
 
 
 def test_a_layer_beyond_the_last_is_refused(any_model):
     import reftlens as rl
 
-    with pytest.raises(rl.HookNotFound, match=r"has no hook 'blocks\.3\.hook_resid_post'"):
+    with pytest.raises(rl.errors.HookNotFound, match=r"has no hook 'blocks\.3\.hook_resid_post'"):
         rl.ReFT({rl.resid_post(3, "last"): rl.LoReFT(D)}).bind(any_model)
 
 
@@ -374,7 +374,7 @@ def test_a_hook_behind_a_switch_is_refused_naming_the_switch_and_works_once_it_i
     ):
         with pytest.raises(ValueError, match=rf"{switch}\(True\)"):
             refused()
-    assert f"{switch}(True)" in rl.sites(model, unusable=True)[hook].problem
+    assert f"{switch}(True)" in rl.hooks(model, unusable=True)[hook].problem
     getattr(model, switch)(True)
     run = rl.fit(reft, model, data, steps=3, lr=0.02, schedule="constant", progress=False)
     assert run.losses[-1] < run.losses[0]
@@ -388,7 +388,7 @@ def test_another_width_is_refused_naming_both(any_model):
 
     reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D + 1)})
     with pytest.raises(ValueError, match=f"width {D}, and its LoReFT was made for d={D + 1}"):
-        rl.preflight(reft, any_model)
+        rl.training.preflight(reft, any_model)
     with pytest.raises(ValueError, match=f"width {D}, and LoReFT was made for d={D + 1}"):
         logits_on(reft, any_model, texts(architecture_of(any_model)))
 
@@ -401,7 +401,7 @@ def test_sites_at_one_hook_act_in_the_order_given(any_model):
 
     batch = texts(architecture_of(any_model))
     torch.manual_seed(5)
-    set_to, scale = rl.ConsReFT(D, rank=D), rl.SteeringVector(D, torch.randn(D))
+    set_to, scale = rl.interventions.ConsReFT(D, rank=D), rl.SteeringVector(D, torch.randn(D))
     place, again = rl.resid_post(1, "l1"), rl.resid_post(1, "l2")  # both choose the last prompt token
 
     def last_hidden(*order):
@@ -532,9 +532,9 @@ def test_a_site_that_never_fires_raises(any_model):
 
     batch = texts(architecture_of(any_model))
     reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D)})
-    with pytest.raises(rl.SiteNeverFired, match="nothing was edited there"), reft.on(any_model, batch):
+    with pytest.raises(rl.errors.SiteNeverFired, match="nothing was edited there"), reft.on(any_model, batch):
         pass
-    with pytest.raises(rl.SiteNeverFired), reft.on(any_model, batch), torch.no_grad():
+    with pytest.raises(rl.errors.SiteNeverFired), reft.on(any_model, batch), torch.no_grad():
         any_model(batch.tokens, stop_at_layer=1)
 
 
@@ -542,7 +542,7 @@ def test_a_hook_that_the_model_never_uses_is_refused_by_generation_too(gpt2):
     import reftlens as rl
 
     reft = rl.ReFT({rl.Site("blocks.1.attn.qkv.hook_out", "last"): rl.LoReFT(3 * D)})
-    with pytest.raises(rl.SiteNeverFired, match=r"blocks\.1\.attn\.qkv\.hook_out"):
+    with pytest.raises(rl.errors.SiteNeverFired, match=r"blocks\.1\.attn\.qkv\.hook_out"):
         rl.generate(reft, gpt2, ["the cat"], max_new_tokens=1)
 
 
@@ -603,26 +603,42 @@ def plain_parts(model, architecture):
     if architecture == "gpt2":
         block = model.transformer.h[LAYER]
         return {
-            "block": block, "embed": model.transformer.wte, "final_norm": model.transformer.ln_f, "attn": block.attn,
-            "attn_out": block.attn, "mlp_out": block.mlp, "mlp_post": block.mlp.c_proj, "attn_z": block.attn.c_proj,
+            "block": block,
+            "embeddings": model.transformer.wte,
+            "final_norm": model.transformer.ln_f,
+            "attn": block.attn,
+            "attn_out": block.attn,
+            "mlp_out": block.mlp,
+            "mlp_post": block.mlp.c_proj,
+            "attn_z": block.attn.c_proj,
             "qkv": block.attn.c_attn,
-        }  # fmt: skip
+        }
     if architecture == "neox":
         block = model.gpt_neox.layers[LAYER]
         return {
-            "block": block, "embed": model.gpt_neox.embed_in, "final_norm": model.gpt_neox.final_layer_norm,
-            "attn_out": block.attention, "mlp_out": block.mlp, "mlp_post": block.mlp.dense_4h_to_h,
-            "attn_z": block.attention.dense, "qkv": block.attention.query_key_value,
-        }  # fmt: skip
+            "block": block,
+            "embeddings": model.gpt_neox.embed_in,
+            "final_norm": model.gpt_neox.final_layer_norm,
+            "attn_out": block.attention,
+            "mlp_out": block.mlp,
+            "mlp_post": block.mlp.dense_4h_to_h,
+            "attn_z": block.attention.dense,
+            "qkv": block.attention.query_key_value,
+        }
     block = model.model.layers[LAYER]
     gemma = architecture.startswith("gemma")  # adds what its norms after attention and MLP give
     return {
-        "block": block, "embed": model.model.embed_tokens, "final_norm": model.model.norm,
+        "block": block,
+        "embeddings": model.model.embed_tokens,
+        "final_norm": model.model.norm,
         "attn_out": block.post_attention_layernorm if gemma else block.self_attn,
         "mlp_out": block.post_feedforward_layernorm if gemma else block.mlp,
-        "mlp_post": block.mlp.down_proj, "attn_z": block.self_attn.o_proj,
-        "q": block.self_attn.q_proj, "k": block.self_attn.k_proj, "v": block.self_attn.v_proj,
-    }  # fmt: skip
+        "mlp_post": block.mlp.down_proj,
+        "attn_z": block.self_attn.o_proj,
+        "q": block.self_attn.q_proj,
+        "k": block.self_attn.k_proj,
+        "v": block.self_attn.v_proj,
+    }
 
 
 def after(module, edit):

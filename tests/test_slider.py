@@ -22,7 +22,7 @@ def edit(*, positions="l2", rank=2, second=None):
 
 
 def panel(model, reft, **options):
-    from reftlens.widgets.slider import slider
+    from reftlens.widgets.live import slider
 
     return slider(reft, model, "the cat sat on the mat", live=True, **{"max_new_tokens": 8, **options})
 
@@ -71,7 +71,7 @@ def test_each_control_is_in_the_variant(llama):
     first, last = one.positions.options[1], one.positions.options[-1]
     assert first.endswith("'<bos>'") and last.endswith("' mat'")
     one.positions.value = last
-    assert one.variant() == rl.Variant(1.0, rl.Nth(-1, missing="skip"), [0])
+    assert one.variant() == rl.Variant(1.0, rl.positions.Nth(-1, missing="skip"), [0])
     assert one.prompt_view.value.count("<mark") == 1
     one.positions.value = first
     assert one.variant().sites == (1,)
@@ -149,7 +149,7 @@ def test_what_cannot_be_written_is_said_in_the_panel():
 
 
 def test_texts_are_never_html(llama):
-    from reftlens.widgets.slider import slider
+    from reftlens.widgets.live import slider
 
     prompt = "<script>alert(1)</script> the cat"
     one = slider(edit(), llama, prompt, live=True, max_new_tokens=4)
@@ -162,7 +162,7 @@ def test_texts_are_never_html(llama):
 def test_without_a_kernel_there_is_a_grid(llama):
     import reftlens as rl
     from reftlens.widgets.grid import STRENGTHS, Grid
-    from reftlens.widgets.slider import slider
+    from reftlens.widgets.live import slider
 
     reft = edit()
     grid = slider(reft, llama, "the cat sat on the mat", max_new_tokens=8)
@@ -199,7 +199,7 @@ def test_a_missing_ipywidgets_is_named_with_what_to_install(llama, monkeypatch):
 
 def test_what_cannot_be_is_refused(llama):
     import reftlens as rl
-    from reftlens.widgets.slider import slider
+    from reftlens.widgets.live import slider
 
     das = rl.ReFT({rl.resid_post(0, "last"): rl.DAS(architectures.D, rank=1)})
     with pytest.raises(ValueError, match=r"DAS at .* copies from a source"):

@@ -20,7 +20,7 @@ def _frames(base, noise, seeds, d=40):
         generator = torch.Generator().manual_seed(seed)
         drawn = base + noise * torch.randn(base.shape, generator=generator) / d**0.5
         module = rl.DAS(d, base.shape[1])
-        module.frame.set(rl.orthonormal(drawn))
+        module.frame.set(rl.interventions.orthonormal(drawn))
         refts.append(rl.ReFT({rl.resid_post(0, SITE): module}))
     return refts
 
@@ -30,7 +30,7 @@ def _base(rank=3, d=40):
 
 
 def _stability(runs):
-    from reftlens.analysis.subspaces.stability import stability
+    from reftlens.analysis.subspaces.seeds import stability
 
     return stability(runs)
 
@@ -73,7 +73,7 @@ def test_seeds_trained_on_a_planted_plane_find_it():
     world = planted()
     data, das = pairs(world.value, 200, 0)[0], rl.ReFT({rl.resid_post(1, SITE): rl.DAS(D, 2)})
     config = rl.FitConfig(steps=80, lr=3e-2, batch_size=64)
-    runs = rl.fit_seeds(das, world.model, data, [0, 1, 2], config, progress=False)
+    runs = rl.training.fit_seeds(das, world.model, data, [0, 1, 2], config, progress=False)
     found = _stability(runs)
     assert found.sites[0].mean.value > 0.9 and found.sites[0].z > 10
     untrained = []
@@ -90,7 +90,7 @@ def test_seeds_trained_on_a_planted_plane_find_it():
 
 
 def _path(reft, every=10):
-    from reftlens.analysis.subspaces.stability import FramePath
+    from reftlens.analysis.subspaces.seeds import FramePath
 
     return FramePath(reft, every=every)
 
@@ -136,7 +136,7 @@ def test_a_frame_that_does_not_train_does_not_move():
 
 def _sweep(world, ranks, **kwargs):
     import reftlens as rl
-    from reftlens.analysis.subspaces.rank_sweep import rank_sweep
+    from reftlens.analysis.subspaces.ranks import rank_sweep
 
     train, test = (pairs(world.value, n, seed)[0] for seed, n in enumerate((300, 100)))
     config = rl.FitConfig(steps=120, lr=3e-2, batch_size=64)
@@ -168,13 +168,13 @@ def test_each_rank_trains_as_it_would_alone():
     found = _sweep(world, (1, 3), config=config)
     alone = rl.ReFT({found.site: rl.DAS(D, 3)})
     train = pairs(world.value, 300, 0)[0]
-    ((one, _),) = rl.fit_seeds(alone, world.model, train, [1], config, progress=False)
+    ((one, _),) = rl.training.fit_seeds(alone, world.model, train, [1], config, progress=False)
     torch.testing.assert_close(one[0].basis(), found.refts[3][1][0].basis(), atol=1e-5, rtol=0)  # stacked, in float32
 
 
 def _table(means, spread=0.0):
     import reftlens as rl
-    from reftlens.analysis.subspaces.rank_sweep import RankSweep
+    from reftlens.analysis.subspaces.ranks import RankSweep
 
     ranks = tuple(2**i for i in range(len(means)))
     noise = spread * (torch.arange(100) % 2 - 0.5).double()

@@ -38,14 +38,27 @@ def _kinds():
     import reftlens as rl
 
     table = {}
-    family = (rl.LoReFT, rl.DiReFT, rl.OrthoDiReFT, rl.NoReFT, rl.ConsReFT, rl.LobiReFT)
+    family = (
+        rl.LoReFT,
+        rl.DiReFT,
+        rl.interventions.OrthoDiReFT,
+        rl.interventions.NoReFT,
+        rl.interventions.ConsReFT,
+        rl.interventions.LobiReFT,
+    )
     for kind in family:
         table[kind.kind] = lambda d, kind=kind: kind(d, 3)
         table[f"{kind.kind} dropout"] = lambda d, kind=kind: kind(d, 2, dropout=0.25)
     for kind in family[:4]:
         table[f"{kind.kind} relu"] = lambda d, kind=kind: kind(d, 1, activation="relu")
         table[f"{kind.kind} tanh, all"] = lambda d, kind=kind: kind(d, 4, activation="tanh", dropout=0.5)
-    for kind in (rl.LoReFT, rl.DiReFT, rl.OrthoDiReFT, rl.NoReFT, rl.LobiReFT):
+    for kind in (
+        rl.LoReFT,
+        rl.DiReFT,
+        rl.interventions.OrthoDiReFT,
+        rl.interventions.NoReFT,
+        rl.interventions.LobiReFT,
+    ):
         table[f"{kind.kind} identity"] = lambda d, kind=kind: kind(d, 2, init="identity")
     table["LoReFT of full rank"] = lambda d: rl.LoReFT(d, d)
     table["SteeringVector"] = lambda d: rl.SteeringVector(d, _rand(d))
@@ -54,7 +67,7 @@ def _kinds():
     table["Ablation mean"] = lambda d: rl.Ablation(d, _rand(d))
     table["Ablation subspace"] = lambda d: rl.Ablation(d, _rand(d), _rand(d, 2))
     table["Ablation zero subspace"] = lambda d: rl.Ablation(d, directions=_rand(d, 1))
-    table["Noise"] = lambda d: rl.Noise(d, 0.5, seed=3)
+    table["Noise"] = lambda d: rl.interventions.Noise(d, 0.5, seed=3)
     return table
 
 
@@ -62,9 +75,15 @@ KIND_NAMES = [
     *(k + s for k in ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT", "ConsReFT", "LobiReFT") for s in ("", " dropout")),
     *(k + s for k in ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT") for s in (" relu", " tanh, all")),
     *(f"{k} identity" for k in ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT", "LobiReFT")),
-    "LoReFT of full rank", "SteeringVector", "SteeringVector zero", "Ablation zero", "Ablation mean",
-    "Ablation subspace", "Ablation zero subspace", "Noise",
-]  # fmt: skip
+    "LoReFT of full rank",
+    "SteeringVector",
+    "SteeringVector zero",
+    "Ablation zero",
+    "Ablation mean",
+    "Ablation subspace",
+    "Ablation zero subspace",
+    "Noise",
+]
 
 
 def test_the_table_of_this_file_has_every_kind_that_the_store_knows():
@@ -137,27 +156,39 @@ def _positions():
     import reftlens as rl
 
     return {
-        "first": rl.First(2),
-        "last": rl.Last(3),
-        "all": rl.All(),
-        "prompt": rl.Prompt(),
-        "response": rl.Response(),
-        "nth": rl.Nth(-2),
-        "nth skip": rl.Nth(4, missing="skip"),
-        "at": rl.At(0, 3),
-        "tokens": rl.Tokens("the"),
-        "regex": rl.Tokens(r"c[a-z]+|\bdog", regex=True, missing="skip"),
-        "union": rl.parse_positions("f2+l1"),
-        "difference": rl.Prompt() - rl.First(1),
-        "chain": rl.Prompt() >> rl.First(3) >> rl.Last(2),
-        "generated": rl.Generated() | rl.Last(1),
+        "first": rl.positions.First(2),
+        "last": rl.positions.Last(3),
+        "all": rl.positions.All(),
+        "prompt": rl.positions.Prompt(),
+        "response": rl.positions.Response(),
+        "nth": rl.positions.Nth(-2),
+        "nth skip": rl.positions.Nth(4, missing="skip"),
+        "at": rl.positions.At(0, 3),
+        "tokens": rl.positions.Tokens("the"),
+        "regex": rl.positions.Tokens(r"c[a-z]+|\bdog", regex=True, missing="skip"),
+        "union": rl.positions.parse("f2+l1"),
+        "difference": rl.positions.Prompt() - rl.positions.First(1),
+        "chain": rl.positions.Prompt() >> rl.positions.First(3) >> rl.positions.Last(2),
+        "generated": rl.positions.Generated() | rl.positions.Last(1),
     }
 
 
 POSITION_NAMES = (
-    "first", "last", "all", "prompt", "response", "nth", "nth skip", "at", "tokens", "regex", "union", "difference",
-    "chain", "generated",
-)  # fmt: skip
+    "first",
+    "last",
+    "all",
+    "prompt",
+    "response",
+    "nth",
+    "nth skip",
+    "at",
+    "tokens",
+    "regex",
+    "union",
+    "difference",
+    "chain",
+    "generated",
+)
 
 
 def test_the_table_of_positions_has_every_kind():
@@ -197,15 +228,28 @@ def _sites():
         "query heads": (rl.attn_q(1, "all", heads=[1]), D_HEAD),
         "key heads": (rl.attn_k(1, "all", heads=[1]), D_HEAD),
         "value heads": (rl.attn_v(1, "all", heads=[0, 1]), 2 * D_HEAD),
-        "embed": (rl.embed("all"), D),
+        "embed": (rl.embeddings("all"), D),
         "final_norm": (rl.final_norm("last"), D),
     }
 
 
 SITE_NAMES = (
-    "resid_pre", "resid_mid", "input of the MLP's norm", "resid_post", "attn_out", "mlp_out", "neurons", "one head",
-    "heads out of order", "all heads", "query heads", "key heads", "value heads", "embed", "final_norm",
-)  # fmt: skip
+    "resid_pre",
+    "resid_mid",
+    "input of the MLP's norm",
+    "resid_post",
+    "attn_out",
+    "mlp_out",
+    "neurons",
+    "one head",
+    "heads out of order",
+    "all heads",
+    "query heads",
+    "key heads",
+    "value heads",
+    "embed",
+    "final_norm",
+)
 
 
 @pytest.mark.parametrize("name", SITE_NAMES)
@@ -241,7 +285,7 @@ def test_hooks_are_stored_by_their_canonical_names(tmp_path, architecture):
     model = architectures.bridge(architecture)
     aliases = [rl.resid_post(0, "last"), rl.resid_pre(1, "last"), rl.attn_out(1, "last"), rl.mlp_out(1, "last")]
     expected = [model.hook_dict[s.hook].name for s in aliases]
-    reft = rl.ReFT({site: rl.LobiReFT(D, 1) for site in aliases})
+    reft = rl.ReFT({site: rl.interventions.LobiReFT(D, 1) for site in aliases})
     again = _reload(reft, model, tmp_path)
     stored = json.loads((tmp_path / "reft.json").read_text())
     assert [s["hook"] for s in stored["sites"]] == expected
@@ -316,7 +360,7 @@ def test_B3_training_after_a_reload_equals_training_without_it_bit_for_bit(gpt2,
 def test_B3_frames_stay_orthonormal_after_a_reload(gpt2, tmp_path, kind):
     import reftlens as rl
 
-    reft = rl.ReFT({rl.resid_post(1, "last"): getattr(rl, kind)(D, 4)})
+    reft = rl.ReFT({rl.resid_post(1, "last"): getattr(rl.interventions, kind)(D, 4)})
     _train(reft, gpt2)
     before = reft[0].basis().detach().clone()
     again = _reload(reft, gpt2, tmp_path)
@@ -421,9 +465,9 @@ def test_a_kind_that_is_not_named_is_refused_with_the_way_out(gpt2, tmp_path):
     import reftlens as rl
 
     rl.save(rl.ReFT({rl.resid_post(1, "last"): _own_class()(D, 2)}), tmp_path, gpt2)
-    with pytest.raises(rl.StoreMismatch, match=r"kind 'Scaling'.*kinds=\{'Scaling': YourClass\}"):
+    with pytest.raises(rl.errors.StoreMismatch, match=r"kind 'Scaling'.*kinds=\{'Scaling': YourClass\}"):
         rl.load(tmp_path, gpt2)
-    with pytest.raises(rl.StoreMismatch, match="kind 'Scaling'"):
+    with pytest.raises(rl.errors.StoreMismatch, match="kind 'Scaling'"):
         rl.load(tmp_path, gpt2, kinds={"Other": _own_class()})
 
 
@@ -433,7 +477,7 @@ def test_a_kind_that_was_named_once_is_forgotten_again(gpt2, tmp_path):
     own = _own_class()
     rl.save(rl.ReFT({rl.resid_post(1, "last"): own(D, 2)}), tmp_path, gpt2)
     rl.load(tmp_path, gpt2, kinds={"Scaling": own})
-    with pytest.raises(rl.StoreMismatch, match="Scaling"):
+    with pytest.raises(rl.errors.StoreMismatch, match="Scaling"):
         rl.load(tmp_path, gpt2)
 
 
@@ -511,7 +555,7 @@ def test_another_checkpoint_of_the_same_configuration_is_refused_and_accepted_on
     model, other = architectures.bridge(architecture), architectures.fresh_bridge(architecture, seed=1)
     reft = _lo().eval()
     rl.save(reft, tmp_path, model)
-    with pytest.raises(rl.StoreMismatch, match=r"weights are others.*other_model=True"):
+    with pytest.raises(rl.errors.StoreMismatch, match=r"weights are others.*other_model=True"):
         rl.load(tmp_path, other)
     assert _same_tensors(rl.load(tmp_path, other, other_model=True), reft)
     assert _same_tensors(rl.load(tmp_path, model), reft)
@@ -531,7 +575,7 @@ def _wider():
 def test_another_width_is_refused_by_name_even_where_another_model_is_accepted(saved):
     import reftlens as rl
 
-    with pytest.raises(rl.StoreMismatch, match=f"n_embd was {D} and is {2 * D}"):
+    with pytest.raises(rl.errors.StoreMismatch, match=f"n_embd was {D} and is {2 * D}"):
         rl.load(saved, _wider())
     with pytest.raises(ValueError, match=f"width {2 * D}.*d={D}"):
         rl.load(saved, _wider(), other_model=True)
@@ -540,7 +584,7 @@ def test_another_width_is_refused_by_name_even_where_another_model_is_accepted(s
 def test_another_architecture_is_refused_and_accepted_on_request_where_the_site_exists(saved, llama):
     import reftlens as rl
 
-    with pytest.raises(rl.StoreMismatch, match="model_type was 'gpt2' and is 'llama'"):
+    with pytest.raises(rl.errors.StoreMismatch, match="model_type was 'gpt2' and is 'llama'"):
         rl.load(saved, llama)
     assert len(rl.load(saved, llama, other_model=True)) == 1
 
@@ -549,7 +593,7 @@ def test_a_site_that_the_other_model_lacks_is_refused(gpt2, tmp_path):
     import reftlens as rl
 
     rl.save(rl.ReFT({rl.resid_mid(1, "last"): rl.LoReFT(D, 2)}), tmp_path, gpt2)
-    with pytest.raises(rl.HookNotFound, match="parallel"):
+    with pytest.raises(rl.errors.HookNotFound, match="parallel"):
         rl.load(tmp_path, architectures.bridge("neox"), other_model=True)
 
 
@@ -562,7 +606,7 @@ def test_another_tokenizer_is_refused(gpt2, saved):
     other.tokenizer = copy.deepcopy(other.tokenizer)
     assert len(rl.load(saved, other)) == 1
     other.tokenizer.add_tokens(["<new>"])
-    with pytest.raises(rl.StoreMismatch, match="tokenizer's vocabulary"):
+    with pytest.raises(rl.errors.StoreMismatch, match="tokenizer's vocabulary"):
         rl.load(saved, other)
     assert len(rl.load(saved, other, other_model=True)) == 1
 
@@ -575,9 +619,9 @@ def test_compatibility_mode_is_refused_in_both_directions(tmp_path, architecture
     processed.enable_compatibility_mode(disable_warnings=True)
     rl.save(_lo(), tmp_path / "plain", plain)
     rl.save(_lo(), tmp_path / "processed", processed)
-    with pytest.raises(rl.StoreMismatch, match="compatibility mode off, and this model has it on"):
+    with pytest.raises(rl.errors.StoreMismatch, match="compatibility mode off, and this model has it on"):
         rl.load(tmp_path / "plain", processed)
-    with pytest.raises(rl.StoreMismatch, match="compatibility mode on, and this model has it off"):
+    with pytest.raises(rl.errors.StoreMismatch, match="compatibility mode on, and this model has it off"):
         rl.load(tmp_path / "processed", plain)
     assert len(rl.load(tmp_path / "plain", plain)) == len(rl.load(tmp_path / "processed", processed)) == 1
 
@@ -673,25 +717,29 @@ MISFITS = {
     "no format": (lambda r, t: r.update(format=None), r"has format None"),
     "kind": (lambda r, t: r["interventions"][0].update(kind="LoRA"), r"kind 'LoRA', and the known ones are LoReFT"),
     "a kind that is a path": (
-        lambda r, t: r["interventions"][0].update(kind="os.system"), r"kind 'os.system', and the known ones"
+        lambda r, t: r["interventions"][0].update(kind="os.system"),
+        r"kind 'os.system', and the known ones",
     ),
     "dtype": (lambda r, t: r["interventions"][0].update(dtype="load"), r"dtype 'load', and the known ones"),
     "setting": (lambda r, t: r["interventions"][0]["settings"].update(dropuot=0.5), r"holds LoReFT.*dropuot"),
     "activation": (
-        lambda r, t: r["interventions"][0]["settings"].update(activation="os.system"), r"activation 'os.system'"
+        lambda r, t: r["interventions"][0]["settings"].update(activation="os.system"),
+        r"activation 'os.system'",
     ),
     "positions": (lambda r, t: r["sites"][0]["positions"].update(kind="middle"), r"kind of positions 'middle'"),
     "missing tensor": (lambda r, t: t.pop("0.b"), r"no tensor '0.b'"),
     "extra tensor": (lambda r, t: t.update(extra=torch.zeros(1)), r"has a tensor 'extra'"),
     "misshaped tensor": (
-        lambda r, t: t.update({"0.b": torch.zeros(3)}), r"0.b is float32 \[3\].*calls for float32 \[2\]"
+        lambda r, t: t.update({"0.b": torch.zeros(3)}),
+        r"0.b is float32 \[3\].*calls for float32 \[2\]",
     ),
     "tensor of another dtype": (
-        lambda r, t: t.update({"0.b": torch.zeros(2).double()}), r"0.b is float64 \[2\].*calls for float32 \[2\]"
+        lambda r, t: t.update({"0.b": torch.zeros(2).double()}),
+        r"0.b is float64 \[2\].*calls for float32 \[2\]",
     ),
     "tensor of another width": (lambda r, t: t.update({"0.W": torch.zeros(2, 31)}), r"0.W is float32 \[2, 31\]"),
     "another rank": (lambda r, t: r["interventions"][0]["settings"].update(rank=3), r"0\.\S+ is float32"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
@@ -700,7 +748,7 @@ def test_a_record_that_does_not_fit_is_refused_and_the_misfit_named(gpt2, saved,
 
     change, message = MISFITS[misfit]
     _rewrite(saved, change)
-    error = ValueError if misfit == "positions" else rl.StoreMismatch
+    error = ValueError if misfit == "positions" else rl.errors.StoreMismatch
     with pytest.raises(error, match=message):
         rl.load(saved, gpt2)
 
@@ -710,7 +758,7 @@ def test_other_weights_under_the_name_are_refused(gpt2, saved):
 
     tensors = safetensors.torch.load_file(saved / "weights.safetensors")
     safetensors.torch.save_file({n: t + 1 for n, t in tensors.items()}, saved / "weights.safetensors")
-    with pytest.raises(rl.StoreMismatch, match=r"not the weights that reft.json was written with"):
+    with pytest.raises(rl.errors.StoreMismatch, match=r"not the weights that reft.json was written with"):
         rl.load(saved, gpt2)
 
 
@@ -728,7 +776,7 @@ def test_damaged_weights_are_refused(gpt2, saved, damage):
 
     path = saved / "weights.safetensors"
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    with pytest.raises(rl.StoreMismatch, match=r"not a safetensors file, or damaged|not the weights that"):
+    with pytest.raises(rl.errors.StoreMismatch, match=r"not a safetensors file, or damaged|not the weights that"):
         rl.load(saved, gpt2)
 
 
@@ -866,7 +914,7 @@ def test_a_save_that_dies_leaves_the_old_intervention_or_the_new_one(gpt2, tmp_p
     assert _same_tensors(again, wanted) and again[0].kind == wanted[0].kind
     assert again.sites[0].positions == wanted.sites[0].positions
     if writes in (1, 2):  # the record of the run is not yet that of the new weights: it is not passed off as theirs
-        with pytest.raises((rl.StoreMismatch, FileNotFoundError)):
+        with pytest.raises((rl.errors.StoreMismatch, FileNotFoundError)):
             store.load_run(tmp_path)
     else:
         assert store.load_run(tmp_path) == (new_run if writes else old_run)
@@ -880,7 +928,7 @@ def test_the_twin_without_the_copy_in_the_header_a_torn_pair_is_refused(gpt2, sa
     other = rl.save(_lo(), tmp_path / "other", gpt2)
     bare = safetensors.torch.load_file(other / "weights.safetensors")
     safetensors.torch.save_file(bare, saved / "weights.safetensors")
-    with pytest.raises(rl.StoreMismatch, match=r"not the weights that reft.json was written with"):
+    with pytest.raises(rl.errors.StoreMismatch, match=r"not the weights that reft.json was written with"):
         rl.load(saved, gpt2)
 
 
@@ -965,7 +1013,7 @@ def test_a_record_of_other_weights_is_refused(gpt2, tmp_path):
     rl.save(reft, tmp_path / "a", gpt2, run=_train(reft, gpt2))
     rl.save(_lo(), tmp_path / "b", gpt2)
     shutil.copy(tmp_path / "a" / "run.json", tmp_path / "b")
-    with pytest.raises(rl.StoreMismatch, match="other weights"):
+    with pytest.raises(rl.errors.StoreMismatch, match="other weights"):
         load_run(tmp_path / "b")
 
 

@@ -12,9 +12,13 @@ from architectures import ARCHITECTURES, D, bridge
 SLOW = pytest.mark.slow
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, -1.0)
 TEXTS = [
-    ("the cat sat on", " the mat and"), ("a dog", " ran by the"), ("looked at the moon", " over"),
-    ("the green hill while", " a dog ran"), ("the moon over the", " mat"), ("and looked", " at the green hill"),
-]  # fmt: skip
+    ("the cat sat on", " the mat and"),
+    ("a dog", " ran by the"),
+    ("looked at the moon", " over"),
+    ("the green hill while", " a dog ran"),
+    ("the moon over the", " mat"),
+    ("and looked", " at the green hill"),
+]
 
 
 def _module(kind, scale=1.0, seed=1):
@@ -47,14 +51,19 @@ def _data(model, texts=TEXTS, sources=False):
 @cache
 def _response(kind="LoReFT"):
     """Everything at once, on the tiny GPT-2."""
-    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.doses import dose_response
 
     model = bridge("gpt2")
     texts = {} if kind == "DAS" else dict(prompts=["the cat sat", "a dog ran by"], max_new_tokens=8, score=len)
     return dose_response(
-        _reft(kind), model, _data(model, sources=kind == "DAS"), STRENGTHS, progress=False,
-        unrelated=_data(model, TEXTS[3:], sources=kind == "DAS"), **texts,
-    )  # fmt: skip
+        _reft(kind),
+        model,
+        _data(model, sources=kind == "DAS"),
+        STRENGTHS,
+        progress=False,
+        unrelated=_data(model, TEXTS[3:], sources=kind == "DAS"),
+        **texts,
+    )
 
 
 def _logits(model, reft, data, strength):
@@ -85,7 +94,7 @@ def _means(values, data):
 @pytest.mark.parametrize("kind", ["LoReFT", "vector", "DAS"])
 @pytest.mark.parametrize("architecture", [pytest.param(a, marks=() if a == "gpt2" else SLOW) for a in ARCHITECTURES])
 def test_effect_accuracy_and_kl_are_those_of_two_full_forward_passes(architecture, kind):
-    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.doses import dose_response
 
     model = bridge(architecture)
     reft, data = _reft(kind), _data(model, sources=kind == "DAS")
@@ -117,12 +126,12 @@ def test_strength_zero_has_no_effect_and_no_kl_exactly(kind):
 @pytest.mark.parametrize("sources", [False, True])
 def test_an_edit_after_the_last_read_has_no_effect_and_no_kl(gpt2, sources):
     import reftlens as rl
-    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.doses import dose_response
 
     data = _data(gpt2)
     one = data[[0]].with_sources(data[[1]]) if sources else data[[0]]
     reft = rl.ReFT({rl.resid_post(1, "response"): _module("DAS" if sources else "vector", scale=9.0)})
-    last = rl.At(one.tokens.shape[1] - 1)
+    last = rl.positions.At(one.tokens.shape[1] - 1)
     found = dose_response(reft, gpt2, one, [1.0, 5.0], among=last, progress=False)
     assert found.measure("edit_size").min() > 0
     # the last token is a target, and nothing that is scored reads it
@@ -134,7 +143,7 @@ def test_a_vector_that_nothing_reads_has_no_effect_and_its_twin_has():
     from planted import ANSWERS, VALUES, planted_neurons
 
     import reftlens as rl
-    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.doses import dose_response
     from reftlens.text.batch import batch_from_rows
 
     truth = planted_neurons()
@@ -156,7 +165,7 @@ def test_a_vector_that_nothing_reads_has_no_effect_and_its_twin_has():
 
 def test_the_edit_is_as_large_as_by_hand(gpt2):
     import reftlens as rl
-    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.doses import dose_response
 
     data = _data(gpt2)
     h = rl.activations(gpt2, data, rl.resid_post(1, "l2"), progress=False).view(len(data), 2, D)
@@ -175,7 +184,7 @@ def test_the_edit_is_as_large_as_by_hand(gpt2):
 
 
 def test_only_the_light_cone_is_computed_and_never_a_full_pass_for_each_strength(gpt2, monkeypatch):
-    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.doses import dose_response
     from reftlens.cone import scorer
     from reftlens.editing import engine, sources
 
@@ -240,7 +249,7 @@ def test_what_is_written_is_what_generate_writes(gpt2):
     assert found.measure("perplexity").min() >= 1
     assert "reused" in found.text.computation
     with pytest.raises(ValueError, match="generation has none"):
-        from reftlens.analysis.strength.dose_response import dose_response
+        from reftlens.analysis.strength.doses import dose_response
 
         dose_response(_reft("DAS"), gpt2, _data(gpt2, sources=True), [1.0], prompts=["the cat"], progress=False)
 
@@ -257,14 +266,26 @@ def test_the_unedited_model_finds_its_own_greedy_text_most_fluent():
 def test_there_is_a_response_to_doses_of_every_kind(gpt2):
     import reftlens as rl
     from reftlens.analysis.strength.budget import largest_dose
-    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.doses import dose_response
 
     reference = torch.randn(D, generator=torch.Generator().manual_seed(2))
     kinds = [
-        rl.LoReFT(D, 2), rl.NoReFT(D, 2), rl.DiReFT(D, 2), rl.OrthoDiReFT(D, 2), rl.ConsReFT(D, 2), rl.LobiReFT(D, 2),
-        rl.SteeringVector(D, reference), rl.Ablation(D), rl.Ablation(D, reference), rl.Noise(D, 0.5), rl.ReFTr1(D, k=2),
-        rl.DAS(D, rank=2), rl.Interchange(D), rl.BoundlessDAS(D, rank=4), rl.SigmoidMask(D),
-    ]  # fmt: skip
+        rl.LoReFT(D, 2),
+        rl.interventions.NoReFT(D, 2),
+        rl.DiReFT(D, 2),
+        rl.interventions.OrthoDiReFT(D, 2),
+        rl.interventions.ConsReFT(D, 2),
+        rl.interventions.LobiReFT(D, 2),
+        rl.SteeringVector(D, reference),
+        rl.Ablation(D),
+        rl.Ablation(D, reference),
+        rl.interventions.Noise(D, 0.5),
+        rl.interventions.ReFTr1(D, k=2),
+        rl.DAS(D, rank=2),
+        rl.Interchange(D),
+        rl.interventions.BoundlessDAS(D, rank=4),
+        rl.interventions.SigmoidMask(D),
+    ]
     for module in kinds:
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
@@ -284,7 +305,7 @@ def test_there_is_a_response_to_doses_of_every_kind(gpt2):
 
 def test_several_sites_act_together_and_their_sizes_are_each_their_own(gpt2):
     import reftlens as rl
-    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.doses import dose_response
 
     first, second = rl.resid_post(0, "last"), rl.mlp_out(2, "f1+l1")
     both = rl.ReFT({first: _module("LoReFT"), second: _module("vector", seed=2)})
@@ -409,9 +430,12 @@ def test_the_budget_is_met_in_six_evaluations(architecture, kind, budget):
 
 
 CURVES = {
-    "quadratic": lambda s: s**2, "saturates": lambda s: 3 * s**2 / (1 + s**2), "grows slower": lambda s: s**2 / (1 + s),
-    "grows faster": lambda s: 0.01 * s**2 + s**4, "at once": lambda s: 3 * (1 - math.exp(-(s**2))),
-}  # fmt: skip
+    "quadratic": lambda s: s**2,
+    "saturates": lambda s: 3 * s**2 / (1 + s**2),
+    "grows slower": lambda s: s**2 / (1 + s),
+    "grows faster": lambda s: 0.01 * s**2 + s**4,
+    "at once": lambda s: 3 * (1 - math.exp(-(s**2))),
+}
 
 
 @pytest.mark.parametrize("name", CURVES)
@@ -509,7 +533,7 @@ def test_equals_do_not_differ_and_a_real_difference_survives_the_correction(gpt2
 
 
 def test_the_budget_can_be_spent_on_unrelated_prompts(gpt2):
-    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.doses import dose_response
     from reftlens.analysis.strength.equal_kl import compare_at_equal_kl
 
     data, other = _data(gpt2, TEXTS[:3]), _data(gpt2, TEXTS[3:])
@@ -525,7 +549,7 @@ def test_the_budget_can_be_spent_on_unrelated_prompts(gpt2):
 
 
 def test_a_second_run_is_the_same_bit_for_bit(gpt2):
-    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.doses import dose_response
 
     settings = dict(prompts=["the cat sat"], max_new_tokens=6, temperature=1.0, seed=3, progress=False)
     once, again = (dose_response(_reft("LoReFT"), gpt2, _data(gpt2), [0.0, 0.5, 1.0], **settings) for _ in range(2))
@@ -556,7 +580,7 @@ def test_the_result_can_be_read_and_seen():
 
 
 def test_what_cannot_be_measured_is_said(gpt2):
-    from reftlens.analysis.strength.dose_response import dose_response
+    from reftlens.analysis.strength.doses import dose_response
 
     data, settings = _data(gpt2), dict(progress=False)
     with pytest.raises(ValueError, match="each of them once"):

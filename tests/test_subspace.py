@@ -88,19 +88,21 @@ def gram_schmidt(m):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_frame_is_that_of_gram_schmidt(rl, shape):
     m = torch.randn(shape, dtype=torch.float64)
-    assert torch.allclose(rl.orthonormal(m), gram_schmidt(m), atol=1e-10)  # Gram-Schmidt itself loses digits
+    assert torch.allclose(
+        rl.interventions.orthonormal(m), gram_schmidt(m), atol=1e-10
+    )  # Gram-Schmidt itself loses digits
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (7, 3), (4, 4)])
 def test_gradients_agree_with_finite_differences(rl, shape):
     m = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(rl.orthonormal, (m,))
+    assert gradcheck(rl.interventions.orthonormal, (m,))
 
 
 def test_gradients_are_those_of_gram_schmidt(rl):
     m = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     readout = torch.randn(9, 4, dtype=torch.float64)
-    (ours,) = torch.autograd.grad((rl.orthonormal(m) * readout).sum(), m)
+    (ours,) = torch.autograd.grad((rl.interventions.orthonormal(m) * readout).sum(), m)
     (theirs,) = torch.autograd.grad((gram_schmidt(m) * readout).sum(), m)
     assert torch.allclose(ours, theirs, atol=1e-11)
     assert ours.abs().max() > 0.01
@@ -109,14 +111,16 @@ def test_gradients_are_those_of_gram_schmidt(rl):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_scaling_columns_leaves_the_frame_and_mixing_them_turns_it(rl, shape):
     m = torch.randn(shape, dtype=torch.float64)
-    q = rl.orthonormal(m)
-    assert torch.equal(rl.orthonormal(m * 4.0), q)  # a power of two rounds nothing
-    assert torch.allclose(rl.orthonormal(m * torch.rand(shape[1], dtype=torch.float64).add(0.1)), q, atol=1e-12)
+    q = rl.interventions.orthonormal(m)
+    assert torch.equal(rl.interventions.orthonormal(m * 4.0), q)  # a power of two rounds nothing
+    assert torch.allclose(
+        rl.interventions.orthonormal(m * torch.rand(shape[1], dtype=torch.float64).add(0.1)), q, atol=1e-12
+    )
     upper = torch.randn(shape[1], shape[1], dtype=torch.float64).triu(1) + 2 * torch.eye(shape[1], dtype=torch.float64)
-    assert torch.allclose(rl.orthonormal(m @ upper), q, atol=1e-11)
-    assert torch.allclose(rl.orthonormal(-m), -q, atol=1e-12)
+    assert torch.allclose(rl.interventions.orthonormal(m @ upper), q, atol=1e-11)
+    assert torch.allclose(rl.interventions.orthonormal(-m), -q, atol=1e-12)
     if shape[1] > 1:
-        assert not torch.allclose(rl.orthonormal(m.flip(1)), q, atol=0.01)
+        assert not torch.allclose(rl.interventions.orthonormal(m.flip(1)), q, atol=0.01)
 
 
 def test_B1_weight_decay_alone_never_moves_the_frame():
@@ -242,7 +246,7 @@ def test_the_draw_is_uniform_among_frames():
 @pytest.mark.parametrize("shape", [(1, 1), (5, 1), (7, 3), (6, 6)])
 def test_degrees_of_freedom_are_the_rank_of_the_jacobian(rl, shape):
     m = torch.randn(shape, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(rl.orthonormal, m)
+    jacobian = torch.autograd.functional.jacobian(rl.interventions.orthonormal, m)
     count = torch.linalg.matrix_rank(jacobian.reshape(m.numel(), m.numel()), rtol=1e-9).item()
     assert frame(*shape).degrees_of_freedom == count
 

@@ -64,18 +64,18 @@ def test_with_data_the_directions_are_the_canonical_ones():
     import reftlens as rl
 
     world = planted()
-    module = rl.LobiReFT(D, 2)
+    module = rl.interventions.LobiReFT(D, 2)
     with torch.no_grad():
         turn = torch.linalg.qr(torch.randn(2, 2)).Q
         module.frame.set(world.subspace @ turn)
         module.b.copy_(turn.T @ CORNERS[2])
     reft, data = rl.ReFT({rl.resid_post(1, "last"): module}), pairs(world.value, 20, 0)[1]
     found = _tokens(reft, world.model, data=data)
-    assert found.rows[0].id == ANSWERS[2] and found.canonical and found.basis.shape == (D, 2)
+    assert found.rows[0].id == ANSWERS[2] and found.principal and found.basis.shape == (D, 2)
     assert found.top(0)[0] == world.model.tokenizer.decode([ANSWERS[2]])
     only = _tokens(reft, world.model, data=data, directions=[1], top=2)
     assert {r.direction for r in only.rows} == {1} and only.basis.shape == (D, 1) and "direction 1" in str(only)
-    assert not _tokens(reft, world.model).canonical
+    assert not _tokens(reft, world.model).principal
 
 
 def test_after_the_final_norm_there_is_no_norm():
@@ -118,8 +118,14 @@ def test_a_fitted_jacobian_lens_is_taken():
     from transformer_lens.tools.analysis import JacobianLens
 
     world = planted()
-    lens = JacobianLens.fit(world.model, ["the cat sat on the mat and looked at the moon over the green hill"],
-                            corpus="test", source_layers=[1], skip_first_positions=2, show_progress=False)  # fmt: skip
+    lens = JacobianLens.fit(
+        world.model,
+        ["the cat sat on the mat and looked at the moon over the green hill"],
+        corpus="test",
+        source_layers=[1],
+        skip_first_positions=2,
+        show_progress=False,
+    )
     vector = world.subspace @ CORNERS[1]
     found = _tokens(_steer(vector), world.model, lens=lens, top=1)
     assert [r.id for r in found.rows] == [r.id for r in _tokens(_steer(vector), world.model, top=1).rows]

@@ -52,7 +52,7 @@ def resolve_hook(model: Bridge, name: str, hooks: dict[str, HookPoint] | None = 
             layers = f"it has {depth} layers, 0 to {depth - 1}"
             raise HookNotFound(f"{model.cfg.model_name} has no hook {name!r}: {layers}")
         near = difflib.get_close_matches(name, hooks, n=4, cutoff=0.6)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; rl.sites(model) lists the usable ones"
+        hint = f"; did you mean {', '.join(near)}?" if near else "; rl.hooks(model) lists the usable ones"
         raise HookNotFound(f"{model.cfg.model_name} has no hook {name!r}{hint}")
     try:
         model.check_hooks_to_add(point, point.name or name, None)

@@ -55,7 +55,7 @@ class Sites:
         for row in self.rows:
             if hook == row.hook or hook in row.aliases:
                 return row
-        raise KeyError(f"no row for {hook!r}; sites(model, unusable=True) lists the unusable hooks too")
+        raise KeyError(f"no row for {hook!r}; hooks(model, unusable=True) lists the unusable hooks too")
 
     def to_frame(self) -> "DataFrame":
         import pandas as pd
@@ -102,7 +102,7 @@ class _Probe:
         return ""
 
 
-def sites(model: Bridge, *, unusable: bool = False) -> Sites:
+def hooks(model: Bridge, *, unusable: bool = False) -> Sites:
     """The hooks of `model` that can be sites, with their shapes; with `unusable`, the others too and why not."""
     hooks = model.hook_dict
     points = {id(p): p for p in hooks.values()}

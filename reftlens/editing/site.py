@@ -98,7 +98,7 @@ def attn_z(layer: int, positions: Where, heads: Heads = None) -> Site:
     return Site(f"blocks.{_layer(layer)}.attn.hook_z", positions, heads)
 
 
-def embed(positions: Where) -> Site:
+def embeddings(positions: Where) -> Site:
     """Token embeddings."""
     return Site("embed.hook_out", positions)
 

@@ -15,10 +15,10 @@ from transformers.generation import logits_process as lp
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.engine import Edit, check_fired
 from reftlens.editing.reft import ReFT, Variant, check_asked, mode
-from reftlens.generation.prefill import Prefilled, Runner, left_padded
+from reftlens.generation.prefilled import Prefilled, Runner, left_padded
 from reftlens.generation.result import Generation, stack_logits
 from reftlens.text.batch import Batch
-from reftlens.text.encode import end_of_turn
+from reftlens.text.encoding import end_of_turn
 from reftlens.text.view import Mask, Role, TokenView
 
 

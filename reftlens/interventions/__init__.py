@@ -6,6 +6,7 @@ from reftlens.interventions.fixed import Ablation, Noise, SteeringVector
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.interventions.masks import BoundlessDAS, SAEMask, SigmoidMask
 from reftlens.interventions.pooled import ReFTr1
+from reftlens.interventions.subspace import orthonormal
 
 KINDS: dict[str, type[Intervention]] = {
     c.kind: c
@@ -46,4 +47,5 @@ __all__ = [
     "SAEMask",
     "SigmoidMask",
     "SteeringVector",
+    "orthonormal",
 ]

@@ -47,7 +47,7 @@ class Ablation(Intervention):
 
     Args:
         reference: what to put there, `[d]`; None is zero ablation, the mean over a data set is mean ablation
-            (`reftlens.editing.activations` collects what to average).
+            (`reftlens.editing.reading` collects what to average).
         directions: linearly independent columns that span the subspace (made orthonormal here); None ablates the
             whole vector.
         rank: width of the subspace where the directions come later, from a file.

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from reftlens.analysis.subspaces.directions import pca
 from reftlens.analysis.subspaces.examples import DirectionExample, DirectionExamples, direction_examples
-from reftlens.analysis.subspaces.frame import canonical
-from reftlens.analysis.subspaces.geometry import columns_of, subspace_overlap
+from reftlens.analysis.subspaces.frame import principal_frame
+from reftlens.analysis.subspaces.geometry import columns_of, overlap
 from reftlens.analysis.subspaces.tokens import DirectionTokens, direction_tokens
-from reftlens.editing.activations import activations
+from reftlens.editing.reading import activations
 from reftlens.reports.markup import Section, escape, figure, number, paragraph
 from reftlens.reports.subject import Subject
 
@@ -23,7 +23,7 @@ def geometry_section(subject: Subject) -> Section:
     """The spectrum of the edit, and overlaps beside the chance level."""
     frames: dict[str, DataFrame] = {}
     try:
-        found = canonical(subject.reft, subject.model, subject.data, progress=subject.progress)
+        found = principal_frame(subject.reft, subject.model, subject.data, progress=subject.progress)
     except ValueError as error:
         return Section("geometry", "Geometry", absent("The directions of the edit", error))
     frames["spectrum"] = found.to_frame()
@@ -35,7 +35,7 @@ def geometry_section(subject: Subject) -> Section:
     html += _overlaps(subject, frames)
     said += (
         " This is one training: whether another seed finds the same directions is not known from it "
-        "(fit_seeds and subspace_overlap tell)."
+        "(fit_seeds and overlap tell)."
     )
     return Section("geometry", "Geometry", paragraph(said) + f'<div class="figures">{html}</div>', frames)
 
@@ -55,7 +55,7 @@ def _overlaps(subject: Subject, frames: "dict[str, DataFrame]") -> str:
         subspaces |= {f"edit {i}": columns, f"PCA {i}": pca(hidden, rank).basis}
         legend.append(f"{i}: {site}")
     try:
-        found = subspace_overlap(subspaces)
+        found = overlap(subspaces)
     except ValueError as error:
         return absent("Overlaps", error)
     frames["overlap"] = found.to_frame()

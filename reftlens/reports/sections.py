@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 
 from reftlens.analysis.places.effect_map import effect_map
-from reftlens.analysis.places.effects import PartEffects, edited_positions, position_effects, site_effects
-from reftlens.analysis.strength.dose_response import dose_response
-from reftlens.analysis.strength.doses import MEASURES, DoseResponse
+from reftlens.analysis.places.parts import PartEffects, edited_positions, position_effects, site_effects
+from reftlens.analysis.strength.dose_results import MEASURES, DoseResponse
+from reftlens.analysis.strength.doses import dose_response
 from reftlens.analysis.strength.texts import Written, perplexity, repetition
 from reftlens.reports.markup import Section, escape, figure, paragraph, table
 from reftlens.reports.subject import Measured, Subject

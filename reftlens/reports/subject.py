@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from reftlens.analysis.causal.control_table import Controls
-from reftlens.analysis.strength.doses import DoseResponse
+from reftlens.analysis.strength.dose_results import DoseResponse
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.text.batch import Batch, Prompt

@@ -14,7 +14,7 @@ from reftlens.cone.plans import Job, Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import ReFT, Variant, check_asked, mode
-from reftlens.scoring.evaluate import pieces
+from reftlens.scoring.evaluation import pieces
 from reftlens.text.batch import Batch
 
 

@@ -11,7 +11,7 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.scoring.comparison import Compared, Comparison
-from reftlens.scoring.evaluate import per_example
+from reftlens.scoring.evaluation import per_example
 from reftlens.text.batch import Batch
 
 _TOGETHER = 64  # targets that are computed at once: a vocabulary in float64 is large

@@ -15,7 +15,7 @@ from reftlens.cone.plans import Job, Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import ReFT, Variant, check_asked, mode
-from reftlens.scoring.evaluate import per_example, pieces
+from reftlens.scoring.evaluation import per_example, pieces
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
 

@@ -84,7 +84,7 @@ weights are unchanged.
 import reftlens as rl
 
 model = rl.load_model("{base if on_hub else "path/to/the/model"}")
-reft = rl.from_hub("{repo_id}", model)
+reft = rl.storage.from_hub("{repo_id}", model)
 print(rl.generate(reft, model, ["…"]{", chat=True" if chat else ""}))
 ```
 """

@@ -21,7 +21,7 @@ _RESIDUAL = re.compile(r"blocks\.(\d+)\.(hook_resid_post|hook_out|hook_resid_pre
 
 
 @contextmanager
-def on_transformers(reft: ReFT, hf_model: nn.Module, batch: Batch, variant: Variant = Variant()) -> Iterator[None]:  # noqa: B008
+def on_transformers(reft: ReFT, hf_model: nn.Module, batch: Batch, variant: Variant = Variant()) -> Iterator[None]:
     """Inside the block, forward passes of `hf_model` on the tokens of `batch` are edited.
 
     `batch` is right-padded; the model may be given the same rows padded on the left, with their attention mask.

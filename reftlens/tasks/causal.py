@@ -9,7 +9,7 @@ import torch
 
 from reftlens.bridge.protocol import Bridge
 from reftlens.text.batch import Batch, Example
-from reftlens.text.encode import encode, encode_prompts
+from reftlens.text.encoding import encode, encode_prompts
 
 Setting = Mapping[str, Any]
 """A value for each input variable."""

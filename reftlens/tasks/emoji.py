@@ -17,10 +17,10 @@ import torch
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import resid_post
-from reftlens.generation.generate import generate
 from reftlens.generation.result import Generation
+from reftlens.generation.writing import generate
 from reftlens.interventions import LoReFT
-from reftlens.text.encode import encode, load_examples
+from reftlens.text.encoding import encode, load_examples
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import run_fit
 from reftlens.training.result import FitResult

@@ -14,7 +14,7 @@ from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.editing.engine import forward
 from reftlens.tasks.ravel import Ravel, ask
 from reftlens.tasks.ravel_files import City, Template
-from reftlens.text.encode import encode
+from reftlens.text.encoding import encode
 
 if TYPE_CHECKING:
     from pandas import DataFrame

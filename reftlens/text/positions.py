@@ -279,7 +279,7 @@ _WORDS: dict[str, Positions] = {
 }
 
 
-def parse_positions(text: str) -> Positions:
+def parse(text: str) -> Positions:
     """`"f7+l7"` → `First(7) | Last(7)`; also `first last all prompt response generated`, joined by `+`."""
     result: Positions | None = None
     for part in text.replace(" ", "").split("+"):
@@ -300,7 +300,7 @@ def parse_positions(text: str) -> Positions:
 def as_positions(value: "Positions | str | Sequence[int]") -> Positions:
     """`value` itself, or what it spells: `"f7+l7"` is parsed, `[0, 3]` means `At(0, 3)`."""
     if isinstance(value, str):
-        return parse_positions(value)
+        return parse(value)
     if not isinstance(value, Positions | int | Sequence):
         raise TypeError(f"positions={value!r}, expected positions such as 'last', Last(3) or [0, 3]")
     return value if isinstance(value, Positions) else At(value)

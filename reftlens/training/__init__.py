@@ -1,1 +1,10 @@
 """Training of a `ReFT` on a frozen model."""
+
+from reftlens.editing.preflight import preflight
+from reftlens.scoring.objectives import cross_entropy
+from reftlens.training.config import FitConfig
+from reftlens.training.fitting import fit, fit_seeds, fit_together
+from reftlens.training.result import FitResult
+from reftlens.training.run import Step
+
+__all__ = ["FitConfig", "FitResult", "Step", "cross_entropy", "fit", "fit_seeds", "fit_together", "preflight"]

@@ -85,7 +85,7 @@ def fit_seeds(
     model: Bridge,
     data: Batch,
     seeds: Sequence[int],
-    config: FitConfig = FitConfig(),  # noqa: B008
+    config: FitConfig = FitConfig(),
     *,
     validation: Batch | None = None,
     objective: Objective = cross_entropy,
@@ -120,7 +120,7 @@ def fit_together(
     refts: Sequence[ReFT],
     model: Bridge,
     data: Batch,
-    configs: FitConfig | Sequence[FitConfig] = FitConfig(),  # noqa: B008
+    configs: FitConfig | Sequence[FitConfig] = FitConfig(),
     *,
     validation: Batch | None = None,
     objective: Objective = cross_entropy,
@@ -162,7 +162,7 @@ def run_fit(
     on_step: Callable[[Step], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 20,
-    reuse: Reuse | None = Reuse(),  # noqa: B008
+    reuse: Reuse | None = Reuse(),
     progress: bool = True,
 ) -> FitResult:
     """`fit` with its settings in one object."""

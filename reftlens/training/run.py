@@ -22,7 +22,7 @@ from reftlens.errors import TrainingDiverged
 from reftlens.files import digest
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.subspace import Frame
-from reftlens.scoring.evaluate import mean_loss
+from reftlens.scoring.evaluation import mean_loss
 from reftlens.scoring.objectives import Objective
 from reftlens.text.batch import Batch
 from reftlens.training.checkpoint import Checkpoint, read_checkpoint

@@ -10,12 +10,12 @@ import torch
 
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT, Variant
-from reftlens.generation.generate import generate_each
-from reftlens.generation.prefill import Prefilled, prefill
+from reftlens.generation.prefilled import Prefilled, prefill
 from reftlens.generation.result import Generation, marked_tokens
 from reftlens.generation.session import Decoding, Session, check_writes, stop_ids
+from reftlens.generation.writing import generate_each
 from reftlens.text.batch import Batch, Prompt
-from reftlens.text.encode import encode_prompts
+from reftlens.text.encoding import encode_prompts
 
 if TYPE_CHECKING:
     from pandas import DataFrame

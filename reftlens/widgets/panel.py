@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from reftlens.analysis.places.effects import edited_positions
+from reftlens.analysis.places.parts import edited_positions
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site
-from reftlens.generation.prefill import prefill
+from reftlens.generation.prefilled import prefill
 from reftlens.generation.result import Generation, marked_tokens
 from reftlens.generation.session import Decoding
 from reftlens.text.batch import Batch, Prompt

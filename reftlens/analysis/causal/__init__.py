@@ -1,1 +1,34 @@
 """What an exchange of hidden states shows: scores with controls, maps, illusions."""
+
+from reftlens.analysis.causal.battery import controls, untrained_copy
+from reftlens.analysis.causal.control_table import Control, Controls
+from reftlens.analysis.causal.illusion import IllusionMeter, subspace_illusion
+from reftlens.analysis.causal.manifold import ManifoldDistance, manifold_distance
+from reftlens.analysis.causal.maps import InterchangeMap, interchange_map
+from reftlens.analysis.causal.permutation import permutation_p
+from reftlens.analysis.causal.scores import (
+    Disentanglement,
+    InterchangeScores,
+    cause_isolate,
+    interchange_scores,
+    scores_table,
+)
+
+__all__ = [
+    "Control",
+    "Controls",
+    "Disentanglement",
+    "IllusionMeter",
+    "InterchangeMap",
+    "InterchangeScores",
+    "ManifoldDistance",
+    "cause_isolate",
+    "controls",
+    "interchange_map",
+    "interchange_scores",
+    "manifold_distance",
+    "permutation_p",
+    "scores_table",
+    "subspace_illusion",
+    "untrained_copy",
+]

@@ -104,7 +104,7 @@ def interchange_scores(
     data: Batch,
     *,
     base: Batch | None = None,
-    variant: Variant = Variant(),  # noqa: B008
+    variant: Variant = Variant(),
     batch_size: int = 16,
     reuse: bool | Reuse = True,
     progress: bool = True,

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.analysis.places.effects import as_labelled, edited_positions, narrowed, site_labels, touched
+from reftlens.analysis.places.parts import as_labelled, edited_positions, narrowed, site_labels, touched
 from reftlens.analysis.statistics import Estimate, mean_of, sign_flip_tests
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.reuse import Reuse

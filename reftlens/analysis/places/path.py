@@ -14,7 +14,7 @@ from reftlens.analysis.statistics import Estimate, mean_of
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.reft import ReFT, Variant, mode
 from reftlens.scoring.answers import first_targets
-from reftlens.scoring.evaluate import per_example, pieces
+from reftlens.scoring.evaluation import per_example, pieces
 from reftlens.text.batch import Batch
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def edit_path(
     data: Batch,
     *,
     against: Batch | None = None,
-    variant: Variant = Variant(),  # noqa: B008
+    variant: Variant = Variant(),
     batch_size: int = 16,
     progress: bool = True,
 ) -> EditPath:

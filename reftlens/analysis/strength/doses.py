@@ -1,197 +1,75 @@
-"""The result of a dose-response: everything measured at every strength, and what the curves say."""
+"""Dose and response: what an edit does, costs and breaks as its strength grows, for every kind of intervention."""
 
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import SupportsFloat
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from reftlens import figures
-from reftlens.analysis.statistics import Estimate, mean_of
-from reftlens.analysis.strength.curves import HalfEffect, Slopes, half_effect, not_dominated, slopes_of
-from reftlens.analysis.strength.texts import Written
-from reftlens.scoring.responses import Responses
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
-
-MEASURES = {
-    "effect": "log-probability gained (nats per target token)",
-    "accuracy": "share of target tokens that are most likely",
-    "kl": "KL(edited ‖ unedited) (nats per token)",
-    "edit_size": "‖edit‖ / ‖activation‖ at strength, mean over sites",
-    "drift": "KL on unrelated prompts (nats per token)",
-    "perplexity": "perplexity of what is written, unedited model",
-    "repetition": "share of 3-grams that repeat",
-    "score": "score of what is written",
-}
-"""What is measured at every strength, with its unit."""
+from reftlens.analysis.strength.dose_results import DoseResponse
+from reftlens.analysis.strength.sizes import edit_size
+from reftlens.analysis.strength.texts import written
+from reftlens.bridge.protocol import Bridge
+from reftlens.cone.reuse import Reuse
+from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.site import Where
+from reftlens.generation.session import check_writes
+from reftlens.scoring.responses import responses
+from reftlens.text.batch import Batch, Prompt
 
 
-@dataclass(frozen=True, eq=False)
-class DoseResponse:
-    """One entry per strength and example. Strength is relative to the edit as trained: 1 is that edit, 0 is none."""
+def dose_response(
+    reft: ReFT,
+    model: Bridge,
+    data: Batch,
+    strengths: Sequence[SupportsFloat],
+    *,
+    prompts: Sequence[Prompt] | Batch | None = None,
+    unrelated: Batch | None = None,
+    score: Callable[[str], float] | None = None,
+    among: Where | None = None,
+    sites: Sequence[int] | None = None,
+    chat: bool = False,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 16,
+    reuse: bool | Reuse = True,
+    progress: bool = True,
+) -> DoseResponse:
+    """Effect, KL from the unedited model, size, drift and fluency at every strength.
 
-    strengths: tuple[float, ...]
-    on_data: Responses
-    """Effect, accuracy and KL on the examples, one plan per strength."""
-    unit_size: Float[Tensor, "site example"]
-    """‖h' - h‖ / ‖h‖ of each site's own edit of the unedited activation at strength 1; see `edit_size`."""
-    unrelated: Responses | None
-    """The same as `on_data` on unrelated prompts."""
-    text: Written | None
-    """What is written at each strength."""
+    The targets of `data` are scored at all strengths in one sweep that computes only what an edit can reach.
 
-    @property
-    def computation(self) -> str:
-        """What was computed for each strength, and what was reused; or why everything was computed."""
-        return self.on_data.computation
+    Args:
+        strengths: relative to the edit as trained; with sources in `data` also for an exchange.
+        prompts: texts are continued from them at every strength, for perplexity under the unedited model,
+            repetition and `score`; an exchange has no source there, so leave them out for one.
+        unrelated: prompts with completions that the edit should leave alone (with sources, for an exchange): their
+            per-token KL is the drift.
+        score: what a text is worth, such as the share of emoji in it.
+        among, sites: of the edited tokens and of the sites only these, as in `Variant`.
+        seed: of sampling, where `temperature` is above 0; the same random numbers at every strength.
 
-    def measure(self, name: str) -> Float[Tensor, "strength example"]:
-        """One of `MEASURES`, for each strength and example (or unrelated prompt, or prompt).
-
-        Raises:
-            ValueError: if it is none of them, or was not measured.
-        """
-        if name not in MEASURES:
-            raise ValueError(f"measure={name!r}, expected one of {', '.join(MEASURES)}")
-        if name == "edit_size":
-            return torch.tensor(self.strengths, dtype=torch.float64).abs()[:, None] * self.unit_size.nanmean(dim=0)
-        if name == "drift":
-            found = None if self.unrelated is None else self.unrelated.kl
-        elif name in ("perplexity", "repetition", "score"):
-            found = None if self.text is None else getattr(self.text, name)
-        else:
-            found = getattr(self.on_data, name)
-        if found is None:
-            needs = {"drift": "unrelated=", "score": "prompts= and score="}.get(name, "prompts=")
-            raise ValueError(f"{name} was not measured: pass {needs} to dose_response")
-        return found
-
-    @property
-    def measured(self) -> list[str]:
-        """Names of what was measured."""
-        off = {"drift": self.unrelated is None, "score": self.text is None or self.text.score is None}
-        off |= dict.fromkeys(("perplexity", "repetition"), self.text is None)
-        return [name for name in MEASURES if not off.get(name, False)]
-
-    def estimate(self, name: str) -> list[Estimate]:
-        """Mean of a measure at each strength, bootstrapped over examples; of perplexity the geometric mean."""
-        if name != "perplexity":
-            return [mean_of(row[~row.isnan()]) for row in self.measure(name)]
-        logs = [mean_of(row.log()) for row in self.measure(name)]
-        return [Estimate(math.exp(e.value), math.exp(e.low), math.exp(e.high), e.count) for e in logs]
-
-    # -- what the curve says -------------------------------------------------------------------------------
-
-    @property
-    def slopes(self) -> Slopes:
-        """Slope of each example's effect over all strengths given, and the share that moves the wrong way."""
-        return slopes_of(self.strengths, self.on_data.effect)
-
-    def ec50(self, measure: str = "effect", *, reference: float | None = None, seed: int = 0) -> HalfEffect:
-        """The strength of half the effect at `reference` (default: 1 where it was measured, else the largest).
-
-        Of another measure than `effect`: half of its change from strength 0, which then has to be among the strengths.
-        """
-        values = self.measure(measure)
-        if measure != "effect":
-            if 0.0 not in self.strengths:
-                raise ValueError(f"the change of {measure} is from strength 0: give 0 among the strengths")
-            values = values - values[self.strengths.index(0.0)]
-        largest = 1.0 if 1.0 in self.strengths else max(self.strengths, key=abs)
-        reference = largest if reference is None else reference
-        if reference in self.strengths and reference and not any(0 < s / reference < 1 for s in self.strengths):
-            raise ValueError(f"half of the effect at {reference:g}: give strengths between 0 and {reference:g}, too")
-        return half_effect(self.strengths, values, reference, seed=seed)
-
-    def by_strength(self) -> "DataFrame":
-        """One row per strength: mean of everything measured, with 95 % intervals over examples."""
-        import pandas as pd
-
-        columns: dict[str, list[float]] = {}
-        for name in self.measured:
-            for one in self.estimate(name):
-                for column, value in one.as_columns(name).items():
-                    columns.setdefault(column, []).append(value)
-        return pd.DataFrame(columns, index=pd.Index(self.strengths, name="strength"))
-
-    def frontier(self, measure: str = "effect") -> "DataFrame":
-        """The strengths that no other beats: `measure` (more is better), KL and, if measured, perplexity (less is)."""
-        names = [measure, "kl", *(["perplexity"] if "perplexity" in self.measured else [])]
-        means = {name: [one.value for one in self.estimate(name)] for name in names}
-        costs = torch.tensor(
-            [[-v for v in means[measure]], *(means[name] for name in names[1:])], dtype=torch.float64
-        ).T
-        import pandas as pd
-
-        kept = [i for i, good in enumerate(not_dominated(costs).tolist()) if good]
-        kept.sort(key=lambda i: means["kl"][i])
-        columns = {"strength": self.strengths, **means}
-        return pd.DataFrame({name: [values[i] for i in kept] for name, values in columns.items()})
-
-    def to_frame(self) -> "DataFrame":
-        """Tidy: one row per strength, kind of row (data, unrelated, prompts) and row; what it lacks is missing."""
-        import pandas as pd
-
-        frames = []
-        groups = {"data": ("effect", "accuracy", "kl", "edit_size"), "unrelated": ("drift",),
-                  "prompts": ("perplexity", "repetition", "score")}  # fmt: skip
-        for group, names in groups.items():
-            tables = {name: self.measure(name) for name in names if name in self.measured}
-            for v, strength in enumerate(self.strengths if tables else ()):
-                one = pd.DataFrame({name: table[v].tolist() for name, table in tables.items()})
-                if group == "data":
-                    one["log_prob"] = self.on_data.log_prob[v].tolist()
-                if group == "prompts" and self.text is not None:
-                    one["text"] = self.text.texts[v]
-                frames.append(one.rename_axis("row").reset_index().assign(strength=strength, rows=group))
-        return pd.concat(frames, ignore_index=True)
-
-    # -- figures -------------------------------------------------------------------------------------------
-
-    def plot(self, ax: "Axes | None" = None, *, measure: str = "effect") -> "Axes":
-        """A measure over strength: mean with its 95 % band; of the effect also each example, in grey."""
-        ax = figures.axes(ax)
-        order = sorted(range(len(self.strengths)), key=lambda i: self.strengths[i])
-        x, found = [self.strengths[i] for i in order], self.estimate(measure)
-        if measure == "effect":
-            ax.plot(x, self.measure(measure)[order].tolist(), color=figures.GREY, linewidth=0.5, alpha=0.4)
-        low, high = ([getattr(found[i], end) for i in order] for end in ("low", "high"))
-        ax.fill_between(x, low, high, color=figures.BLUE, alpha=0.2, linewidth=0, label="95 % interval")
-        ax.plot(x, [found[i].value for i in order], color=figures.BLUE, marker="o", markersize=4, label="mean")
-        if measure != "perplexity":
-            ax.axhline(0.0, color=figures.GREY, linestyle="--", linewidth=1)
-        ax.set(xlabel="strength (0: unedited, 1: as trained)", ylabel=MEASURES[measure])
-        ax.legend(frameon=False)
-        return ax
-
-    def plot_frontier(self, ax: "Axes | None" = None, *, measure: str = "effect", cost: str = "kl") -> "Axes":
-        """A measure over its cost, with both intervals at each strength; orange: those on the `frontier`."""
-        ax = figures.axes(ax)
-        best = set(self.frontier(measure)["strength"])
-        for strength, gain, price in zip(self.strengths, self.estimate(measure), self.estimate(cost), strict=True):
-            colour = figures.ORANGE if strength in best else figures.GREY
-            bars = _reach(gain), _reach(price)
-            ax.errorbar(price.value, gain.value, *bars, fmt="o", markersize=4, color=colour, linewidth=0.8)
-            place = (price.value, gain.value)
-            ax.annotate(f"{strength:g}", place, textcoords="offset points", xytext=(4, 4), fontsize=8)
-        ax.axhline(0.0, color=figures.GREY, linestyle="--", linewidth=1)
-        ax.set(xlabel=MEASURES[cost], ylabel=MEASURES[measure])
-        return ax
-
-    def __str__(self) -> str:
-        effect, kl = self.estimate("effect"), self.estimate("kl")
-        lines = [
-            f"strength {s:g}: effect {e} nats per target token, KL {k.value:.3g} nats per token"
-            for s, e, k in zip(self.strengths, effect, kl, strict=True)
-        ]
-        return "\n".join([*lines, *([str(self.slopes)] if len(set(self.strengths)) > 1 else [])])
-
-
-def _reach(one: Estimate) -> list[list[float]]:
-    """How far the interval reaches to either side."""
-    return [[max(0.0, one.value - one.low)], [max(0.0, one.high - one.value)]]
+    Raises:
+        ValueError: for no strength, a row without target, or a site that chooses no token.
+    """
+    chosen = tuple(float(s) for s in strengths)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"strengths={list(chosen)}, expected one or more, each of them once")
+    if score is not None and prompts is None:
+        raise ValueError("score is of what is written: pass prompts= too")
+    if prompts is not None:
+        check_writes(reft)
+    variants = [Variant(s, among, sites) for s in chosen]
+    plans = [(reft, variant) for variant in variants]
+    size = edit_size(reft, model, data, variant=Variant(1.0, among, sites), batch_size=batch_size)
+    on_data, off_target = (
+        responses(model, rows, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe=name)
+        if rows is not None
+        else None
+        for name, rows in (("dose response", data), ("unrelated prompts", unrelated))
+    )
+    assert on_data is not None
+    text = None if prompts is None else written(
+        reft, model, prompts, variants, score=score, chat=chat, max_new_tokens=max_new_tokens,
+        temperature=temperature, seed=seed, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    return DoseResponse(chosen, on_data, size, off_target, text)

@@ -11,13 +11,13 @@ from tqdm.auto import tqdm
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.engine import forward
 from reftlens.editing.reft import ReFT, Variant
-from reftlens.generation.generate import generate_each
-from reftlens.generation.prefill import prefill
+from reftlens.generation.prefilled import prefill
 from reftlens.generation.session import check_writes
-from reftlens.scoring.evaluate import per_example, pieces
+from reftlens.generation.writing import generate_each
+from reftlens.scoring.evaluation import per_example, pieces
 from reftlens.scoring.objectives import cross_entropy
 from reftlens.text.batch import Batch, Prompt
-from reftlens.text.encode import encode_prompts
+from reftlens.text.encoding import encode_prompts
 
 
 @torch.no_grad()

@@ -1,1 +1,33 @@
 """What a learned subspace is: directions, geometry, and what reads and writes it."""
+
+from reftlens.analysis.subspaces.examples import DirectionExamples, direction_examples
+from reftlens.analysis.subspaces.frame import PrincipalFrame, principal_frame
+from reftlens.analysis.subspaces.geometry import Overlap, overlap
+from reftlens.analysis.subspaces.projection import Plane, plane
+from reftlens.analysis.subspaces.ranks import RankSweep, rank_sweep
+from reftlens.analysis.subspaces.readers import SeenSplit, seen_split
+from reftlens.analysis.subspaces.seeds import FramePath, Stability, stability
+from reftlens.analysis.subspaces.tokens import DirectionTokens, direction_tokens
+from reftlens.analysis.subspaces.weights import WeightOverlap, weight_overlap
+
+__all__ = [
+    "DirectionExamples",
+    "DirectionTokens",
+    "FramePath",
+    "Overlap",
+    "Plane",
+    "PrincipalFrame",
+    "RankSweep",
+    "SeenSplit",
+    "Stability",
+    "WeightOverlap",
+    "direction_examples",
+    "direction_tokens",
+    "overlap",
+    "plane",
+    "principal_frame",
+    "rank_sweep",
+    "seen_split",
+    "stability",
+    "weight_overlap",
+]

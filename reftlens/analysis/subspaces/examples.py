@@ -115,11 +115,11 @@ def direction_examples(
     """The edited tokens that move farthest along each direction, and farthest against it.
 
     Args:
-        directions: of the canonical frame; None shows all, 16 at most.
+        directions: of the principal frame; None shows all, 16 at most.
         context: tokens of text shown before and after.
 
     Raises:
-        ValueError: if the data has no tokenizer, or as `canonical`.
+        ValueError: if the data has no tokenizer, or as `principal_frame`.
     """
     if data.tokenizer is None:
         raise ValueError("showing tokens in their text needs a tokenizer, and this data has none: make it with encode")

@@ -1,4 +1,4 @@
-"""The canonical frame: the principal axes of the edit over a data set, so that "direction 0" means something."""
+"""The principal frame: the principal axes of the edit over a data set, so that "direction 0" means something."""
 
 import math
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SiteFrame:
-    """The canonical frame of one site, `n` edited tokens."""
+    """The principal frame of one site, `n` edited tokens."""
 
     site: Site
     basis: Float[Tensor, "d k"]
     """Orthonormal axes, the one along which the edit is largest first, each towards the mean edit."""
     rotation: Float[Tensor, "rank k"]
-    """`basis` of the intervention `@ rotation` is the canonical one; orthogonal for an orthonormal frame."""
+    """`basis` of the intervention `@ rotation` is the principal one; orthogonal for an orthonormal frame."""
     singular_values: Float[Tensor, " k"]
     """Of the matrix of edits `[tokens, d]`, not centred: its spectrum."""
     tokens: int
@@ -56,14 +56,14 @@ class SiteFrame:
 
 
 @dataclass(frozen=True, eq=False)
-class Canonical:
-    """The canonical frames of an intervention, site by site."""
+class PrincipalFrame:
+    """The principal frames of an intervention, site by site."""
 
     sites: tuple[SiteFrame, ...]
 
     @property
     def bases(self) -> dict[Site, Float[Tensor, "d k"]]:
-        """The canonical basis of each site."""
+        """The principal basis of each site."""
         return {one.site: one.basis for one in self.sites}
 
     def __getitem__(self, site: Site | int) -> SiteFrame:
@@ -106,21 +106,23 @@ class Canonical:
         return "\n".join(lines)
 
 
-def canonical(reft: ReFT, model: Bridge, data: Batch, *, batch_size: int = 16, progress: bool = True) -> Canonical:
+def principal_frame(
+    reft: ReFT, model: Bridge, data: Batch, *, batch_size: int = 16, progress: bool = True
+) -> PrincipalFrame:
     """Principal axes of the edit `code @ basisᵀ` over the edited tokens of `data`, not centred.
 
-    A frame and any rotation of it edit alike, and have the same canonical frame. Where the edit along several axes is
+    A frame and any rotation of it edit alike, and have the same principal frame. Where the edit along several axes is
     equally large, these are any axes of the space that they span; where it is nothing, too.
 
     Raises:
         ValueError: if a site chooses no token of `data` or edits nothing there, or an exchange has no source.
     """
     found = edits_of(reft, model, data, batch_size=batch_size, progress=progress)
-    return Canonical(tuple(frame_of(one) for one in found))
+    return PrincipalFrame(tuple(frame_of(one) for one in found))
 
 
 def frame_of(one: SiteEdits) -> SiteFrame:
-    """The canonical frame of one site."""
+    """The principal frame of one site."""
     small = torch.linalg.qr(one.edits, mode="r").R  # the same singular values and axes, without the tokens
     _, values, right = torch.linalg.svd(small, full_matrices=True)
     if not values[0] > 0:
@@ -139,7 +141,7 @@ def frame_of(one: SiteEdits) -> SiteFrame:
 def site_frame(
     reft: ReFT, model: Bridge, data: Batch, site: Site | int | None, *, batch_size: int = 16, progress: bool = True
 ) -> tuple[SiteEdits, SiteFrame]:
-    """The edits of one site and their canonical frame; None stands for the only site."""
+    """The edits of one site and their principal frame; None stands for the only site."""
     index = one_site(reft, site)
     found = edits_of(reft, model, data, batch_size=batch_size, progress=progress)[index]
     return found, frame_of(found)

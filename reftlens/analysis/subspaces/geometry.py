@@ -98,7 +98,7 @@ def one_site(reft: ReFT, site: Site | int | None) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class SubspaceOverlap:
+class Overlap:
     """Each subspace against each; order as given."""
 
     names: tuple[str, ...]
@@ -167,7 +167,7 @@ class SubspaceOverlap:
         return "\n".join(lines)
 
 
-def subspace_overlap(subspaces: Mapping[str, Subspace], *, site: Site | int | None = None) -> SubspaceOverlap:
+def overlap(subspaces: Mapping[str, Subspace], *, site: Site | int | None = None) -> Overlap:
     """Overlap `‖UᵀV‖² / min(rank)` and principal angles of each pair (projection kernel of TransformerLens).
 
     The spans are compared: any basis of a subspace gives the same, and columns that depend on others count once.
@@ -195,7 +195,7 @@ def subspace_overlap(subspaces: Mapping[str, Subspace], *, site: Site | int | No
     kernels = [[projection_kernel(a, b) for b in spans] for a in spans]
     overlap = torch.stack([torch.stack([k.score / min(k.rank_a, k.rank_b) for k in row]) for row in kernels])
     angles = tuple(tuple(torch.rad2deg(k.angles) for k in row) for row in kernels)
-    return SubspaceOverlap(tuple(columns), tuple(s.rank for s in spans), spans[0].ambient_dim, overlap, angles)
+    return Overlap(tuple(columns), tuple(s.rank for s in spans), spans[0].ambient_dim, overlap, angles)
 
 
 def _named(name: str, one: Subspace, site: Site | int | None) -> dict[str, Tensor]:

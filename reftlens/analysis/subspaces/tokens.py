@@ -48,7 +48,7 @@ class DirectionTokens:
     site: Site
     basis: Float[Tensor, "d directions"]
     """The directions that were read, of unit length."""
-    canonical: bool
+    principal: bool
     """Whether they are principal axes of the edit; else columns of the basis as it was trained."""
     rows: tuple[DirectionToken, ...]
     random: Float[Tensor, " draws"]
@@ -129,7 +129,7 @@ def direction_tokens(
     (Gurnee et al. 2026, as TransformerLens fits it).
 
     Args:
-        data: read the canonical frame over it (principal axes of the edit, each towards the mean edit); without it
+        data: read the principal frame over it (principal axes of the edit, each towards the mean edit); without it
             the columns of the basis, which in an orthonormal frame of rank 2 or more are no more than any others in
             their span.
         directions: which; None reads all, 16 at most.

@@ -109,7 +109,7 @@ def weight_overlap(reft: ReFT, model: Bridge, *, site: Site | int | None = None)
     embeddings. Readers, all after it: q, k, v of each head, MLP in (gate and up), the unembedding, each with the gain
     (and centring) of its norm folded in. `share = ‖BᵀW‖² / ‖W‖²` is `rank / d` on average for random subspaces, with
     variance `2 rank (d - rank) / d · (tr G² - 1/d) / ((d - 1)(d + 2))`, `G = WWᵀ / ‖W‖²`. `overlap` is that of the
-    spans, as in `subspace_overlap`. Weights only: what passes through them on data is not asked. All-zero weights are
+    spans, as in `overlap`. Weights only: what passes through them on data is not asked. All-zero weights are
     left out.
 
     Raises:

@@ -232,7 +232,7 @@ def interchange_map(
     ranks: Sequence[int] = (1,),
     seeds: Sequence[int] = (0,),
     at: Callable[[int, Any], Site] = resid_post,
-    config: FitConfig = FitConfig(),  # noqa: B008
+    config: FitConfig = FitConfig(),
     shuffles: int = 999,
     folder: str | Path | None = None,
     executor: Executor | None = None,

@@ -67,7 +67,7 @@ def evaluate(
     model: Bridge,
     data: Batch,
     *,
-    variant: Variant = Variant(),  # noqa: B008
+    variant: Variant = Variant(),
     objective: Objective = cross_entropy,
     batch_size: int = 16,
     reuse: bool | Reuse = True,

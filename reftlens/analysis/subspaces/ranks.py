@@ -11,13 +11,13 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.reuse import Reuse
-from reftlens.editing.preflight import sites
+from reftlens.editing.preflight import hooks
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import LoReFT
 from reftlens.scoring.comparison import Comparison
-from reftlens.scoring.evaluate import per_example
+from reftlens.scoring.evaluation import per_example
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
@@ -108,7 +108,7 @@ def rank_sweep(
     validation: Batch,
     kind: Callable[[int, int], Intervention] = LoReFT,
     seeds: Sequence[int] = (0, 1, 2),
-    config: FitConfig = FitConfig(),  # noqa: B008
+    config: FitConfig = FitConfig(),
     objective: Objective = cross_entropy,
     batch_size: int = 16,
     reuse: bool | Reuse = True,
@@ -153,5 +153,5 @@ def _made(site: Site, module: Intervention, seed: int) -> ReFT:
 
 def _width(model: Bridge, site: Site) -> int:
     """Of the vector that an intervention at `site` sees."""
-    info = sites(model)[site.hook]
+    info = hooks(model)[site.hook]
     return info.width if site.heads is None or info.heads is None else info.width // info.heads * len(site.heads)

@@ -22,7 +22,7 @@ from reftlens.editing.engine import Edit, Stop, attached, forward, forward_insid
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.text.batch import Batch, Prompt
-from reftlens.text.encode import encode_prompts
+from reftlens.text.encoding import encode_prompts
 from reftlens.text.view import Role, TokenView
 
 

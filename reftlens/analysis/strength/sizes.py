@@ -7,7 +7,7 @@ from torch import Tensor
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.reft import Bound, ReFT, Variant, mode
 from reftlens.editing.sources import Donor, places_of, read_sites
-from reftlens.scoring.evaluate import pieces
+from reftlens.scoring.evaluation import pieces
 from reftlens.text.batch import Batch
 
 
@@ -17,7 +17,7 @@ def edit_size(
     model: Bridge,
     data: Batch,
     *,
-    variant: Variant = Variant(),  # noqa: B008
+    variant: Variant = Variant(),
     batch_size: int = 16,
 ) -> Float[Tensor, "site example"]:
     """`‖h' - h‖ / ‖h‖` (that is, RMS over RMS) of each active site, mean over the example's edited tokens.

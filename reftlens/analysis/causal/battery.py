@@ -18,7 +18,7 @@ from reftlens.analysis.statistics import Estimate, difference_of, mean_of, share
 from reftlens.analysis.subspaces.directions import Direction, difference_of_means, pca
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.reuse import Reuse
-from reftlens.editing.activations import activations
+from reftlens.editing.reading import activations
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.interventions.interchange import Exchange, Interchange
 from reftlens.interventions.subspace import orthonormal
@@ -65,7 +65,7 @@ def controls(
     model: Bridge,
     train: Batch,
     test: Batch,
-    config: FitConfig | FitResult = FitConfig(),  # noqa: B008
+    config: FitConfig | FitResult = FitConfig(),
     *,
     base: Batch | None = None,
     values: Sequence[Hashable] | None = None,
@@ -210,7 +210,7 @@ class _Maker:
 
     def _random_model(self, given: Bridge | bool, classes: Int[Tensor, " classes"]) -> Control:
         """Hits are among the candidate answers: of all tokens, an untrained model hardly ever names one of them."""
-        twin = random_twin(self.model, self.seed) if isinstance(given, bool) else given
+        twin = untrained_copy(self.model, self.seed) if isinstance(given, bool) else given
         reft = self._trained_anew(twin, self.train)
         plans, hits = [(reft, Variant(strength=0.0)), (reft, Variant())], []
         for data in (self.train, self.test):
@@ -239,7 +239,7 @@ def relabelled(data: Batch, classes: Int[Tensor, " classes"], seed: int) -> Batc
     return replace(data, tokens=tokens)
 
 
-def random_twin(model: Bridge, seed: int) -> Any:
+def untrained_copy(model: Bridge, seed: int) -> Any:
     """A bridge of the same architecture with weights drawn as the architecture draws them, never trained."""
     from transformer_lens.model_bridge import TransformerBridge
 

@@ -95,7 +95,7 @@ def plane(
     batch_size: int = 16,
     progress: bool = True,
 ) -> Plane:
-    """Where the edited tokens of `data` lie along two directions of the canonical frame.
+    """Where the edited tokens of `data` lie along two directions of the principal frame.
 
     Args:
         labels: one for each row of `data`.

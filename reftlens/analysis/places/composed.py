@@ -165,7 +165,7 @@ def combined(*refts: ReFT) -> ReFT:
 
 
 @torch.no_grad()
-def orthogonalised(refts: Sequence[ReFT]) -> list[ReFT]:
+def orthogonalise(refts: Sequence[ReFT]) -> list[ReFT]:
     """Copies whose bases at equal sites are orthogonal to each other: none reads or writes what another does there.
 
     The bases `B₁ … Bₙ` of a site are replaced by the nearest jointly orthonormal columns (symmetric, after Löwdin

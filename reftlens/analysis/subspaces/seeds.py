@@ -108,7 +108,7 @@ def stability(runs: Sequence[ReFT | tuple[ReFT, FitResult]]) -> Stability:
         if reft.sites != refts[0].sites:
             raise ValueError(
                 f"the runs have other sites ({', '.join(map(str, reft.sites))} and "
-                f"{', '.join(map(str, refts[0].sites))}): compare them by subspace_overlap"
+                f"{', '.join(map(str, refts[0].sites))}): compare them by overlap"
             )
     return Stability(tuple(_site(site, [span(columns_of(r[site])) for r in refts]) for site in refts[0].sites))
 

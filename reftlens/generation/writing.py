@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.generation.beams import beam_search
-from reftlens.generation.prefill import Prefilled
+from reftlens.generation.prefilled import Prefilled
 from reftlens.generation.result import Generation, TextStream
 from reftlens.generation.session import Decoding, Session, stop_ids
 from reftlens.text.batch import Batch, Prompt
-from reftlens.text.encode import encode_prompts
+from reftlens.text.encoding import encode_prompts
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def generate(
     *,
     chat: bool = False,
     system: str | None = None,
-    variant: Variant = Variant(),  # noqa: B008
+    variant: Variant = Variant(),
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -109,7 +109,7 @@ def stream(
     *,
     chat: bool = False,
     system: str | None = None,
-    variant: Variant = Variant(),  # noqa: B008
+    variant: Variant = Variant(),
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int | None = None,
