@@ -1,7 +1,7 @@
 """House style of the figures: colours that colour-blind readers can tell apart, units on every axis, no `show()`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,28 @@ def axes(ax: "Axes | None" = None, *, width: float = 6.0, height: float = 3.6) -
     ax.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     ax.set_axisbelow(True)
     return ax
+
+
+def interval(
+    ax: "Axes",
+    place: float,
+    estimate: Any,
+    *,
+    color: str = BLUE,
+    marker: str = "o",
+    horizontal: bool = False,
+    label: str | None = None,
+) -> None:
+    """Draw a number's `value` as a point and `low` to `high` as a bar (no bar where they are NaN).
+
+    Args:
+        place: where on the x-axis; where on the y-axis, if the bar is horizontal.
+        estimate: anything with `value`, `low` and `high`, such as an `Estimate`.
+    """
+    reach = [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
+    x, y = (estimate.value, place) if horizontal else (place, estimate.value)
+    bars = (None, reach) if horizontal else (reach, None)
+    ax.errorbar(x, y, *bars, fmt=marker, color=color, markersize=5, label=label)
 
 
 def short(label: object, most: int = 44) -> str:
