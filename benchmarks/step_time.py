@@ -2,6 +2,7 @@
 
     python benchmarks/step_time.py                    # everything: about an hour on two cores
     python benchmarks/step_time.py --shapes a d --repeats 5
+    python benchmarks/step_time.py --shapes a d --before CHECKOUT   # beside another checkout; writes nothing
 
 Every contender runs in a process of its own that waits for its turn: one optimizer step each, round after round, so
 that a slow moment of the machine meets all of them. CPU seconds of one thread are compared (two busy threads on a
@@ -41,10 +42,13 @@ def build_peers(folder: Path) -> Path:
 class Worker:
     """A contender in its own process, ready for its turn."""
 
-    def __init__(self, contender: str, shape: str, peers: Path, model: Path) -> None:
-        python = peers if contender.startswith("pyreft") else sys.executable
-        command = [python, HERE / "worker.py", contender, shape, model]
+    def __init__(self, contender: str, shape: str, options: argparse.Namespace) -> None:
+        python = options.peers if contender.startswith("pyreft") else sys.executable
+        checkout = options.before if contender == "before" else HERE.parent
+        name = "reftlens" if contender == "before" else contender
+        command = [python, checkout / "benchmarks" / "worker.py", name, shape, options.model]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment["PYTHONPATH"] = str(checkout)
         self.process = subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.PIPE,
@@ -52,7 +56,7 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
-            cwd=HERE,
+            cwd=checkout / "benchmarks",
         )
         self._answer("ready")
 
@@ -81,7 +85,7 @@ class Worker:
 
 
 def measure(shape: str, contenders: tuple[str, ...], options: argparse.Namespace) -> dict:
-    workers = {name: Worker(name, shape, options.peers, options.model) for name in contenders}
+    workers = {name: Worker(name, shape, options) for name in contenders}
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     wall: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(options.repeats):
@@ -93,19 +97,33 @@ def measure(shape: str, contenders: tuple[str, ...], options: argparse.Namespace
     return {"cpu": cpu, "wall": wall, "growth": {name: worker.finish() for name, worker in workers.items()}}
 
 
+def compare(shape: str, options: argparse.Namespace) -> None:
+    """Print the median over rounds of our CPU seconds over those of another checkout, each round on its own."""
+    times = measure(shape, ("before", "reftlens"), options)["cpu"]
+    ratios = [now / before for before, now in zip(times["before"], times["reftlens"], strict=True)]
+    medians = "  ".join(f"{name} {statistics.median(seconds):.4f}" for name, seconds in times.items())
+    print(f"({shape}) median CPU seconds: {medians}; after / before {statistics.median(ratios):.3f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=[*SHAPES, "g1", "g8"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--wall-repeats", type=int, default=2)
     parser.add_argument("--peers", type=Path, help="python of the peers' environment (built where not given)")
+    parser.add_argument("--before", type=Path, help="another checkout: only its steps and ours, nothing is written")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs")
     options = parser.parse_args()
-    options.peers = options.peers or build_peers(HERE / ".peers")
 
     from reftlens.bridge.pretrained import DEFAULT_MODEL, find_model
 
     options.model = find_model(DEFAULT_MODEL)
+    if options.before:
+        options.before = options.before.resolve()
+        for shape in options.shapes:
+            compare(shape, options)
+        return
+    options.peers = options.peers or build_peers(HERE / ".peers")
     path = options.out / "performance.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for shape in options.shapes:
