@@ -192,6 +192,70 @@ def test_B10_no_token_is_added_for_short_prompts_and_positions_stay_where_they_w
             assert not torch.allclose(shifted, alone, atol=0.1)
 
 
+# -- how the prompts were written ----------------------------------------------------------------------------
+
+
+SWITCHED = (
+    "{% for m in messages %}{% if loud %}<turn>{% endif %}{{ m['role'] }}:{{ m['content'] }}<end>{% endfor %}"
+    + ("{% if add_generation_prompt %}{% if loud %}<turn>{% endif %}assistant:{% endif %}")
+)
+
+
+def test_a_batch_knows_how_its_prompts_were_written(rl, gpt2):
+    from reftlens.text.batch import batch_from_rows
+    from reftlens.text.template import Template
+
+    assert rl.encode(gpt2, examples(rl)).template == Template()
+    assert rl.encode_prompts(gpt2, ["x"], chat=True, system="hill").template == Template(chat=True, system="hill")
+    batch = rl.encode(gpt2, examples(rl), chat=True, system="hill")
+    for other in (batch, batch[2], batch[1:3], batch.to("cpu"), batch.resampled(), rl.Batch.join([batch, batch[:1]])):
+        assert other.template == Template(chat=True, system="hill")
+    assert batch.resampled().sources["source"].batch.template == batch.template
+    assert batch_from_rows([[5, 6]], [[1, 2]]).template is None
+
+
+def test_batches_that_were_written_otherwise_are_not_joined(rl, gpt2):
+    from reftlens.text.batch import batch_from_rows
+
+    batches = [
+        batch_from_rows([[5, 6]], [[1, 2]], tokenizer=gpt2.tokenizer),
+        rl.encode(gpt2, examples(rl)),
+        rl.encode(gpt2, examples(rl), chat=True),
+        rl.encode(gpt2, examples(rl), chat=True, system="hill"),
+        rl.encode(gpt2, examples(rl), chat=True, template_arguments={"loud": True}),
+    ]
+    for i, one in enumerate(batches):
+        for j, other in enumerate(batches):
+            if i != j:
+                with pytest.raises(ValueError, match="the batches were encoded differently"):
+                    rl.Batch.join([one, other])
+        assert len(rl.Batch.join([one, one])) == 2 * len(one)
+
+
+def test_arguments_of_the_chat_template_reach_it_everywhere(rl, gpt2):
+    model = with_tokenizer(gpt2, chat_template=SWITCHED)
+    quiet = rl.encode(model, [rl.Example("the cat", "sat")], chat=True)
+    loud = rl.encode(model, [rl.Example("the cat", "sat")], chat=True, template_arguments={"loud": True})
+    decode = model.tokenizer.decode
+    assert decode(row_ids(quiet)) == "user:the cat<end>assistant:sat<end>"
+    assert decode(row_ids(loud)) == "<turn>user:the cat<end><turn>assistant:sat<end>"
+    prompt = rl.encode_prompts(model, ["the cat"], chat=True, template_arguments={"loud": True})
+    assert row_ids(prompt) == loud.tokens[0][loud.prompt_mask[0]].tolist()
+    assert loud.template is not None and loud.template.arguments == {"loud": True}
+    assert loud.template != quiet.template and hash(loud.template) is not None
+    for encode, row in ((rl.encode, rl.Example("the cat", "sat")), (rl.encode_prompts, "the cat")):
+        with pytest.raises(ValueError, match="arguments of the chat template need chat=True: loud"):
+            encode(model, [row], template_arguments={"loud": True})
+
+
+def test_the_fingerprint_is_of_tokens_and_not_of_the_template(rl, gpt2):
+    model = with_tokenizer(gpt2, chat_template=SWITCHED)
+    quiet, same = (
+        rl.encode(model, examples(rl), chat=True, template_arguments=arguments) for arguments in ({}, {"loud": False})
+    )
+    assert quiet.template != same.template and quiet.fingerprint == same.fingerprint
+
+
 # -- the boundary --------------------------------------------------------------------------------------------
 
 
@@ -238,7 +302,9 @@ def test_a_template_that_changes_the_completion_is_refused(rl, gpt2):
 
 
 def test_the_end_of_a_turn_is_read_from_the_template(rl, gpt2):
-    from reftlens.text.encoding import end_of_turn
+    from reftlens.text.template import Template
+
+    end_of_turn = Template(chat=True).end_of_turn
 
     special = gpt2.tokenizer.convert_tokens_to_ids
     assert end_of_turn(gpt2.tokenizer) == [special("<end>")]

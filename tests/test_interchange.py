@@ -167,7 +167,7 @@ def test_what_does_not_fit_together_is_named(gpt2):
     with pytest.raises(ValueError, match="2 row"):
         base.with_sources(source[:2])
     with pytest.raises(ValueError, match="rows outside"):
-        base.with_sources(rl.text.Source(source, torch.tensor([0, 1, 3])))
+        base.with_sources((source, torch.tensor([0, 1, 3])))
     everywhere = rl.ReFT({rl.resid_post(0, "all"): _das(gpt2.cfg.d_model)})
     with pytest.raises(ValueError, match=r"row 0: .* token\(s\), and .* in its source"):
         rl.evaluate(everywhere, gpt2, base.with_sources(source), progress=False)
@@ -177,7 +177,7 @@ def test_a_variable_that_is_left_in_a_row_changes_nothing_there(gpt2):
     import reftlens as rl
 
     base, source = _data()
-    data = base.with_sources(rl.text.Source(source, torch.tensor([0, -1, 0])))
+    data = base.with_sources((source, torch.tensor([0, -1, 0])))
     reft = rl.ReFT({rl.resid_post(0, "last"): _das(gpt2.cfg.d_model)})
     score = rl.evaluate(reft, gpt2, data, progress=False)
     same = [abs(a - b) < 1e-6 for a, b in zip(score.loss, score.base_loss, strict=True)]
@@ -244,7 +244,7 @@ def test_a_source_may_be_intervened_on_itself(gpt2):
     reft = rl.ReFT(
         {site: _das(gpt2.cfg.d_model, variables={"first": 3}), later: _das(gpt2.cfg.d_model, variables={"second": 4})}
     )
-    nobody = rl.text.Source(source, torch.tensor([-1, -1, -1]))
+    nobody = (source, torch.tensor([-1, -1, -1]))
     found = rl.evaluate(reft, gpt2, base.with_sources({"first": nobody, "second": nested}), progress=False).loss
     plain = rl.evaluate(reft, gpt2, base.with_sources({"first": nobody, "second": source}), progress=False).loss
     assert found != pytest.approx(plain, abs=1e-4), "the inner exchange reaches the row"

@@ -174,7 +174,7 @@ def test_noise_is_a_function_of_its_seed():
 def test_joined_batches_are_their_rows(gpt2):
     truth, train, test = _planted_data()
     cause, isolate = train[:5].with_sources({"a": train.sources["source"].batch[:5]}), test[:3]
-    both = rl.text.join([cause, isolate])
+    both = rl.Batch.join([cause, isolate])
     assert len(both) == 8 and set(both.sources) == {"a", "source"}
     assert both.sources["a"].rows.tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
     for name, one in (("a", cause), ("source", isolate)):
@@ -182,17 +182,17 @@ def test_joined_batches_are_their_rows(gpt2):
         mine = both[rows]
         assert mine.with_sources(mine.sources[name]).fingerprint == one.with_sources(one.sources[name]).fingerprint
     with pytest.raises(ValueError, match="no batches"):
-        rl.text.join([])
+        rl.Batch.join([])
     with pytest.raises(ValueError, match="different tokenizers"):
-        rl.text.join([train, replace(test, tokenizer=gpt2.tokenizer)])
+        rl.Batch.join([train, replace(test, tokenizer=gpt2.tokenizer)])
     assert truth.model is not None
 
 
 def test_a_resampled_row_is_never_its_own_source():
     _, train, _ = _planted_data()
     for count in (2, 3, 20):
-        rows = rl.text.resampled(train[:count], seed=1).sources["source"].rows
+        rows = train[:count].resampled(seed=1).sources["source"].rows
         assert sorted(rows.tolist()) == list(range(count)) and not (rows == torch.arange(count)).any()
-    assert not torch.equal(rows, rl.text.resampled(train[:20], seed=2).sources["source"].rows)
+    assert not torch.equal(rows, train[:20].resampled(seed=2).sources["source"].rows)
     with pytest.raises(ValueError, match="needs another row"):
-        rl.text.resampled(train[:1])
+        train[:1].resampled()

@@ -84,7 +84,7 @@ def test_isolate_pairs_keep_an_answer_that_the_source_does_not_share(ravel):
 
 def test_cause_and_isolate_pairs_join_for_multi_task_das(ravel, gpt2):
     cause, isolate = ravel.cause("Country", 4), ravel.isolate("Country", 4)
-    data = rl.text.join([cause.encode(gpt2), isolate.encode(gpt2)])
+    data = rl.Batch.join([cause.encode(gpt2), isolate.encode(gpt2)])
     das = rl.ReFT({rl.resid_post(1, ravel.positions): rl.DAS(32, rank=2)})
     rl.fit(das, gpt2, data, steps=2, progress=False)
     scores = [rl.interchange_scores(das, gpt2, p.encode(gpt2), progress=False) for p in (cause, isolate)]

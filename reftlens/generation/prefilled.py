@@ -21,8 +21,9 @@ from reftlens.cone.spans import first_block
 from reftlens.editing.engine import Edit, Stop, attached, forward, forward_inside
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
-from reftlens.text.batch import Batch, Prompt
+from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode_prompts
+from reftlens.text.template import Prompt
 from reftlens.text.view import Role, TokenView
 
 

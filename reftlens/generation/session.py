@@ -18,7 +18,7 @@ from reftlens.editing.reft import ReFT, Variant, check_asked, mode
 from reftlens.generation.prefilled import Prefilled, Runner, left_padded
 from reftlens.generation.result import Generation, stack_logits
 from reftlens.text.batch import Batch
-from reftlens.text.encoding import end_of_turn
+from reftlens.text.template import Template
 from reftlens.text.view import Mask, Role, TokenView
 
 
@@ -76,7 +76,7 @@ def stop_ids(model: Bridge, chat: bool) -> set[int]:
     if model.tokenizer is not None:
         ids.add(model.tokenizer.eos_token_id)
         if chat:
-            ids.add(end_of_turn(model.tokenizer)[-1])
+            ids.add(Template(chat=True).end_of_turn(model.tokenizer)[-1])
     return {int(i) for i in ids if i is not None}
 
 

@@ -18,8 +18,9 @@ from reftlens.generation.beams import beam_search
 from reftlens.generation.prefilled import Prefilled
 from reftlens.generation.result import Generation, TextStream
 from reftlens.generation.session import Decoding, Session, stop_ids
-from reftlens.text.batch import Batch, Prompt
+from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode_prompts
+from reftlens.text.template import Prompt
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from reftlens.reports.provenance import controls_section, provenance_section, tr
 from reftlens.reports.sections import joined, measured, strength_section, texts_section, where_section
 from reftlens.reports.subject import Subject
 from reftlens.reports.summary import summary, title_of, warnings_of
-from reftlens.text.batch import Batch, Prompt
+from reftlens.text.batch import Batch
+from reftlens.text.template import Prompt
 from reftlens.training.result import FitResult
 from reftlens.widgets.grid import SCRIPT, STRENGTHS, STYLE
 

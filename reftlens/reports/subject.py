@@ -9,7 +9,8 @@ from reftlens.analysis.causal.control_table import Controls
 from reftlens.analysis.strength.dose_results import DoseResponse
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
-from reftlens.text.batch import Batch, Prompt
+from reftlens.text.batch import Batch
+from reftlens.text.template import Prompt
 from reftlens.training.result import FitResult
 from reftlens.widgets.grid import Grid
 

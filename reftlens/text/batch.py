@@ -5,16 +5,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from reftlens.text.template import Prompt, Template
 from reftlens.text.view import Role, TokenView
 
-Messages = Sequence[Mapping[str, str]]
-Prompt = str | Messages
+Rows = Sequence[int] | Int[Tensor, " _"]
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,69 @@ class Batch:
     """Rows that were cut, on request."""
     sources: Mapping[str, "Source"] = field(default_factory=dict, repr=False)
     """By the name of the variable that an interchange intervention takes from it."""
+    template: Template | None = field(default=None, repr=False)
+    """How the prompts were written; None for rows of tokens that were not encoded from text."""
 
-    def with_sources(self, sources: "Batch | Source | Mapping[str, Batch | Source]") -> "Batch":
-        """The same rows with sources to exchange with: one (named `"source"`), or `{variable: one}`.
+    @staticmethod
+    def join(batches: "Sequence[Batch]") -> "Batch":
+        """All rows of several batches, with their sources; a variable that one of them does not exchange stays there.
 
-        A `Batch` as source has a row for each row of this one; a `Source` says which row goes with which.
+        Cause pairs and isolate pairs joined are the data of multi-task DAS (Huang et al. 2024, arXiv 2402.17700): the
+        answer follows the source in the first, and stays the base's in the second.
+
+        Raises:
+            ValueError: where there is no batch, or they differ in tokenizer or template.
         """
-        given = {"source": sources} if isinstance(sources, Batch | Source) else dict(sources)
-        if not given:
+        if not batches:
+            raise ValueError("no batches to join")
+        first = batches[0]
+        if any(b.tokenizer is not first.tokenizer for b in batches):
+            raise ValueError("the batches were encoded by different tokenizers")
+        if other := [b.template for b in batches if b.template != first.template]:
+            raise ValueError(f"the batches were encoded differently: {first.template} and {other[0]}")
+        width = max(b.tokens.shape[1] for b in batches)
+        offsets = [sum(len(b) for b in batches[:i]) for i in range(len(batches))]
+        names = dict.fromkeys(name for b in batches for name in b.sources)
+        return replace(
+            first,
+            tokens=torch.cat([_wide(b.tokens, width, 0) for b in batches]),
+            role=torch.cat([_wide(b.role, width, int(Role.PAD)) for b in batches]),
+            target_mask=torch.cat([_wide(b.target_mask, width, 0) for b in batches]),
+            examples=tuple(example for b in batches for example in b.examples),
+            truncated=tuple(offset + i for b, offset in zip(batches, offsets, strict=True) for i in b.truncated),
+            sources={name: _joined_source(batches, name) for name in names},
+        )
+
+    def resampled(self, seed: int = 0) -> "Batch":
+        """The same rows, each with another of them as source: resample ablation, once `Interchange` is applied.
+
+        No row is its own source: rows are shuffled, and each takes the one after it.
+        """
+        if len(self) < 2:
+            raise ValueError(f"{len(self)} row(s): resampling needs another row to take from")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        rows = torch.empty_like(order).scatter(0, order, order.roll(-1))
+        return self.with_sources((replace(self, sources={}), rows))
+
+    def with_sources(self, sources: "Batch | tuple[Batch, Rows] | Mapping[str, Batch | tuple[Batch, Rows]]") -> "Batch":
+        """The same rows with sources to exchange with: one (named `"source"`), or one for each variable by its name.
+
+        A source is a `Batch` with a row for each row of this one, or a pair `(batch, rows)`: for each row of this one
+        the number of the row to take from, or -1 for no exchange.
+        """
+        named = dict(sources) if isinstance(sources, Mapping) else {"source": sources}
+        if not named:
             raise ValueError("sources={}, expected a batch, or one for each variable")
-        made = {name: s if isinstance(s, Source) else Source(s, torch.arange(len(s))) for name, s in given.items()}
-        for name, one in made.items():
-            if len(one.rows) != len(self):
-                raise ValueError(f"source {name!r} has {len(one.rows)} row(s), and the data {len(self)}")
-            if len(one.rows) and not -1 <= int(one.rows.min()) <= int(one.rows.max()) < len(one.batch):
-                raise ValueError(f"source {name!r} names rows outside -1 to {len(one.batch) - 1} of its batch")
-        return replace(self, sources=made)
+        pairs = {name: (s, range(len(s))) if isinstance(s, Batch) else s for name, s in named.items()}
+        checked = {
+            name: Source(batch, torch.as_tensor(rows, dtype=torch.long)) for name, (batch, rows) in pairs.items()
+        }
+        for name, (batch, rows) in checked.items():
+            if len(rows) != len(self):
+                raise ValueError(f"source {name!r} has {len(rows)} row(s), and the data {len(self)}")
+            if len(rows) and not -1 <= int(rows.min()) <= int(rows.max()) < len(batch):
+                raise ValueError(f"source {name!r} names rows outside -1 to {len(batch) - 1} of its batch")
+        return replace(self, sources=checked)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -65,18 +112,21 @@ class Batch:
         return f"Batch({len(self)} rows of up to {longest} tokens, {int(self.target_mask.sum())} targets{sources})"
 
     def __getitem__(self, rows: int | slice | Sequence[int]) -> "Batch":
-        """The chosen rows, padding trimmed to the longest of them."""
-        every = range(len(self))
-        chosen = list(every[rows]) if isinstance(rows, slice) else [every[i] for i in _as_list(rows)]
-        index = torch.tensor(chosen, dtype=torch.long, device=self.tokens.device)
-        keep = (self.role[index] != Role.PAD).any(dim=0)
+        """Some of the rows, padding trimmed to the longest of them."""
+        numbers = range(len(self))
+        if isinstance(rows, slice):
+            numbers = numbers[rows]
+        else:
+            numbers = [numbers[i] for i in ([rows] if isinstance(rows, int) else rows)]
+        index = torch.tensor(list(numbers), dtype=torch.long, device=self.tokens.device)
+        columns = (self.role[index] != Role.PAD).any(dim=0)
         return replace(
             self,
-            tokens=self.tokens[index][:, keep],
-            role=self.role[index][:, keep],
-            target_mask=self.target_mask[index][:, keep],
-            examples=tuple(self.examples[i] for i in chosen),
-            truncated=tuple(new for new, old in enumerate(chosen) if old in self.truncated),
+            tokens=self.tokens[index][:, columns],
+            role=self.role[index][:, columns],
+            target_mask=self.target_mask[index][:, columns],
+            examples=tuple(self.examples[i] for i in numbers),
+            truncated=tuple(new for new, old in enumerate(numbers) if old in self.truncated),
             sources={n: Source(s.batch, s.rows[index.to(s.rows.device)]) for n, s in self.sources.items()},
         )
 
@@ -133,8 +183,7 @@ class Batch:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
+class Source(NamedTuple):
     """Rows to exchange with: `batch`, and for each row of the data which of its rows, or -1 for no exchange."""
 
     batch: Batch
@@ -148,7 +197,6 @@ def batch_from_rows(
     *,
     examples: Sequence[Example] | None = None,
     tokenizer: Any = None,
-    truncated: tuple[int, ...] = (),
 ) -> Batch:
     """A right-padded `Batch` from ragged rows; the pad id is never read, so any id serves."""
     longest = max(len(row) for row in ids)
@@ -164,48 +212,7 @@ def batch_from_rows(
         target_mask=padded(targets, False).bool(),
         examples=tuple(examples or [Example("")] * len(ids)),
         tokenizer=tokenizer,
-        truncated=truncated,
     )
-
-
-def _as_list(rows: int | Sequence[int]) -> list[int]:
-    return [rows] if isinstance(rows, int) else list(rows)
-
-
-def join(batches: Sequence[Batch]) -> Batch:
-    """All rows of several batches, with their sources; a variable that one of them does not exchange stays there.
-
-    Cause pairs and isolate pairs joined are the data of multi-task DAS (Huang et al. 2024, arXiv 2402.17700): the
-    answer follows the source in the first, and stays the base's in the second.
-    """
-    if not batches:
-        raise ValueError("no batches to join")
-    first = batches[0]
-    if any(b.tokenizer is not first.tokenizer for b in batches):
-        raise ValueError("the batches were encoded by different tokenizers")
-    width = max(b.tokens.shape[1] for b in batches)
-    offsets = [sum(len(b) for b in batches[:i]) for i in range(len(batches))]
-    return Batch(
-        tokens=torch.cat([_wide(b.tokens, width, 0) for b in batches]),
-        role=torch.cat([_wide(b.role, width, int(Role.PAD)) for b in batches]),
-        target_mask=torch.cat([_wide(b.target_mask, width, 0) for b in batches]),
-        examples=tuple(example for b in batches for example in b.examples),
-        tokenizer=first.tokenizer,
-        truncated=tuple(offset + i for b, offset in zip(batches, offsets, strict=True) for i in b.truncated),
-        sources={name: _joined_source(batches, name) for name in dict.fromkeys(n for b in batches for n in b.sources)},
-    )
-
-
-def resampled(data: Batch, *, seed: int = 0) -> Batch:
-    """The same rows, each with another of them as source: resample ablation, once `Interchange` is applied.
-
-    No row is its own source: rows are shuffled, and each takes the one after it.
-    """
-    if len(data) < 2:
-        raise ValueError(f"{len(data)} row(s): resampling needs another row to take from")
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    rows = torch.empty_like(order).scatter(0, order, order.roll(-1))
-    return data.with_sources(Source(replace(data, sources={}), rows))
 
 
 def _joined_source(batches: Sequence[Batch], name: str) -> Source:
@@ -219,7 +226,7 @@ def _joined_source(batches: Sequence[Batch], name: str) -> Source:
         rows.append(torch.where(source.rows >= 0, source.rows + begins, -1))
         parts.append(source.batch)
         begins += len(source.batch)
-    return Source(join(parts), torch.cat(rows))
+    return Source(Batch.join(parts), torch.cat(rows))
 
 
 def _wide(tensor: Tensor, width: int, fill: int) -> Tensor:

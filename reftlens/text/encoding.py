@@ -7,11 +7,13 @@ between them is checked. Templates are applied once, a BOS token appears once, a
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from reftlens.bridge.protocol import Bridge
-from reftlens.text.batch import Batch, Example, Messages, Prompt, batch_from_rows
+from reftlens.text.batch import Batch, Example, batch_from_rows
+from reftlens.text.template import Prompt, Template, ending
 from reftlens.text.view import Role
 
 
@@ -58,6 +60,7 @@ def encode(
     *,
     chat: bool = False,
     system: str | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
     end: bool = True,
     max_length: int | None = None,
     truncate: Literal["prompt", "completion"] | None = None,
@@ -67,6 +70,7 @@ def encode(
 
     Args:
         chat: apply the tokenizer's chat template; `system` then adds a system message.
+        template_arguments: what the chat template takes beside the messages, such as `{"enable_thinking": False}`.
         end: learn to stop, too: the end-of-turn token of the template, or the EOS token, is a target.
         max_length: longest row in tokens, by default the model's context.
         truncate: what a longer row loses: the start of the prompt or the end of the completion. Without it a
@@ -81,13 +85,14 @@ def encode(
     tokenizer = _tokenizer(model)
     _one_of("truncate", truncate, None, "prompt", "completion")
     _one_of("boundary", boundary, "check", "split")
+    template = Template(chat, system, dict(template_arguments or {}))
     limit = model.cfg.n_ctx if max_length is None else max_length
     ids, roles, cut = [], [], []
     for i, example in enumerate(_some(examples)):
         _check_example(example, i)
         if not example.completion:
             raise ValueError(f"row {i} has an empty completion, so there is nothing to learn or score in it")
-        head, tail = _split_row(tokenizer, example, i, chat, system, end, boundary)
+        head, tail = _split_row(tokenizer, example, i, template, end, boundary)
         if len(head) + len(tail) > limit:
             head, tail = _cut(head, tail, limit, truncate, i, tokenizer)
             cut.append(i)
@@ -95,41 +100,30 @@ def encode(
         roles.append([int(Role.PROMPT)] * len(head) + [int(Role.RESPONSE)] * len(tail))
     if cut:
         warnings.warn(f"{len(cut)} row(s) were cut to {limit} tokens at the {truncate}: {cut[:10]}", stacklevel=2)
-    return batch_from_rows(ids, roles, examples=examples, tokenizer=tokenizer, truncated=tuple(cut))
+    batch = batch_from_rows(ids, roles, examples=examples, tokenizer=tokenizer)
+    return replace(batch, truncated=tuple(cut), template=template)
 
 
-def encode_prompts(model: Bridge, prompts: Sequence[Prompt], *, chat: bool = False, system: str | None = None) -> Batch:
-    """Tokenise prompts that something is to be generated for; there are no targets."""
+def encode_prompts(
+    model: Bridge,
+    prompts: Sequence[Prompt],
+    *,
+    chat: bool = False,
+    system: str | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> Batch:
+    """Tokenise prompts that something is to be generated for; there are no targets. Arguments: see `encode`."""
     tokenizer = _tokenizer(model)
+    template = Template(chat, system, dict(template_arguments or {}))
     ids = []
     for i, prompt in enumerate(_some(prompts)):
-        row = _tokenise(tokenizer, _prompt_text(tokenizer, prompt, i, chat, system), bos=not chat)
+        row = _tokenise(tokenizer, template.prompt(tokenizer, prompt, i), bos=not chat)
         if len(row) > model.cfg.n_ctx:
             raise ValueError(f"row {i} has {len(row)} tokens, and the model's context is {model.cfg.n_ctx}")
         ids.append(row)
     roles = [[int(Role.PROMPT)] * len(row) for row in ids]
-    return batch_from_rows(ids, roles, examples=[Example(p) for p in prompts], tokenizer=tokenizer)
-
-
-def end_of_turn(tokenizer: Any) -> list[int]:
-    """Token ids of the end of an assistant turn in the tokenizer's chat template, up to the special token."""
-    mark = "reply"
-    turn: Messages = [{"role": "user", "content": "x"}]
-    full = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": mark}], tokenize=False)
-    return _ending(tokenizer, full[full.rindex(mark) + len(mark) :])
-
-
-def _ending(tokenizer: Any, suffix: str) -> list[int]:
-    special = set(tokenizer.all_special_ids)
-    ids = tokenizer(suffix, add_special_tokens=False).input_ids
-    stop = next((k for k, t in enumerate(ids) if t in special), None)
-    return _eos(tokenizer) if stop is None else ids[: stop + 1]
-
-
-def _eos(tokenizer: Any) -> list[int]:
-    if tokenizer.eos_token_id is None:
-        raise ValueError("this tokenizer has no EOS token to end a completion with: pass end=False")
-    return [tokenizer.eos_token_id]
+    batch = batch_from_rows(ids, roles, examples=[Example(p) for p in prompts], tokenizer=tokenizer)
+    return replace(batch, template=template)
 
 
 def _some(rows: Sequence[Any]) -> Sequence[Any]:
@@ -170,57 +164,22 @@ def _tokenise(tokenizer: Any, text: str, *, bos: bool) -> list[int]:
     return ids
 
 
-def _prompt_text(tokenizer: Any, prompt: Prompt, row: int, chat: bool, system: str | None) -> str:
-    if not prompt:
-        raise ValueError(f"row {row} has an empty prompt")
-    if not isinstance(prompt, str | Sequence):
-        raise TypeError(f"row {row}: the prompt is {prompt!r}, expected text, or a list of chat messages")
-    if not chat:
-        if not isinstance(prompt, str):
-            raise ValueError(f"row {row} is a list of chat messages: pass chat=True")
-        if system is not None:
-            raise ValueError("a system message needs chat=True")
-        return prompt
-    for turn in [] if isinstance(prompt, str) else prompt:
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str) or "content" not in turn:
-            raise ValueError(f"row {row}: {turn!r} is no chat message, expected {{'role': …, 'content': …}}")
-    if tokenizer.chat_template is None:
-        raise ValueError("this tokenizer has no chat template: use chat=False")
-    if system is not None and not isinstance(prompt, str) and any(turn["role"] == "system" for turn in prompt):
-        raise ValueError(f"row {row} has a system message of its own: drop it, or system=")
-    return tokenizer.apply_chat_template(_messages(prompt, system), tokenize=False, add_generation_prompt=True)
-
-
-def _messages(prompt: Prompt, system: str | None) -> list[Mapping[str, str]]:
-    turns: list[Mapping[str, str]] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return turns if system is None else [{"role": "system", "content": system}, *turns]
-
-
 def _split_row(
-    tokenizer: Any, example: Example, row: int, chat: bool, system: str | None, end: bool, boundary: str
+    tokenizer: Any, example: Example, row: int, template: Template, end: bool, boundary: str
 ) -> tuple[list[int], list[int]]:
     """Token ids of the prompt and of what follows it."""
-    text = _prompt_text(tokenizer, example.prompt, row, chat, system)
-    ending = _eos(tokenizer) if end and not chat else []
-    if chat:
-        turns = [*_messages(example.prompt, system), {"role": "assistant", "content": example.completion}]
-        full = tokenizer.apply_chat_template(turns, tokenize=False)
-        if not full.startswith(text + example.completion):
-            raise ValueError(
-                f"row {row}: the chat template changes the completion {example.completion[:40]!r} (does it start "
-                "or end with white space?); write the completion as the template renders it"
-            )
-        ending = _ending(tokenizer, full[len(text) + len(example.completion) :]) if end else []
-    head = _tokenise(tokenizer, text, bos=not chat)
-    whole = _tokenise(tokenizer, text + example.completion, bos=not chat)
+    text, suffix = template.parts(tokenizer, example.prompt, example.completion, row)
+    last = ending(tokenizer, suffix) if end else []
+    head = _tokenise(tokenizer, text, bos=not template.chat)
+    whole = _tokenise(tokenizer, text + example.completion, bos=not template.chat)
     if whole[: len(head)] == head and len(whole) > len(head):
-        return head, whole[len(head) :] + ending
+        return head, whole[len(head) :] + last
     if boundary != "split":
         raise ValueError(
             f"row {row}: prompt and completion merge at the boundary {text[-12:]!r} + {example.completion[:12]!r}, "
             'so the last prompt token would not be the one seen at generation; move the space, or pass boundary="split"'
         )
-    return head, _tokenise(tokenizer, example.completion, bos=False) + ending
+    return head, _tokenise(tokenizer, example.completion, bos=False) + last
 
 
 def _cut(

@@ -14,8 +14,9 @@ from reftlens.generation.prefilled import Prefilled, prefill
 from reftlens.generation.result import Generation, marked_tokens
 from reftlens.generation.session import Decoding, Session, check_writes, stop_ids
 from reftlens.generation.writing import generate_each
-from reftlens.text.batch import Batch, Prompt
+from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode_prompts
+from reftlens.text.template import Prompt
 
 if TYPE_CHECKING:
     from pandas import DataFrame

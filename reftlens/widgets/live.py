@@ -5,7 +5,7 @@ import sys
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.generation.session import check_writes
-from reftlens.text.batch import Prompt
+from reftlens.text.template import Prompt
 from reftlens.widgets.grid import Grid, strength_grid
 from reftlens.widgets.panel import Slider
 

@@ -19,8 +19,9 @@ from reftlens.editing.site import Site
 from reftlens.generation.prefilled import prefill
 from reftlens.generation.result import Generation, marked_tokens
 from reftlens.generation.session import Decoding
-from reftlens.text.batch import Batch, Prompt
+from reftlens.text.batch import Batch
 from reftlens.text.positions import Positions, Response
+from reftlens.text.template import Prompt
 from reftlens.widgets.grid import STRENGTHS, STYLE, Grid, marked_text, writing
 
 _WAIT = 0.02  # seconds; a control that is dragged sends many values, and only the last one is written for

@@ -12,7 +12,8 @@ from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Where
 from reftlens.generation.session import check_writes
 from reftlens.scoring.responses import responses
-from reftlens.text.batch import Batch, Prompt
+from reftlens.text.batch import Batch
+from reftlens.text.template import Prompt
 
 
 def dose_response(

@@ -16,8 +16,9 @@ from reftlens.generation.session import check_writes
 from reftlens.generation.writing import generate_each
 from reftlens.scoring.evaluation import per_example, pieces
 from reftlens.scoring.objectives import cross_entropy
-from reftlens.text.batch import Batch, Prompt
+from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode_prompts
+from reftlens.text.template import Prompt
 
 
 @torch.no_grad()

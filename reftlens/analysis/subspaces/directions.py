@@ -17,7 +17,7 @@ from reftlens.interventions.fixed import Ablation, SteeringVector
 from reftlens.interventions.interchange import DAS
 from reftlens.interventions.pooled import ReFTr1
 from reftlens.interventions.subspace import orthonormal
-from reftlens.text.batch import Batch, join
+from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import run_fit
 
@@ -217,7 +217,7 @@ def reft_r1(
     x = activations(model, positive, site, progress=False)
     module = ReFTr1(x.shape[1], k=k, sparsity=sparsity, generator=torch.Generator().manual_seed(config.seed))
     reft = ReFT({site: module})
-    run_fit(reft, model, join([positive, negative]), config, reuse=Reuse.of(reuse), progress=progress)
+    run_fit(reft, model, Batch.join([positive, negative]), config, reuse=Reuse.of(reuse), progress=progress)
     with torch.no_grad():
         largest = module.cpu().latents(x).max().double()
     if largest == 0:
