@@ -4,7 +4,8 @@ from reftlens.analysis.causal.battery import controls, untrained_copy
 from reftlens.analysis.causal.control_table import Control, Controls
 from reftlens.analysis.causal.illusion import IllusionMeter, subspace_illusion
 from reftlens.analysis.causal.manifold import ManifoldDistance, manifold_distance
-from reftlens.analysis.causal.maps import InterchangeMap, interchange_map
+from reftlens.analysis.causal.map_results import InterchangeMap
+from reftlens.analysis.causal.maps import interchange_map
 from reftlens.analysis.causal.permutation import permutation_p
 from reftlens.analysis.causal.scores import (
     Disentanglement,

@@ -1,0 +1,121 @@
+"""The result of a map: its cells, the best of them, their table and their heat map."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens import figures
+from reftlens.analysis.statistics import Estimate, holm, share_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place, rank and seed, scored on both halves of the held-out pairs."""
+
+    layer: int
+    position: str
+    rank: int
+    """0 stands for the whole vector."""
+    seed: int
+    choose: tuple[bool, ...]
+    """Hits on the half that places are chosen by."""
+    report: tuple[bool, ...]
+    """Hits on the other half."""
+    p: float
+    """Permutation p on the second half, not yet corrected for the number of cells."""
+
+
+@dataclass(frozen=True)
+class InterchangeMap:
+    """All cells of a map. Choose by `choose`, report `report`: `best` does."""
+
+    cells: tuple[Cell, ...]
+    unedited: float
+    """Share of held-out pairs that the unedited model answers so."""
+
+    @property
+    def best(self) -> tuple[Cell, Estimate]:
+        """The cell that is best on one half of the held-out pairs, and its accuracy on the other."""
+        cell = max(self.cells, key=lambda c: _share(c.choose))
+        return cell, share_of(torch.tensor(cell.report))
+
+    @property
+    def corrected(self) -> list[float]:
+        """The p of every cell, corrected for their number (Holm)."""
+        return holm(torch.tensor([c.p for c in self.cells], dtype=torch.float64)).tolist()
+
+    def to_frame(self) -> "DataFrame":
+        """One row per cell; `p_holm` is corrected for the number of cells (Holm)."""
+        import pandas as pd
+
+        records = []
+        for cell, p in zip(self.cells, self.corrected, strict=True):
+            place = {name: getattr(cell, name) for name in ("layer", "position", "rank", "seed")}
+            accuracy = share_of(torch.tensor(cell.report)).as_columns("accuracy")
+            records.append({**place, "chosen_by": _share(cell.choose), **accuracy, "p": cell.p, "p_holm": p})
+        return pd.DataFrame(records)
+
+    def accuracy(self, rank: int | None = None) -> Float[Tensor, "layer position"]:
+        """Mean over seeds of the accuracy on the reporting half; layers and positions in the order of the cells."""
+        layers, positions = self.layers, self.positions
+        cells = [c for c in self.cells if rank is None or c.rank == rank]
+        if not cells:
+            raise ValueError(f"no cell of rank {rank}, there are: {sorted({c.rank for c in self.cells})}")
+        table = torch.full((len(layers), len(positions)), torch.nan)
+        for i, layer in enumerate(layers):
+            for j, position in enumerate(positions):
+                here = [_share(c.report) for c in cells if (c.layer, c.position) == (layer, position)]
+                table[i, j] = sum(here) / len(here) if here else torch.nan
+        return table
+
+    @property
+    def layers(self) -> list[int]:
+        return sorted({c.layer for c in self.cells})
+
+    @property
+    def positions(self) -> list[str]:
+        return list(dict.fromkeys(c.position for c in self.cells))
+
+    def plot(self, ax: "Axes | None" = None, *, rank: int | None = None) -> "Axes":
+        """Heat map of held-out accuracy; white line in the bar: unedited model.
+
+        A dot: the answers are likelier than shuffled ones (Holm, 5 %), which can be so where few of them change.
+        """
+        ax = figures.axes(ax, width=1.6 + 0.8 * len(self.positions), height=1.4 + 0.2 * len(self.layers))
+        rank = max(c.rank for c in self.cells) if rank is None else rank
+        table = self.accuracy(rank)
+        image = ax.imshow(table, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=1)
+        figure = ax.get_figure(root=True)
+        assert figure is not None
+        bar = figure.colorbar(image, ax=ax, label="held-out interchange accuracy")
+        bar.ax.axhline(self.unedited, color="white", linewidth=1.5)
+        for cell, p in zip(self.cells, self.corrected, strict=True):
+            if cell.rank == rank and p < 0.05:
+                at = self.positions.index(cell.position), self.layers.index(cell.layer)
+                ax.plot(*at, ".", color="white", markeredgecolor="black", markersize=7)
+        ax.set_xticks(range(len(self.positions)), self.positions)
+        ax.set_yticks(range(len(self.layers)), [str(n) for n in self.layers])
+        ax.set(xlabel="position", ylabel="layer (residual after the block)")
+        ax.grid(visible=False)
+        return ax
+
+    def __str__(self) -> str:
+        cell, accuracy = self.best
+        apart = sum(p < 0.05 for p in self.corrected)
+        return (
+            f"{len(self.cells)} cells; best on the choosing half: layer {cell.layer}, {cell.position}, rank "
+            f"{cell.rank}, seed {cell.seed}; on the other half {accuracy}, unedited {self.unedited:.2f}\n"
+            f"{apart} cell(s) differ from shuffled labels (Holm, 5 %)"
+        )
+
+
+def _share(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits)
