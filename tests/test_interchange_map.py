@@ -1,6 +1,6 @@
 """Maps: the planted place is found, cells are those of separate runs, and a map goes on where it was stopped."""
 
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
 import pytest
@@ -61,6 +61,18 @@ def test_a_map_goes_on_from_its_folder(tmp_path):
     assert (tmp_path / "layer_000.json").stat().st_mtime_ns == before and len(list(tmp_path.iterdir())) == 2
     with pytest.raises(ValueError, match="other data or settings"):
         _map(folder=tmp_path, ranks=(1,))
+
+
+def test_two_runs_may_fill_one_folder(tmp_path):
+    """Each writes its file whole, under a name that no other uses until it is finished."""
+    from reftlens.analysis.causal.map_folder import read_cells, write_cells
+    from reftlens.analysis.causal.map_results import Cell
+
+    cells = [Cell(3, "last", rank, 0, (True,) * 500, (False,) * 500, 0.5) for rank in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: write_cells(tmp_path, 3, "equal settings", cells), range(64)))
+    assert [path.name for path in tmp_path.iterdir()] == ["layer_003.json"]
+    assert read_cells(tmp_path, 3, "equal settings") == cells
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from reftlens.analysis.causal.map_results import Cell
+from reftlens.files import write_atomically
 
 
 def read_cells(folder: Path, layer: int, fingerprint: str) -> list[Cell] | None:
@@ -24,12 +25,10 @@ def read_cells(folder: Path, layer: int, fingerprint: str) -> list[Cell] | None:
 
 
 def write_cells(folder: Path, layer: int, fingerprint: str, cells: Sequence[Cell]) -> None:
-    """Write the cells of a layer: the whole file, or none."""
+    """Write the cells of a layer: the whole file, or none, also where several processes fill one folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = _path(folder, layer)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps({"fingerprint": fingerprint, "cells": [asdict(c) for c in cells]}), "utf-8")
-    unfinished.replace(path)
+    stored = {"fingerprint": fingerprint, "cells": [asdict(c) for c in cells]}
+    write_atomically(_path(folder, layer), json.dumps(stored).encode())
 
 
 def _path(folder: Path, layer: int) -> Path:
