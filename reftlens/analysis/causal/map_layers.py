@@ -74,10 +74,13 @@ class LayerWork:
         return ReFT({self.sites[place.position]: module})
 
 
-def cells_of(works: Sequence[LayerWork], progress: bool = False) -> list[Cell]:
-    """The cells of one or more layers of a map: trained in shared passes, scored in one, the frozen part shared."""
+def cells_of(works: Sequence[LayerWork], model: Bridge | None = None, progress: bool = False) -> list[Cell]:
+    """The cells of one or more layers of a map: trained in shared passes, scored in one, the frozen part shared.
+
+    The model is loaded where it is not given, in another process.
+    """
     train, test, config, reuse = works[0].train, works[0].test, works[0].config, Reuse.of(works[0].reuse)
-    model = works[0].load()
+    model = works[0].load() if model is None else model
     exchanges = [(place, work.exchange(place, int(model.cfg.d_model))) for work in works for place in work.places]
     learning = [(replace(config, seed=place.seed), reft) for place, reft in exchanges if place.rank]
     if learning:

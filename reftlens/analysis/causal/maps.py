@@ -63,8 +63,8 @@ def interchange_map(
         raise ValueError(f"{len(test)} held-out pair(s), expected 4 or more: they are cut into two halves")
     if executor is not None and isinstance(model, Bridge):
         raise ValueError("an executor needs model=…, a function that loads the model there, e.g. rl.load_model")
-    here = model if isinstance(model, Bridge) else model()
-    load = (lambda: here) if executor is None or isinstance(model, Bridge) else model
+    load = (lambda: model) if isinstance(model, Bridge) else model
+    here = load()
     named = positions if isinstance(positions, Mapping) else {str(p): p for p in positions}
     chosen = {label: as_positions(p) for label, p in named.items()}
     settings = (tuple(ranks), tuple(seeds), config, shuffles, reuse, fingerprint(here).to_dict())
@@ -73,7 +73,7 @@ def interchange_map(
         for layer in (range(here.cfg.n_layers) if layers is None else layers)
     ]
     _warn_of_too_few(shuffles, sum(len(work.places) for work in works))
-    cells = _all_cells(works, None if folder is None else Path(folder), executor, progress)
+    cells = _all_cells(works, here, None if folder is None else Path(folder), executor, progress)
     idle = ReFT({next(iter(works[0].sites.values())): Interchange(int(here.cfg.d_model))}), Variant(strength=0.0)
     unedited = answers(here, test, [idle], first_targets(test)[:, None], reuse=reuse, progress=False)
     return InterchangeMap(tuple(cells), unedited.hits[0].float().mean().item())
@@ -89,11 +89,11 @@ def _warn_of_too_few(shuffles: int, cells: int) -> None:
 
 
 def _all_cells(
-    works: Sequence[LayerWork], folder: Path | None, executor: Executor | None, progress: bool
+    works: Sequence[LayerWork], model: Bridge, folder: Path | None, executor: Executor | None, progress: bool
 ) -> list[Cell]:
     """The cells of every layer, from the folder where they are there already."""
     if folder is None and executor is None:
-        return cells_of(works, progress)
+        return cells_of(works, model, progress)
     stored = {work: None if folder is None else read_cells(folder, work.layer, work.fingerprint) for work in works}
     tasks = {w: executor.submit(cells_of, [w]) for w in works if stored[w] is None} if executor is not None else {}
     cells: list[Cell] = []
@@ -101,7 +101,7 @@ def _all_cells(
         for work in bar:
             layer = stored[work]
             if layer is None:
-                layer = tasks[work].result() if work in tasks else cells_of([work])
+                layer = tasks[work].result() if work in tasks else cells_of([work], model)
                 if folder is not None:
                     write_cells(folder, work.layer, work.fingerprint, layer)
             cells += layer
