@@ -59,7 +59,7 @@ def contenders(model) -> dict[str, tuple[Callable[[], object], Callable[[], obje
         return responses(model, data, [(chatbot, v) for v in variants], reuse=reuse, progress=False)
 
     def positions(reuse: bool):
-        return rl.places.position_effects(vector, model, prompts, reuse=reuse, progress=False)
+        return rl.effects(vector, model, prompts, of="positions", reuse=reuse, progress=False)
 
     made = {"dose": dose, "texts": texts, "positions": positions}
     return {name: (lambda f=f: f(True), lambda f=f: f(False)) for name, f in made.items()}

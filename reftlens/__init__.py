@@ -7,7 +7,7 @@ The names a user meets first stand here; the rest in namespaces: `positions`, `i
 from reftlens import errors, generation, interventions, storage, tasks, training
 from reftlens.analysis import causal, places, strength, subspaces
 from reftlens.analysis.causal import controls, interchange_map, interchange_scores
-from reftlens.analysis.places import effect_map, interactions, position_effects, site_effects
+from reftlens.analysis.places import effects
 from reftlens.analysis.strength import dose_response
 from reftlens.analysis.subspaces import directions
 from reftlens.bridge.pretrained import load_model
@@ -67,7 +67,7 @@ __all__ = [
     "controls",
     "directions",
     "dose_response",
-    "effect_map",
+    "effects",
     "embeddings",
     "encode",
     "encode_prompts",
@@ -78,7 +78,6 @@ __all__ = [
     "generate",
     "generation",
     "hooks",
-    "interactions",
     "interchange_map",
     "interchange_scores",
     "interventions",
@@ -88,14 +87,12 @@ __all__ = [
     "mlp_out",
     "mlp_post",
     "places",
-    "position_effects",
     "positions",
     "report",
     "resid_mid",
     "resid_post",
     "resid_pre",
     "save",
-    "site_effects",
     "slider",
     "storage",
     "stream",

@@ -1,5 +1,7 @@
 """What is raised where no built-in error says it; each message says what was seen, what was expected and what to do."""
 
+from collections.abc import Sequence
+
 
 class CheckpointMismatch(ValueError):
     """The checkpoint on disk belongs to another run."""
@@ -26,3 +28,14 @@ class StoreMismatch(ValueError):
 
 class TrainingDiverged(FloatingPointError):
     """A loss or gradient became NaN or infinite; the message names the step and the likely cause."""
+
+
+def index_of(names: Sequence[str], name: str, kind: str) -> int:
+    """Where `name` stands among `names`, each of them a `kind`.
+
+    Raises:
+        ValueError: if it is not among them; the message says which there are.
+    """
+    if name not in names:
+        raise ValueError(f"no {kind} {name!r}, there are: {', '.join(map(repr, names))}")
+    return names.index(name)

@@ -1,5 +1,6 @@
 """House style of the figures: colours that colour-blind readers can tell apart, units on every axis, no `show()`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,13 @@ def short(label: object, most: int = 44) -> str:
     """A label that fits into a figure: its middle is left out where it is long."""
     text = str(label)
     return text if len(text) <= most else f"{text[: most - 12]} … {text[-9:]}"
+
+
+def screenful(lines: Sequence[str], *, most: int = 40, width: int = 160) -> str:
+    """Lines that fit a screen: long ones are cut, and the last says how many more there are."""
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"… and {len(lines) - most + 1} more: to_frame() has them all"]
+    return "\n".join(line if len(line) <= width else f"{line[: width - 2]} …" for line in lines)
 
 
 def write(ax: "Axes", path: Path) -> None:

@@ -31,6 +31,14 @@ def _data(model):
 
 
 CASES = {
+    "effects of something else": (
+        lambda rl, m: rl.effects(_reft(), m, _data(m), of="tokens"),
+        "expected 'positions', 's",
+    ),
+    "a strength for the variant of an effect": (
+        lambda rl, m: rl.effects(_reft(), m, _data(m), {"half": 0.5}),
+        r"'half': 0.5}, expected {label: Variant}",
+    ),
     "examples not encoded": (lambda rl, m: rl.fit(_reft(), m, [rl.Example("a", "b")]), r"a list, expected a Batch"),
     "an intervention without a site": (lambda rl, m: rl.fit(rl.LoReFT(D, 2), m, _data(m)), r"put it at a site"),
     "a transformers model": (

@@ -1,5 +1,6 @@
 """Effects with a known truth: what is read has its effect, what is not has none, and parts add up where they must."""
 
+import re
 from functools import cache
 
 import pytest
@@ -34,10 +35,11 @@ def _das(truth, positions="prompt", layer=1):
 
 
 def test_the_one_position_that_is_read_does_all_of_it_and_the_fillers_nothing():
-    from reftlens.analysis.places.parts import position_effects
+
+    import reftlens as rl
 
     truth, data = _scene()
-    found = position_effects(_das(truth), truth.model, data, **QUIET)
+    found = rl.effects(_das(truth), truth.model, data, **QUIET)
     assert found.parts == ("-4", "-3", "-2", "-1") and found.edited.all()
     assert torch.allclose(found.alone[3], found.whole, atol=1e-6) and found.effect("-1").low > 1.0
     assert (found.left_out[3] == 0).all(), "without it nothing that is read is edited"
@@ -51,8 +53,6 @@ def test_the_one_position_that_is_read_does_all_of_it_and_the_fillers_nothing():
 
 def test_positions_and_sites_equal_separate_evaluations():
     import reftlens as rl
-    from reftlens.analysis.places.effect_map import effect_map
-    from reftlens.analysis.places.parts import position_effects, site_effects
     from reftlens.text.positions import as_positions
 
     model, data = bridge("gpt2"), _ragged()
@@ -63,7 +63,7 @@ def test_positions_and_sites_equal_separate_evaluations():
         found = rl.evaluate(reft, model, data, variant=rl.Variant(among=among, sites=sites), **QUIET)
         return torch.tensor(found.base_loss) - torch.tensor(found.loss), torch.tensor(found.accuracy)
 
-    by_place = position_effects(reft, model, data, positions=where, **QUIET)
+    by_place = rl.effects(reft, model, data, positions=where, **QUIET)
     for i, label in enumerate(where):
         chosen = as_positions(where[label])
         for way, accuracy, among in (
@@ -74,11 +74,11 @@ def test_positions_and_sites_equal_separate_evaluations():
             expected = gained(among=among)
             assert torch.allclose(way[i, rows].float(), expected[0][rows], atol=2e-5)
             assert torch.equal(accuracy[i, rows].float(), expected[1][rows])
-    by_site = site_effects(reft, model, data, **QUIET)
+    by_site = rl.effects(reft, model, data, of="sites", **QUIET)
     for i in range(2):
         assert torch.allclose(by_site.alone[i].float(), gained(sites=[i])[0], atol=2e-5)
         assert torch.allclose(by_site.left_out[i].float(), gained(sites=[1 - i])[0], atol=2e-5)
-    cells = effect_map(reft, model, data, positions=where, **QUIET)
+    cells = rl.effects(reft, model, data, of="cells", positions=where, **QUIET)
     assert cells.hooks == tuple(site.hook for site in reft.sites) and cells.positions == tuple(where)
     for i in range(2):
         for j, label in enumerate(where):
@@ -103,10 +103,11 @@ def _two_layers(model, positions="prompt"):
 
 
 def test_short_prompts_are_not_counted_where_they_have_no_token():
-    from reftlens.analysis.places.parts import position_effects
+
+    import reftlens as rl
 
     model, data = bridge("gpt2"), _ragged()
-    found = position_effects(_two_layers(model, "all"), model, data, **QUIET)
+    found = rl.effects(_two_layers(model, "all"), model, data, **QUIET)
     lengths = data.prompt_mask.sum(dim=1)
     assert found.parts == (*(str(-k) for k in range(int(lengths.max()), 0, -1)), "response")
     expected = [int((lengths >= k).sum()) for k in range(int(lengths.max()), 0, -1)] + [len(data)]
@@ -115,25 +116,24 @@ def test_short_prompts_are_not_counted_where_they_have_no_token():
 
 
 def test_with_one_site_alone_is_the_whole_and_left_out_is_nothing():
-    from reftlens.analysis.places.parts import site_effects
+
+    import reftlens as rl
 
     truth, data = _scene()
-    found = site_effects(_das(truth, "last"), truth.model, data, **QUIET)
+    found = rl.effects(_das(truth, "last"), truth.model, data, of="sites", **QUIET)
     assert torch.allclose(found.alone[0], found.whole, atol=1e-6) and (found.left_out == 0).all()
 
 
 def test_a_site_that_nothing_reads_has_no_effect_at_all():
     import reftlens as rl
-    from reftlens.analysis.places.effect_map import effect_map, interactions
-    from reftlens.analysis.places.parts import site_effects
 
     truth, data = _scene()
     reft = rl.ReFT({rl.resid_post(0, "f1"): _vector(truth), rl.resid_post(1, "last"): _vector(truth)})
-    found = site_effects(reft, truth.model, _plain(data), **QUIET)
+    found = rl.effects(reft, truth.model, _plain(data), of="sites", **QUIET)
     assert (found.alone[0] == 0).all() and found.effect(found.parts[1]).value != 0
-    both = interactions(reft, truth.model, _plain(data), **QUIET)
+    both = rl.effects(reft, truth.model, _plain(data), of="pairs", **QUIET)
     assert both.excess[0, 1].abs().max() < 1e-5
-    cells = effect_map(reft, truth.model, _plain(data), **QUIET)
+    cells = rl.effects(reft, truth.model, _plain(data), of="cells", **QUIET)
     assert cells.edited.any(dim=-1).tolist() == [[True, False], [False, True]] and cells.positions == ("-4", "-1")
     assert cells.tests[0][0, 0] == 1.0 and cells.mean[0, 0] == 0 and cells.mean[0, 1].isnan()
     assert len(cells.to_frame()) == 2
@@ -147,7 +147,6 @@ def _plain(data):
 
 def test_sites_that_act_on_different_answers_add_up_and_two_on_one_answer_do_not():
     import reftlens as rl
-    from reftlens.analysis.places.effect_map import interactions
     from reftlens.text.batch import batch_from_rows
 
     truth, _ = _scene()
@@ -160,9 +159,11 @@ def test_sites_that_act_on_different_answers_add_up_and_two_on_one_answer_do_not
     )
     first, later, again = rl.resid_post(1, "last"), rl.resid_post(1, [3]), rl.resid_post(2, "last")
     reft = rl.ReFT({site: _vector(truth, corner) for site, corner in ((first, 1), (later, 0), (again, 1))})
-    found = interactions(reft, truth.model, data, **QUIET)
+    found = rl.effects(reft, truth.model, data, of="pairs", **QUIET)
     assert found.excess[0, 1].abs().max() < 1e-5 and found.excess[1, 2].abs().max() < 1e-5
-    assert found.interaction(0, 2).high < -0.1, "both push the same answer, which is certain soon"
+    assert found.interaction(found.sites[0], found.sites[2]).high < -0.1, (
+        "both push the same answer, which is certain soon"
+    )
     alone = [rl.evaluate(reft, truth.model, data, variant=rl.Variant(sites=s), **QUIET) for s in ([0], [2], [0, 2])]
     one, two, both = (torch.tensor(e.base_loss) - torch.tensor(e.loss) for e in alone)
     assert torch.allclose(found.excess[0, 2].float(), both - one - two, atol=1e-5)
@@ -176,30 +177,28 @@ def test_sites_that_act_on_different_answers_add_up_and_two_on_one_answer_do_not
 def test_only_what_exchanges_needs_the_source():
     """A ReFT of an exchange and a vector: each is scored alone though only one of them takes a source."""
     import reftlens as rl
-    from reftlens.analysis.places.effect_map import interactions
-    from reftlens.analysis.places.parts import site_effects
 
     truth, data = _scene()
     das = _das(truth, "last")
     reft = rl.ReFT({das.sites[0]: das[0], rl.resid_post(2, "last"): _vector(truth)})
-    found = site_effects(reft, truth.model, data, **QUIET)
+    found = rl.effects(reft, truth.model, data, of="sites", **QUIET)
     alone = rl.evaluate(das, truth.model, data, **QUIET)
     expected = torch.tensor(alone.base_loss) - torch.tensor(alone.loss)
     assert torch.allclose(found.alone[0].float(), expected, atol=1e-5)
-    assert interactions(reft, truth.model, data, **QUIET).excess[0, 1].abs().max() > 0.1
+    assert rl.effects(reft, truth.model, data, of="pairs", **QUIET).excess[0, 1].abs().max() > 0.1
     with pytest.raises(ValueError, match="has no such source"):
-        site_effects(reft, truth.model, _plain(data), **QUIET)
+        rl.effects(reft, truth.model, _plain(data), of="sites", **QUIET)
     with pytest.raises(ValueError, match="no intervention exchanges"):
         more = data.with_sources({**data.sources, "other": data.sources["source"]})
-        site_effects(reft, truth.model, more, **QUIET)
+        rl.effects(reft, truth.model, more, of="sites", **QUIET)
 
 
 def test_the_map_of_a_planted_network_finds_the_one_position_and_corrects_its_p():
-    from reftlens.analysis.places.effect_map import effect_map
+    import reftlens as rl
     from reftlens.analysis.statistics import holm
 
     truth, data = _scene()
-    found = effect_map(_das(truth), truth.model, data, **QUIET)
+    found = rl.effects(_das(truth), truth.model, data, of="cells", **QUIET)
     p, corrected = found.tests
     assert torch.equal(corrected.flatten(), holm(p.flatten()))
     assert (corrected[0] < 0.05).tolist() == [False, False, False, True]
@@ -229,48 +228,101 @@ def test_enough_signs_are_flipped_for_the_correction():
 
 
 def test_a_second_run_gives_the_same_and_everything_can_be_seen():
-    from reftlens.analysis.places.effect_map import effect_map, interactions
-    from reftlens.analysis.places.parts import position_effects, site_effects
+
+    import reftlens as rl
 
     model, data = bridge("gpt2"), _ragged()
     reft = _two_layers(model)
-    for analysis in (position_effects, site_effects, effect_map, interactions):
-        once, again = (analysis(reft, model, data, **QUIET) for _ in range(2))
+    for of in ("positions", "sites", "cells", "pairs", {"half": rl.Variant(0.5), "first": rl.Variant(sites=[0])}):
+        once, again = (rl.effects(reft, model, data, of, **QUIET) for _ in range(2))
         assert once.to_frame().equals(again.to_frame())
         ax = once.plot()
         assert ax.get_figure() is not None
-    assert "alone" in str(position_effects(reft, model, data, **QUIET))
-    assert "nats" in position_effects(reft, model, data, **QUIET).plot().get_ylabel()
+    assert "alone" in str(rl.effects(reft, model, data, **QUIET))
+    assert "nats" in rl.effects(reft, model, data, **QUIET).plot().get_ylabel()
 
 
 def test_strength_is_a_knob_here_too():
     import reftlens as rl
-    from reftlens.analysis.places.parts import position_effects
 
     model, data = bridge("gpt2"), _ragged()
     reft = _two_layers(model)
-    found = position_effects(reft, model, data, positions={"end": "last"}, strength=0.5, **QUIET)
+    found = rl.effects(reft, model, data, positions={"end": "last"}, strength=0.5, **QUIET)
     expected = rl.evaluate(reft, model, data, variant=rl.Variant(0.5), **QUIET)
     gained = torch.tensor(expected.base_loss) - torch.tensor(expected.loss)
     assert torch.allclose(found.whole.float(), gained, atol=1e-5)
-    idle = position_effects(reft, model, data, positions={"end": "last"}, strength=0.0, **QUIET)
+    idle = rl.effects(reft, model, data, positions={"end": "last"}, strength=0.0, **QUIET)
     assert (idle.whole == 0).all() and (idle.alone == 0).all() and (idle.left_out == 0).all()
 
 
 def test_what_has_no_answer_is_refused():
-    from reftlens.analysis.places.effect_map import effect_map, interactions
-    from reftlens.analysis.places.parts import position_effects
+
+    import reftlens as rl
 
     truth, data = _scene()
     das = _das(truth, "last")
     with pytest.raises(ValueError, match=r"position 'start' .* holds no edited token"):
-        position_effects(das, truth.model, data, positions={"start": "first"}, **QUIET)
+        rl.effects(das, truth.model, data, positions={"start": "first"}, **QUIET)
     with pytest.raises(ValueError, match=r"position 'start' .* holds no edited token"):
-        effect_map(das, truth.model, data, positions={"start": "first"}, **QUIET)
+        rl.effects(das, truth.model, data, of="cells", positions={"start": "first"}, **QUIET)
     with pytest.raises(ValueError, match=r"expected \{label: positions\}"):
-        position_effects(das, truth.model, data, positions={}, **QUIET)
+        rl.effects(das, truth.model, data, positions={}, **QUIET)
     with pytest.raises(ValueError, match="an interaction is of two"):
-        interactions(das, truth.model, data, **QUIET)
-    found = position_effects(das, truth.model, data, **QUIET)
-    with pytest.raises(ValueError, match="no position '-9'"):
-        found.effect("-9")
+        rl.effects(das, truth.model, data, of="pairs", **QUIET)
+    for of in ("sites", "pairs", {"half": rl.Variant(0.5)}):
+        with pytest.raises(ValueError, match="positions= is for"):
+            rl.effects(das, truth.model, data, of, positions={"end": "last"}, **QUIET)
+    with pytest.raises(ValueError, match="a variant says its own"):
+        rl.effects(das, truth.model, data, {"half": rl.Variant(0.5)}, strength=2.0, **QUIET)
+    with pytest.raises(TypeError, match=r"expected \{label: Variant\}"):
+        rl.effects(das, truth.model, data, {}, **QUIET)
+    with pytest.raises(ValueError, match="variant 'start' edits no token"):
+        rl.effects(das, truth.model, data, {"start": rl.Variant(among="first")}, **QUIET)
+
+
+def test_a_name_that_is_not_there_is_answered_with_those_that_are():
+    import reftlens as rl
+
+    model, data = bridge("gpt2"), _ragged()
+    reft = _two_layers(model, "last")
+    first, second = (site.hook for site in reft.sites)
+    cells, pairs = (rl.effects(reft, model, data, of, **QUIET) for of in ("cells", "pairs"))
+    variants = rl.effects(reft, model, data, {"half": rl.Variant(0.5)}, **QUIET)
+    for ask, answer in (
+        (lambda: rl.effects(reft, model, data, **QUIET).effect("-9"), "no position '-9', there are: '-1'"),
+        (lambda: cells.effect("attn", "-1"), f"no hook 'attn', there are: '{first}', '{second}'"),
+        (lambda: cells.effect(first, "-2"), "no position '-2', there are: '-1'"),
+        (lambda: pairs.interaction(first, "mlp"), f"no site 'mlp', there are: '{first}', '{second}'"),
+        (lambda: pairs.interaction(first, first), "an interaction is of two sites"),
+        (lambda: variants.effect("full"), "no variant 'full', there are: 'half'"),
+        (lambda: variants.difference("half", "full"), "no variant 'full'"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(answer)):
+            ask()
+
+
+def test_variants_equal_separate_evaluations_and_the_parts_that_they_spell():
+    import reftlens as rl
+
+    model, data = bridge("gpt2"), _ragged()
+    sites = {rl.resid_post(0, "f2"): rl.LoReFT(int(model.cfg.d_model), rank=2)}
+    reft = rl.ReFT(sites | {rl.resid_post(1, "last"): rl.SteeringVector(int(model.cfg.d_model))})
+    reft.reset(3)
+    torch.nn.init.ones_(reft[1].vector)
+    asked = {"half": rl.Variant(0.5), "upper": rl.Variant(sites=[1]), "end": rl.Variant(among="last")}
+    asked["fourth"] = rl.Variant(among=rl.positions.Nth(3, missing="skip"), sites=[1])
+    found = rl.effects(reft, model, data, asked, **QUIET)
+    for i, label in enumerate(("half", "upper")):
+        one = rl.evaluate(reft, model, data, variant=asked[label], **QUIET)
+        gained = torch.tensor(one.base_loss) - torch.tensor(one.loss)
+        assert found.edited[i].all() and torch.allclose(found.gained[i].float(), gained, atol=2e-5)
+        assert found.effect(label).value == pytest.approx(gained.mean().item(), abs=2e-5)
+    end = rl.effects(reft, model, data, positions={"end": "last"}, **QUIET)
+    assert torch.allclose(found.gained[2], end.alone[0], atol=1e-6), "sites that keep no token do not act"
+    lengths = data.prompt_mask.sum(dim=1)
+    assert found.edited[3].tolist() == (lengths == 4).tolist() and found.effect("fourth").count == 1
+    gap = found.difference("half", "upper")
+    assert gap.value == pytest.approx(found.effect("half").value - found.effect("upper").value) and gap.count == 3
+    frame = found.to_frame()
+    assert list(frame["variant"]) == list(asked) and frame["n"].tolist() == [3, 3, 3, 1]
+    assert (frame["p_holm"] >= frame["p"]).all()

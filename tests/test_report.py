@@ -97,8 +97,7 @@ def test_the_summary_says_what_was_edited_where_and_how_much_it_does(page):
 
 
 def test_the_numbers_are_those_of_the_data_frames(page):
-    from reftlens.analysis.places.effect_map import effect_map
-    from reftlens.analysis.places.parts import position_effects, site_effects
+    import reftlens as rl
     from reftlens.analysis.strength.doses import dose_response
     from reftlens.analysis.subspaces.frame import principal_frame
 
@@ -106,11 +105,11 @@ def test_the_numbers_are_those_of_the_data_frames(page):
     dose = dose_response(reft, model, data, [0, 0.5, 1, 2], progress=False)
     expected = {
         "strength": dose.by_strength(),
-        "each position": position_effects(reft, model, data, progress=False).to_frame(),
-        "map": effect_map(reft, model, data, progress=False).to_frame(),
+        "each position": rl.effects(reft, model, data, progress=False).to_frame(),
+        "map": rl.effects(reft, model, data, of="cells", progress=False).to_frame(),
         "spectrum": principal_frame(reft, model, data, progress=False).to_frame(),
         "training": run.to_frame(),
-        "each site": site_effects(reft, model, data, progress=False).to_frame(),
+        "each site": rl.effects(reft, model, data, of="sites", progress=False).to_frame(),
     }
     found = numbers(page)
     for name, frame in expected.items():

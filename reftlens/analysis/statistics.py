@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from transformer_lens.utilities.statistics import (
     bootstrap_ci,
@@ -38,14 +38,14 @@ class Estimate:
 
 def share_of(hits: Shaped[Tensor, " example"]) -> Estimate:
     """Share of hits with the exact (Clopper-Pearson) interval."""
-    _some(hits)
-    found = success_rate_ci([bool(h) for h in hits.tolist()])
-    return Estimate(found.point_estimate, found.ci_low, found.ci_high, len(hits))
+    _require_some(hits)
+    rate = success_rate_ci([bool(h) for h in hits.tolist()])
+    return Estimate(rate.point_estimate, rate.ci_low, rate.ci_high, len(hits))
 
 
 def mean_of(values: Float[Tensor, " example"]) -> Estimate:
     """Mean with a percentile-bootstrap interval over examples (2,000 draws from a fixed seed); one has no interval."""
-    _some(values)
+    _require_some(values)
     if len(values) == 1:
         return Estimate(values.item(), math.nan, math.nan, 1)
     low, high = bootstrap_ci(values.double(), n_resamples=_DRAWS)
@@ -59,8 +59,8 @@ def difference_of(a: Shaped[Tensor, " example"], b: Shaped[Tensor, " example"]) 
 
 def average_of(a: Shaped[Tensor, " m"], b: Shaped[Tensor, " n"]) -> Estimate:
     """Mean of the means of two groups of examples, each resampled by itself."""
-    _some(a)
-    _some(b)
+    _require_some(a)
+    _require_some(b)
     draws = torch.stack([_resampled(x, str(i)).mean(dim=1) for i, x in enumerate((a, b))]).mean(dim=0)
     value = (a.double().mean() + b.double().mean()).item() / 2
     low, high = torch.quantile(draws, _LOW_HIGH).tolist()
@@ -69,7 +69,7 @@ def average_of(a: Shaped[Tensor, " m"], b: Shaped[Tensor, " n"]) -> Estimate:
 
 def ratio_of(above: Float[Tensor, " example"], below: Float[Tensor, " example"]) -> Estimate:
     """`sum(above) / sum(below)`, examples resampled together."""
-    _some(above)
+    _require_some(above)
     both = _resampled(torch.stack([above, below], dim=1), "ratio").sum(dim=1)
     draws = both[:, 0] / both[:, 1]
     value = (above.double().sum() / below.double().sum()).item()
@@ -82,7 +82,7 @@ def _resampled(values: Shaped[Tensor, "n *rest"], label: str) -> Float[Tensor, "
     return values.double()[index]
 
 
-def _some(values: Tensor) -> None:
+def _require_some(values: Tensor) -> None:
     if not len(values):
         raise ValueError("no example is left to estimate from")
 
@@ -96,7 +96,7 @@ def holm(p: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
 
 def sign_flip_p(values: Float[Tensor, " example"], *, draws: int = 9999, seed: int = 0) -> float:
     """Two-sided p that paired effects are symmetric about 0, by flipping their signs; exact up to 12 examples."""
-    _some(values)
+    _require_some(values)
     flips = derive_generator(seed, "sign flips")
     return sign_flip_permutation_pvalue(values.double(), n_permutations=draws, generator=flips).item()
 
@@ -108,3 +108,15 @@ def sign_flip_tests(
     draws = max(9999, 40 * len(rows))
     p = torch.tensor([sign_flip_p(row, draws=draws, seed=seed) for row in rows], dtype=torch.float64)
     return p, holm(p)
+
+
+def sign_flip_table(
+    values: Float[Tensor, "*cells example"], counted: Bool[Tensor, "*cells example"], *, seed: int = 0
+) -> tuple[Float[Tensor, "*cells"], Float[Tensor, "*cells"]]:
+    """`sign_flip_tests` of each cell of a table, over the examples that are counted in it; NaN where none is."""
+    some = counted.any(dim=-1)
+    tests = sign_flip_tests([row[use] for row, use in zip(values[some], counted[some], strict=True)], seed=seed)
+    tables = [torch.full(some.shape, torch.nan, dtype=torch.float64) for _ in tests]
+    for table, p in zip(tables, tests, strict=True):
+        table[some] = p
+    return tables[0], tables[1]

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from reftlens.analysis.places.effect_map import effect_map
-from reftlens.analysis.places.parts import PartEffects, edited_positions, position_effects, site_effects
+from reftlens.analysis.places.effect_tables import CellEffects
+from reftlens.analysis.places.measuring import edited_positions, effects
 from reftlens.analysis.strength.dose_results import MEASURES, DoseResponse
 from reftlens.analysis.strength.doses import dose_response
 from reftlens.analysis.strength.texts import Written, perplexity, repetition
@@ -123,17 +123,16 @@ def where_section(subject: Subject) -> Section:
     shown = dict(list(every.items())[-_MOST_POSITIONS:])
     if len(shown) < len(every):
         html += paragraph(f"{len(every)} positions are edited; the last {len(shown)} of them are shown.")
-    positions = position_effects(s.reft, s.model, s.data, positions=shown, seed=s.seed, progress=s.progress)
-    found: list[tuple[str, PartEffects]] = [("position", positions)]
+    found = {"position": effects(s.reft, s.model, s.data, positions=shown, seed=s.seed, progress=s.progress)}
     if len(s.reft) > 1:
-        found.append(("site", site_effects(s.reft, s.model, s.data, seed=s.seed, progress=s.progress)))
-    for name, effects in found:
-        frames[f"each {name}"] = effects.to_frame()
+        found["site"] = effects(s.reft, s.model, s.data, of="sites", seed=s.seed, progress=s.progress)
+    for name, parts in found.items():
+        frames[f"each {name}"] = parts.to_frame()
         caption = f"What the edit does at each {name} alone, and with that {name} left out; dashed: the whole edit."
-        html += figure(effects.plot, f"each-{name}", caption, frames[f"each {name}"])
-    cells = effect_map(s.reft, s.model, s.data, positions=shown, seed=s.seed, progress=s.progress)
+        html += figure(parts.plot, f"each-{name}", caption, frames[f"each {name}"])
+    cells = effects(s.reft, s.model, s.data, of="cells", positions=shown, seed=s.seed, progress=s.progress)
     frames["map"] = cells.to_frame()
-    if len(cells.hooks) > 1 or len(cells.positions) > 1:
+    if isinstance(cells, CellEffects) and cells.mean.numel() > 1:
         caption = (
             "Log-probability gained by each layer and position alone; a dot: differs from 0 (sign flips, Holm, 5 %)."
         )

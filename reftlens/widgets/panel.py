@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from reftlens.analysis.places.parts import edited_positions
+from reftlens.analysis.places.measuring import edited_positions
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site

@@ -1,23 +1,22 @@
 """Where an edit does its work: positions, sites, cells, paths, several edits together."""
 
 from reftlens.analysis.places.composed import Composition, combined, composition, orthogonalise, vector_sum
-from reftlens.analysis.places.effect_map import EffectMap, Interactions, effect_map, interactions
-from reftlens.analysis.places.parts import PartEffects, position_effects, site_effects
+from reftlens.analysis.places.effect_results import PartEffects, VariantEffects
+from reftlens.analysis.places.effect_tables import CellEffects, PairEffects
+from reftlens.analysis.places.measuring import effects
 from reftlens.analysis.places.path import EditPath, edit_path
 
 __all__ = [
+    "CellEffects",
     "Composition",
     "EditPath",
-    "EffectMap",
-    "Interactions",
+    "PairEffects",
     "PartEffects",
+    "VariantEffects",
     "combined",
     "composition",
     "edit_path",
-    "effect_map",
-    "interactions",
+    "effects",
     "orthogonalise",
-    "position_effects",
-    "site_effects",
     "vector_sum",
 ]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.analysis.places.effect_map import diverging, written
+from reftlens.analysis.places.effect_tables import heat_map, write_cell
 from reftlens.analysis.statistics import Estimate, mean_of, sign_flip_tests
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.reuse import Reuse
@@ -93,10 +93,10 @@ class Composition:
         ]
         found += [[self.effect(edit, metric) for metric in self.metrics] for edit in rows[2:]]
         table = torch.tensor([[one.value for one in row] for row in found])
-        diverging(ax, table, "log-probability gained\n(nats per target token)")
+        heat_map(ax, table, "log-probability gained\n(nats per target token)")
         for y, row in enumerate(found):
             for x, one in enumerate(row):
-                written(ax, x, y, one)
+                write_cell(ax, x, y, one)
         ax.set_xticks(range(len(self.metrics)), list(self.metrics))
         ax.set_yticks(range(len(rows)), rows)
         ax.set(xlabel="metric", ylabel="edit")
