@@ -1,6 +1,7 @@
 """What an exchange of hidden states shows: scores with controls, maps, illusions."""
 
-from reftlens.analysis.causal.battery import controls, untrained_copy
+from reftlens.analysis.causal.baselines import untrained_copy
+from reftlens.analysis.causal.battery import controls
 from reftlens.analysis.causal.control_table import Control, Controls
 from reftlens.analysis.causal.illusion import IllusionMeter, subspace_illusion
 from reftlens.analysis.causal.manifold import ManifoldDistance, manifold_distance
