@@ -28,6 +28,7 @@ def trained():
     data = rl.encode(model, [*examples, rl.Example(EVIL, " ran by")], boundary="split")
     sites = {rl.resid_post(0, "l2"): 2, rl.resid_post(1, "l1"): 2}
     reft = rl.ReFT({site: rl.LoReFT(architectures.D, rank=rank) for site, rank in sites.items()})
+    reft.reset(seed=0)
     run = rl.fit(reft, model, data, steps=12, lr=2e-2, progress=False)
     return model, data, reft, run
 
@@ -153,9 +154,11 @@ def test_text_of_the_data_and_of_the_model_is_escaped(page):
 def test_labels_and_names_are_escaped():
     """What reaches a chart, a caption or a table from outside."""
     import pandas as pd
+    from jinja2 import Environment
 
     from reftlens import figures
-    from reftlens.reports.markup import figure, listed, pairs, paragraph, table
+    from reftlens.reports.page import _templates
+    from reftlens.reports.parts import figure, table
 
     evil, frame = '"><img src=x>', pd.DataFrame({"<b>": ["<i>x</i>"]})
 
@@ -164,16 +167,41 @@ def test_labels_and_names_are_escaped():
         ax.set_xlabel(evil)
         return ax
 
-    parts = [
-        figure(plot, "c", evil, frame),
-        table(frame, evil),
-        listed([evil], "k"),
-        pairs({evil: evil}),
-        paragraph(evil),
-    ]
-    for html in parts:
-        tags = {tag for tag, _ in Page(html).elements}
-        assert not {"img", "b", "i"} & tags and "src" not in {k for _, a in Page(html).elements for k in a}
+    def written(templates):
+        parts = templates.get_template("parts.html.j2").module
+        return (
+            parts.figure(figure(plot, "c", evil, frame)),
+            parts.frame(table(frame, evil)),
+            parts.lines([evil], "k"),
+            parts.pairs({evil: evil}),
+            parts.absent(evil),
+        )
+
+    def is_text(html):
+        elements = Page(str(html)).elements
+        return not {"img", "b", "i"} & {tag for tag, _ in elements} and "src" not in {k for _, a in elements for k in a}
+
+    assert all(map(is_text, written(_templates())))
+    careless = Environment(loader=_templates().loader, trim_blocks=True, lstrip_blocks=True)
+    careless.filters["number"] = str
+    assert not any(map(is_text, written(careless)))  # the twin: without escaping, each of them would let it through
+
+
+def test_no_script_comes_in_by_a_prompt_a_completion_or_the_name_of_a_hook(tmp_path, monkeypatch):
+    import reftlens as rl
+    from reftlens.editing.site import Site
+    from reftlens.reports.page import report
+
+    model, _, reft, _ = trained()
+    evil = "<script>alert(1)</script>"
+    data = rl.encode(model, [rl.Example(f"{evil} the cat", f" {evil}"), rl.Example(evil, " dog")], boundary="split")
+    monkeypatch.setattr(Site, "__str__", lambda site: f"{evil} {site.hook}")
+    text = report(reft, model, data, tmp_path / "r.html", prompts=[evil], max_new_tokens=3, progress=False, now=NOW)
+    page = text.read_text(encoding="utf-8")
+    assert [tag for tag, _ in Page(page).elements].count("script") == 2 and evil not in page
+    seen = Page(page).text
+    assert f"{evil} blocks.0.hook_resid_post" in seen["geometry"] and f"{evil} blocks.0" in seen["directions"]
+    assert evil in seen["texts"] and evil in seen["summary"] and evil in numbers(page)["texts"][0]["prompt"]
 
 
 def test_nothing_is_loaded_from_anywhere(page):
@@ -245,7 +273,7 @@ def test_tokens_at_a_site_that_the_unembedding_cannot_read_are_left_out_with_a_r
 
 
 def test_warnings_follow_what_was_measured():
-    """Each with its twin that keeps quiet."""
+    """Each with its twin that keeps quiet; the effects are set, as a training would decide them for each machine."""
     from dataclasses import replace
 
     from reftlens.reports.sections import measured
@@ -255,28 +283,31 @@ def test_warnings_follow_what_was_measured():
     model, data, reft, run = trained()
     writing = {"max_new_tokens": 4, "temperature": 0.0, "no_repeat_ngram": 0}
     subject = Subject(reft, model, data, None, (), (0.0, 1.0), run, None, None, None, False, writing, 0, False)
-    found = measured(subject)
+    results = measured(subject)
 
-    def said(**changes):
-        return " ".join(warnings_of(replace(subject, **changes), found))
+    def with_effect(sign):
+        on_data = replace(results.dose.on_data, effect=sign * results.dose.on_data.effect.abs())
+        return replace(results, dose=replace(results.dose, on_data=on_data))
 
-    assert "trained on" in said() and "trained on: they say" not in said(heldout=data[:6])
-    assert "No record" in said(run=None) and "No record" not in said()
-    assert "hashes differ" in said(run=replace(run, data_hash="0")) and "hashes differ" not in said()
-    assert "unrelated text was not measured" in said()
+    def warnings(results=None, **changes):
+        return " ".join(warnings_of(replace(subject, **changes), results or with_effect(1)))
+
+    assert "trained on" in warnings() and "trained on: they say" not in warnings(heldout=data[:6])
+    assert "No record" in warnings(run=None) and "No record" not in warnings()
+    assert "hashes differ" in warnings(run=replace(run, data_hash="0")) and "hashes differ" not in warnings()
+    assert "unrelated text was not measured" in warnings()
     drifting = measured(replace(subject, unrelated=data[:4]))
-    assert "was not measured" not in " ".join(warnings_of(replace(subject, unrelated=data[:4]), drifting))
-    turned = replace(found.dose.on_data, effect=-found.dose.on_data.effect.abs())
-    broken = replace(found, dose=replace(found.dose, on_data=turned))
+    assert "was not measured" not in warnings(drifting, unrelated=data[:4])
     for words in ("makes the targets less likely", "of the examples move the wrong way"):
-        assert words in " ".join(warnings_of(subject, broken)) and words not in said()
+        assert words in warnings(with_effect(-1)) and words not in warnings()
 
 
 def test_the_package_holds_the_files_of_the_page():
     from reftlens.reports import page  # `reftlens.reports` itself is the function
 
     folder = Path(page.__file__).parent
-    assert {p.name for p in folder.iterdir()} >= {"report.css", "report.js"}
+    assert {p.name for p in folder.iterdir()} >= {"report.css", "report.js", "page.html.j2", "parts.html.j2"}
+    assert {p.name for p in folder.iterdir()} >= {f"{name}.html.j2" for name in SECTIONS}
 
 
 def test_the_command_names_what_is_missing(tmp_path, capsys):

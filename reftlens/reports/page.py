@@ -5,25 +5,25 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import SupportsFloat
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from reftlens.analysis.causal.control_table import Controls
 from reftlens.bridge.protocol import Bridge, check_deterministic
 from reftlens.editing.reft import ReFT
 from reftlens.reports.directions import directions_section, geometry_section
-from reftlens.reports.markup import Section, escape, script_json
+from reftlens.reports.parts import Section, number, records
 from reftlens.reports.provenance import controls_section, provenance_section, training_section
-from reftlens.reports.sections import joined, measured, strength_section, texts_section, where_section
+from reftlens.reports.sections import measured, strength_section, texts_section, where_section
 from reftlens.reports.subject import Subject
-from reftlens.reports.summary import summary, title_of, warnings_of
+from reftlens.reports.summary import summary_section, title_of, warnings_of
 from reftlens.text.batch import Batch
 from reftlens.text.template import Prompt
 from reftlens.training.result import FitResult
 from reftlens.widgets.grid import SCRIPT, STRENGTHS, STYLE
 
 _PROMPTS = 4
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-"""What a browser may load: nothing that is not in the file."""
 
 
 def report(
@@ -76,48 +76,48 @@ def report(
     )  # fmt: skip
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = datetime.now(timezone.utc) if now is None else now
-    path.write_text(_page(subject, made), encoding="utf-8", newline="\n")
+    page = _page(subject, datetime.now(timezone.utc) if now is None else now)
+    path.write_text(page, encoding="utf-8", newline="\n")
     return path
 
 
-def _page(subject: Subject, made: datetime) -> str:
-    found = measured(subject)
+def _page(subject: Subject, stamp: datetime) -> str:
+    results = measured(subject)
     makers: list[Callable[[], Section]] = [
-        lambda: texts_section(subject, found), lambda: strength_section(subject, found),
-        lambda: where_section(subject), lambda: geometry_section(subject), lambda: directions_section(subject),
-        lambda: controls_section(subject), lambda: training_section(subject),
-        lambda: provenance_section(subject, found),
-    ]  # fmt: skip
+        lambda: texts_section(subject, results),
+        lambda: strength_section(subject, results),
+        lambda: where_section(subject),
+        lambda: geometry_section(subject),
+        lambda: directions_section(subject),
+        lambda: controls_section(subject),
+        lambda: training_section(subject),
+        lambda: provenance_section(subject, results),
+    ]
     sections = [make() for make in tqdm(makers, desc="report", unit="section", disable=not subject.progress)]
-    warnings = [*warnings_of(subject, found), *(w for s in sections for w in s.warnings)]
-    first = Section("summary", "Summary", summary(subject, found, warnings))
-    stamp = made.isoformat(timespec="seconds")
-    frames = {name: frame for section in sections for name, frame in section.frames.items()}
+    warnings = [*warnings_of(subject, results), *(w for s in sections for w in s.warnings)]
     return (
-        f'{_head(title_of(subject))}<body><a class="skip" href="#summary">Skip to the summary</a>'
-        f"{_contents([first, *sections])}<header><h1>{escape(title_of(subject))}</h1><p>A report of reftlens, made at "
-        f'<time id="stamp" datetime="{stamp}">{stamp}</time></p></header>\n<main><section id="summary" '
-        f'aria-label="Summary">{first.html}</section>\n{joined(sections)}'
-        f'<p><button id="download" type="button">Download the numbers (JSON)</button></p></main>\n'
-        f'<script type="application/json" id="numbers">{script_json(frames)}</script>\n'
-        f"<script>{SCRIPT}{_file('report.js')}</script></body></html>\n"
+        _templates()
+        .get_template("page.html.j2")
+        .render(
+            title=title_of(subject),
+            stamp=stamp.isoformat(timespec="seconds"),
+            sections=[summary_section(subject, results, warnings), *sections],
+            numbers={name: records(frame) for section in sections for name, frame in section.frames.items()},
+            style=Markup(STYLE + _file("report.css")),
+            script=Markup(SCRIPT + _file("report.js")),
+        )
     )
 
 
-def _head(title: str) -> str:
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(title)}</title><link rel="icon" href="data:,">'
-        f"<style>{STYLE}{_file('report.css')}</style></head>\n"
+def _templates() -> Environment:
+    """The page and its sections. What is not marked as HTML is escaped, and a name that is missing raises."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-
-
-def _contents(sections: Sequence[Section]) -> str:
-    links = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>' for s in sections)
-    return f'<nav aria-label="Sections"><ul>{links}</ul></nav>'
+    templates.filters["number"] = number
+    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False}
+    return templates
 
 
 def _file(name: str) -> str:
