@@ -250,12 +250,12 @@ def test_controls_and_their_warnings_are_shown(tmp_path):
     import reftlens as rl
     from reftlens.analysis.statistics import Estimate
 
-    rows = tuple(
-        rl.causal.Control(name, Estimate(0.5, 0.2, 0.8, 12), Estimate(1.0, 0.5, 1.5, 12))
-        for name in ("trained", "no edit", "full vector")
-    )
-    found = rl.causal.Controls(rows, (), 0.4, 99, None, ("shuffled labels score as high <b>",))
-    text = write(tmp_path / "c.html", controls=found).read_text(encoding="utf-8")
+    class Warned(rl.causal.Controls):
+        warnings = ("shuffled labels score as high <b>",)
+
+    estimate = Estimate(0.5, 0.2, 0.8, 12)
+    rows = tuple(rl.causal.Control(name, estimate, estimate) for name in ("trained", "no edit", "full vector"))
+    text = write(tmp_path / "c.html", controls=Warned(rows, (), 0.4, 99, estimate)).read_text(encoding="utf-8")
     said = Page(text).text
     assert "Controls: shuffled labels score as high <b>." in said["summary"] and "trained" in said["controls"]
     assert numbers(text)["controls"][0]["accuracy"] == 0.5
