@@ -34,16 +34,33 @@ def trained():
 
 
 def write(path, **options):
+    import reftlens as rl
     from reftlens.reports.page import report
 
     model, data, reft, run = trained()
-    given = {"run": run, "prompts": [EVIL, "the dog"], "strengths": [0, 0.5, 1, 2], "max_new_tokens": 6}
+    given = {
+        "run": run,
+        "prompts": [EVIL, "the dog"],
+        "strengths": [0, 0.5, 1, 2],
+        "decoding": rl.Decoding(max_new_tokens=6),
+    }
     return report(reft, model, data, path, progress=False, **{"now": NOW, **given, **options})
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     return write(tmp_path_factory.mktemp("report") / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def without_charts(monkeypatch):
+    """Figures keep their captions and numbers; drawing takes most of a report's time."""
+    from markupsafe import Markup
+
+    from reftlens.reports import parts
+    from reftlens.reports.charts import Chart
+
+    monkeypatch.setattr(parts, "chart", lambda plot, name: Chart(Markup(), "1", "1"))
 
 
 class Page(HTMLParser):
@@ -187,7 +204,7 @@ def test_labels_and_names_are_escaped():
     assert not any(map(is_text, written(careless)))  # the twin: without escaping, each of them would let it through
 
 
-def test_no_script_comes_in_by_a_prompt_a_completion_or_the_name_of_a_hook(tmp_path, monkeypatch):
+def test_no_script_comes_in_by_a_prompt_a_completion_or_the_name_of_a_hook(tmp_path, monkeypatch, without_charts):
     import reftlens as rl
     from reftlens.editing.site import Site
     from reftlens.reports.page import report
@@ -196,7 +213,9 @@ def test_no_script_comes_in_by_a_prompt_a_completion_or_the_name_of_a_hook(tmp_p
     evil = "<script>alert(1)</script>"
     data = rl.encode(model, [rl.Example(f"{evil} the cat", f" {evil}"), rl.Example(evil, " dog")], boundary="split")
     monkeypatch.setattr(Site, "__str__", lambda site: f"{evil} {site.hook}")
-    text = report(reft, model, data, tmp_path / "r.html", prompts=[evil], max_new_tokens=3, progress=False, now=NOW)
+    text = report(
+        reft, model, data, tmp_path / "r.html", prompts=[evil], decoding=rl.Decoding(3), progress=False, now=NOW
+    )
     page = text.read_text(encoding="utf-8")
     assert [tag for tag, _ in Page(page).elements].count("script") == 2 and evil not in page
     seen = Page(page).text
@@ -215,12 +234,10 @@ def test_nothing_is_loaded_from_anywhere(page):
 
 
 def test_the_same_call_writes_the_same_bytes_but_for_the_stamp(page, tmp_path):
-    again = write(tmp_path / "a.html").read_text(encoding="utf-8")
-    assert again == page and len(page.encode()) < 3_000_000
     later = write(tmp_path / "b.html", now=None).read_text(encoding="utf-8")
-    stamp = r'<time id="stamp" datetime="[^"]*">[^<]*</time>'
+    stamp = r'<time id="stamp" datetime="([^"]*)">([^<]*)</time>'
     assert later != page and re.sub(stamp, "", later) == re.sub(stamp, "", page)
-    assert len(re.findall(stamp, page)) == 1
+    assert re.findall(stamp, page) == [(NOW.isoformat(), NOW.isoformat())] and len(page.encode()) < 3_000_000
 
 
 def test_charts_take_the_colours_of_the_page(page):
@@ -231,7 +248,33 @@ def test_charts_take_the_colours_of_the_page(page):
     assert not any("DejaVu" in chart or "<style" in chart for chart in charts)
 
 
-def test_an_exchange_gets_a_report_that_says_what_does_not_apply(tmp_path):
+def test_texts_are_written_from_prompts_as_they_were_trained(tmp_path, monkeypatch):
+    """In the chat template, with the system message, of the data that effects are measured on; a batch stays itself."""
+    import reftlens as rl
+    from reftlens.reports import page
+    from reftlens.reports.sections import measured
+
+    model, plain, reft, _ = trained()
+    system = "a dog ran by"
+    chat = rl.encode(model, plain.examples[:2], chat=True, system=system)
+    expected = rl.encode_prompts(model, ["the moon"], chat=True, system=system)
+
+    def read_by_the_model(data, prompts=("the moon",), **options):
+        monkeypatch.setattr(page, "_page", lambda subject, stamp: str(measured(subject).grid.at(1.0).prompt_ids[0]))
+        options |= {"strengths": (), "decoding": rl.Decoding(max_new_tokens=1), "prompts": prompts}
+        return page.report(reft, model, data, tmp_path / "r.html", progress=False, **options).read_text("utf-8")
+
+    def ids(batch):
+        return str(tuple(batch.tokens[0].tolist()))
+
+    assert ids(expected) == read_by_the_model(chat) == read_by_the_model(plain, heldout=chat)
+    assert ids(expected) == read_by_the_model(plain, prompts=expected)
+    assert ids(expected) != read_by_the_model(plain) == ids(rl.encode_prompts(model, ["the moon"]))
+    first = rl.encode_prompts(model, [plain.examples[0].prompt], chat=True, system=system)
+    assert read_by_the_model(chat, prompts=None) == ids(first)
+
+
+def test_an_exchange_gets_a_report_that_says_what_does_not_apply(tmp_path, without_charts):
     import reftlens as rl
     from reftlens.reports.page import report
 
@@ -246,7 +289,7 @@ def test_an_exchange_gets_a_report_that_says_what_does_not_apply(tmp_path):
     assert "<input" not in text
 
 
-def test_controls_and_their_warnings_are_shown(tmp_path):
+def test_controls_and_their_warnings_are_shown(tmp_path, without_charts):
     import reftlens as rl
     from reftlens.analysis.statistics import Estimate
 
@@ -261,13 +304,13 @@ def test_controls_and_their_warnings_are_shown(tmp_path):
     assert numbers(text)["controls"][0]["accuracy"] == 0.5
 
 
-def test_tokens_at_a_site_that_the_unembedding_cannot_read_are_left_out_with_a_reason(tmp_path):
+def test_tokens_at_a_site_that_the_unembedding_cannot_read_are_left_out_with_a_reason(tmp_path, without_charts):
     import reftlens as rl
     from reftlens.reports.page import report
 
     model, data, _, _ = trained()
     reft = rl.ReFT({rl.mlp_post(1, "last"): rl.LoReFT(architectures.D_MLP, rank=1)})
-    text = report(reft, model, data, tmp_path / "mlp.html", progress=False, max_new_tokens=4).read_text("utf-8")
+    text = report(reft, model, data, tmp_path / "mlp.html", progress=False, decoding=rl.Decoding(4)).read_text("utf-8")
     said = Page(text).text["directions"]
     assert "Tokens: not shown, because" in said and "moved" in said
 
@@ -276,13 +319,13 @@ def test_warnings_follow_what_was_measured():
     """Each with its twin that keeps quiet; the effects are set, as a training would decide them for each machine."""
     from dataclasses import replace
 
+    import reftlens as rl
     from reftlens.reports.sections import measured
     from reftlens.reports.subject import Subject
     from reftlens.reports.summary import warnings_of
 
     model, data, reft, run = trained()
-    writing = {"max_new_tokens": 4, "temperature": 0.0, "no_repeat_ngram": 0}
-    subject = Subject(reft, model, data, None, (), (0.0, 1.0), run, None, None, None, False, writing, 0, False)
+    subject = Subject(reft, model, data, None, None, (0.0, 1.0), run, None, None, None, rl.Decoding(4), 0, False)
     results = measured(subject)
 
     def with_effect(sign):
@@ -317,7 +360,7 @@ def test_the_command_names_what_is_missing(tmp_path, capsys):
     assert "holds no reft.json" in capsys.readouterr().err
 
 
-def test_the_command_writes_the_report_of_a_folder(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_report_of_a_folder(tmp_path, monkeypatch, capsys, without_charts):
     import reftlens as rl
     from reftlens import cli
 

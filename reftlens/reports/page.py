@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from reftlens.analysis.causal.control_table import Controls
 from reftlens.bridge.protocol import Bridge, check_deterministic
 from reftlens.editing.reft import ReFT
+from reftlens.generation.session import Decoding
 from reftlens.reports.directions import directions_section, geometry_section
 from reftlens.reports.parts import Section, number, records
 from reftlens.reports.provenance import controls_section, provenance_section, training_section
@@ -19,7 +20,8 @@ from reftlens.reports.sections import measured, strength_section, texts_section,
 from reftlens.reports.subject import Subject
 from reftlens.reports.summary import summary_section, title_of, warnings_of
 from reftlens.text.batch import Batch
-from reftlens.text.template import Prompt
+from reftlens.text.encoding import encode_prompts
+from reftlens.text.template import Prompt, Template
 from reftlens.training.result import FitResult
 from reftlens.widgets.grid import SCRIPT, STRENGTHS, STYLE
 
@@ -33,16 +35,13 @@ def report(
     path: str | Path,
     *,
     run: FitResult | None = None,
-    prompts: Sequence[Prompt] | None = None,
+    prompts: Sequence[Prompt] | Batch | None = None,
     controls: Controls | None = None,
     heldout: Batch | None = None,
     unrelated: Batch | None = None,
     score: Callable[[str], float] | None = None,
     strengths: Sequence[SupportsFloat] = STRENGTHS,
-    chat: bool = False,
-    max_new_tokens: int = 48,
-    temperature: float = 0.0,
-    no_repeat_ngram: int = 0,
+    decoding: Decoding = Decoding(max_new_tokens=48),
     seed: int = 0,
     progress: bool = True,
     now: datetime | None = None,
@@ -56,29 +55,51 @@ def report(
     Args:
         data: what `reft` was trained on.
         run: the record of the training.
-        prompts: texts are written from them; None takes the first four of the data that effects are measured on.
+        prompts: texts are written from them. They are put as the prompts of that data are on which effects are
+            measured (chat template, system message), unless they are a `Batch`; None takes its first four.
         controls: what `controls(…)` found, for an intervention that exchanges.
         heldout: effects are measured on it instead of `data`.
         unrelated: prompts with completions that the edit should leave alone.
         score: what a text is worth, such as the share of emoji in it.
         strengths: of the slider and the curves; 0 and 1 are added.
-        chat: whether the prompts are put into the chat template.
+        decoding: how texts are written.
+        seed: of resampling tests and random directions.
         now: the time that the file says it was made at.
     """
     check_deterministic(model)
-    scored = data if heldout is None else heldout
-    asked = tuple(e.prompt for e in scored.examples[:_PROMPTS] if e.prompt) if prompts is None else tuple(prompts)
     subject = Subject(
-        reft, model, data, heldout, asked if model.tokenizer is not None else (),
-        tuple(sorted({0.0, 1.0, *(float(s) for s in strengths)})), run, controls, unrelated, score, chat,
-        {"max_new_tokens": max_new_tokens, "temperature": temperature, "no_repeat_ngram": no_repeat_ngram},
-        seed, progress,
-    )  # fmt: skip
+        reft=reft,
+        model=model,
+        trained_on=data,
+        heldout=heldout,
+        prompts=_encoded(prompts, model, data if heldout is None else heldout),
+        strengths=tuple(sorted({0.0, 1.0, *map(float, strengths)})),
+        run=run,
+        controls=controls,
+        unrelated=unrelated,
+        score=score,
+        decoding=decoding,
+        seed=seed,
+        progress=progress,
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     page = _page(subject, datetime.now(timezone.utc) if now is None else now)
     path.write_text(page, encoding="utf-8", newline="\n")
     return path
+
+
+def _encoded(prompts: Sequence[Prompt] | Batch | None, model: Bridge, data: Batch) -> Batch | None:
+    """What texts are written from, put as the prompts of the data are; None where there is nothing to write from."""
+    if isinstance(prompts, Batch):
+        return prompts
+    texts = [e.prompt for e in data.examples[:_PROMPTS] if e.prompt] if prompts is None else list(prompts)
+    if model.tokenizer is None or not texts:
+        return None
+    template = data.template or Template()
+    return encode_prompts(
+        model, texts, chat=template.chat, system=template.system, template_arguments=template.arguments
+    )
 
 
 def _page(subject: Subject, stamp: datetime) -> str:

@@ -85,12 +85,11 @@ def _of_data(subject: Subject) -> dict[str, Any]:
 
 
 def _of_report(subject: Subject, results: Measured) -> dict[str, Any]:
-    settings = {f"of this report: {name}": str(value) for name, value in subject.writing.items()}
-    return settings | {
-        "of this report: seed": str(subject.seed),
-        "chat template applied to prompts": str(subject.chat),
-        "computation": results.dose.computation,
-    }
+    texts = {f"of the texts: {name}": str(value) for name, value in asdict(subject.decoding).items()}
+    template = None if subject.prompts is None else subject.prompts.template
+    if template is not None:
+        texts |= {f"of the prompts: {name}": str(value) for name, value in asdict(template).items()}
+    return texts | {"seed of resampling": str(subject.seed), "computation": results.dose.computation}
 
 
 def _versions(subject: Subject) -> dict[str, Any]:

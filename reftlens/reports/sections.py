@@ -30,11 +30,12 @@ def measured(subject: Subject) -> Measured:
     kinds = {module.kind for _, module in s.reft.items() if module.variables}
     if kinds:
         return Measured(dose, None, f"{', '.join(sorted(kinds))} copies from a source, and writing has none to copy.")
-    if not s.prompts:
-        return Measured(dose, None, "No prompts were given to write from.")
+    if s.prompts is None:
+        return Measured(dose, None, "There are no prompts to write from.")
+    chat = s.prompts.template is not None and s.prompts.template.chat
     grid = strength_grid(
-        s.reft, s.model, s.prompts, s.strengths, chat=s.chat, max_new_tokens=s.writing["max_new_tokens"],
-        temperature=s.writing["temperature"], no_repeat_ngram=s.writing["no_repeat_ngram"], seed=s.seed,
+        s.reft, s.model, s.prompts, s.strengths, chat=chat, max_new_tokens=s.decoding.max_new_tokens,
+        temperature=s.decoding.temperature, no_repeat_ngram=s.decoding.no_repeat_ngram, seed=s.decoding.seed,
         progress=s.progress,
     )  # fmt: skip
     return Measured(replace(dose, text=_written(subject, grid)), grid, "")
@@ -56,13 +57,13 @@ def _written(subject: Subject, grid: Grid) -> Written:
 
 def texts_section(subject: Subject, results: Measured) -> Section:
     """The slider, then some strengths side by side."""
-    grid = results.grid
+    grid, decoding = results.grid, subject.decoding
     if grid is None:
         return Section("texts", "Texts", absent=f"There are no texts here. {results.no_grid}")
     strengths = [s for s in _BESIDE if s in grid.strengths] or list(grid.strengths[:4])
     values = {
-        "how": "greedily" if subject.writing["temperature"] == 0 else f"by sampling with seed {subject.seed}",
-        "max_new_tokens": subject.writing["max_new_tokens"],
+        "how": "greedily" if decoding.temperature == 0 else f"by sampling with seed {decoding.seed}",
+        "max_new_tokens": decoding.max_new_tokens,
         "slider": Markup(grid.html()),
         "strengths": [(f"{s:g}{' (unedited)' * (s == 0)}", False) for s in strengths],
         "rows": [_row(grid, row, strengths) for row in range(len(grid.prompts))],
