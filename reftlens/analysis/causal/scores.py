@@ -187,8 +187,27 @@ class Disentanglement:
         """Mean of the two, bootstrapped over both kinds of pairs."""
         return average_of(self.cause_hits, self.isolate_hits)
 
+    def _scores(self) -> dict[str, Estimate]:
+        return {"cause": self.cause, "isolate": self.isolate, "disentangle": self.disentangle}
+
+    def to_frame(self) -> "DataFrame":
+        """One row per score, with the number of pairs behind it."""
+        import pandas as pd
+
+        records = [{"score": s, "n": e.count, **e.as_columns("value")} for s, e in self._scores().items()]
+        return pd.DataFrame(records).set_index("score")
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """The three scores with their 95 % intervals."""
+        ax = figures.axes(ax)
+        for x, estimate in enumerate(self._scores().values()):
+            figures.interval(ax, x, estimate)
+        ax.set_xticks(range(3), list(self._scores()))
+        ax.set(ylabel="share of pairs", ylim=(-0.02, 1.02))
+        return ax
+
     def __str__(self) -> str:
-        return f"cause {self.cause}, isolate {self.isolate}, disentangle {self.disentangle}"
+        return ", ".join(f"{score} {estimate}" for score, estimate in self._scores().items())
 
 
 def scores_table(scores: dict[str, InterchangeScores] | Sequence[InterchangeScores]) -> "DataFrame":
