@@ -96,7 +96,7 @@ def place(model, ravel, train, validation):
     """The site with the best Disentangle of a short multi-task DAS on the validation split, and the table's lines."""
     sites = [rl.resid_post(layer, ravel.positions) for layer in LAYERS] + [rl.resid_post(22, "last")]
     refts = [das(model, site, RANKS[0]) for site in sites]
-    rl.training.fit_together(refts, model, rl.Batch.join(train), SEARCH)
+    rl.training.fit_many({str(r.sites): r for r in refts}, model, rl.Batch.join(train), SEARCH)
     whole = [rl.ReFT({site: rl.Interchange(model.cfg.d_model)}) for site in sites]
     every = scored(model, [(reft, rl.Variant()) for reft in refts + whole], *validation)
     found, ceiling = every[: len(sites)], every[len(sites) :]
@@ -114,9 +114,10 @@ def compare(model, site, train, validation, test):
     plans = {"no edit": (whole, rl.Variant(strength=0.0)), "whole vector": (whole, rl.Variant())}
     methods = {"DAS": train[0], "multi-task DAS": rl.Batch.join(train)}
     for rank, (name, data) in product(RANKS, methods.items()):
-        runs = rl.training.fit_seeds(das(model, site, rank), model, data, list(SEEDS), SETTINGS)
-        for seed, (reft, _) in zip(SEEDS, runs, strict=True):
-            plans[f"{name}, rank {rank}, seed {seed}"] = reft, rl.Variant()
+        copies = das(model, site, rank).seeds(SEEDS)
+        rl.training.fit_many(copies, model, data, SETTINGS)
+        for seed, reft in copies.items():
+            plans[f"{name}, rank {rank}, {seed}"] = reft, rl.Variant()
     before, rows = (dict(zip(plans, scored(model, list(plans.values()), *d), strict=True)) for d in (validation, test))
     lines = ["| method | validation: cause, isolate | test: cause | isolate | disentangle |", "|---|--:|--:|--:|--:|"]
     for name, one in rows.items():

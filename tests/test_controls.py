@@ -26,7 +26,7 @@ def _trained(rank, shuffled=False):
     config = rl.FitConfig(steps=100, lr=3e-2, batch_size=128)
     das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(D, rank=rank)})
     das.reset(0)
-    rl.training.fit_together([das], truth.model, train, [config], progress=False)
+    rl.fit(das, truth.model, train, config, progress=False)
     return truth, das, config, train, test, base
 
 
@@ -135,20 +135,20 @@ def test_labels_that_no_shuffle_can_change_give_no_p():
 
 
 def test_what_cannot_be_told_is_not_called_no_evidence():
-    from reftlens.analysis.causal.control_table import Control, Controls
+    from reftlens.analysis.causal.control_table import Control, Controls, warnings_of
     from reftlens.analysis.statistics import Estimate
 
-    def warnings(p, shuffles):
+    def said(p, shuffles):
         good, poor = Estimate(0.9, 0.8, 1.0, 50), Estimate(0.5, 0.4, 0.6, 50)
         rows = [Control("trained", good, good), Control("full vector", good, good), Control("no edit", poor, poor)]
-        return Controls(tuple(rows), (), p, shuffles, Estimate(0.4, 0.3, 0.5, 50)).warnings
+        return warnings_of(Controls(tuple(rows), (), p, shuffles, Estimate(0.4, 0.3, 0.5, 50), ()))
 
-    assert warnings(0.001, 999) == ()
-    (few,) = warnings(0.05, 19)
+    assert said(0.001, 999) == []
+    (few,) = said(0.05, 19)
     assert few == "19 shuffles are too few to tell: p cannot be below 0.05"
-    (none,) = warnings(math.nan, 999)
+    (none,) = said(math.nan, 999)
     assert "no shuffle can change an answer" in none
-    (high,) = warnings(0.3, 999)
+    (high,) = said(0.3, 999)
     assert "no evidence" in high
 
 
@@ -167,6 +167,6 @@ def test_p_is_calibrated_on_labels_that_mean_nothing():
         das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(D, rank=2)})
         das.reset(seed)
         config = rl.FitConfig(steps=10, lr=3e-2, batch_size=32, seed=seed)
-        rl.training.fit_together([das], model, train, [config], progress=False)
+        rl.fit(das, model, train, config, progress=False)
         small.append(rl.causal.permutation_p(das, model, test, base=base, shuffles=999, seed=seed) < 0.05)
     assert 0.01 <= sum(small) / len(small) <= 0.11

@@ -360,20 +360,36 @@ def test_rows_that_no_site_chooses_do_not_stop_a_run_that_chooses_elsewhere(gpt2
     assert 0.0 in run.gradient_norms and max(run.gradient_norms) > 0
 
 
-def test_fit_seeds_are_single_runs_and_leave_the_template_alone(gpt2):
+def test_seeds_are_single_runs_and_leave_the_template_alone(gpt2):
     import reftlens as rl
 
     template, data, config = _reft(gpt2), _data(gpt2), rl.FitConfig(steps=4, batch_size=2)
     before = _tensors(template)
-    runs = rl.training.fit_seeds(template, gpt2, data, [3, 4], config, progress=False)
+    copies = template.seeds([3, 4])
+    runs = rl.training.fit_many(copies, gpt2, data, config, progress=False)
     assert _same(before, _tensors(template))
-    assert [run.config.seed for _, run in runs] == [3, 4]
+    assert [(name, run.config.seed) for name, run in runs.items()] == [("seed 3", 3), ("seed 4", 4)]
     alone = template.clone()
     alone.reset(4)
-    rl.fit(alone, gpt2, data, steps=4, batch_size=2, epochs=config.epochs, seed=4, progress=False)
-    for a, b in zip(alone.parameters(), runs[1][0].parameters(), strict=True):
+    rl.fit(alone, gpt2, data, config, seed=4, progress=False)
+    for a, b in zip(alone.parameters(), copies["seed 4"].parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)  # float32: side by side with others sums are reordered
-    assert not _same(_tensors(runs[0][0]), _tensors(runs[1][0]))
+    assert not _same(_tensors(copies["seed 3"]), _tensors(copies["seed 4"]))
+
+
+def test_settings_are_fields_of_a_config_that_take_its_values_place(gpt2):
+    import reftlens as rl
+
+    config = rl.FitConfig(steps=2, lr=1e-2, clip=None)
+    first, second = _reft(gpt2), _reft(gpt2)
+    run = rl.fit(first, gpt2, _data(gpt2), config, lr=2e-2, progress=False)
+    rl.fit(second, gpt2, _data(gpt2), steps=2, lr=2e-2, clip=None, progress=False)
+    assert run.config == rl.FitConfig(steps=2, lr=2e-2, clip=None) and config.lr == 1e-2
+    assert _same(_tensors(first), _tensors(second))
+    with pytest.raises(TypeError, match=r"learning_rate=1 is no argument and no setting; settings: epochs, .*patience"):
+        rl.fit(first, gpt2, _data(gpt2), config, learning_rate=1, progress=False)
+    with pytest.raises(ValueError, match="lr=-1"):
+        config.replace({"lr": -1})
 
 
 def test_the_result_is_complete_and_plots(gpt2):

@@ -145,14 +145,14 @@ def test_several_das_train_together_as_they_would_alone(gpt2_double):
     data = base.with_sources(source)
     reft = rl.ReFT({rl.resid_post(0, "last"): _das(gpt2_double.cfg.d_model)}).double()
     config = rl.FitConfig(steps=3, batch_size=2)
-    for seed, (found, result) in enumerate(
-        rl.training.fit_seeds(reft, gpt2_double, data, [0, 1], config, progress=False)
-    ):
+    copies = reft.seeds([0, 1])
+    results = rl.training.fit_many(copies, gpt2_double, data, config, progress=False)
+    for seed in (0, 1):
         alone = reft.clone()
         alone.reset(seed)
-        expected = rl.fit(alone, gpt2_double, data, steps=3, batch_size=2, seed=seed, progress=False)
-        assert result.losses == pytest.approx(expected.losses, rel=1e-10)
-        torch.testing.assert_close(next(found.parameters()), next(alone.parameters()))
+        expected = rl.fit(alone, gpt2_double, data, config, seed=seed, progress=False)
+        assert results[f"seed {seed}"].losses == pytest.approx(expected.losses, rel=1e-10)
+        torch.testing.assert_close(next(copies[f"seed {seed}"].parameters()), next(alone.parameters()))
 
 
 def test_what_does_not_fit_together_is_named(gpt2):

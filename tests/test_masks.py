@@ -142,9 +142,9 @@ def test_masks_that_train_together_train_as_alone():
     made = [rl.ReFT({rl.resid_post(1, "last"): rl.interventions.SigmoidMask(32, sparsity=s)}) for s in (0.0, 0.1)]
     alone = [reft.clone() for reft in made]
     config = rl.FitConfig(steps=4, lr=5e-2, batch_size=16)
-    rl.training.fit_together(made, truth.model, train, config, progress=False)
+    rl.training.fit_many(dict(zip("ab", made, strict=True)), truth.model, train, config, progress=False)
     for one, expected in zip(made, alone, strict=True):
-        rl.training.fit_together([expected], truth.model, train, config, progress=False)
+        rl.fit(expected, truth.model, train, config, progress=False)
         torch.testing.assert_close(one[0].logits, expected[0].logits, atol=1e-5, rtol=1e-4)
         assert one[0].temperature_now == expected[0].temperature_now
 

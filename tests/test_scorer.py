@@ -408,26 +408,46 @@ def test_runs_that_train_together_equal_runs_of_their_own(architecture):
         return rl.ReFT({rl.resid_post(1, "last"): kind(32, rank, generator=generator).double()})
 
     table = [(seed, rank, kind) for seed in (0, 1) for rank in (1, 3) for kind in (rl.LoReFT, rl.interventions.NoReFT)]
-    configs = [rl.FitConfig(steps=5, lr=0.02, batch_size=2, seed=seed) for seed, _, _ in table]
-    together = [made(*row) for row in table]
-    results = rl.training.fit_together(together, model, data, configs, progress=False)
-    for row, config, found, result in zip(table, configs, together, results, strict=True):
+    config = rl.FitConfig(steps=5, lr=0.02, batch_size=2)
+    configs = {str(row): config.replace({"seed": row[0]}) for row in table}
+    together = {str(row): made(*row) for row in table}
+    results = rl.training.fit_many(together, model, data, configs, progress=False)
+    for row in table:
         alone = made(*row)
-        run = rl.fit(alone, model, data, steps=5, lr=0.02, batch_size=2, seed=config.seed, progress=False)
-        assert run.losses == pytest.approx(result.losses, abs=1e-12)
-        for a, b in zip(found.parameters(), alone.parameters(), strict=True):
+        run = rl.fit(alone, model, data, config, seed=row[0], progress=False)
+        assert run.losses == pytest.approx(results[str(row)].losses, abs=1e-12)
+        for a, b in zip(together[str(row)].parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
 
 
 def test_training_together_refuses_what_it_cannot_do(gpt2):
     import reftlens as rl
 
+    pair = {name: one_site("gpt2", "resid_post") for name in ("a", "b")}
+    with pytest.raises(ValueError, match=r"interventions \['a', 'b'\] and configs \['a'\]"):
+        rl.training.fit_many(pair, gpt2, texts("gpt2"), {"a": rl.FitConfig()}, progress=False)
+    with pytest.raises(ValueError, match="one precision"):
+        configs = {"a": rl.FitConfig(), "b": rl.FitConfig(precision="bfloat16")}
+        rl.training.fit_many(pair, gpt2, texts("gpt2"), configs, progress=False)
+    with pytest.raises(ValueError, match="have seeds of their own"):
+        rl.training.fit_many(pair["a"].seeds([1, 2]), gpt2, texts("gpt2"), seed=3, progress=False)
+    with pytest.raises(TypeError, match="argument and no setting; settings: epochs, steps, lr"):
+        rl.training.fit_many(pair, gpt2, texts("gpt2"), epoch=3, progress=False)
+
+
+def test_interventions_with_dropout_train_as_they_would_alone(gpt2):
+    import reftlens as rl
+
     random = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(32, 2, dropout=0.5)})
-    with pytest.raises(ValueError, match="dropout"):
-        rl.training.fit_together([random], gpt2, texts("gpt2"), progress=False)
-    with pytest.raises(ValueError, match="2 interventions and 1 configs"):
-        pair = [one_site("gpt2", "resid_post"), one_site("gpt2", "resid_post")]
-        rl.training.fit_together(pair, gpt2, texts("gpt2"), [rl.FitConfig()], progress=False)
+    copies, config = random.seeds([3, 4]), rl.FitConfig(steps=3, batch_size=2)
+    results = rl.training.fit_many(copies, gpt2, texts("gpt2"), config, progress=False)
+    for seed in (3, 4):
+        alone = random.clone()
+        alone.reset(seed)
+        run = rl.fit(alone, gpt2, texts("gpt2"), config, seed=seed, progress=False)
+        assert run.losses == results[f"seed {seed}"].losses
+        for a, b in zip(copies[f"seed {seed}"].parameters(), alone.parameters(), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_a_sweep_is_many_evaluations(any_model):
@@ -481,7 +501,7 @@ def test_runs_at_one_hook_that_differ_in_the_skip_connection_stay_apart():
         ]
 
     together, alone = made(), made()
-    rl.training.fit_together(together, model, data, rl.FitConfig(steps=3, lr=0.02), progress=False)
+    rl.training.fit_many(dict(zip("ab", together, strict=True)), model, data, steps=3, lr=0.02, progress=False)
     for one, other in zip(together, alone, strict=True):
         rl.fit(other, model, data, steps=3, lr=0.02, progress=False)
         for a, b in zip(one.parameters(), other.parameters(), strict=True):
@@ -516,7 +536,7 @@ def test_interventions_that_share_parameters_do_not_train_together(gpt2):
 
     reft = one_site("gpt2", "resid_post")
     with pytest.raises(ValueError, match="share parameters"):
-        rl.training.fit_together([reft, reft], gpt2, texts("gpt2"), progress=False)
+        rl.training.fit_many({"a": reft, "b": reft}, gpt2, texts("gpt2"), progress=False)
 
 
 def test_numbers_of_any_library_are_strengths_and_bad_sizes_are_refused(gpt2):

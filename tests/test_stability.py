@@ -73,15 +73,11 @@ def test_seeds_trained_on_a_planted_plane_find_it():
     world = planted()
     data, das = pairs(world.value, 200, 0)[0], rl.ReFT({rl.resid_post(1, SITE): rl.DAS(D, 2)})
     config = rl.FitConfig(steps=80, lr=3e-2, batch_size=64)
-    runs = rl.training.fit_seeds(das, world.model, data, [0, 1, 2], config, progress=False)
-    found = _stability(runs)
+    trained = das.seeds([0, 1, 2])
+    rl.training.fit_many(trained, world.model, data, config, progress=False)
+    found = _stability(trained)
     assert found.sites[0].mean.value > 0.9 and found.sites[0].z > 10
-    untrained = []
-    for seed in range(3):
-        one = das.clone()
-        one.reset(seed)
-        untrained.append(one)
-    assert _stability(untrained).sites[0].z < 4
+    assert _stability(das.seeds(range(3))).sites[0].z < 4
     assert found.to_frame().chance.item() == pytest.approx(2 / D)
     assert "overlap between seeds" in found.plot().get_xlabel() and "overlap of 3 seeds" in str(found)
 
@@ -168,8 +164,9 @@ def test_each_rank_trains_as_it_would_alone():
     found = _sweep(world, (1, 3), config=config)
     alone = rl.ReFT({found.site: rl.DAS(D, 3)})
     train = pairs(world.value, 300, 0)[0]
-    ((one, _),) = rl.training.fit_seeds(alone, world.model, train, [1], config, progress=False)
-    torch.testing.assert_close(one[0].basis(), found.refts[3][1][0].basis(), atol=1e-5, rtol=0)  # stacked, in float32
+    alone.reset(1)
+    rl.fit(alone, world.model, train, config, seed=1, progress=False)
+    torch.testing.assert_close(alone[0].basis(), found.refts[3][1][0].basis(), atol=1e-5, rtol=0)  # stacked, in float32
 
 
 def _table(means, spread=0.0):

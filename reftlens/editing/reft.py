@@ -113,6 +113,8 @@ class ReFT(nn.Module):
             next(i for i, m in enumerate(unique) if m is module) for module in interventions.values()
         )
         """For each site the index of its intervention in `interventions`."""
+        self.seed: int | None = None
+        """Of a copy that `seeds` made."""
 
     def __getitem__(self, site: Site | int) -> Intervention:
         """The intervention at a site, given itself or by its index."""
@@ -168,6 +170,17 @@ class ReFT(nn.Module):
     def clone(self) -> "ReFT":
         """An independent copy with the same sites and the same values."""
         return deepcopy(self)
+
+    def seeds(self, seeds: Sequence[int]) -> "dict[str, ReFT]":
+        """Copies with weights drawn from each seed, `{"seed 0": …}`; `fit_many` gives each run the same seed."""
+        if isinstance(seeds, int):
+            raise TypeError(f"seeds={seeds}, expected a list of seeds, such as [0, 1, 2]")
+        copies = {f"seed {seed}": self.clone() for seed in seeds}
+        for seed in seeds:
+            copy = copies[f"seed {seed}"]
+            copy.reset(seed)
+            copy.seed = seed
+        return copies
 
     def bind(self, model: Bridge) -> "Bound":
         """Find the hooks of this model once, for many forward passes."""

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from reftlens.analysis.causal.control_table import Controls
 from reftlens.analysis.strength.dose_results import DoseResponse
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
-from reftlens.generation.session import Decoding
 from reftlens.text.batch import Batch
+from reftlens.text.template import Prompt
 from reftlens.training.result import FitResult
 from reftlens.widgets.grid import Grid
 
@@ -22,16 +23,16 @@ class Subject:
     model: Bridge
     trained_on: Batch
     heldout: Batch | None
-    prompts: Batch | None
-    """What texts are written from; without a tokenizer, none."""
+    prompts: tuple[Prompt, ...]
     strengths: tuple[float, ...]
     run: FitResult | None
     controls: Controls | None
     unrelated: Batch | None
     score: Callable[[str], float] | None
-    decoding: Decoding
+    chat: bool
+    writing: dict[str, Any]
+    """How texts are written: `max_new_tokens`, `temperature`, `no_repeat_ngram`."""
     seed: int
-    """Of resampling tests."""
     progress: bool
 
     @property

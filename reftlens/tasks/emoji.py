@@ -7,7 +7,6 @@ by the answers to `emoji_dev.jsonl`, among the small and quick ones; `tutorial_r
 import json
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from reftlens.generation.writing import generate
 from reftlens.interventions import LoReFT
 from reftlens.text.encoding import encode, load_examples
 from reftlens.training.config import FitConfig
-from reftlens.training.fitting import run_fit
+from reftlens.training.fitting import fit
 from reftlens.training.result import FitResult
 
 SETTINGS = FitConfig(steps=40, lr=1e-2, batch_size=8)
@@ -62,7 +61,7 @@ def run(
     """
     reft = emoji_reft(model.cfg.d_model, seed) if reft is None else reft
     data = encode(model, load_examples(data_file("emoji.jsonl")), chat=True)
-    return reft, run_fit(reft, model, data, replace(config, seed=seed), progress=progress)
+    return reft, fit(reft, model, data, config, seed=seed, progress=progress)
 
 
 def answers(reft: ReFT | None, model: Bridge, questions: Sequence[str], strength: float = 1.0) -> Generation:

@@ -3,8 +3,8 @@
 from reftlens.editing.preflight import preflight
 from reftlens.scoring.objectives import cross_entropy
 from reftlens.training.config import FitConfig
-from reftlens.training.fitting import fit, fit_seeds, fit_together
+from reftlens.training.fitting import fit, fit_many
 from reftlens.training.result import FitResult
 from reftlens.training.run import Step
 
-__all__ = ["FitConfig", "FitResult", "Step", "cross_entropy", "fit", "fit_seeds", "fit_together", "preflight"]
+__all__ = ["FitConfig", "FitResult", "Step", "cross_entropy", "fit", "fit_many", "preflight"]

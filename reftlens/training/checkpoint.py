@@ -49,17 +49,17 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
     for key, value in json.loads(json.dumps(expected)).items():
         if record.get(key) != value:
             raise CheckpointMismatch(
-                f"{path} belongs to another run, its {key} differ: {_told_apart(record.get(key), value)}; delete the "
+                f"{path} belongs to another run, its {key} differ: {_difference(record.get(key), value)}; delete the "
                 "file or give another path"
             )
     return Checkpoint(tensors, record)
 
 
-def _told_apart(was: Any, now: Any) -> str:
+def _difference(was: Any, now: Any) -> str:
     """What differs, of two tables only the entries that do."""
     if isinstance(was, dict) and isinstance(now, dict):
         keys = [k for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k)]
-        return ", ".join(f"{k} {_told_apart(was.get(k), now.get(k))}" for k in keys[:4])
+        return ", ".join(f"{k} {_difference(was.get(k), now.get(k))}" for k in keys[:4])
     if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        return ", ".join(_told_apart(a, b) for a, b in zip(was, now, strict=True) if a != b)
+        return ", ".join(_difference(a, b) for a, b in zip(was, now, strict=True) if a != b)
     return f"{str(was)[:160]} there, {str(now)[:160]} here"

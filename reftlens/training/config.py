@@ -1,10 +1,10 @@
 """Settings of a training run, stored with its result, and the learning rate they imply at each step."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-Schedule = Literal["constant", "linear", "cosine"]
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class FitConfig:
     lr: float = 4e-3
     batch_size: int = 8
     accumulate: int = 1
-    schedule: Schedule = "linear"
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup: float = 0.0
     weight_decay: float = 0.0
     clip: float | None = 1.0
@@ -56,6 +56,20 @@ class FitConfig:
             raise ValueError(f'schedule={self.schedule!r}, expected "constant", "linear" or "cosine"')
         if self.precision not in ("model", "bfloat16"):
             raise ValueError(f'precision={self.precision!r}, expected "model" or "bfloat16" (autocast)')
+
+    def replace(self, settings: Mapping[str, Any]) -> "FitConfig":
+        """The same with other values of the fields that `settings` names.
+
+        Raises:
+            TypeError: naming what is no field, and the fields there are.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in settings:
+            if name not in names:
+                raise TypeError(
+                    f"{name}={settings[name]!r} is no argument and no setting; settings: {', '.join(names)}"
+                )
+        return dataclasses.replace(self, **settings)
 
     def steps_per_epoch(self, rows: int) -> int:
         return math.ceil(rows / (self.batch_size * self.accumulate))

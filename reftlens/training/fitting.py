@@ -1,10 +1,9 @@
-"""The one training loop: AdamW on the parameters of a `ReFT`, the model frozen for as long as it runs."""
+"""`fit` and `fit_many`: AdamW on the parameters of a `ReFT`, the model frozen for as long as it runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -17,239 +16,188 @@ from reftlens.editing.preflight import preflight
 from reftlens.editing.reft import ReFT, check_asked, mode
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
-from reftlens.training.config import FitConfig, Schedule
+from reftlens.training.config import FitConfig
 from reftlens.training.result import FitResult
 from reftlens.training.run import Run, Step, advance, decayed
+from reftlens.training.saving import Saver
 
 
 def fit(
     reft: ReFT,
     model: Bridge,
     data: Batch,
+    config: FitConfig = FitConfig(),
     *,
-    epochs: int = 10,
-    steps: int | None = None,
-    lr: float = 4e-3,
-    batch_size: int = 8,
-    accumulate: int = 1,
-    schedule: Schedule = "linear",
-    warmup: float = 0.0,
-    weight_decay: float = 0.0,
-    clip: float | None = 1.0,
-    precision: Literal["model", "bfloat16"] = "model",
-    seed: int = 0,
-    shuffle: bool = True,
     validation: Batch | None = None,
-    eval_every: int | None = None,
-    patience: int | None = None,
     objective: Objective = cross_entropy,
     on_step: Callable[[Step], None] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 20,
     reuse: bool | Reuse = True,
     progress: bool = True,
+    **settings: Any,
 ) -> FitResult:
-    """Train `reft` in place on `data` and return the record of the run. Settings: see `FitConfig`.
+    """Train `reft` in place on `data` and return the record of the run.
 
-    Training starts from the weights that `reft` has: `reft.reset(seed)` draws a start that repeats, `seed` here is of
-    data order and dropout.
+    Training starts from the weights that `reft` has: `reft.reset(seed)` draws a start that repeats, the setting `seed`
+    is of data order and dropout.
 
     Args:
+        validation: rows whose loss is measured every `eval_every` steps, by default once per epoch.
         objective: `(logits at the targets, batch) -> losses`, see `reftlens.scoring.objectives`.
         on_step: called after every optimizer step.
         checkpoint: a file, written every `checkpoint_every` steps and at the end. If it exists, the run goes on
             from it, and ends with the weights of a run that was never interrupted (bit-identical on a CPU).
         reuse: compute at each step only what the edits can change, and take the rest from what was captured once;
             False computes everything. `FitResult.computation` tells what was done.
+        settings: fields of `FitConfig` by name, in place of those of `config`: `fit(…, epochs=100, lr=4e-3)`.
 
     Raises:
         TrainingDiverged: on the first loss or gradient that is not finite.
         CheckpointMismatch: if the file belongs to other settings, data, model or sites.
+        TypeError: for a setting that does not exist.
         ValueError: if a row has no target, nothing can be trained, a site is unusable, or dropout of the model
             is active.
     """
-    config = FitConfig(
-        epochs=epochs, steps=steps, lr=lr, batch_size=batch_size, accumulate=accumulate, schedule=schedule,
-        warmup=warmup, weight_decay=weight_decay, clip=clip, precision=precision, seed=seed, shuffle=shuffle,
-        eval_every=eval_every, patience=patience,
-    )  # fmt: skip
-    path = None if checkpoint is None else Path(checkpoint)
-    return run_fit(
-        reft, model, data, config, validation=validation, objective=objective, on_step=on_step, checkpoint=path,
-        checkpoint_every=checkpoint_every, reuse=Reuse.of(reuse), progress=progress,
-    )  # fmt: skip
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every={checkpoint_every}, expected 1 or more")
+    run = _run(reft, model, data, _replaced(config, settings), validation, objective)
+    saver = Saver(run, None if checkpoint is None else Path(checkpoint), checkpoint_every)
+    saver.resume()
 
+    def after(step: Step) -> None:
+        if on_step is not None:
+            on_step(step)
+        saver.after_step()
 
-def fit_seeds(
-    reft: ReFT,
-    model: Bridge,
-    data: Batch,
-    seeds: Sequence[int],
-    config: FitConfig = FitConfig(),
-    *,
-    validation: Batch | None = None,
-    objective: Objective = cross_entropy,
-    reuse: bool | Reuse = True,
-    progress: bool = True,
-) -> list[tuple[ReFT, FitResult]]:
-    """One run per seed, each from its own initialisation and data order; `reft` itself stays as it is.
-
-    `seeds` takes the place of `config.seed`. The runs share each pass through the model (see `fit_together`), unless
-    there is dropout to draw for each.
-    """
-    if isinstance(seeds, int):
-        raise TypeError(f"seeds={seeds}, expected a list of seeds, such as [0, 1, 2]")
-    copies = [reft.clone() for _ in seeds]
-    for copy, seed in zip(copies, seeds, strict=True):
-        copy.reset(seed)
-    configs = [replace(config, seed=seed) for seed in seeds]
-    if _dropout(copies):
-        results = [
-            run_fit(c, model, data, s, validation=validation, objective=objective, reuse=Reuse.of(reuse),
-                    progress=progress)
-            for c, s in zip(copies, configs, strict=True)
-        ]  # fmt: skip
-    else:
-        results = fit_together(
-            copies, model, data, configs, validation=validation, objective=objective, reuse=reuse, progress=progress
-        )
-    return list(zip(copies, results, strict=True))
-
-
-def fit_together(
-    refts: Sequence[ReFT],
-    model: Bridge,
-    data: Batch,
-    configs: FitConfig | Sequence[FitConfig] = FitConfig(),
-    *,
-    validation: Batch | None = None,
-    objective: Objective = cross_entropy,
-    reuse: bool | Reuse = True,
-    progress: bool = True,
-) -> list[FitResult]:
-    """Train several interventions in place, each as `fit` would train it alone, in shared passes through the model.
-
-    Seeds, ranks, kinds, sites and settings may all differ. What is frozen is captured once for all of them, and the
-    steps of all are computed side by side: many small cones in the time of a few.
-
-    Args:
-        configs: one for each of `refts`, or one for all.
-
-    Raises:
-        ValueError: as `fit`; and where an intervention has dropout, whose draws would not be those of its own run.
-    """
-    settings = [configs] * len(refts) if isinstance(configs, FitConfig) else list(configs)
-    if len(settings) != len(refts) or not refts:
-        raise ValueError(f"{len(refts)} interventions and {len(settings)} configs: one config each, or one for all")
-    if _dropout(refts):
-        raise ValueError("dropout would be drawn otherwise than in a run of its own: use fit, or dropout=0")
-    owners = [id(p) for reft in refts for p in reft.parameters()]
-    if len(set(owners)) < len(owners):
-        raise ValueError("two of the interventions share parameters, and each would train the other: use .clone()")
-    if len({config.precision for config in settings}) > 1:
-        raise ValueError("interventions that train together compute in one precision")
-    return _train(refts, model, data, settings, validation, objective, Reuse.of(reuse), progress)
-
-
-def run_fit(
-    reft: ReFT,
-    model: Bridge,
-    data: Batch,
-    config: FitConfig,
-    *,
-    validation: Batch | None = None,
-    objective: Objective = cross_entropy,
-    on_step: Callable[[Step], None] | None = None,
-    checkpoint: Path | None = None,
-    checkpoint_every: int = 20,
-    reuse: Reuse | None = Reuse(),
-    progress: bool = True,
-) -> FitResult:
-    """`fit` with its settings in one object."""
-    (result,) = _train(
-        [reft], model, data, [config], validation, objective, reuse, progress, on_step, checkpoint, checkpoint_every
-    )
+    (result,) = _train([run], Reuse.of(reuse), progress, after)
     return result
 
 
-def _train(
-    refts: Sequence[ReFT],
+def fit_many(
+    refts: Mapping[str, ReFT],
     model: Bridge,
     data: Batch,
-    configs: Sequence[FitConfig],
-    validation: Batch | None,
-    objective: Objective,
-    reuse: Reuse | None,
-    progress: bool,
-    on_step: Callable[[Step], None] | None = None,
-    checkpoint: Path | None = None,
-    checkpoint_every: int = 20,
-) -> list[FitResult]:
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every={checkpoint_every}, expected 1 or more")
-    for reft, config in zip(refts, configs, strict=True):
-        check_asked(reft, model, data)
-        if validation is not None:
-            check_asked(reft, model, validation)
-        _check(reft, model, data, config, validation)
-    device = device_of(model)
+    config: FitConfig | Mapping[str, FitConfig] = FitConfig(),
+    *,
+    validation: Batch | None = None,
+    objective: Objective = cross_entropy,
+    reuse: bool | Reuse = True,
+    progress: bool = True,
+    **settings: Any,
+) -> dict[str, FitResult]:
+    """Train several interventions in place, each as `fit` would train it alone, in shared passes through the model.
+
+    Seeds, ranks, kinds, sites and settings may all differ: `fit_many(reft.seeds([0, 1, 2]), model, data)`. What is
+    frozen is captured once for all of them, and the steps of all are computed side by side: many small cones in the
+    time of a few. Where an intervention has dropout, whose draws must be those of its own run, they train one by one.
+
+    Args:
+        config: one for all, or `{name: FitConfig}`. A copy that `reft.seeds` made has its own seed in place of the
+            config's.
+        settings: fields of `FitConfig` by name, for all.
+
+    Raises:
+        ValueError: as `fit`; and where two interventions share parameters, or differ in precision.
+    """
+    if not isinstance(refts, Mapping) or not refts:
+        raise TypeError(f"expected {{name: ReFT, …}} with one or more, such as reft.seeds([0, 1, 2]), got {refts!r}")
     runs = [
-        Run(reft.to(device), model, data, config, validation, objective, checkpoint, number)
-        for number, (reft, config) in enumerate(zip(refts, configs, strict=True))
+        _run(refts[name], model, data, each, validation, objective)
+        for name, each in _configs(refts, config, settings).items()
     ]
-    with ExitStack() as stack:
-        stack.enter_context(frozen(model))
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        for run in runs:
-            stack.enter_context(mode(run.reft, training=True))
-            run.resume()
-        plans = [Plan(run.bound) for run in runs]
-        scorer = Scorer(
-            model, data, plans, reuse, uses=sum(run.uses for run in runs), autocast=runs[0].autocast,
-            narrow=runs[0].narrow, progress=progress,
-        )  # fmt: skip
-        validator = None if validation is None else Scorer(
-            model, validation, plans, reuse, autocast=runs[0].autocast, narrow=runs[0].narrow, progress=progress
-        )  # fmt: skip
-        longest = max(run.total for run in runs)
-        done = min(longest, min(run.done for run in runs))
-        bar = stack.enter_context(tqdm(total=longest, initial=done, desc="fit", unit="step", disable=not progress))
-        while going := [run for run in runs if not run.finished]:
-            records = advance(going, scorer, validator)
-            bar.update()
-            bar.set_postfix(loss=f"{sum(record.loss for record in records) / len(records):.4f}")
-            if on_step is not None:
-                on_step(records[0])
-            if runs[0].done % checkpoint_every == 0 and not runs[0].finished:
-                runs[0].save()
-        for run in runs:
-            run.finish()
-    return [run.result(scorer.said) for run in runs]
+    owners = [id(p) for run in runs for p in run.reft.parameters()]
+    if len(set(owners)) < len(owners):
+        raise ValueError("two of the interventions share parameters, and each would train the other: use .clone()")
+    if len({run.config.precision for run in runs}) > 1:
+        raise ValueError("interventions that train together compute in one precision")
+    alone = any(module.dropout.p > 0 for run in runs for module in run.modules)
+    groups = [[run] for run in runs] if alone else [runs]
+    results = [result for group in groups for result in _train(group, Reuse.of(reuse), progress)]
+    return dict(zip(refts, results, strict=True))
 
 
-def _dropout(refts: Sequence[ReFT]) -> bool:
-    return any(module.dropout.p > 0 for reft in refts for _, module in reft.items())
+def _configs(
+    refts: Mapping[str, ReFT], config: FitConfig | Mapping[str, FitConfig], settings: Mapping[str, Any]
+) -> dict[str, FitConfig]:
+    """Of each intervention, in their order."""
+    configs = config if isinstance(config, Mapping) else dict.fromkeys(refts, config)
+    if configs.keys() != refts.keys():
+        raise ValueError(f"interventions {list(refts)} and configs {list(configs)}: one config each, or one for all")
+    if "seed" in settings and any(reft.seed is not None for reft in refts.values()):
+        raise ValueError(f"seed={settings['seed']}: copies of reft.seeds(…) have seeds of their own, leave it out")
+    own = {name: {} if reft.seed is None else {"seed": reft.seed} for name, reft in refts.items()}
+    return {name: _replaced(configs[name], {**settings, **own[name]}) for name in refts}
 
 
-def _check(reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation: Batch | None) -> None:
+def _replaced(config: Any, settings: Mapping[str, Any]) -> FitConfig:
+    if not isinstance(config, FitConfig):
+        raise TypeError(f"config={config!r}, expected a FitConfig, or its settings by name, such as epochs=10")
+    return config.replace(settings)
+
+
+def _run(
+    reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation: Batch | None, objective: Objective
+) -> Run:
+    """A run that can start, or an error."""
+    check_asked(reft, model, data)
+    if validation is not None:
+        check_asked(reft, model, validation)
     check_deterministic(model)
-    for name, batch in (("data", data), ("validation", validation)):
-        if batch is None:
-            continue
+    _check_data(reft, model, {"data": data} if validation is None else {"data": data, "validation": validation})
+    for name in ("patience", "eval_every"):
+        if getattr(config, name) is not None and validation is None:
+            raise ValueError(f"{name}={getattr(config, name)} needs validation=…, a batch to evaluate")
+    if not any(p.requires_grad for p in reft.parameters()):
+        kinds = ", ".join(sorted({m.kind for _, m in reft.items()}))
+        raise ValueError(f"nothing to train: {kinds} has no trainable parameter")
+    if config.weight_decay and not decayed(reft):
+        raise ValueError(f"weight_decay={config.weight_decay} reaches no parameter: all are orthonormal frames")
+    preflight(reft, model)
+    return Run(reft.to(device_of(model)), model, data, config, validation, objective)
+
+
+def _check_data(reft: ReFT, model: Bridge, batches: Mapping[str, Batch]) -> None:
+    for name, batch in batches.items():
         empty = (~batch.target_mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"row(s) {empty[:10]} of {name} have no target: nothing to learn or score there")
         if bool(batch.target_mask[:, 0].any()):
             raise ValueError(f"the first token of a row of {name} is a target, and no logits predict it")
         reft.bind(model).require(batch.view)
-    if config.patience is not None and validation is None:
-        raise ValueError(f"patience={config.patience} needs validation=…, a batch to stop by")
-    if config.eval_every is not None and validation is None:
-        raise ValueError(f"eval_every={config.eval_every} needs validation=…, a batch to evaluate")
-    trainable = [p for p in reft.parameters() if p.requires_grad]
-    if not trainable:
-        kinds = ", ".join(sorted({m.kind for _, m in reft.items()}))
-        raise ValueError(f"nothing to train: {kinds} has no trainable parameter")
-    if config.weight_decay and not decayed(reft):
-        raise ValueError(f"weight_decay={config.weight_decay} reaches no parameter: all are orthonormal frames")
-    preflight(reft, model)
+
+
+def _train(
+    runs: Sequence[Run], reuse: Reuse | None, progress: bool, after: Callable[[Step], None] = lambda step: None
+) -> list[FitResult]:
+    """Take all runs to their end side by side; `after` is called with each step of the first."""
+    for number, run in enumerate(runs):
+        run.number = number
+    with ExitStack() as stack:
+        stack.enter_context(frozen(runs[0].model))
+        device = runs[0].device
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        for run in runs:
+            stack.enter_context(mode(run.reft, training=True))
+        scorer, validator = _scorers(runs, reuse, progress)
+        total = max(run.total for run in runs)
+        done = min(total, min(run.done for run in runs))
+        bar = stack.enter_context(tqdm(total=total, initial=done, desc="fit", unit="step", disable=not progress))
+        while going := [run for run in runs if not run.finished]:
+            steps = advance(going, scorer, validator)
+            bar.update()
+            bar.set_postfix(loss=f"{sum(step.loss for step in steps) / len(steps):.4f}")
+            after(steps[0])
+        for run in runs:
+            run.finish()
+    return [run.result(scorer.said) for run in runs]
+
+
+def _scorers(runs: Sequence[Run], reuse: Reuse | None, progress: bool) -> tuple[Scorer, Scorer | None]:
+    """Of the training data and of the validation data, with the plans of all runs."""
+    first, plans = runs[0], [Plan(run.bound) for run in runs]
+    shared: dict[str, Any] = {"autocast": first.autocast, "narrow": first.narrow, "progress": progress}
+    scorer = Scorer(first.model, first.data, plans, reuse, uses=sum(run.uses for run in runs), **shared)
+    if first.validation is None:
+        return scorer, None
+    return scorer, Scorer(first.model, first.validation, plans, reuse, **shared)

@@ -1,19 +1,15 @@
-"""A training run in progress: one optimizer step at a time, resumable at any of them."""
+"""A training run in progress, one optimizer step at a time; its state after each step is all that it needs to go on."""
 
 import hashlib
 import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from reftlens.bridge.fingerprint import fingerprint
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import Job, Scored
 from reftlens.cone.scorer import Scorer
@@ -23,9 +19,8 @@ from reftlens.files import digest
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.subspace import Frame
 from reftlens.scoring.evaluation import mean_loss
-from reftlens.scoring.objectives import Objective
+from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
-from reftlens.training.checkpoint import Checkpoint, read_checkpoint
 from reftlens.training.config import FitConfig
 from reftlens.training.result import FitResult, library_versions
 
@@ -49,6 +44,19 @@ def decayed(reft: ReFT) -> list[torch.nn.Parameter]:
 
 
 @dataclass
+class History:
+    """What was measured so far; `losses`, `rates` and `norms` have an entry for each optimizer step."""
+
+    losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    """`(steps done, mean loss per target)`."""
+    seconds: float = 0.0
+    stopped_early: bool = False
+
+
+@dataclass
 class Run:
     """A training run in progress."""
 
@@ -56,20 +64,14 @@ class Run:
     model: Bridge
     data: Batch
     config: FitConfig
-    validation: Batch | None
-    objective: Objective
-    path: Path | None
+    validation: Batch | None = None
+    objective: Objective = cross_entropy
     number: int = 0
     """Of its plan among those of the scorers, of the data and of the validation set."""
-    losses: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    seconds: float = 0.0
-    stopped_early: bool = False
 
     def __post_init__(self) -> None:
+        self.history = History()
+        self.best: dict[str, Tensor] = {}
         self.bound: Bound = self.reft.bind(self.model)
         self.device = device_of(self.model)
         self._loss, self._targets = 0.0, 0
@@ -84,7 +86,7 @@ class Run:
 
     @property
     def done(self) -> int:
-        return len(self.losses)
+        return len(self.history.losses)
 
     @property
     def total(self) -> int:
@@ -92,7 +94,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.done >= self.total or self.stopped_early
+        return self.done >= self.total or self.history.stopped_early
 
     @property
     def uses(self) -> float:
@@ -149,9 +151,9 @@ class Run:
                 "frame is degenerate; try another seed or a smaller lr"
             )
         self.optimizer.step()
-        self.losses.append(loss)
-        self.rates.append(rate)
-        self.norms.append(norm)
+        self.history.losses.append(loss)
+        self.history.rates.append(rate)
+        self.history.norms.append(norm)
         if validator is not None:
             self._validate(validator)
         return Step(self.done, loss, rate, norm, self.reft)
@@ -183,91 +185,39 @@ class Run:
         if self.done % every and self.done < self.total:
             return
         loss = mean_loss(validator, self.number, self.objective, batch_size=self.config.batch_size)
-        if not self.evaluations or loss < min(v for _, v in self.evaluations):
+        evaluations = self.history.evaluations
+        if not evaluations or loss < min(value for _, value in evaluations):
             self.best = {n: p.detach().clone() for n, p in self.reft.named_parameters()}
-        self.evaluations.append((self.done, loss))
-        best = min(range(len(self.evaluations)), key=lambda i: self.evaluations[i][1])
-        waited = len(self.evaluations) - 1 - best
-        self.stopped_early = self.config.patience is not None and waited >= self.config.patience
+        evaluations.append((self.done, loss))
+        best = min(range(len(evaluations)), key=lambda i: evaluations[i][1])
+        waited = len(evaluations) - 1 - best
+        self.history.stopped_early = self.config.patience is not None and waited >= self.config.patience
 
-    # -- checkpoints and result --------------------------------------------------------------------------
-
-    @cached_property
-    def _identity(self) -> dict[str, Any]:
-        """What a checkpoint has to agree with; read off the model once, as it does not change in a run."""
-        sites = [
-            [s.to_dict(), i, m.kind, m.settings()] for (s, m), i in zip(self.reft.items(), self.reft.which, strict=True)
-        ]
-        known = fingerprint(self.model)
-        return {
-            "settings": asdict(self.config),
-            "data": self.data.fingerprint,
-            "validation": None if self.validation is None else self.validation.fingerprint,
-            "model": [known.name, known.config, known.weights],
-            "sites": sites,
-        }
-
-    def save(self) -> None:
-        if self.path is None:
-            return
-        tensors = {f"reft.{n}": p for n, p in self.reft.state_dict().items()}
-        tensors |= {f"best.{n}": p for n, p in self.best.items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{key}": value for key, value in state.items()}
-        record = {
-            "losses": self.losses,
-            "rates": self.rates,
-            "norms": self.norms,
-            "evaluations": self.evaluations,
-            "seconds": self.seconds,
-            "stopped_early": self.stopped_early,
-        }
-        Checkpoint(tensors, self._identity | record).write(self.path)
-
-    def resume(self) -> None:
-        saved = None if self.path is None else read_checkpoint(self.path, self._identity)
-        if saved is None:
-            return
-        parts: dict[str, dict[str, Tensor]] = {"reft": {}, "best": {}, "optimizer": {}}
-        for name, tensor in saved.tensors.items():
-            part, rest = name.split(".", 1)
-            parts[part][rest] = tensor
-        self.reft.load_state_dict(parts["reft"])
-        self.best = {n: t.to(self.device) for n, t in parts["best"].items()}
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["optimizer"].items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        record = saved.record
-        self.losses, self.rates, self.norms = record["losses"], record["rates"], record["norms"]
-        self.evaluations = [(int(s), float(v)) for s, v in record["evaluations"]]
-        self.seconds, self.stopped_early = record["seconds"], record["stopped_early"]
+    # -- the end -----------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Write the last checkpoint, keep the best weights if asked, and settle the frames."""
-        self.save()
+        """Take the best weights where `patience` asks for them, and settle the frames."""
         if self.config.patience is not None and self.best:
             self.reft.load_state_dict(self.reft.state_dict() | self.best)
         self.reft.settle()
 
     def result(self, computation: str) -> FitResult:
-        best = min(self.evaluations, key=lambda e: e[1])[0] if self.evaluations else None
+        history, weights = self.history, self.reft.interventions.state_dict()
         return FitResult(
             config=self.config,
-            losses=tuple(self.losses),
-            learning_rates=tuple(self.rates),
-            gradient_norms=tuple(self.norms),
-            validation=tuple(self.evaluations),
-            best_step=best,
-            stopped_early=self.stopped_early,
-            seconds=self.seconds,
+            losses=tuple(history.losses),
+            learning_rates=tuple(history.rates),
+            gradient_norms=tuple(history.norms),
+            validation=tuple(history.evaluations),
+            best_step=min(history.evaluations, key=lambda e: e[1])[0] if history.evaluations else None,
+            stopped_early=history.stopped_early,
+            seconds=history.seconds,
             data_hash=self.data.fingerprint,
             model_name=self.model.cfg.model_name,
             device=str(self.device),
             versions=library_versions(),
             computation=computation,
-            weights=digest({n: t.detach().cpu().contiguous() for n, t in self.reft.interventions.state_dict().items()}),
+            weights=digest({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}),
         )
 
 
@@ -284,11 +234,10 @@ def advance(runs: Sequence[Run], scorer: Scorer, validator: Scorer | None) -> li
                 value.backward()
     steps = [run.close_step(validator) for run in runs]
     for run in runs:
-        run.seconds += (time.perf_counter() - began) / len(runs)
+        run.history.seconds += (time.perf_counter() - began) / len(runs)
     return steps
 
 
 def _derived_seed(seed: int, what: str, number: int) -> int:
     """An independent seed for each purpose, so that a run can be picked up at any step."""
-    digest = hashlib.sha256(json.dumps([seed, what, number]).encode()).digest()
-    return int.from_bytes(digest[:7], "big")
+    return int.from_bytes(hashlib.sha256(json.dumps([seed, what, number]).encode()).digest()[:7], "big")

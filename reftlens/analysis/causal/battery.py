@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reftlens.analysis.causal.baselines import Placebo, filled_up, relabelled, untrained_copy
-from reftlens.analysis.causal.control_table import Control, Controls
+from reftlens.analysis.causal.control_table import Control, Controls, warnings_of
 from reftlens.analysis.causal.permutation import movable, shuffled_p
 from reftlens.analysis.causal.variable import about_variable, basis_of, pairs_of, rows_of
 from reftlens.analysis.statistics import Estimate, difference_of, mean_of, share_of
@@ -23,7 +23,7 @@ from reftlens.interventions.interchange import Interchange
 from reftlens.scoring.answers import Answers, answers, first_targets
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
-from reftlens.training.fitting import run_fit
+from reftlens.training.fitting import fit
 from reftlens.training.result import FitResult
 
 
@@ -117,7 +117,8 @@ class _Battery:
         gains = scores.log_probs[trained] - scores.log_probs[0]
         p = shuffled_p(gains, column, own, shuffles, self.seed) if movable(column, own) else math.nan
         selectivity = difference_of(scores.hits[trained], arbitrary)
-        return Controls(tuple(rows.values()), tuple(map(tuple, drawn.T.tolist())), p, shuffles, selectivity)
+        result = Controls(tuple(rows.values()), tuple(map(tuple, drawn.T.tolist())), p, shuffles, selectivity, ())
+        return replace(result, warnings=tuple(warnings_of(result)))
 
     def _everywhere(self, module_for: Callable[[Intervention], Intervention]) -> ReFT:
         return ReFT({site: module_for(module) for site, module in self.reft.items()})
@@ -147,7 +148,7 @@ class _Battery:
     def _trained_anew(self, model: Bridge, data: Batch) -> ReFT:
         copy = self.reft.clone().to(device_of(model))
         copy.reset(self.seed)
-        run_fit(copy, model, data, self.config, reuse=Reuse.of(self.reuse), progress=self.progress)
+        fit(copy, model, data, self.config, reuse=self.reuse, progress=self.progress)
         return copy
 
     def _scores(

@@ -18,7 +18,7 @@ from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
-from reftlens.training.fitting import fit_together
+from reftlens.training.fitting import fit_many
 
 
 class Place(NamedTuple):
@@ -82,10 +82,10 @@ def cells_of(works: Sequence[LayerWork], model: Bridge | None = None, progress: 
     train, test, config, reuse = works[0].train, works[0].test, works[0].config, Reuse.of(works[0].reuse)
     model = works[0].load() if model is None else model
     exchanges = [(place, work.exchange(place, int(model.cfg.d_model))) for work in works for place in work.places]
-    learning = [(replace(config, seed=place.seed), reft) for place, reft in exchanges if place.rank]
-    if learning:
-        configs, refts = zip(*learning, strict=True)
-        fit_together(refts, model, train, configs, reuse=reuse or False, progress=progress)
+    refts = {str(place): reft for place, reft in exchanges if place.rank}
+    if refts:
+        configs = {str(place): replace(config, seed=place.seed) for place, _ in exchanges if place.rank}
+        fit_many(refts, model, train, configs, reuse=reuse or False, progress=progress)
         reuse = reuse and replace(reuse, verify=False)  # the training has compared the same sites
     plans = [(exchanges[0][1], Variant(strength=0.0)), *((reft, Variant()) for _, reft in exchanges)]
     labels = first_targets(test)

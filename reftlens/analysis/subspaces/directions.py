@@ -1,7 +1,6 @@
 """Fixed directions from labelled activations, one call each: what a trained subspace is to be compared with."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformer_lens.tools.analysis.interchange import random_basis
 
-from reftlens import figures
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reading import activations
@@ -21,11 +19,7 @@ from reftlens.interventions.pooled import ReFTr1
 from reftlens.interventions.subspace import orthonormal
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
-from reftlens.training.fitting import run_fit
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
+from reftlens.training.fitting import fit
 
 Activations = Float[Tensor, "examples d"]
 
@@ -56,24 +50,6 @@ class Direction:
         """Sets the coordinates in this subspace to those of `reference`, or to zero."""
         d = len(self.basis)
         return Ablation(d, torch.zeros(d) if reference is None else reference.float(), self.basis.float())
-
-    def to_frame(self) -> "DataFrame":
-        """One row per direction."""
-        import pandas as pd
-
-        return pd.DataFrame({"name": self.name, "scale": self.scale.tolist()}).rename_axis("direction")
-
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """How far examples lie apart along each direction."""
-        ax = figures.axes(ax)
-        ax.plot(self.scale.tolist(), color=figures.BLUE, marker="o", linestyle="")
-        ax.set(xlabel=f"direction ({self.name})", ylabel="scale (in units of the activations)", ylim=(0, None))
-        ax.set_xticks(range(len(self.scale)))
-        return ax
-
-    def __str__(self) -> str:
-        scales = ", ".join(f"{scale:.3g}" for scale in self.scale.tolist()[:8]) + ", …" * (len(self.scale) > 8)
-        return f"{self.name}: {self.basis.shape[1]} of {len(self.basis)} dimensions, scale {scales}"
 
 
 def difference_of_means(x: Activations, labels: Int[Tensor, " labels"]) -> Direction:
@@ -241,7 +217,7 @@ def reft_r1(
     x = activations(model, positive, site, progress=False)
     module = ReFTr1(x.shape[1], k=k, sparsity=sparsity, generator=torch.Generator().manual_seed(config.seed))
     reft = ReFT({site: module})
-    run_fit(reft, model, Batch.join([positive, negative]), config, reuse=Reuse.of(reuse), progress=progress)
+    fit(reft, model, Batch.join([positive, negative]), config, reuse=reuse, progress=progress)
     with torch.no_grad():
         largest = module.cpu().latents(x).max().double()
     if largest == 0:

@@ -21,7 +21,7 @@ from reftlens.scoring.evaluation import per_example
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
-from reftlens.training.fitting import fit_together
+from reftlens.training.fitting import fit_many
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +122,7 @@ def rank_sweep(
         config: of each run; `seeds` take the place of its seed.
 
     Raises:
-        ValueError: without ranks or seeds, or where one is given twice; and as `fit_together`.
+        ValueError: without ranks or seeds, or where one is given twice; and as `fit_many`.
     """
     for name, given in (("ranks", ranks), ("seeds", seeds)):
         if not given or len(set(given)) < len(given):
@@ -130,9 +130,10 @@ def rank_sweep(
     d = _width(model, site)
     refts = {rank: tuple(_made(site, kind(d, rank), seed) for seed in seeds) for rank in sorted(ranks)}
     every = [reft for group in refts.values() for reft in group]
-    configs = [replace(config, seed=seed) for _ in refts for seed in seeds]
-    fit_together(every, model, data, configs, validation=None if config.patience is None else validation,
-                 objective=objective, reuse=reuse, progress=progress)  # fmt: skip
+    configs = {str(i): replace(config, seed=seed) for i, seed in enumerate([*seeds] * len(refts))}
+    watched = None if config.patience is None else validation
+    named = dict(zip(configs, every, strict=True))
+    fit_many(named, model, data, configs, validation=watched, objective=objective, reuse=reuse, progress=progress)
     plans = [(reft, Variant()) for reft in every]
     losses = torch.zeros(len(plans), len(validation), dtype=torch.float64)
     unedited = torch.zeros(len(validation), dtype=torch.float64)

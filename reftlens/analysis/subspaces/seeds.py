@@ -1,7 +1,7 @@
 """Whether seeds find one subspace, and how the frame gets there during training; beside the chance level."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ from reftlens.analysis.statistics import Estimate
 from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, overlap_of, span
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
-from reftlens.training.result import FitResult
 from reftlens.training.run import Step
 
 if TYPE_CHECKING:
@@ -90,20 +89,20 @@ class Stability:
         )
 
 
-def stability(runs: Sequence[ReFT | tuple[ReFT, FitResult]]) -> Stability:
+def stability(runs: Mapping[str, ReFT] | Sequence[ReFT]) -> Stability:
     """Mean overlap of the learned subspaces over pairs of seeds, site by site.
 
     The interval is from the jackknife over seeds (a mean over pairs is a U-statistic: Arvesen 1969) and Student's t.
 
     Args:
-        runs: what `fit_seeds` gives, or the trained interventions; all with the same sites.
+        runs: trained from several seeds, all with the same sites: `fit_many(reft.seeds([0, 1, 2]), …)` trains them.
 
     Raises:
         ValueError: for fewer than two, or other sites.
     """
-    refts = [run if isinstance(run, ReFT) else run[0] for run in runs]
+    refts = list(runs.values() if isinstance(runs, Mapping) else runs)
     if len(refts) < 2:
-        raise ValueError(f"{len(refts)} run(s), expected two or more to compare: fit_seeds trains several")
+        raise ValueError(f"{len(refts)} run(s), expected two or more to compare: fit_many trains several")
     for reft in refts[1:]:
         if reft.sites != refts[0].sites:
             raise ValueError(
@@ -182,14 +181,6 @@ class FramePath:
                 records.append({"site": str(site), "step": n, "to_first": to_first.item(), "to_last": to_last.item(),
                                 "largest_angle": angle, "chance": self._chance(i).mean})  # fmt: skip
         return pd.DataFrame(records)
-
-    def __str__(self) -> str:
-        last = self.steps[-1]
-        lines = [f"{len(self.steps)} frames, of optimizer steps 0 to {last}"]
-        for i, site in enumerate(self.sites):
-            share = self.overlap(0, site=i)[-1].item()
-            lines.append(f"{site}: overlap of the last with the first {share:.3f}, chance {self._chance(i).mean:.3f}")
-        return figures.screenful(lines)
 
     def _chance(self, site: int) -> Chance:
         last = self._frames[self.steps[-1]][site]
