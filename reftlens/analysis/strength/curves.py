@@ -88,33 +88,34 @@ def half_effect(
     """
     if reference == 0.0 or reference not in strengths:
         raise ValueError(f"reference={reference:g}, expected one of the strengths that is not 0: {list(strengths)}")
-    way = sorted((s / reference, i) for i, s in enumerate(strengths) if 0 < s / reference <= 1)
-    share, curve = torch.tensor([0.0, *(s for s, _ in way)], dtype=torch.float64), effect[[i for _, i in way]].double()
+    measured = sorted((s / reference, i) for i, s in enumerate(strengths) if 0 < s / reference <= 1)
+    share = torch.tensor([0.0, *(s for s, _ in measured)], dtype=torch.float64)
+    curve = effect[[i for _, i in measured]].double()
     curve = torch.cat([torch.zeros_like(curve[:1]), curve])
     count = curve.shape[1]
     drawn = torch.randint(count, (_DRAWS, count), generator=derive_generator(seed, "half effect"))
     weights = torch.zeros(_DRAWS, count, dtype=torch.float64)
     weights = weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64)) / count
     means = torch.cat([curve.mean(dim=1)[None], weights @ curve.T])
-    found = _crossing(share, means)
+    crossings = _crossing(share, means)
     half = means[0, -1].item() / 2
-    if found[0].isinf():
+    if crossings[0].isinf():
         reason = f"the mean effect at strength {reference:g} is {2 * half:.3g}: there is no half of it to reach"
         return HalfEffect(Estimate(torch.nan, torch.nan, torch.nan, count), reference, half, reason)
-    low = torch.quantile(found[1:], 0.025, interpolation="lower").item() * reference
-    high = torch.quantile(found[1:], 0.975, interpolation="higher").item() * reference
-    value = found[0].item() * reference
+    low = torch.quantile(crossings[1:], 0.025, interpolation="lower").item() * reference
+    high = torch.quantile(crossings[1:], 0.975, interpolation="higher").item() * reference
+    value = crossings[0].item() * reference
     return HalfEffect(Estimate(value, min(low, high), max(low, high), count), reference, half)
 
 
 def _crossing(share: Float[Tensor, " points"], means: Float[Tensor, "curves points"]) -> Float[Tensor, " curves"]:
     """Where each curve's running maximum first reaches half of the curve's last value; ∞ if that is not above 0."""
-    half, held = means[:, -1:] / 2, means.cummax(dim=1).values
-    after = (held >= half).long().argmax(dim=1, keepdim=True).clamp(min=1)
-    y0, y1 = held.gather(1, after - 1), held.gather(1, after)
+    half, highest = means[:, -1:] / 2, means.cummax(dim=1).values
+    after = (highest >= half).long().argmax(dim=1, keepdim=True).clamp(min=1)
+    y0, y1 = highest.gather(1, after - 1), highest.gather(1, after)
     x0, x1 = share[after - 1], share[after]
-    found = x0 + (x1 - x0) * (half - y0) / (y1 - y0).clamp_min(1e-300)
-    return torch.where(half > 0, found, torch.inf)[:, 0]
+    crossing = x0 + (x1 - x0) * (half - y0) / (y1 - y0).clamp_min(1e-300)
+    return torch.where(half > 0, crossing, torch.inf)[:, 0]
 
 
 def not_dominated(costs: Float[Tensor, "point cost"]) -> Bool[Tensor, " point"]:

@@ -50,7 +50,21 @@ class DoseResponse:
         """What was computed for each strength, and what was reused; or why everything was computed."""
         return self.on_data.computation
 
-    def measure(self, name: str) -> Float[Tensor, "strength example"]:
+    def _tables(self) -> dict[str, Float[Tensor, "strength _"] | None]:
+        """Each of `MEASURES`, None where it was not measured."""
+        strengths, text = torch.tensor(self.strengths, dtype=torch.float64), self.text
+        return {
+            "effect": self.on_data.effect,
+            "accuracy": self.on_data.accuracy,
+            "kl": self.on_data.kl,
+            "edit_size": strengths.abs()[:, None] * self.unit_size.nanmean(dim=0),
+            "drift": None if self.unrelated is None else self.unrelated.kl,
+            "perplexity": None if text is None else text.perplexity,
+            "repetition": None if text is None else text.repetition,
+            "score": None if text is None else text.score,
+        }
+
+    def measure(self, name: str) -> Float[Tensor, "strength _"]:
         """One of `MEASURES`, for each strength and example (or unrelated prompt, or prompt).
 
         Raises:
@@ -58,25 +72,16 @@ class DoseResponse:
         """
         if name not in MEASURES:
             raise ValueError(f"measure={name!r}, expected one of {', '.join(MEASURES)}")
-        if name == "edit_size":
-            return torch.tensor(self.strengths, dtype=torch.float64).abs()[:, None] * self.unit_size.nanmean(dim=0)
-        if name == "drift":
-            found = None if self.unrelated is None else self.unrelated.kl
-        elif name in ("perplexity", "repetition", "score"):
-            found = None if self.text is None else getattr(self.text, name)
-        else:
-            found = getattr(self.on_data, name)
-        if found is None:
+        table = self._tables()[name]
+        if table is None:
             needs = {"drift": "unrelated=", "score": "prompts= and score="}.get(name, "prompts=")
             raise ValueError(f"{name} was not measured: pass {needs} to dose_response")
-        return found
+        return table
 
     @property
     def measured(self) -> list[str]:
         """Names of what was measured."""
-        off = {"drift": self.unrelated is None, "score": self.text is None or self.text.score is None}
-        off |= dict.fromkeys(("perplexity", "repetition"), self.text is None)
-        return [name for name in MEASURES if not off.get(name, False)]
+        return [name for name, table in self._tables().items() if table is not None]
 
     def estimate(self, name: str) -> list[Estimate]:
         """Mean of a measure at each strength, bootstrapped over examples; of perplexity the geometric mean."""
@@ -112,43 +117,40 @@ class DoseResponse:
         """One row per strength: mean of everything measured, with 95 % intervals over examples."""
         import pandas as pd
 
-        columns: dict[str, list[float]] = {}
+        rows: list[dict[str, float]] = [{} for _ in self.strengths]
         for name in self.measured:
-            for one in self.estimate(name):
-                for column, value in one.as_columns(name).items():
-                    columns.setdefault(column, []).append(value)
-        return pd.DataFrame(columns, index=pd.Index(self.strengths, name="strength"))
+            for row, estimate in zip(rows, self.estimate(name), strict=True):
+                row.update(estimate.as_columns(name))
+        return pd.DataFrame(rows, index=pd.Index(self.strengths, name="strength"))
 
     def frontier(self, measure: str = "effect") -> "DataFrame":
         """The strengths that no other beats: `measure` (more is better), KL and, if measured, perplexity (less is)."""
-        names = [measure, "kl", *(["perplexity"] if "perplexity" in self.measured else [])]
-        means = {name: [one.value for one in self.estimate(name)] for name in names}
-        costs = torch.tensor(
-            [[-v for v in means[measure]], *(means[name] for name in names[1:])], dtype=torch.float64
-        ).T
         import pandas as pd
 
-        kept = [i for i, good in enumerate(not_dominated(costs).tolist()) if good]
-        kept.sort(key=lambda i: means["kl"][i])
-        columns = {"strength": self.strengths, **means}
-        return pd.DataFrame({name: [values[i] for i in kept] for name, values in columns.items()})
+        names = [measure, "kl", *(["perplexity"] if "perplexity" in self.measured else [])]
+        means = {name: [estimate.value for estimate in self.estimate(name)] for name in names}
+        costs = torch.tensor([[-v for v in means[measure]], *(means[n] for n in names[1:])], dtype=torch.float64).T
+        frame = pd.DataFrame({"strength": self.strengths, **means})[not_dominated(costs).tolist()]
+        return frame.sort_values("kl", kind="stable", ignore_index=True)
 
     def to_frame(self) -> "DataFrame":
         """Tidy: one row per strength, kind of row (data, unrelated, prompts) and row; what it lacks is missing."""
         import pandas as pd
 
+        groups = {
+            "data": ("effect", "accuracy", "kl", "edit_size"),
+            "unrelated": ("drift",),
+            "prompts": ("perplexity", "repetition", "score"),
+        }
         frames = []
-        groups = {"data": ("effect", "accuracy", "kl", "edit_size"), "unrelated": ("drift",),
-                  "prompts": ("perplexity", "repetition", "score")}  # fmt: skip
         for group, names in groups.items():
             tables = {name: self.measure(name) for name in names if name in self.measured}
+            tables |= {"log_prob": self.on_data.log_prob} if group == "data" else {}
             for v, strength in enumerate(self.strengths if tables else ()):
-                one = pd.DataFrame({name: table[v].tolist() for name, table in tables.items()})
-                if group == "data":
-                    one["log_prob"] = self.on_data.log_prob[v].tolist()
+                frame = pd.DataFrame({name: table[v].tolist() for name, table in tables.items()})
                 if group == "prompts" and self.text is not None:
-                    one["text"] = self.text.texts[v]
-                frames.append(one.rename_axis("row").reset_index().assign(strength=strength, rows=group))
+                    frame["text"] = self.text.texts[v]
+                frames.append(frame.rename_axis("row").reset_index().assign(strength=strength, rows=group))
         return pd.concat(frames, ignore_index=True)
 
     # -- figures -------------------------------------------------------------------------------------------
@@ -157,12 +159,13 @@ class DoseResponse:
         """A measure over strength: mean with its 95 % band; of the effect also each example, in grey."""
         ax = figures.axes(ax)
         order = sorted(range(len(self.strengths)), key=lambda i: self.strengths[i])
-        x, found = [self.strengths[i] for i in order], self.estimate(measure)
+        x, every = [self.strengths[i] for i in order], self.estimate(measure)
+        estimates = [every[i] for i in order]
         if measure == "effect":
             ax.plot(x, self.measure(measure)[order].tolist(), color=figures.GREY, linewidth=0.5, alpha=0.4)
-        low, high = ([getattr(found[i], end) for i in order] for end in ("low", "high"))
-        ax.fill_between(x, low, high, color=figures.BLUE, alpha=0.2, linewidth=0, label="95 % interval")
-        ax.plot(x, [found[i].value for i in order], color=figures.BLUE, marker="o", markersize=4, label="mean")
+        band = [e.low for e in estimates], [e.high for e in estimates]
+        ax.fill_between(x, *band, color=figures.BLUE, alpha=0.2, linewidth=0, label="95 % interval")
+        ax.plot(x, [e.value for e in estimates], color=figures.BLUE, marker="o", markersize=4, label="mean")
         if measure != "perplexity":
             ax.axhline(0.0, color=figures.GREY, linestyle="--", linewidth=1)
         ax.set(xlabel="strength (0: unedited, 1: as trained)", ylabel=MEASURES[measure])
@@ -175,8 +178,8 @@ class DoseResponse:
         best = set(self.frontier(measure)["strength"])
         for strength, gain, price in zip(self.strengths, self.estimate(measure), self.estimate(cost), strict=True):
             colour = figures.ORANGE if strength in best else figures.GREY
-            bars = _reach(gain), _reach(price)
-            ax.errorbar(price.value, gain.value, *bars, fmt="o", markersize=4, color=colour, linewidth=0.8)
+            figures.interval(ax, price.value, gain, color=colour)
+            figures.interval(ax, gain.value, price, color=colour, horizontal=True)
             place = (price.value, gain.value)
             ax.annotate(f"{strength:g}", place, textcoords="offset points", xytext=(4, 4), fontsize=8)
         ax.axhline(0.0, color=figures.GREY, linestyle="--", linewidth=1)
@@ -189,9 +192,4 @@ class DoseResponse:
             f"strength {s:g}: effect {e} nats per target token, KL {k.value:.3g} nats per token"
             for s, e, k in zip(self.strengths, effect, kl, strict=True)
         ]
-        return "\n".join([*lines, *([str(self.slopes)] if len(set(self.strengths)) > 1 else [])])
-
-
-def _reach(one: Estimate) -> list[list[float]]:
-    """How far the interval reaches to either side."""
-    return [[max(0.0, one.value - one.low)], [max(0.0, one.high - one.value)]]
+        return figures.screenful([*lines, *([str(self.slopes)] if len(set(self.strengths)) > 1 else [])])
