@@ -13,6 +13,7 @@ from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.errors import ModelNotAvailable
 from reftlens.generation.result import Generation
+from reftlens.generation.session import Decoding
 from reftlens.generation.writing import stream
 from reftlens.reports.page import report
 from reftlens.storage.folder import RUN_FILE, SETTINGS_FILE, StoreMismatch, load, load_run, save
@@ -146,10 +147,12 @@ def run_report(options: argparse.Namespace) -> int:
     if demo and (run is None or run.data_hash != data.fingerprint):
         raise StoreMismatch(f"{folder} was not trained on the demo's examples: pass what it was trained on as --data")
     prompts = options.prompts or (emoji.questions()[:4] if demo else None)
+    decoding = Decoding(max_new_tokens=emoji.DECODING["max_new_tokens"])
+    if demo:
+        decoding = replace(decoding, no_repeat_ngram=emoji.DECODING["no_repeat_ngram"])
     out = report(
-        reft, model, data, options.out or folder / "report.html", run=run, prompts=prompts, chat=chat,
-        score=emoji.emoji_share if demo else None, max_new_tokens=emoji.DECODING["max_new_tokens"],
-        no_repeat_ngram=emoji.DECODING["no_repeat_ngram"] if demo else 0, seed=options.seed, progress=progress,
+        reft, model, data, options.out or folder / "report.html", run=run, prompts=prompts,
+        score=emoji.emoji_share if demo else None, decoding=decoding, seed=options.seed, progress=progress,
     )  # fmt: skip
     print(out)
     return 0

@@ -1,5 +1,6 @@
 """House style of the figures: colours that colour-blind readers can tell apart, units on every axis, no `show()`."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,10 +53,15 @@ def short(label: object, most: int = 44) -> str:
 
 
 def screenful(lines: Sequence[str], *, most: int = 40, width: int = 160) -> str:
-    """Lines that fit a screen: long ones are cut, and the last says how many more there are."""
-    if len(lines) > most:
-        lines = [*lines[: most - 1], f"… and {len(lines) - most + 1} more: to_frame() has them all"]
-    return "\n".join(line if len(line) <= width else f"{line[: width - 2]} …" for line in lines)
+    """Lines that fit a screen: long ones go on in the next line, and the last says how many more there are."""
+    rows = [row for line in lines for row in _wrapped(line, width)]
+    if len(rows) > most:
+        rows = [*rows[: most - 1], f"… and {len(rows) - most + 1} more lines: to_frame() has it all"]
+    return "\n".join(rows)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    return [line] if len(line) <= width else textwrap.wrap(line, width, subsequent_indent="    ")
 
 
 def write(ax: "Axes", path: Path) -> None:

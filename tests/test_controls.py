@@ -135,20 +135,20 @@ def test_labels_that_no_shuffle_can_change_give_no_p():
 
 
 def test_what_cannot_be_told_is_not_called_no_evidence():
-    from reftlens.analysis.causal.control_table import Control, Controls, warnings_of
+    from reftlens.analysis.causal.control_table import Control, Controls
     from reftlens.analysis.statistics import Estimate
 
-    def said(p, shuffles):
+    def warnings(p, shuffles):
         good, poor = Estimate(0.9, 0.8, 1.0, 50), Estimate(0.5, 0.4, 0.6, 50)
         rows = [Control("trained", good, good), Control("full vector", good, good), Control("no edit", poor, poor)]
-        return warnings_of(Controls(tuple(rows), (), p, shuffles, Estimate(0.4, 0.3, 0.5, 50), ()))
+        return Controls(tuple(rows), (), p, shuffles, Estimate(0.4, 0.3, 0.5, 50)).warnings
 
-    assert said(0.001, 999) == []
-    (few,) = said(0.05, 19)
+    assert warnings(0.001, 999) == ()
+    (few,) = warnings(0.05, 19)
     assert few == "19 shuffles are too few to tell: p cannot be below 0.05"
-    (none,) = said(math.nan, 999)
+    (none,) = warnings(math.nan, 999)
     assert "no shuffle can change an answer" in none
-    (high,) = said(0.3, 999)
+    (high,) = warnings(0.3, 999)
     assert "no evidence" in high
 
 

@@ -28,21 +28,39 @@ def trained():
     data = rl.encode(model, [*examples, rl.Example(EVIL, " ran by")], boundary="split")
     sites = {rl.resid_post(0, "l2"): 2, rl.resid_post(1, "l1"): 2}
     reft = rl.ReFT({site: rl.LoReFT(architectures.D, rank=rank) for site, rank in sites.items()})
+    reft.reset(seed=0)
     run = rl.fit(reft, model, data, steps=12, lr=2e-2, progress=False)
     return model, data, reft, run
 
 
 def write(path, **options):
+    import reftlens as rl
     from reftlens.reports.page import report
 
     model, data, reft, run = trained()
-    given = {"run": run, "prompts": [EVIL, "the dog"], "strengths": [0, 0.5, 1, 2], "max_new_tokens": 6}
+    given = {
+        "run": run,
+        "prompts": [EVIL, "the dog"],
+        "strengths": [0, 0.5, 1, 2],
+        "decoding": rl.Decoding(max_new_tokens=6),
+    }
     return report(reft, model, data, path, progress=False, **{"now": NOW, **given, **options})
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     return write(tmp_path_factory.mktemp("report") / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def without_charts(monkeypatch):
+    """Figures keep their captions and numbers; drawing takes most of a report's time."""
+    from markupsafe import Markup
+
+    from reftlens.reports import parts
+    from reftlens.reports.charts import Chart
+
+    monkeypatch.setattr(parts, "chart", lambda plot, name: Chart(Markup(), "1", "1"))
 
 
 class Page(HTMLParser):
@@ -153,9 +171,11 @@ def test_text_of_the_data_and_of_the_model_is_escaped(page):
 def test_labels_and_names_are_escaped():
     """What reaches a chart, a caption or a table from outside."""
     import pandas as pd
+    from jinja2 import Environment
 
     from reftlens import figures
-    from reftlens.reports.markup import figure, listed, pairs, paragraph, table
+    from reftlens.reports.page import _templates
+    from reftlens.reports.parts import figure, table
 
     evil, frame = '"><img src=x>', pd.DataFrame({"<b>": ["<i>x</i>"]})
 
@@ -164,16 +184,43 @@ def test_labels_and_names_are_escaped():
         ax.set_xlabel(evil)
         return ax
 
-    parts = [
-        figure(plot, "c", evil, frame),
-        table(frame, evil),
-        listed([evil], "k"),
-        pairs({evil: evil}),
-        paragraph(evil),
-    ]
-    for html in parts:
-        tags = {tag for tag, _ in Page(html).elements}
-        assert not {"img", "b", "i"} & tags and "src" not in {k for _, a in Page(html).elements for k in a}
+    def written(templates):
+        parts = templates.get_template("parts.html.j2").module
+        return (
+            parts.figure(figure(plot, "c", evil, frame)),
+            parts.frame(table(frame, evil)),
+            parts.lines([evil], "k"),
+            parts.pairs({evil: evil}),
+            parts.absent(evil),
+        )
+
+    def is_text(html):
+        elements = Page(str(html)).elements
+        return not {"img", "b", "i"} & {tag for tag, _ in elements} and "src" not in {k for _, a in elements for k in a}
+
+    assert all(map(is_text, written(_templates())))
+    careless = Environment(loader=_templates().loader, trim_blocks=True, lstrip_blocks=True)
+    careless.filters["number"] = str
+    assert not any(map(is_text, written(careless)))  # the twin: without escaping, each of them would let it through
+
+
+def test_no_script_comes_in_by_a_prompt_a_completion_or_the_name_of_a_hook(tmp_path, monkeypatch, without_charts):
+    import reftlens as rl
+    from reftlens.editing.site import Site
+    from reftlens.reports.page import report
+
+    model, _, reft, _ = trained()
+    evil = "<script>alert(1)</script>"
+    data = rl.encode(model, [rl.Example(f"{evil} the cat", f" {evil}"), rl.Example(evil, " dog")], boundary="split")
+    monkeypatch.setattr(Site, "__str__", lambda site: f"{evil} {site.hook}")
+    text = report(
+        reft, model, data, tmp_path / "r.html", prompts=[evil], decoding=rl.Decoding(3), progress=False, now=NOW
+    )
+    page = text.read_text(encoding="utf-8")
+    assert [tag for tag, _ in Page(page).elements].count("script") == 2 and evil not in page
+    seen = Page(page).text
+    assert f"{evil} blocks.0.hook_resid_post" in seen["geometry"] and f"{evil} blocks.0" in seen["directions"]
+    assert evil in seen["texts"] and evil in seen["summary"] and evil in numbers(page)["texts"][0]["prompt"]
 
 
 def test_nothing_is_loaded_from_anywhere(page):
@@ -187,12 +234,10 @@ def test_nothing_is_loaded_from_anywhere(page):
 
 
 def test_the_same_call_writes_the_same_bytes_but_for_the_stamp(page, tmp_path):
-    again = write(tmp_path / "a.html").read_text(encoding="utf-8")
-    assert again == page and len(page.encode()) < 3_000_000
     later = write(tmp_path / "b.html", now=None).read_text(encoding="utf-8")
-    stamp = r'<time id="stamp" datetime="[^"]*">[^<]*</time>'
+    stamp = r'<time id="stamp" datetime="([^"]*)">([^<]*)</time>'
     assert later != page and re.sub(stamp, "", later) == re.sub(stamp, "", page)
-    assert len(re.findall(stamp, page)) == 1
+    assert re.findall(stamp, page) == [(NOW.isoformat(), NOW.isoformat())] and len(page.encode()) < 3_000_000
 
 
 def test_charts_take_the_colours_of_the_page(page):
@@ -203,7 +248,33 @@ def test_charts_take_the_colours_of_the_page(page):
     assert not any("DejaVu" in chart or "<style" in chart for chart in charts)
 
 
-def test_an_exchange_gets_a_report_that_says_what_does_not_apply(tmp_path):
+def test_texts_are_written_from_prompts_as_they_were_trained(tmp_path, monkeypatch):
+    """In the chat template, with the system message, of the data that effects are measured on; a batch stays itself."""
+    import reftlens as rl
+    from reftlens.reports import page
+    from reftlens.reports.sections import measured
+
+    model, plain, reft, _ = trained()
+    system = "a dog ran by"
+    chat = rl.encode(model, plain.examples[:2], chat=True, system=system)
+    expected = rl.encode_prompts(model, ["the moon"], chat=True, system=system)
+
+    def read_by_the_model(data, prompts=("the moon",), **options):
+        monkeypatch.setattr(page, "_page", lambda subject, stamp: str(measured(subject).grid.at(1.0).prompt_ids[0]))
+        options |= {"strengths": (), "decoding": rl.Decoding(max_new_tokens=1), "prompts": prompts}
+        return page.report(reft, model, data, tmp_path / "r.html", progress=False, **options).read_text("utf-8")
+
+    def ids(batch):
+        return str(tuple(batch.tokens[0].tolist()))
+
+    assert ids(expected) == read_by_the_model(chat) == read_by_the_model(plain, heldout=chat)
+    assert ids(expected) == read_by_the_model(plain, prompts=expected)
+    assert ids(expected) != read_by_the_model(plain) == ids(rl.encode_prompts(model, ["the moon"]))
+    first = rl.encode_prompts(model, [plain.examples[0].prompt], chat=True, system=system)
+    assert read_by_the_model(chat, prompts=None) == ids(first)
+
+
+def test_an_exchange_gets_a_report_that_says_what_does_not_apply(tmp_path, without_charts):
     import reftlens as rl
     from reftlens.reports.page import report
 
@@ -218,65 +289,68 @@ def test_an_exchange_gets_a_report_that_says_what_does_not_apply(tmp_path):
     assert "<input" not in text
 
 
-def test_controls_and_their_warnings_are_shown(tmp_path):
+def test_controls_and_their_warnings_are_shown(tmp_path, without_charts):
     import reftlens as rl
     from reftlens.analysis.statistics import Estimate
 
-    rows = tuple(
-        rl.causal.Control(name, Estimate(0.5, 0.2, 0.8, 12), Estimate(1.0, 0.5, 1.5, 12))
-        for name in ("trained", "no edit", "full vector")
-    )
-    found = rl.causal.Controls(rows, (), 0.4, 99, None, ("shuffled labels score as high <b>",))
-    text = write(tmp_path / "c.html", controls=found).read_text(encoding="utf-8")
+    class Warned(rl.causal.Controls):
+        warnings = ("shuffled labels score as high <b>",)
+
+    estimate = Estimate(0.5, 0.2, 0.8, 12)
+    rows = tuple(rl.causal.Control(name, estimate, estimate) for name in ("trained", "no edit", "full vector"))
+    text = write(tmp_path / "c.html", controls=Warned(rows, (), 0.4, 99, estimate)).read_text(encoding="utf-8")
     said = Page(text).text
     assert "Controls: shuffled labels score as high <b>." in said["summary"] and "trained" in said["controls"]
     assert numbers(text)["controls"][0]["accuracy"] == 0.5
 
 
-def test_tokens_at_a_site_that_the_unembedding_cannot_read_are_left_out_with_a_reason(tmp_path):
+def test_tokens_at_a_site_that_the_unembedding_cannot_read_are_left_out_with_a_reason(tmp_path, without_charts):
     import reftlens as rl
     from reftlens.reports.page import report
 
     model, data, _, _ = trained()
     reft = rl.ReFT({rl.mlp_post(1, "last"): rl.LoReFT(architectures.D_MLP, rank=1)})
-    text = report(reft, model, data, tmp_path / "mlp.html", progress=False, max_new_tokens=4).read_text("utf-8")
+    text = report(reft, model, data, tmp_path / "mlp.html", progress=False, decoding=rl.Decoding(4)).read_text("utf-8")
     said = Page(text).text["directions"]
     assert "Tokens: not shown, because" in said and "moved" in said
 
 
 def test_warnings_follow_what_was_measured():
-    """Each with its twin that keeps quiet."""
+    """Each with its twin that keeps quiet; the effects are set, as a training would decide them for each machine."""
     from dataclasses import replace
 
+    import reftlens as rl
     from reftlens.reports.sections import measured
     from reftlens.reports.subject import Subject
     from reftlens.reports.summary import warnings_of
 
     model, data, reft, run = trained()
-    writing = {"max_new_tokens": 4, "temperature": 0.0, "no_repeat_ngram": 0}
-    subject = Subject(reft, model, data, None, (), (0.0, 1.0), run, None, None, None, False, writing, 0, False)
-    found = measured(subject)
+    subject = Subject(reft, model, data, None, None, (0.0, 1.0), run, None, None, None, rl.Decoding(4), 0, False)
+    results = measured(subject)
 
-    def said(**changes):
-        return " ".join(warnings_of(replace(subject, **changes), found))
+    def with_effect(sign):
+        on_data = replace(results.dose.on_data, effect=sign * results.dose.on_data.effect.abs())
+        return replace(results, dose=replace(results.dose, on_data=on_data))
 
-    assert "trained on" in said() and "trained on: they say" not in said(heldout=data[:6])
-    assert "No record" in said(run=None) and "No record" not in said()
-    assert "hashes differ" in said(run=replace(run, data_hash="0")) and "hashes differ" not in said()
-    assert "unrelated text was not measured" in said()
+    def warnings(results=None, **changes):
+        return " ".join(warnings_of(replace(subject, **changes), results or with_effect(1)))
+
+    assert "trained on" in warnings() and "trained on: they say" not in warnings(heldout=data[:6])
+    assert "No record" in warnings(run=None) and "No record" not in warnings()
+    assert "hashes differ" in warnings(run=replace(run, data_hash="0")) and "hashes differ" not in warnings()
+    assert "unrelated text was not measured" in warnings()
     drifting = measured(replace(subject, unrelated=data[:4]))
-    assert "was not measured" not in " ".join(warnings_of(replace(subject, unrelated=data[:4]), drifting))
-    turned = replace(found.dose.on_data, effect=-found.dose.on_data.effect.abs())
-    broken = replace(found, dose=replace(found.dose, on_data=turned))
+    assert "was not measured" not in warnings(drifting, unrelated=data[:4])
     for words in ("makes the targets less likely", "of the examples move the wrong way"):
-        assert words in " ".join(warnings_of(subject, broken)) and words not in said()
+        assert words in warnings(with_effect(-1)) and words not in warnings()
 
 
 def test_the_package_holds_the_files_of_the_page():
     from reftlens.reports import page  # `reftlens.reports` itself is the function
 
     folder = Path(page.__file__).parent
-    assert {p.name for p in folder.iterdir()} >= {"report.css", "report.js"}
+    assert {p.name for p in folder.iterdir()} >= {"report.css", "report.js", "page.html.j2", "parts.html.j2"}
+    assert {p.name for p in folder.iterdir()} >= {f"{name}.html.j2" for name in SECTIONS}
 
 
 def test_the_command_names_what_is_missing(tmp_path, capsys):
@@ -286,7 +360,7 @@ def test_the_command_names_what_is_missing(tmp_path, capsys):
     assert "holds no reft.json" in capsys.readouterr().err
 
 
-def test_the_command_writes_the_report_of_a_folder(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_report_of_a_folder(tmp_path, monkeypatch, capsys, without_charts):
     import reftlens as rl
     from reftlens import cli
 

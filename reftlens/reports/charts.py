@@ -4,8 +4,9 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from markupsafe import Markup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,11 +31,24 @@ _STYLE: Any = {
 }
 
 
-def chart(plot: "Callable[[], Axes]", label: str, name: str) -> str:
-    """An inline `<svg>` of what `plot` draws on axes of its own.
+class Chart(NamedTuple):
+    """What stands inside an `<svg>` element, and its size."""
+
+    drawing: Markup
+    width: str
+    """In points, as is the height."""
+    height: str
+
+    @property
+    def pixels(self) -> int:
+        """The width at which text has its size on paper."""
+        return round(float(self.width) * 4 / 3)
+
+
+def chart(plot: "Callable[[], Axes]", name: str) -> Chart:
+    """What `plot` draws on axes of its own, to stand in a page; matplotlib has escaped its texts.
 
     Args:
-        label: what a reader sees who cannot see it.
         name: begins every id in the figure; no two figures of a page may share it.
     """
     import matplotlib.pyplot as plt
@@ -43,14 +57,14 @@ def chart(plot: "Callable[[], Axes]", label: str, name: str) -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has the font
         figure = plot().get_figure(root=True)
         assert figure is not None
-        _inked(figure)
+        _colour_black_lines(figure)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
         plt.close(figure)
-    return _inline(out.getvalue(), label, name)
+    return _inline(out.getvalue(), name)
 
 
-def _inked(figure: "Figure") -> None:
+def _colour_black_lines(figure: "Figure") -> None:
     """Black lines take the text colour, but for those on a heat map, whose colours stay as they are."""
     from matplotlib.colors import to_hex
     from matplotlib.lines import Line2D
@@ -61,19 +75,17 @@ def _inked(figure: "Figure") -> None:
                 line.set_color(_INK)
 
 
-def _inline(svg: str, label: str, name: str) -> str:
-    """A stand-alone SVG file as an element of a page."""
+def _inline(svg: str, name: str) -> Chart:
+    """A stand-alone SVG file as a part of a page."""
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'style="[^"]*"', lambda m: _styled(m[0]), svg)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = svg.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-').replace("xlink:href", "href")
-    found = re.search(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>', svg)
-    assert found is not None
-    pixels = float(found[1]) * 4 / 3  # from points
-    size = f'viewBox="0 0 {found[1]} {found[2]}" style="max-width:{pixels:.0f}px"'
-    body = re.sub(r"\s*\n\s*", " ", svg[found.end() :]).strip()
-    return f'<svg role="img" aria-label="{escape(label)}" {size}>{body}'
+    head = re.search(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>', svg)
+    assert head is not None
+    body = svg[head.end() :].strip().removesuffix("</svg>")
+    return Chart(Markup(re.sub(r"\s*\n\s*", " ", body).strip()), head[1], head[2])
 
 
 def _styled(style: str) -> str:

@@ -5,25 +5,27 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import SupportsFloat
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from reftlens.analysis.causal.control_table import Controls
 from reftlens.bridge.protocol import Bridge, check_deterministic
 from reftlens.editing.reft import ReFT
+from reftlens.generation.session import Decoding
 from reftlens.reports.directions import directions_section, geometry_section
-from reftlens.reports.markup import Section, escape, script_json
+from reftlens.reports.parts import Section, number, records
 from reftlens.reports.provenance import controls_section, provenance_section, training_section
-from reftlens.reports.sections import joined, measured, strength_section, texts_section, where_section
+from reftlens.reports.sections import measured, strength_section, texts_section, where_section
 from reftlens.reports.subject import Subject
-from reftlens.reports.summary import summary, title_of, warnings_of
+from reftlens.reports.summary import summary_section, title_of, warnings_of
 from reftlens.text.batch import Batch
-from reftlens.text.template import Prompt
+from reftlens.text.encoding import encode_prompts
+from reftlens.text.template import Prompt, Template
 from reftlens.training.result import FitResult
 from reftlens.widgets.grid import SCRIPT, STRENGTHS, STYLE
 
 _PROMPTS = 4
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-"""What a browser may load: nothing that is not in the file."""
 
 
 def report(
@@ -33,16 +35,13 @@ def report(
     path: str | Path,
     *,
     run: FitResult | None = None,
-    prompts: Sequence[Prompt] | None = None,
+    prompts: Sequence[Prompt] | Batch | None = None,
     controls: Controls | None = None,
     heldout: Batch | None = None,
     unrelated: Batch | None = None,
     score: Callable[[str], float] | None = None,
     strengths: Sequence[SupportsFloat] = STRENGTHS,
-    chat: bool = False,
-    max_new_tokens: int = 48,
-    temperature: float = 0.0,
-    no_repeat_ngram: int = 0,
+    decoding: Decoding = Decoding(max_new_tokens=48),
     seed: int = 0,
     progress: bool = True,
     now: datetime | None = None,
@@ -56,68 +55,90 @@ def report(
     Args:
         data: what `reft` was trained on.
         run: the record of the training.
-        prompts: texts are written from them; None takes the first four of the data that effects are measured on.
+        prompts: texts are written from them. They are put as the prompts of that data are on which effects are
+            measured (chat template, system message), unless they are a `Batch`; None takes its first four.
         controls: what `controls(…)` found, for an intervention that exchanges.
         heldout: effects are measured on it instead of `data`.
         unrelated: prompts with completions that the edit should leave alone.
         score: what a text is worth, such as the share of emoji in it.
         strengths: of the slider and the curves; 0 and 1 are added.
-        chat: whether the prompts are put into the chat template.
+        decoding: how texts are written.
+        seed: of resampling tests and random directions.
         now: the time that the file says it was made at.
     """
     check_deterministic(model)
-    scored = data if heldout is None else heldout
-    asked = tuple(e.prompt for e in scored.examples[:_PROMPTS] if e.prompt) if prompts is None else tuple(prompts)
     subject = Subject(
-        reft, model, data, heldout, asked if model.tokenizer is not None else (),
-        tuple(sorted({0.0, 1.0, *(float(s) for s in strengths)})), run, controls, unrelated, score, chat,
-        {"max_new_tokens": max_new_tokens, "temperature": temperature, "no_repeat_ngram": no_repeat_ngram},
-        seed, progress,
-    )  # fmt: skip
+        reft=reft,
+        model=model,
+        trained_on=data,
+        heldout=heldout,
+        prompts=_encoded(prompts, model, data if heldout is None else heldout),
+        strengths=tuple(sorted({0.0, 1.0, *map(float, strengths)})),
+        run=run,
+        controls=controls,
+        unrelated=unrelated,
+        score=score,
+        decoding=decoding,
+        seed=seed,
+        progress=progress,
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = datetime.now(timezone.utc) if now is None else now
-    path.write_text(_page(subject, made), encoding="utf-8", newline="\n")
+    page = _page(subject, datetime.now(timezone.utc) if now is None else now)
+    path.write_text(page, encoding="utf-8", newline="\n")
     return path
 
 
-def _page(subject: Subject, made: datetime) -> str:
-    found = measured(subject)
+def _encoded(prompts: Sequence[Prompt] | Batch | None, model: Bridge, data: Batch) -> Batch | None:
+    """What texts are written from, put as the prompts of the data are; None where there is nothing to write from."""
+    if isinstance(prompts, Batch):
+        return prompts
+    texts = [e.prompt for e in data.examples[:_PROMPTS] if e.prompt] if prompts is None else list(prompts)
+    if model.tokenizer is None or not texts:
+        return None
+    template = data.template or Template()
+    return encode_prompts(
+        model, texts, chat=template.chat, system=template.system, template_arguments=template.arguments
+    )
+
+
+def _page(subject: Subject, stamp: datetime) -> str:
+    results = measured(subject)
     makers: list[Callable[[], Section]] = [
-        lambda: texts_section(subject, found), lambda: strength_section(subject, found),
-        lambda: where_section(subject), lambda: geometry_section(subject), lambda: directions_section(subject),
-        lambda: controls_section(subject), lambda: training_section(subject),
-        lambda: provenance_section(subject, found),
-    ]  # fmt: skip
+        lambda: texts_section(subject, results),
+        lambda: strength_section(subject, results),
+        lambda: where_section(subject),
+        lambda: geometry_section(subject),
+        lambda: directions_section(subject),
+        lambda: controls_section(subject),
+        lambda: training_section(subject),
+        lambda: provenance_section(subject, results),
+    ]
     sections = [make() for make in tqdm(makers, desc="report", unit="section", disable=not subject.progress)]
-    warnings = [*warnings_of(subject, found), *(w for s in sections for w in s.warnings)]
-    first = Section("summary", "Summary", summary(subject, found, warnings))
-    stamp = made.isoformat(timespec="seconds")
-    frames = {name: frame for section in sections for name, frame in section.frames.items()}
+    warnings = [*warnings_of(subject, results), *(w for s in sections for w in s.warnings)]
     return (
-        f'{_head(title_of(subject))}<body><a class="skip" href="#summary">Skip to the summary</a>'
-        f"{_contents([first, *sections])}<header><h1>{escape(title_of(subject))}</h1><p>A report of reftlens, made at "
-        f'<time id="stamp" datetime="{stamp}">{stamp}</time></p></header>\n<main><section id="summary" '
-        f'aria-label="Summary">{first.html}</section>\n{joined(sections)}'
-        f'<p><button id="download" type="button">Download the numbers (JSON)</button></p></main>\n'
-        f'<script type="application/json" id="numbers">{script_json(frames)}</script>\n'
-        f"<script>{SCRIPT}{_file('report.js')}</script></body></html>\n"
+        _templates()
+        .get_template("page.html.j2")
+        .render(
+            title=title_of(subject),
+            stamp=stamp.isoformat(timespec="seconds"),
+            sections=[summary_section(subject, results, warnings), *sections],
+            numbers={name: records(frame) for section in sections for name, frame in section.frames.items()},
+            style=Markup(STYLE + _file("report.css")),
+            script=Markup(SCRIPT + _file("report.js")),
+        )
     )
 
 
-def _head(title: str) -> str:
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(title)}</title><link rel="icon" href="data:,">'
-        f"<style>{STYLE}{_file('report.css')}</style></head>\n"
+def _templates() -> Environment:
+    """The page and its sections. What is not marked as HTML is escaped, and a name that is missing raises."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-
-
-def _contents(sections: Sequence[Section]) -> str:
-    links = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>' for s in sections)
-    return f'<nav aria-label="Sections"><ul>{links}</ul></nav>'
+    templates.filters["number"] = number
+    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False}
+    return templates
 
 
 def _file(name: str) -> str:

@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from markupsafe import Markup
 
 from reftlens.analysis.places.effect_tables import CellEffects
 from reftlens.analysis.places.measuring import edited_positions, effects
 from reftlens.analysis.strength.dose_results import MEASURES, DoseResponse
 from reftlens.analysis.strength.doses import dose_response
 from reftlens.analysis.strength.texts import Written, perplexity, repetition
-from reftlens.reports.markup import Section, escape, figure, paragraph, table
+from reftlens.reports.parts import Section, figure, table
 from reftlens.reports.subject import Measured, Subject
 from reftlens.widgets.grid import Grid, prompt_text, strength_grid
 
 _BESIDE = (0.0, 0.5, 1.0, 2.0)
 _MOST_POSITIONS = 16
+_MAP = "Log-probability gained by each layer and position alone; a dot: differs from 0 (sign flips, Holm, 5 %)."
 
 
 def measured(subject: Subject) -> Measured:
@@ -27,11 +30,12 @@ def measured(subject: Subject) -> Measured:
     kinds = {module.kind for _, module in s.reft.items() if module.variables}
     if kinds:
         return Measured(dose, None, f"{', '.join(sorted(kinds))} copies from a source, and writing has none to copy.")
-    if not s.prompts:
-        return Measured(dose, None, "No prompts were given to write from.")
+    if s.prompts is None:
+        return Measured(dose, None, "There are no prompts to write from.")
+    chat = s.prompts.template is not None and s.prompts.template.chat
     grid = strength_grid(
-        s.reft, s.model, s.prompts, s.strengths, chat=s.chat, max_new_tokens=s.writing["max_new_tokens"],
-        temperature=s.writing["temperature"], no_repeat_ngram=s.writing["no_repeat_ngram"], seed=s.seed,
+        s.reft, s.model, s.prompts, s.strengths, chat=chat, max_new_tokens=s.decoding.max_new_tokens,
+        temperature=s.decoding.temperature, no_repeat_ngram=s.decoding.no_repeat_ngram, seed=s.decoding.seed,
         progress=s.progress,
     )  # fmt: skip
     return Measured(replace(dose, text=_written(subject, grid)), grid, "")
@@ -51,55 +55,51 @@ def _written(subject: Subject, grid: Grid) -> Written:
     return Written(grid.prompts, texts, stacked[0], stacked[1], stacked[2] if score else None, grid.computation)
 
 
-def texts_section(subject: Subject, found: Measured) -> Section:
+def texts_section(subject: Subject, results: Measured) -> Section:
     """The slider, then some strengths side by side."""
-    if found.grid is None:
-        return Section("texts", "Texts", paragraph(f"There are no texts here. {found.no_grid}", "absent"))
-    how = "greedily" if subject.writing["temperature"] == 0 else f"by sampling with seed {subject.seed}"
-    said = (
-        f"Each text was written {how}, up to {subject.writing['max_new_tokens']} tokens. Marked tokens were edited: "
-        "first those of the prompt, as the model reads it. Strength 1 is the edit as trained, 0 the unedited model."
-    )
-    html = paragraph(said) + found.grid.html() + _beside(found.grid)
-    return Section("texts", "Texts at several strengths", html, {"texts": found.grid.to_frame()})
-
-
-def _beside(grid: Grid) -> str:
-    """A table of prompts by strengths."""
+    grid, decoding = results.grid, subject.decoding
+    if grid is None:
+        return Section("texts", "Texts", absent=f"There are no texts here. {results.no_grid}")
     strengths = [s for s in _BESIDE if s in grid.strengths] or list(grid.strengths[:4])
-    head = "".join(f'<th scope="col">{s:g}{" (unedited)" if s == 0 else ""}</th>' for s in strengths)
-    rows = ""
-    for row, prompt in enumerate(grid.prompts):
-        cells = "".join(f"<td>{grid.cell(row, s)}</td>" for s in strengths)
-        asked = f'{escape(prompt_text(prompt))}<div class="printed">{grid.read(row)}</div>'
-        rows += f'<tr><th scope="row">{asked}</th>{cells}</tr>'
-    caption = "The same prompts side by side, by strength"
-    return (
-        f'<div class="scroll reftlens-grid" role="region" tabindex="0" aria-label="{caption}"><table class="texts">'
-        f'<caption>{caption}</caption><thead><tr><th scope="col">prompt</th>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+    values = {
+        "how": "greedily" if decoding.temperature == 0 else f"by sampling with seed {decoding.seed}",
+        "max_new_tokens": decoding.max_new_tokens,
+        "slider": Markup(grid.html()),
+        "strengths": [(f"{s:g}{' (unedited)' * (s == 0)}", False) for s in strengths],
+        "rows": [_row(grid, row, strengths) for row in range(len(grid.prompts))],
+    }
+    return Section("texts", "Texts at several strengths", values, {"texts": grid.to_frame()})
 
 
-def strength_section(subject: Subject, found: Measured) -> Section:
+def _row(grid: Grid, row: int, strengths: Sequence[float]) -> dict[str, Any]:
+    """A prompt and what was written from it; the grid escapes these texts itself, and marks their edited tokens."""
+    return {
+        "prompt": prompt_text(grid.prompts[row]),
+        "tokens": Markup(grid.read(row)),
+        "texts": [Markup(grid.cell(row, strength)) for strength in strengths],
+    }
+
+
+def strength_section(subject: Subject, results: Measured) -> Section:
     """Effect, cost and fluency over strength, and the frontier of effect and cost."""
-    dose = found.dose
-    count = len(subject.data)
-    said = paragraph(
-        f"Measured on {count} example{'s' * (count != 1)}{_whose(subject)}. {_sentence(str(dose.slopes))} "
-        f"{_sentence(_half(dose))}"
-    )
+    dose = results.dose
     frames = {"strength": dose.by_strength(), "frontier": dose.frontier()}
-    shown = [name for name in dose.measured if name not in ("accuracy", "edit_size")]
     figures = [
         figure(lambda n=name: dose.plot(measure=n), f"strength-{name}", f"{_capital(MEASURES[name])}, by strength.")
-        for name in shown
+        for name in dose.measured
+        if name not in ("accuracy", "edit_size")
     ]
     caption = "What is gained against what it costs: each point a strength; orange where no other strength beats it."
     figures.insert(2, figure(dose.plot_frontier, "frontier", caption, frames["frontier"]))
-    numbers = table(frames["strength"], "Means by strength, with 95 % intervals over examples")
-    html = f'{said}<div class="figures">{"".join(figures)}</div><details><summary>Numbers</summary>{numbers}</details>'
-    return Section("strength", "Strength", html, frames)
+    values = {
+        "count": len(subject.data),
+        "origin": _origin(subject),
+        "slopes": _sentence(str(dose.slopes)),
+        "half": _sentence(_half(dose)),
+        "figures": figures,
+        "numbers": table(frames["strength"], "Means by strength, with 95 % intervals over examples"),
+    }
+    return Section("strength", "Strength", values, frames)
 
 
 def _half(dose: DoseResponse) -> str:
@@ -109,7 +109,7 @@ def _half(dose: DoseResponse) -> str:
         return str(error)
 
 
-def _whose(subject: Subject) -> str:
+def _origin(subject: Subject) -> str:
     if subject.heldout is not None:
         return " that were held out"
     trained = subject.run is not None and subject.run.data_hash == subject.data.fingerprint
@@ -118,29 +118,22 @@ def _whose(subject: Subject) -> str:
 
 def where_section(subject: Subject) -> Section:
     """The effect of each position, of each site, and of each cell of the two."""
-    s, html, frames = subject, "", {}
+    s, frames, figures = subject, {}, []
     every = edited_positions(s.reft, s.data)
     shown = dict(list(every.items())[-_MOST_POSITIONS:])
-    if len(shown) < len(every):
-        html += paragraph(f"{len(every)} positions are edited; the last {len(shown)} of them are shown.")
-    found = {"position": effects(s.reft, s.model, s.data, positions=shown, seed=s.seed, progress=s.progress)}
+    parts = {"position": effects(s.reft, s.model, s.data, positions=shown, seed=s.seed, progress=s.progress)}
     if len(s.reft) > 1:
-        found["site"] = effects(s.reft, s.model, s.data, of="sites", seed=s.seed, progress=s.progress)
-    for name, parts in found.items():
-        frames[f"each {name}"] = parts.to_frame()
+        parts["site"] = effects(s.reft, s.model, s.data, of="sites", seed=s.seed, progress=s.progress)
+    for name, part in parts.items():
+        frames[f"each {name}"] = part.to_frame()
         caption = f"What the edit does at each {name} alone, and with that {name} left out; dashed: the whole edit."
-        html += figure(parts.plot, f"each-{name}", caption, frames[f"each {name}"])
+        figures.append(figure(part.plot, f"each-{name}", caption, frames[f"each {name}"]))
     cells = effects(s.reft, s.model, s.data, of="cells", positions=shown, seed=s.seed, progress=s.progress)
     frames["map"] = cells.to_frame()
     if isinstance(cells, CellEffects) and cells.mean.numel() > 1:
-        caption = (
-            "Log-probability gained by each layer and position alone; a dot: differs from 0 (sign flips, Holm, 5 %)."
-        )
-        html += figure(cells.plot, "map", caption, frames["map"])
-    said = "Positions count from the end of the prompt: -1 is its last token."
-    if len(s.reft) == 1:
-        said += " One site is edited, so there is no comparison of sites."
-    return Section("where", "Where", paragraph(said) + f'<div class="figures">{html}</div>', frames)
+        figures.append(figure(cells.plot, "map", _MAP, frames["map"]))
+    values = {"sites": len(s.reft), "edited": len(every), "shown": len(shown), "figures": figures}
+    return Section("where", "Where", values, frames)
 
 
 def _sentence(text: str) -> str:
@@ -149,12 +142,3 @@ def _sentence(text: str) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def joined(sections: Sequence[Section]) -> str:
-    """The sections as HTML."""
-    return "".join(
-        f'<section id="{s.name}" aria-labelledby="{s.name}-title"><h2 id="{s.name}-title">{escape(s.title)}</h2>'
-        f"{s.html}</section>"
-        for s in sections
-    )

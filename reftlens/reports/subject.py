@@ -3,14 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from reftlens.analysis.causal.control_table import Controls
 from reftlens.analysis.strength.dose_results import DoseResponse
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
+from reftlens.generation.session import Decoding
 from reftlens.text.batch import Batch
-from reftlens.text.template import Prompt
 from reftlens.training.result import FitResult
 from reftlens.widgets.grid import Grid
 
@@ -23,16 +22,16 @@ class Subject:
     model: Bridge
     trained_on: Batch
     heldout: Batch | None
-    prompts: tuple[Prompt, ...]
+    prompts: Batch | None
+    """What texts are written from; without a tokenizer, none."""
     strengths: tuple[float, ...]
     run: FitResult | None
     controls: Controls | None
     unrelated: Batch | None
     score: Callable[[str], float] | None
-    chat: bool
-    writing: dict[str, Any]
-    """How texts are written: `max_new_tokens`, `temperature`, `no_repeat_ngram`."""
+    decoding: Decoding
     seed: int
+    """Of resampling tests."""
     progress: bool
 
     @property

@@ -1,11 +1,17 @@
 """The first screen: what was edited and where, what it does at strength 1, and what to be careful about."""
 
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
 from reftlens.analysis.statistics import Estimate
-from reftlens.reports.markup import escape, listed, paragraph
+from reftlens.reports.parts import Section
 from reftlens.reports.subject import Measured, Subject, few
 from reftlens.widgets.grid import prompt_text
 
 _SMALL, _FAR, _DRIFT, _WRONG = 50, 1.0, 0.1, 0.05
+_GAINED = "nats per target token, strength 1 against 0"
+_DISTANCE = "KL at strength 1, nats per token"
 
 
 def title_of(subject: Subject) -> str:
@@ -13,18 +19,18 @@ def title_of(subject: Subject) -> str:
     return f"{kinds} on {subject.model.cfg.model_name}"
 
 
-def summary(subject: Subject, found: Measured, warnings: list[str]) -> str:
-    """HTML of what a reader needs who reads no more."""
-    count = subject.reft.parameter_count(subject.model)
-    ranks = sorted({module.rank for _, module in subject.reft.items()})
-    many = len(subject.reft)
-    said = (
-        f"An edit of rank {', '.join(map(str, ranks))} at {many} site{'s' * (many > 1)} of the model: "
-        f"{_places(subject)}. "
-        f"It has {count.stored:,} trained numbers, {count.percent:.2g} % of the model's {count.model:,}."
-    )
-    warned = f"<h2>Read with care</h2>{listed(warnings, 'warnings')}" if warnings else ""
-    return f'{paragraph(said, "lead")}<dl class="cards">{_cards(subject, found)}</dl>{_example(found)}{warned}'
+def summary_section(subject: Subject, results: Measured, warnings: list[str]) -> Section:
+    """What a reader needs who reads no more."""
+    values = {
+        "ranks": ", ".join(map(str, sorted({module.rank for _, module in subject.reft.items()}))),
+        "sites": len(subject.reft),
+        "places": _places(subject),
+        "count": subject.reft.parameter_count(subject.model),
+        "cards": _cards(results),
+        "example": _example(results),
+        "warnings": warnings,
+    }
+    return Section("summary", "Summary", values)
 
 
 def _places(subject: Subject) -> str:
@@ -36,99 +42,105 @@ def _places(subject: Subject) -> str:
     return "; ".join(f"{few(names)} at {positions}" for positions, names in hooks.items())
 
 
-def _cards(subject: Subject, found: Measured) -> str:
-    dose = found.dose
-    at, base = dose.strengths.index(1.0), dose.strengths.index(0.0)
-    effect, kl = dose.estimate("effect")[at], dose.estimate("kl")[at]
-    before, after = (dose.estimate("accuracy")[i].value for i in (base, at))
+class Card(NamedTuple):
+    """A number that stands out."""
+
+    name: str
+    value: str
+    unit: str
+
+
+def _cards(results: Measured) -> list[Card]:
+    dose, grid = results.dose, results.grid
+    edited, base = dose.strengths.index(1.0), dose.strengths.index(0.0)
+
+    def change(measure: str, form: str) -> str:
+        estimates = dose.estimate(measure)
+        return f"{estimates[base].value:{form}} → {estimates[edited].value:{form}}"
+
+    size = dose.estimate("edit_size")[edited].value
     cards = [
-        ("log-probability gained", _with(effect), "nats per target token, strength 1 against 0"),
-        ("target tokens that are most likely", f"{before:.0%} → {after:.0%}", "strength 0 → 1"),
-        ("distance from the unedited model", _with(kl), "KL at strength 1, nats per token"),
-        ("size of the edit", f"{dose.estimate('edit_size')[at].value:.2f}", "‖edit‖ / ‖activation‖, mean over sites"),
+        Card("log-probability gained", _interval(dose.estimate("effect")[edited]), _GAINED),
+        Card("target tokens that are most likely", change("accuracy", ".0%"), "strength 0 → 1"),
+        Card("distance from the unedited model", _interval(dose.estimate("kl")[edited]), _DISTANCE),
+        Card("size of the edit", f"{size:.2f}", "‖edit‖ / ‖activation‖, mean over sites"),
     ]
     if dose.text is not None and dose.text.score is not None:
-        scores = [e.value for e in dose.estimate("score")]
-        cards.append(("score of what is written", f"{scores[base]:.2f} → {scores[at]:.2f}", "strength 0 → 1"))
-    if found.grid is not None:
-        changed = sum(a != b for a, b in zip(found.grid.at(1.0).texts, found.grid.at(0.0).texts, strict=True))
-        cards.append(("texts that change", f"{changed} of {len(found.grid.prompts)}", "strength 1 against 0"))
-    return "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(unit)}</small></dd></div>"
-        for name, value, unit in cards
-    )
+        cards.append(Card("score of what is written", change("score", ".2f"), "strength 0 → 1"))
+    if grid is not None:
+        changed = sum(a != b for a, b in zip(grid.at(1.0).texts, grid.at(0.0).texts, strict=True))
+        cards.append(Card("texts that change", f"{changed} of {len(grid.prompts)}", "strength 1 against 0"))
+    return cards
 
 
-def _with(one: Estimate) -> str:
-    return f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
-def _example(found: Measured) -> str:
+def _example(results: Measured) -> dict[str, Any] | None:
     """The first prompt at strength 0 and 1."""
-    grid = found.grid
+    grid = results.grid
     if grid is None:
-        return ""
-    cells = "".join(
-        f'<div><p class="label">{name}</p><pre>{grid.cell(0, strength)}</pre></div>'
-        for name, strength in (("Strength 0", 0.0), ("Strength 1", 1.0))
-    )
-    asked = f'<p class="asked">{escape(prompt_text(grid.prompts[0]))}</p>'
-    return f'<div class="example reftlens-grid">{asked}<div class="reftlens-pair">{cells}</div></div>'
+        return None
+    texts = {int(strength): Markup(grid.cell(0, strength)) for strength in (0.0, 1.0)}
+    return {"prompt": prompt_text(grid.prompts[0]), "texts": texts}
 
 
-def warnings_of(subject: Subject, found: Measured) -> list[str]:
+def warnings_of(subject: Subject, results: Measured) -> list[str]:
     """What speaks against trusting the numbers, in plain words."""
-    return [*_of_data(subject), *_of_effect(found), *_of_texts(found)]
+    return [*_of_data(subject), *_of_effect(results), *_of_texts(results)]
 
 
 def _of_data(subject: Subject) -> list[str]:
-    said, run, count = [], subject.run, len(subject.data)
+    warnings, run, count = [], subject.run, len(subject.data)
     if run is None:
-        said.append("No record of the training was given, so it is not known what the edit was trained on.")
+        warnings.append("No record of the training was given, so it is not known what the edit was trained on.")
     elif run.data_hash != subject.trained_on.fingerprint:
-        said.append("The data given here is not the data of the training record: their hashes differ.")
+        warnings.append("The data given here is not the data of the training record: their hashes differ.")
     elif subject.heldout is None:
-        said.append(
+        warnings.append(
             "Effects were measured on the data that the edit was trained on: they say how well it was learned, not "
             "how well it carries over to other prompts."
         )
     if count < _SMALL:
-        said.append(f"Only {count} example{'s were' if count != 1 else ' was'} measured: the intervals are rough.")
-    return said
+        warnings.append(f"Only {count} example{'s were' if count != 1 else ' was'} measured: the intervals are rough.")
+    return warnings
 
 
-def _of_effect(found: Measured) -> list[str]:
-    said, dose = [], found.dose
+def _of_effect(results: Measured) -> list[str]:
+    warnings, dose = [], results.dose
     at = dose.strengths.index(1.0)
     effect, kl, wrong = dose.estimate("effect")[at], dose.estimate("kl")[at].value, dose.slopes.wrong.value
     if effect.low <= 0 <= effect.high:
-        said.append("At strength 1 the interval of the effect includes 0: this data shows no effect.")
+        warnings.append("At strength 1 the interval of the effect includes 0: this data shows no effect.")
     elif effect.high < 0:
-        said.append("At strength 1 the edit makes the targets less likely.")
+        warnings.append("At strength 1 the edit makes the targets less likely.")
     if wrong > _WRONG:
-        said.append(f"{wrong:.0%} of the examples move the wrong way as the strength grows.")
+        warnings.append(f"{wrong:.0%} of the examples move the wrong way as the strength grows.")
     if kl > _FAR:
-        said.append(f"At strength 1 predictions here are far from the unedited model's: {kl:.2f} nats per token.")
+        warnings.append(f"At strength 1 predictions here are far from the unedited model's: {kl:.2f} nats per token.")
     if dose.unrelated is None:
-        said.append("What the edit does to unrelated text was not measured (unrelated=).")
+        warnings.append("What the edit does to unrelated text was not measured (unrelated=).")
     elif (drift := dose.estimate("drift")[at].value) > _DRIFT:
-        said.append(f"Predictions on unrelated text move as well, by {drift:.2f} nats per token at strength 1.")
-    return said
+        warnings.append(f"Predictions on unrelated text move as well, by {drift:.2f} nats per token at strength 1.")
+    return warnings
 
 
-def _of_texts(found: Measured) -> list[str]:
-    said, grid, dose = [], found.grid, found.dose
+def _of_texts(results: Measured) -> list[str]:
+    warnings, grid, dose = [], results.grid, results.dose
     if grid is None:
         return []
     at, base, texts = dose.strengths.index(1.0), dose.strengths.index(0.0), grid.at(1.0).texts
     loops, unlikely = ([e.value for e in dose.estimate(name)] for name in ("repetition", "perplexity"))
     if loops[at] > loops[base] + 0.1:
-        said.append(f"Texts at strength 1 repeat {loops[at]:.0%} of their 3-grams; at strength 0, {loops[base]:.0%}.")
+        warnings.append(
+            f"Texts at strength 1 repeat {loops[at]:.0%} of their 3-grams; at strength 0, {loops[base]:.0%}."
+        )
     if unlikely[at] > 10 * unlikely[base]:
-        said.append(
+        warnings.append(
             f"The unedited model finds the texts at strength 1 unlikely (perplexity {unlikely[at]:.0f}, at 0 "
             f"{unlikely[base]:.0f}): look at them, whether that is the style that was wanted or broken text."
         )
     if len(texts) > 1 and len(set(texts)) == 1:
-        said.append(f"All {len(texts)} prompts are answered by one and the same text at strength 1.")
-    return said
+        warnings.append(f"All {len(texts)} prompts are answered by one and the same text at strength 1.")
+    return warnings

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reftlens.analysis.causal.baselines import Placebo, filled_up, relabelled, untrained_copy
-from reftlens.analysis.causal.control_table import Control, Controls, warnings_of
+from reftlens.analysis.causal.control_table import Control, Controls
 from reftlens.analysis.causal.permutation import movable, shuffled_p
 from reftlens.analysis.causal.variable import about_variable, basis_of, pairs_of, rows_of
 from reftlens.analysis.statistics import Estimate, difference_of, mean_of, share_of
@@ -117,8 +117,7 @@ class _Battery:
         gains = scores.log_probs[trained] - scores.log_probs[0]
         p = shuffled_p(gains, column, own, shuffles, self.seed) if movable(column, own) else math.nan
         selectivity = difference_of(scores.hits[trained], arbitrary)
-        result = Controls(tuple(rows.values()), tuple(map(tuple, drawn.T.tolist())), p, shuffles, selectivity, ())
-        return replace(result, warnings=tuple(warnings_of(result)))
+        return Controls(tuple(rows.values()), tuple(map(tuple, drawn.T.tolist())), p, shuffles, selectivity)
 
     def _everywhere(self, module_for: Callable[[Intervention], Intervention]) -> ReFT:
         return ReFT({site: module_for(module) for site, module in self.reft.items()})

@@ -1,7 +1,9 @@
 """The table of a trained subspace beside its controls, and what it says of the claim."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from reftlens import figures
@@ -35,9 +37,8 @@ class Controls:
     p: float
     """Share of the label shuffles that score as high, the subspace fixed (permutation test); NaN where none can."""
     shuffles: int
-    selectivity: Estimate | None
+    selectivity: Estimate
     """Interchange accuracy less that of a subspace trained on arbitrary labels; paired bootstrap."""
-    warnings: tuple[str, ...]
 
     def __getitem__(self, name: str) -> Control:
         for row in self.rows:
@@ -51,23 +52,55 @@ class Controls:
         mine = self["trained"].log_prob.value
         return 1 + sum(gained >= mine for _, gained in self.random)
 
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each control that the trained subspace does not clear."""
+        return (*self._warnings_of_chance(), *self._warnings_of_rivals())
+
+    def _warnings_of_chance(self) -> Iterator[str]:
+        """Of shuffled and arbitrary labels, and of random subspaces."""
+        least = 1 / (1 + self.shuffles)
+        if math.isnan(self.p):
+            yield CANNOT
+        elif least >= 0.05:
+            yield f"{self.shuffles} shuffles are too few to tell: p cannot be below {least:.2g}"
+        elif self.p >= 0.05:
+            yield f"shuffled labels score as high (p = {self.p:.2g}): no evidence that the subspace carries them"
+        if self.random and self.rank > 1 + len(self.random) // 20:
+            yield f"rank {self.rank} of {len(self.random) + 1} among norm-matched random subspaces"
+        if self.selectivity.low <= 0:
+            yield f"arbitrary labels are fitted about as well (selectivity {self.selectivity})"
+
+    def _warnings_of_rivals(self) -> Iterator[str]:
+        """Of what does as well as the trained subspace."""
+        accuracy = {row.name: row.accuracy for row in self.rows}
+        trained, without = accuracy["trained"], accuracy["no edit"]
+        if "random model" in accuracy and accuracy["random model"].high >= trained.low:
+            yield f"a model with random weights reaches {accuracy['random model']}"
+        if trained.low > accuracy["full vector"].high:
+            yield "the subspace does more than the whole vector it is part of: look for a subspace illusion"
+        for name in ("difference of means", "PCA"):
+            if name in accuracy and accuracy[name].high >= trained.value:
+                yield f"{name} of equal rank reaches {accuracy[name]} without training"
+        if trained.low <= without.high:
+            yield f"no edit at all reaches {without}"
+
     def to_frame(self) -> "DataFrame":
         """One row per control."""
         import pandas as pd
 
-        records = [
-            {"control": r.name, **r.accuracy.as_columns("accuracy"), **r.log_prob.as_columns("log_prob_gain"),
-             "train_accuracy": r.train_accuracy}
-            for r in self.rows
-        ]  # fmt: skip
+        records = []
+        for row in self.rows:
+            estimates = row.accuracy.as_columns("accuracy") | row.log_prob.as_columns("log_prob_gain")
+            records.append({"control": row.name, **estimates, "train_accuracy": row.train_accuracy})
         return pd.DataFrame(records).set_index("control")
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Held-out accuracy of each row with its interval, the random subspaces as small grey dots."""
         ax = figures.axes(ax, width=6.4, height=0.42 * len(self.rows) + 1.4)
         for y, row in enumerate(self.rows):
-            one, colour = row.accuracy, figures.ORANGE if row.name == "trained" else figures.BLUE
-            ax.errorbar(one.value, y, xerr=[[one.value - one.low], [one.high - one.value]], fmt="o", color=colour)
+            colour = figures.ORANGE if row.name == "trained" else figures.BLUE
+            figures.interval(ax, y, row.accuracy, color=colour, horizontal=True)
         if self.random:
             y = [r.name for r in self.rows].index("random subspaces")
             ax.scatter([a for a, _ in self.random], [y] * len(self.random), s=6, color=figures.GREY, alpha=0.5)
@@ -87,33 +120,6 @@ class Controls:
         if self.random:
             lines.append(f"rank {self.rank} of {len(self.random) + 1} among norm-matched random subspaces")
         lines.append(f"permutation p = {self.p:.3g} ({self.shuffles} shuffles of the held-out labels)")
-        if self.selectivity is not None:
-            lines.append(f"accuracy {self['trained'].accuracy}, selectivity {self.selectivity}")
+        lines.append(f"accuracy {self['trained'].accuracy}, selectivity {self.selectivity}")
         lines += [f"warning: {w}" for w in self.warnings] or ["the claim survives these controls"]
         return "\n".join(lines)
-
-
-def warnings_of(found: Controls) -> list[str]:
-    """A sentence for each control that the trained subspace does not clear."""
-    trained, said = found["trained"], []
-    if math.isnan(found.p):
-        said.append(CANNOT)
-    elif 1 / (1 + found.shuffles) >= 0.05:
-        said.append(f"{found.shuffles} shuffles are too few to tell: p cannot be below {1 / (1 + found.shuffles):.2g}")
-    elif found.p >= 0.05:
-        said.append(f"shuffled labels score as high (p = {found.p:.2g}): no evidence that the subspace carries them")
-    if found.random and found.rank > 1 + len(found.random) // 20:
-        said.append(f"rank {found.rank} of {len(found.random) + 1} among norm-matched random subspaces")
-    if found.selectivity is not None and found.selectivity.low <= 0:
-        said.append(f"arbitrary labels are fitted about as well (selectivity {found.selectivity})")
-    names = {row.name for row in found.rows}
-    if "random model" in names and found["random model"].accuracy.high >= trained.accuracy.low:
-        said.append(f"a model with random weights reaches {found['random model'].accuracy}")
-    if trained.accuracy.low > found["full vector"].accuracy.high:
-        said.append("the subspace does more than the whole vector it is part of: look for a subspace illusion")
-    for name in ("difference of means", "PCA"):
-        if name in names and found[name].accuracy.high >= trained.accuracy.value:
-            said.append(f"{name} of equal rank reaches {found[name].accuracy} without training")
-    if trained.accuracy.low <= found["no edit"].accuracy.high:
-        said.append(f"no edit at all reaches {found['no edit'].accuracy}")
-    return said

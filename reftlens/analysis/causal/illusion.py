@@ -1,6 +1,8 @@
 """Does a subspace carry what it moves, or does an unread direction only steer one that usually lies still?"""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,7 +42,6 @@ class IllusionMeter:
     """One for each site."""
     norm_shares: tuple[float, ...]
     """For each site, the share of the subspace's squared norm that is seen."""
-    warnings: tuple[str, ...]
 
     def accuracy(self, way: str) -> Estimate:
         """Interchange accuracy of one of `WAYS`, Clopper-Pearson interval."""
@@ -64,6 +65,27 @@ class IllusionMeter:
         """Effect of the subspace less that of the whole vector it is part of, in nats, paired bootstrap."""
         return difference_of(self.gained[_row("subspace")], self.gained[_row("whole vector")])
 
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each sign of an illusion, and for what keeps the split from telling."""
+        return tuple(self._warnings())
+
+    def _warnings(self) -> Iterator[str]:
+        seen, unseen = self.retained("seen part"), self.retained("unseen part")
+        if not self.has_effect:
+            yield f"exchanging the subspace does not raise the answer ({self.effect('subspace')} nats): no effect"
+        elif seen.value < 0.5 and unseen.value < 0.5:
+            yield (
+                f"neither part alone keeps the effect (seen {seen}, unseen {unseen}): a direction that nothing reads "
+                "pushes one that is read and lies still on natural prompts, a subspace illusion"
+            )
+        elif seen.value < 0.5:
+            yield f"the effect runs through directions that are hardly read (unseen {unseen}): raise share"
+        if all(split.seen.shape[0] == split.seen.shape[1] for split in self.splits):
+            yield "the readers see every direction here, so nothing is split: lower share, or name readers"
+        if self.beyond_whole.low > 0:
+            yield f"the subspace does more than the whole vector it is part of, by {self.beyond_whole} nats"
+
     @property
     def _reservation(self) -> str:
         exact = all(split.share > 1 - 1e-9 for split in self.splits)
@@ -73,19 +95,19 @@ class IllusionMeter:
         """One row per way to edit."""
         import pandas as pd
 
-        records = [
-            {"edit": way, **self.accuracy(way).as_columns("accuracy"), **self.effect(way).as_columns("effect"),
-             **self.retained(way).as_columns("retained")}
-            for way in WAYS
-        ]  # fmt: skip
-        return pd.DataFrame(records).set_index("edit")
+        measures = {"accuracy": self.accuracy, "effect": self.effect, "retained": self.retained}
+        records = []
+        for way in WAYS:
+            columns = [measure(way).as_columns(name) for name, measure in measures.items()]
+            records.append({key: value for some in columns for key, value in some.items()})
+        return pd.DataFrame(records, index=pd.Index(WAYS, name="edit"))
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Effect of each way to edit with its interval; dashed: that of the subspace."""
         ax = figures.axes(ax, height=2.6)
         for y, way in enumerate(WAYS[1:]):
-            one, colour = self.effect(way), figures.ORANGE if way == "subspace" else figures.BLUE
-            ax.errorbar(one.value, y, xerr=[[one.value - one.low], [one.high - one.value]], fmt="o", color=colour)
+            colour = figures.ORANGE if way == "subspace" else figures.BLUE
+            figures.interval(ax, y, self.effect(way), color=colour, horizontal=True)
         ax.axvline(0, color=figures.GREY, linewidth=1)
         ax.axvline(self.effect("subspace").value, color=figures.GREY, linestyle="--", linewidth=1)
         ax.set_yticks(range(len(WAYS) - 1), list(WAYS[1:]))
@@ -100,8 +122,8 @@ class IllusionMeter:
         ]
         lines.append(f"{'edit':<12}  {'accuracy':<20}  {'log p gained (nats)':<22}  retained share")
         for way in WAYS:
-            kept = self.retained(way) if self.has_effect and way != "no edit" else ""
-            lines.append(f"{way:<12}  {self.accuracy(way)!s:<20}  {self.effect(way)!s:<22}  {kept}".rstrip())
+            retained = self.retained(way) if self.has_effect and way != "no edit" else ""
+            lines.append(f"{way:<12}  {self.accuracy(way)!s:<20}  {self.effect(way)!s:<22}  {retained}".rstrip())
         lines.append(f"subspace less whole vector: {self.beyond_whole} nats")
         lines += [f"warning: {w}" for w in self.warnings] or [f"no sign of a subspace illusion{self._reservation}"]
         return "\n".join(lines)
@@ -148,14 +170,15 @@ def subspace_illusion(
     splits = {site: seen_split(model, site, readers=readers, share=share) for site in bases}
     parts = {site: splits[site].parts(basis) for site, basis in bases.items()}
     whole = ReFT({site: Interchange(len(basis)) for site, basis in bases.items()})
-    ways = [None, about, *(_exchange({site: both[i] for site, both in parts.items()}) for i in (0, 1)), whole]
-    plans = [(about, Variant(strength=0.0)) if way is None else (way, Variant()) for way in ways]
-    found = answers(model, pairs, plans, first_targets(pairs)[:, None], batch_size=batch_size, reuse=reuse,
-                    progress=progress, describe="illusion")  # fmt: skip
-    log_probs = found.log_probs[:, :, 0]
+    refts = [None, about, *(_exchange({site: both[i] for site, both in parts.items()}) for i in (0, 1)), whole]
+    ways = [(about, Variant(strength=0.0)) if reft is None else (reft, Variant()) for reft in refts]
+    tokens = first_targets(pairs)[:, None]
+    scores = answers(
+        model, pairs, ways, tokens, batch_size=batch_size, reuse=reuse, progress=progress, describe="illusion"
+    )
+    log_probs = scores.log_probs[:, :, 0]
     norms = tuple(splits[site].norm_share(basis) for site, basis in bases.items())
-    result = IllusionMeter(found.hits, log_probs - log_probs[:1], tuple(splits.values()), norms, ())
-    return replace(result, warnings=tuple(_warnings(result)))
+    return IllusionMeter(scores.hits, log_probs - log_probs[:1], tuple(splits.values()), norms)
 
 
 def _exchange(bases: dict[Site, Float[Tensor, "d _"]]) -> ReFT | None:
@@ -169,24 +192,3 @@ def _row(way: str) -> int:
     if way not in WAYS:
         raise ValueError(f"way={way!r}, expected one of: {', '.join(WAYS)}")
     return WAYS.index(way)
-
-
-def _warnings(found: IllusionMeter) -> list[str]:
-    """A sentence for each sign of an illusion, and for what keeps the split from telling."""
-    said = []
-    if not found.has_effect:
-        said.append(f"exchanging the subspace does not raise the answer ({found.effect('subspace')} nats): no effect")
-    elif found.retained("seen part").value < 0.5:
-        seen, unseen = found.retained("seen part"), found.retained("unseen part")
-        if unseen.value < 0.5:
-            said.append(
-                f"neither part alone keeps the effect (seen {seen}, unseen {unseen}): a direction that nothing reads "
-                "pushes one that is read and lies still on natural prompts, a subspace illusion"
-            )
-        else:
-            said.append(f"the effect runs through directions that are hardly read (unseen {unseen}): raise share")
-    if all(split.seen.shape[0] == split.seen.shape[1] for split in found.splits):
-        said.append("the readers see every direction here, so nothing is split: lower share, or name readers")
-    if found.beyond_whole.low > 0:
-        said.append(f"the subspace does more than the whole vector it is part of, by {found.beyond_whole} nats")
-    return said

@@ -107,7 +107,7 @@ class ManifoldDistance:
                 f"the natural 95th; {row.ratio:.1f} times as far from natural activations as they are from each other "
                 f"(p = {corrected:.2g}): {said}"
             )
-        return "\n".join(lines)
+        return figures.screenful(lines)
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ def permutation_p(
         raise ValueError(CANNOT)
     classes = labels.unique()
     plans = [(reft, Variant(strength=0.0)), (reft, Variant())]
-    found = answers(model, test, plans, classes.expand(len(test), -1), reuse=reuse, progress=False)
+    scores = answers(model, test, plans, classes.expand(len(test), -1), reuse=reuse, progress=False)
     strata = None if base is None else first_targets(base)
-    gained = found.log_probs[1] - found.log_probs[0]
+    gained = scores.log_probs[1] - scores.log_probs[0]
     return shuffled_p(gained, torch.searchsorted(classes, labels), strata, shuffles, seed)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reftlens import figures
@@ -80,8 +80,8 @@ class InterchangeScores:
         named = {"all pairs": self.accuracy}
         if self.base_hits is not None and self.base_hits.any():
             named["base right"] = self.restricted
-        for x, one in enumerate(named.values()):
-            ax.errorbar(x, one.value, [[one.value - one.low], [one.high - one.value]], fmt="o", color=figures.BLUE)
+        for x, estimate in enumerate(named.values()):
+            figures.interval(ax, x, estimate)
         floor = self.unedited_hits.float().mean().item()
         ax.axhline(floor, color=figures.GREY, linestyle="--", linewidth=1, label="unedited model")
         ax.set(ylabel="interchange accuracy (95 % interval)", ylim=(0, 1.03), xlim=(-0.5, len(named) - 0.5))
@@ -90,12 +90,12 @@ class InterchangeScores:
         return ax
 
     def __str__(self) -> str:
-        said = f"{len(self.hits)} pairs: interchange accuracy {self.accuracy}, unedited {share_of(self.unedited_hits)}"
+        text = f"{len(self.hits)} pairs: interchange accuracy {self.accuracy}, unedited {share_of(self.unedited_hits)}"
         if self.base_hits is not None and self.base_hits.any():
-            said += f"; where the base is right {self.restricted}"
+            text += f"; where the base is right {self.restricted}"
         if self.log_odds is not None and not self.log_odds.isnan().all():
-            said += f"; log odds-ratio {self.log_odds_ratio} nats"
-        return said
+            text += f"; log odds-ratio {self.log_odds_ratio} nats"
+        return text
 
 
 def interchange_scores(
@@ -118,26 +118,21 @@ def interchange_scores(
     Raises:
         ValueError: if a row has no target, or `base` has other prompts than `data`.
     """
-    wanted = first_targets(data)[:, None]
+    tokens = first_targets(data)[:, None]
     if base is not None:
         _check_same_prompts(data, base)
-        wanted = torch.cat([wanted, first_targets(base)[:, None]], dim=1)
+        tokens = torch.cat([tokens, first_targets(base)[:, None]], dim=1)
     plans = [(reft, Variant(strength=0.0)), (reft, variant)]
-    found = answers(model, data, plans, wanted, batch_size=batch_size, reuse=reuse, progress=progress)
+    scores = answers(model, data, plans, tokens, batch_size=batch_size, reuse=reuse, progress=progress)
+    unedited_hits, hits = scores.hits
     if base is None:
-        return InterchangeScores(found.hits[1], found.hits[0], None, None, None)
+        return InterchangeScores(hits, unedited_hits, None, None, None)
     own = base.with_sources(data.sources) if data.sources else base
-    base_hits = answers(model, own, plans[:1], wanted, batch_size=batch_size, reuse=reuse, progress=False).hits[0]
-    odds = found.log_probs[:, :, 0] - found.log_probs[:, :, 1]
-    differ = wanted[:, 0] != wanted[:, 1]
-    gained = torch.where(differ, odds[1] - odds[0], torch.nan)
-    return InterchangeScores(
-        found.hits[1],
-        found.hits[0],
-        base_hits,
-        gained,
-        gained / (_source_odds(model, data, wanted, batch_size) - odds[0]),
-    )
+    base_hits = answers(model, own, plans[:1], tokens, batch_size=batch_size, reuse=reuse, progress=False).hits[0]
+    odds = scores.log_probs[:, :, 0] - scores.log_probs[:, :, 1]
+    gained = torch.where(tokens[:, 0] != tokens[:, 1], odds[1] - odds[0], torch.nan)
+    recovered = gained / (_source_odds(model, data, tokens, batch_size) - odds[0])
+    return InterchangeScores(hits, unedited_hits, base_hits, gained, recovered)
 
 
 def _check_same_prompts(data: Batch, base: Batch) -> None:
@@ -149,7 +144,7 @@ def _check_same_prompts(data: Batch, base: Batch) -> None:
 
 
 @torch.no_grad()
-def _source_odds(model: Bridge, data: Batch, wanted: Tensor, batch_size: int) -> Float[Tensor, " pair"]:
+def _source_odds(model: Bridge, data: Batch, tokens: Int[Tensor, "pair 2"], batch_size: int) -> Float[Tensor, " pair"]:
     """log p(counterfactual) - log p(base's own) after the source prompt; NaN for rows with several sources."""
     odds = torch.full((len(data),), torch.nan)
     used = {name: source.rows.cpu() for name, source in data.sources.items()}
@@ -159,15 +154,10 @@ def _source_odds(model: Bridge, data: Batch, wanted: Tensor, batch_size: int) ->
         for some in mine.split(batch_size):
             batch = data.sources[name].batch[rows[some].tolist()].to(device_of(model))
             logits = forward(model, batch.tokens, batch.attention_mask).logits
-            last = _last(batch.prompt_mask)
-            found = logits[torch.arange(len(some)), last].float().log_softmax(dim=-1).cpu()
-            odds[some] = found.gather(1, wanted[some]) @ torch.tensor([1.0, -1.0])
+            last = batch.prompt_mask.sum(dim=1) - 1
+            log_probs = logits[torch.arange(len(some)), last].float().log_softmax(dim=-1).cpu()
+            odds[some] = log_probs.gather(1, tokens[some]) @ torch.tensor([1.0, -1.0])
     return odds
-
-
-def _last(mask: Bool[Tensor, "row seq"]) -> Tensor:
-    """Index of the last token that is chosen in each row."""
-    return mask.shape[1] - 1 - mask.flip(1).long().argmax(dim=1)
 
 
 def cause_isolate(cause: InterchangeScores, isolate: InterchangeScores) -> "Disentanglement":
@@ -226,11 +216,11 @@ def scores_table(scores: dict[str, InterchangeScores] | Sequence[InterchangeScor
 
     named = scores if isinstance(scores, dict) else {str(i): s for i, s in enumerate(scores)}
     records = []
-    for name, one in named.items():
-        record = {"name": name, "pairs": len(one.hits), **one.accuracy.as_columns("accuracy")}
-        if one.base_hits is not None and one.base_hits.any():
-            record |= one.restricted.as_columns("restricted")
-        if one.log_odds is not None and not one.log_odds.isnan().all():
-            record |= one.log_odds_ratio.as_columns("log_odds_ratio")
+    for name, score in named.items():
+        record = {"name": name, "pairs": len(score.hits), **score.accuracy.as_columns("accuracy")}
+        if score.base_hits is not None and score.base_hits.any():
+            record |= score.restricted.as_columns("restricted")
+        if score.log_odds is not None and not score.log_odds.isnan().all():
+            record |= score.log_odds_ratio.as_columns("log_odds_ratio")
         records.append(record)
     return pd.DataFrame(records).set_index("name")

@@ -20,7 +20,7 @@ def about_variable(reft: ReFT, variable: str | None) -> ReFT:
     modules: dict[Site, Intervention] = {}
     for site, module in reft.items():
         if not module.variables:
-            raise ValueError(f"{module.kind} at {site} exchanges nothing, and this is asked of DAS and its kin")
+            raise ValueError(f"{module.kind} at {site} exchanges nothing: give DAS or one of its kin")
         if variable is None and len(module.variables) > 1:
             raise ValueError(f"{module.kind} exchanges {', '.join(module.variables)}: say which with variable=…")
         if isinstance(module, DAS):
@@ -42,8 +42,8 @@ def pairs_of(data: Batch, variable: str | None) -> Batch:
     rows = (data.sources[name].rows >= 0).nonzero().flatten().tolist()
     if not rows:
         raise ValueError(f"no pair exchanges {name!r}")
-    kept = data[rows]
-    return kept.with_sources(kept.sources[name])
+    pairs = data[rows]
+    return replace(pairs, sources={"source": pairs.sources[name]})
 
 
 def rows_of(base: Batch, test: Batch, variable: str | None) -> Batch:

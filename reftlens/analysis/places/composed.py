@@ -108,7 +108,7 @@ class Composition:
             each = ", ".join(f"{edit} {self.effect(edit, metric)}" for edit in self.edits)
             both = f"together {self.joint(metric)}, sum {self.predicted(metric)}, error {self.error(metric)}"
             lines.append(f"{metric} (nats per target token): {each}; {both}")
-        return "\n".join(lines)
+        return figures.screenful(lines)
 
 
 def composition(

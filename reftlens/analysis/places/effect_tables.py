@@ -155,6 +155,7 @@ class PairEffects:
                     write_cell(ax, j, i, self.interaction(site, other))
         name_ticks(ax, self.sites, turned=True)
         ax.set_yticks(range(count), list(map(figures.short, self.sites)))
+        ax.set(xlabel="edited at", ylabel="edited at")
         return ax
 
     def __str__(self) -> str:

@@ -1,6 +1,7 @@
 """Fixed directions from labelled activations, one call each: what a trained subspace is to be compared with."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformer_lens.tools.analysis.interchange import random_basis
 
+from reftlens import figures
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reading import activations
@@ -20,6 +22,10 @@ from reftlens.interventions.subspace import orthonormal
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
 
 Activations = Float[Tensor, "examples d"]
 
@@ -50,6 +56,24 @@ class Direction:
         """Sets the coordinates in this subspace to those of `reference`, or to zero."""
         d = len(self.basis)
         return Ablation(d, torch.zeros(d) if reference is None else reference.float(), self.basis.float())
+
+    def to_frame(self) -> "DataFrame":
+        """One row per direction."""
+        import pandas as pd
+
+        return pd.DataFrame({"name": self.name, "scale": self.scale.tolist()}).rename_axis("direction")
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """How far examples lie apart along each direction."""
+        ax = figures.axes(ax)
+        ax.plot(self.scale.tolist(), color=figures.BLUE, marker="o", linestyle="")
+        ax.set(xlabel=f"direction ({self.name})", ylabel="scale (in units of the activations)", ylim=(0, None))
+        ax.set_xticks(range(len(self.scale)))
+        return ax
+
+    def __str__(self) -> str:
+        scales = ", ".join(f"{scale:.3g}" for scale in self.scale.tolist()[:8]) + ", …" * (len(self.scale) > 8)
+        return f"{self.name}: {self.basis.shape[1]} of {len(self.basis)} dimensions, scale {scales}"
 
 
 def difference_of_means(x: Activations, labels: Int[Tensor, " labels"]) -> Direction:

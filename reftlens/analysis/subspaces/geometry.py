@@ -164,7 +164,7 @@ class Overlap:
                 f"{self.names[a]} | {self.names[b]}: overlap {value:.3f}, chance {chance.mean:.3f} ± "
                 f"{chance.spread:.3f} (z = {chance.z(value):.1f}), smallest angle {self.angles[a][b][0].item():.1f}°"
             )
-        return "\n".join(lines)
+        return figures.screenful(lines)
 
 
 def overlap(subspaces: Mapping[str, Subspace], *, site: Site | int | None = None) -> Overlap:

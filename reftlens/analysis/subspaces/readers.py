@@ -8,15 +8,20 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens import figures
 from reftlens.bridge.protocol import Bridge, resolve_hook
 from reftlens.editing.site import Site
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
 
 _STREAM = {
     "hook_resid_pre": (0, True), "hook_resid_mid": (0, False), "hook_attn_out": (0, False), "hook_mlp_out": (1, True),
@@ -47,6 +52,22 @@ class SeenSplit:
         columns = basis.detach().cpu().double()
         visible = self.seen @ (self.seen.T @ columns)
         return _span(visible), _span(columns - visible)
+
+    def to_frame(self) -> "DataFrame":
+        """One row per dimension of the site: the share of it that is seen."""
+        import pandas as pd
+
+        seen = self.seen.square().sum(dim=1)
+        return pd.DataFrame({"site": str(self.site), "seen": seen.tolist()}).rename_axis("dimension")
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """The share of each dimension that is seen; dashed: that of a random direction."""
+        ax = figures.axes(ax)
+        d, k = self.seen.shape
+        ax.plot(self.seen.square().sum(dim=1).tolist(), ".", color=figures.BLUE)
+        ax.axhline(k / d, color=figures.GREY, linestyle="--", linewidth=1)
+        ax.set(xlabel=f"dimension of {self.site.hook}", ylabel="share seen", ylim=(-0.02, 1.02))
+        return ax
 
     def __str__(self) -> str:
         d, k = self.seen.shape

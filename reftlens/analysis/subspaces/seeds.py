@@ -182,6 +182,14 @@ class FramePath:
                                 "largest_angle": angle, "chance": self._chance(i).mean})  # fmt: skip
         return pd.DataFrame(records)
 
+    def __str__(self) -> str:
+        last = self.steps[-1]
+        lines = [f"{len(self.steps)} frames, of optimizer steps 0 to {last}"]
+        for i, site in enumerate(self.sites):
+            share = self.overlap(0, site=i)[-1].item()
+            lines.append(f"{site}: overlap of the last with the first {share:.3f}, chance {self._chance(i).mean:.3f}")
+        return figures.screenful(lines)
+
     def _chance(self, site: int) -> Chance:
         last = self._frames[self.steps[-1]][site]
         return chance_overlap(last.ambient_dim, last.rank, last.rank)

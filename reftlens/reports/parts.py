@@ -1,0 +1,93 @@
+"""What the templates are given: sections with their figures and tables, in plain values."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from reftlens.reports.charts import Chart, chart
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A part of the report."""
+
+    name: str
+    """Of the anchor, and of the template that writes `values`."""
+    title: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    frames: Mapping[str, "DataFrame"] = field(default_factory=dict)
+    """The numbers behind it, by name; the page holds them in full."""
+    absent: str = ""
+    """Why the section does not apply, which then stands in its place."""
+    warnings: tuple[str, ...] = ()
+
+
+class Table(NamedTuple):
+    """Rows of plain values under a caption."""
+
+    caption: str
+    columns: Sequence[tuple[str, bool]]
+    """Name, and whether it holds numbers."""
+    rows: Sequence[Sequence[Any]]
+
+
+class Figure(NamedTuple):
+    """A chart with its caption, which also is its text for screen readers; its numbers fold out below it."""
+
+    chart: Chart
+    caption: str
+    numbers: Table | None
+    wide: bool
+
+
+def figure(
+    plot: "Callable[[], Axes]", name: str, caption: str, frame: "DataFrame | None" = None, *, wide: bool = False
+) -> Figure:
+    """A figure of what `plot` draws; `name` tells its ids from those of the page's other figures."""
+    return Figure(chart(plot, name), caption, None if frame is None else table(frame, caption), wide)
+
+
+def table(frame: "DataFrame", caption: str) -> Table:
+    """A data frame as a table."""
+    whole = _whole(frame)
+    return Table(caption, [(str(c), whole[c].dtype.kind in "if") for c in whole.columns], _rows(whole))
+
+
+def records(frame: "DataFrame") -> list[dict[str, Any]]:
+    """The rows of a data frame for JSON: what is no finite number is null."""
+    whole = _whole(frame)
+    names = [str(c) for c in whole.columns]
+    return [{n: None if _is_not_finite(v) else v for n, v in zip(names, row, strict=True)} for row in _rows(whole)]
+
+
+def _whole(frame: "DataFrame") -> "DataFrame":
+    """With its index as a column, if that has a name."""
+    return frame.reset_index() if frame.index.name else frame
+
+
+def _rows(frame: "DataFrame") -> list[list[Any]]:
+    """In Python's own types."""
+    rows = frame.itertuples(index=False, name=None)
+    return [[value.item() if hasattr(value, "item") else value for value in row] for row in rows]
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def number(value: Any) -> str:
+    """A value as a reader wants it: numbers to four digits."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+    return f"{value:.4g}"
