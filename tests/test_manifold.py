@@ -65,7 +65,7 @@ def test_strength_is_how_far():
 
 
 def test_p_is_calibrated_and_has_power():
-    from reftlens.analysis.causal.manifold import _compared
+    from reftlens.analysis.causal.manifold import _distance
 
     small = {0.0: 0, 0.5: 0}
     for seed in range(200):
@@ -74,25 +74,25 @@ def test_p_is_calibrated_and_has_power():
         natural, other = (x @ mixing for x in drawn)
         for shift in small:
             edited = other + shift * natural.std(dim=0)
-            small[shift] += _compared(_site(), natural, edited, torch.arange(40), 0.1, 199, seed).p <= 0.05
+            small[shift] += _distance(_site(), natural, edited, torch.arange(40), 0.1, 199, seed).p <= 0.05
     assert 3 <= small[0.0] <= 19, "10 expected of 200; the interval holds 99.5 % of such counts"
     assert small[0.5] > 150
 
 
 def test_rows_are_split_as_a_whole():
     """Two equal tokens in each row: no more evidence than one."""
-    from reftlens.analysis.causal.manifold import _compared
+    from reftlens.analysis.causal.manifold import _distance
 
     generator = torch.Generator().manual_seed(3)
     natural, edited = torch.randn(2, 30, 8, generator=generator, dtype=torch.float64)
-    once = _compared(_site(), natural, edited, torch.arange(30), 0.1, 99, 0)
+    once = _distance(_site(), natural, edited, torch.arange(30), 0.1, 99, 0)
     twice = [x.repeat_interleave(2, dim=0) for x in (natural, edited)]
-    again = _compared(_site(), *twice, torch.arange(30).repeat_interleave(2), 0.1, 99, 0)
+    again = _distance(_site(), *twice, torch.arange(30).repeat_interleave(2), 0.1, 99, 0)
     assert again.p == pytest.approx(once.p, abs=0.03) and again.ratio == pytest.approx(once.ratio, rel=0.05)
 
 
 def test_distances_are_those_of_the_formulas():
-    from reftlens.analysis.causal.manifold import _compared, _energies, _Mahalanobis
+    from reftlens.analysis.causal.manifold import _distance, _energies, _Mahalanobis
 
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 12, 5, generator=generator, dtype=torch.float64)
@@ -106,7 +106,7 @@ def test_distances_are_those_of_the_formulas():
     mean = lambda p, q: torch.stack([(i - j).norm() for i in p for j in q]).mean()  # noqa: E731
     energy = _energies(both, torch.arange(24)[None] < 12)
     assert torch.allclose(energy, 2 * mean(a, b) - mean(a, a) - mean(b, b))
-    row = _compared(_site(), both, both, torch.arange(24), 0.1, 9, 0)
+    row = _distance(_site(), both, both, torch.arange(24), 0.1, 9, 0)
     assert torch.equal(row.edited, row.natural) and row.percentiles.max() == 100
 
 

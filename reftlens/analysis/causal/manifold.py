@@ -9,11 +9,10 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.statistics import holm
-from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
-from reftlens.editing.engine import attached
-from reftlens.editing.reft import ReFT, Variant, mode
+from reftlens.analysis.subspaces.recorded import read_edited
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site
-from reftlens.editing.sources import read_sites
 from reftlens.text.batch import Batch
 
 if TYPE_CHECKING:
@@ -73,25 +72,26 @@ class ManifoldDistance:
         """One row per site."""
         import pandas as pd
 
-        records = [
-            {"site": str(r.site), "strength": self.strength, "tokens": len(r.edited),
-             "median_percentile": r.percentiles.median().item(), "beyond_95": r.beyond, "energy": r.energy,
-             "natural_energy": r.null.mean().item(), "ratio": r.ratio, "p": r.p, "p_holm": corrected}
-            for r, corrected in zip(self.rows, self.p.tolist(), strict=True)
-        ]  # fmt: skip
-        return pd.DataFrame(records).set_index("site")
+        frame = pd.DataFrame(index=pd.Index([str(row.site) for row in self.rows], name="site"))
+        frame["strength"], frame["tokens"] = self.strength, [len(row.edited) for row in self.rows]
+        frame["median_percentile"] = [row.percentiles.median().item() for row in self.rows]
+        frame["beyond_95"], frame["energy"] = [row.beyond for row in self.rows], [row.energy for row in self.rows]
+        frame["natural_energy"] = [row.null.mean().item() for row in self.rows]
+        frame["ratio"], frame["p"] = [row.ratio for row in self.rows], [row.p for row in self.rows]
+        return frame.assign(p_holm=self.p.tolist())
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Histogram of the percentiles, one line per site; grey: natural activations, by construction even."""
         ax = figures.axes(ax)
         bins = list(range(0, 101, 10))
-        ax.hist([b + 5 for b in bins[:-1]], bins=bins, weights=[0.1] * 10, color=figures.GREY, alpha=0.4,
-                label="natural")  # fmt: skip
+        even = {"weights": [0.1] * 10, "color": figures.GREY, "alpha": 0.4}
+        ax.hist([b + 5 for b in bins[:-1]], bins=bins, label="natural", **even)
         for i, row in enumerate(self.rows):
+            line = {"color": (figures.ORANGE, figures.BLUE, figures.GREEN)[i % 3], "linewidth": 1.5}
             weights = [1 / len(row.edited)] * len(row.edited)
-            colour = (figures.ORANGE, figures.BLUE, figures.GREEN)[i % 3]
-            ax.hist(row.percentiles.tolist(), bins=bins, weights=weights, histtype="step", color=colour,
-                    linewidth=1.5, label=f"edited: {row.site}")  # fmt: skip
+            ax.hist(
+                row.percentiles.tolist(), bins, weights=weights, histtype="step", label=f"edited: {row.site}", **line
+            )
         ax.set(xlabel="percentile among natural activations (Mahalanobis distance)", ylabel="share of tokens")
         ax.legend(frameon=False)
         return ax
@@ -99,13 +99,13 @@ class ManifoldDistance:
     def __str__(self) -> str:
         lines = []
         for row, corrected in zip(self.rows, self.p.tolist(), strict=True):
-            said = "off the natural manifold" if corrected < 0.05 else "no sign of leaving the natural manifold"
+            verdict = "off the natural manifold" if corrected < 0.05 else "no sign of leaving the natural manifold"
             if corrected >= 0.05 and row.beyond > 0.25:
-                said = "one by one farther out than natural ones, as a whole not shown to be: no verdict"
+                verdict = "one by one farther out than natural ones, as a whole not shown to be: no verdict"
             lines.append(
                 f"{row.site}: median percentile {row.percentiles.median().item():.0f}, {100 * row.beyond:.0f} % beyond "
                 f"the natural 95th; {row.ratio:.1f} times as far from natural activations as they are from each other "
-                f"(p = {corrected:.2g}): {said}"
+                f"(p = {corrected:.2g}): {verdict}"
             )
         return figures.screenful(lines)
 
@@ -146,32 +146,18 @@ def manifold_distance(
         raise ValueError(f"splits={splits}, expected 1 or more (999 for a p of 0.001)")
     if not 0 < shrinkage <= 1:
         raise ValueError(f"shrinkage={shrinkage}, expected above 0 and at most 1")
-    natural, edited = _read(reft, model, data, strength, batch_size, progress)
+    natural, edited = (
+        read_edited(reft, model, data, Variant(number), batch_size=batch_size, progress=progress)
+        for number in (0.0, strength)
+    )
     rows = []
     for site, x, y in zip(reft.sites, natural, edited, strict=True):
         owner = site.positions.mask(data.view).nonzero()[:, 0].cpu()
-        rows.append(_compared(site, x, y, owner, shrinkage, splits, seed))
+        rows.append(_distance(site, x, y, owner, shrinkage, splits, seed))
     return ManifoldDistance(tuple(rows), strength)
 
 
-def _read(
-    reft: ReFT, model: Bridge, data: Batch, strength: float, batch_size: int, progress: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Natural and edited activations of each site, float64 on the CPU."""
-    check_deterministic(model)
-    bound, variant = reft.to(device_of(model)).bind(model), Variant(strength)
-    bound.require(data.view, variant)
-    donors = bound.donors(model, data, variant)
-    places = list(zip(reft.sites, bound.points, strict=True))
-    with mode(reft, training=False):
-        natural, edited = (
-            read_sites(model, data, places, batch_size=batch_size, progress=progress, edited=context)
-            for context in (None, lambda batch, rows: attached(bound.edits(batch.view, variant, donors, rows)))
-        )
-    return [x.cpu().double() for x in natural], [x.cpu().double() for x in edited]
-
-
-def _compared(
+def _distance(
     site: Site,
     natural: Float[Tensor, "tokens d"],
     edited: Float[Tensor, "tokens d"],
@@ -196,11 +182,11 @@ def _compared(
 
 def _energies(x: Float[Tensor, "n d"], halves: Bool[Tensor, "splits n"]) -> Float[Tensor, " splits"]:
     """Energy distance between the tokens in each half and the others, coordinates in standard deviations of all."""
-    scaled, one = x / x.std(dim=0).clamp_min(1e-12), halves.double()
+    scaled = x / x.std(dim=0).clamp_min(1e-12)
     apart = torch.cdist(scaled, scaled)
-    one, other = one / one.sum(dim=1, keepdim=True), (1 - one) / (1 - one).sum(dim=1, keepdim=True)
-    to_one, to_other = one @ apart, other @ apart
-    return 2 * (to_one * other).sum(dim=1) - (to_one * one).sum(dim=1) - (to_other * other).sum(dim=1)
+    inside, outside = (mask.double() / mask.sum(dim=1, keepdim=True) for mask in (halves, ~halves))
+    to_inside, to_outside = inside @ apart, outside @ apart
+    return (2 * to_inside * outside - to_inside * inside - to_outside * outside).sum(dim=1)
 
 
 class _Mahalanobis:
