@@ -77,6 +77,29 @@ def test_examples_that_cannot_be_shown_are_refused():
         _examples(reft, model, data, directions=[2])
 
 
+def test_a_frame_that_was_read_is_not_read_again(monkeypatch):
+    import reftlens as rl
+    from reftlens.analysis.subspaces import frame as module
+    from reftlens.analysis.subspaces.tokens import direction_tokens
+
+    model = bridge("gpt2")
+    data = rl.encode_prompts(model, PROMPTS)
+    reft = rl.ReFT({rl.resid_post(i, "all"): rl.LoReFT(D, 2) for i in (0, 1)})
+    frame = rl.subspaces.principal_frame(reft, model, data, progress=False)
+    anew = [
+        (direction_tokens(reft, model, data, site=i, progress=False).rows, _examples(reft, model, data, site=i).rows)
+        for i in (0, 1)
+    ]
+    points = _plane(reft, model, data, list("abcde"), site=1).points
+    monkeypatch.setattr(module, "edits_of", lambda *_, **__: pytest.fail("the edits are read again"))
+    for i in (0, 1):
+        assert direction_tokens(reft, model, frame, site=i, progress=False).rows == anew[i][0]
+        assert _examples(reft, model, frame, site=i).rows == anew[i][1]
+    assert torch.equal(_plane(reft, model, frame, list("abcde"), site=1).points, points)
+    with pytest.raises(ValueError, match="a frame of "):
+        _examples(rl.ReFT({rl.resid_post(2, "all"): rl.LoReFT(D, 2)}), model, frame)
+
+
 # -- the plane -----------------------------------------------------------------------------------------------
 
 

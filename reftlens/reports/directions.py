@@ -6,12 +6,13 @@ from torch import Tensor
 
 from reftlens.analysis.subspaces.directions import pca
 from reftlens.analysis.subspaces.examples import DirectionExamples, direction_examples
-from reftlens.analysis.subspaces.frame import principal_frame
+from reftlens.analysis.subspaces.frame import PrincipalFrame, principal_frame
 from reftlens.analysis.subspaces.geometry import columns_of, overlap
 from reftlens.analysis.subspaces.tokens import DirectionTokens, direction_tokens
 from reftlens.editing.reading import activations
 from reftlens.reports.parts import Section, figure
 from reftlens.reports.subject import Subject
+from reftlens.text.batch import Batch
 
 _MOST_SITES, _MOST_DIRECTIONS, _TOP = 6, 4, 8
 
@@ -61,8 +62,9 @@ def _overlap_caption(subject: Subject) -> str:
 def directions_section(subject: Subject) -> Section:
     """Tokens and examples of the strongest directions of each site."""
     sites, frames = [], {}
+    data = _read(subject)
     for i, site in enumerate(subject.reft.sites[:_MOST_SITES]):
-        tokens, examples = _tokens(subject, i), _examples(subject, i)
+        tokens, examples = _tokens(subject, data, i), _examples(subject, data, i)
         if not isinstance(tokens, str):
             frames[f"tokens of site {i}"] = tokens.to_frame()
         if not isinstance(examples, str):
@@ -79,22 +81,29 @@ def directions_section(subject: Subject) -> Section:
     return Section("directions", "Tokens and examples of each direction", values, frames)
 
 
-def _tokens(subject: Subject, i: int) -> DirectionTokens | str:
-    """The tokens of the directions of a site, or why there are none."""
+def _read(subject: Subject) -> PrincipalFrame | Batch:
+    """The edits of all sites, read once; the data, where some site edits nothing."""
     try:
-        return direction_tokens(
-            subject.reft, subject.model, data=subject.data, site=i, directions=_shown(subject, i), top=_TOP,
-            seed=subject.seed, progress=subject.progress,
-        )  # fmt: skip
+        return principal_frame(subject.reft, subject.model, subject.data, progress=subject.progress)
+    except ValueError:
+        return subject.data
+
+
+def _tokens(subject: Subject, data: PrincipalFrame | Batch, i: int) -> DirectionTokens | str:
+    """The tokens of the directions of a site, or why there are none."""
+    s, directions = subject, _shown(subject, i)
+    settings = {"site": i, "directions": directions, "top": _TOP, "seed": s.seed, "progress": s.progress}
+    try:
+        return direction_tokens(s.reft, s.model, data, **settings)
     except ValueError as error:
         return absent("Tokens", error)
 
 
-def _examples(subject: Subject, i: int) -> DirectionExamples | str:
+def _examples(subject: Subject, data: PrincipalFrame | Batch, i: int) -> DirectionExamples | str:
     """The tokens of the data that a site moves most, or why there are none."""
     s, directions = subject, _shown(subject, i)
     try:
-        return direction_examples(s.reft, s.model, s.data, site=i, directions=directions, top=3, progress=s.progress)
+        return direction_examples(s.reft, s.model, data, site=i, directions=directions, top=3, progress=s.progress)
     except ValueError as error:
         return absent("Examples", error)
 

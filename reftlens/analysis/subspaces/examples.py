@@ -1,7 +1,7 @@
 """The tokens that move most along a learned direction, shown in their text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Literal
 
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.analysis.subspaces.frame import site_frame
+from reftlens.analysis.subspaces.frame import PrincipalFrame, directions_of, site_frame
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
@@ -56,13 +56,10 @@ class DirectionExamples:
         import pandas as pd
 
         scale = dict(zip(self.directions, self.codes.square().mean(dim=0).sqrt().tolist(), strict=True))
-        records = [
-            {"site": str(self.site), "direction": r.direction, "end": r.end, "place": r.place, "code": r.code,
-             "rms": scale[r.direction], "row": r.row, "position": r.position, "before": r.before, "token": r.token,
-             "after": r.after}
-            for r in self.rows
-        ]  # fmt: skip
-        return pd.DataFrame(records)
+        frame = pd.DataFrame([asdict(row) for row in self.rows])
+        frame.insert(0, "site", str(self.site))
+        frame.insert(5, "rms", [scale[direction] for direction in frame["direction"]])
+        return frame
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Histogram of the code of all edited tokens, one line per direction; dashed: no edit."""
@@ -72,8 +69,8 @@ class DirectionExamples:
         for i, (direction, codes) in enumerate(zip(self.directions, self.codes.T, strict=True)):
             colour = (figures.BLUE, figures.ORANGE, figures.GREEN)[i % 3]
             style = ("solid", "dotted", "dashdot")[i // 3 % 3]
-            ax.hist(codes.tolist(), bins=bins, histtype="step", color=colour, linestyle=style, linewidth=1.5,
-                    label=f"direction {direction}")  # fmt: skip
+            line = {"color": colour, "linestyle": style, "linewidth": 1.5, "label": f"direction {direction}"}
+            ax.hist(codes.tolist(), bins=bins, histtype="step", **line)
         ax.axvline(0.0, color=figures.GREY, linestyle="--", linewidth=1)
         ax.set(xlabel="edit along the direction (units of the hidden state)", ylabel="tokens")
         ax.legend(frameon=False)
@@ -103,7 +100,7 @@ class DirectionExamples:
 def direction_examples(
     reft: ReFT,
     model: Bridge,
-    data: Batch,
+    data: Batch | PrincipalFrame,
     *,
     site: Site | int | None = None,
     directions: Sequence[int] | None = None,
@@ -115,34 +112,33 @@ def direction_examples(
     """The edited tokens that move farthest along each direction, and farthest against it.
 
     Args:
+        data: a batch, or what `principal_frame` gave for one, so that nothing is read again.
         directions: of the principal frame; None shows all, 16 at most.
         context: tokens of text shown before and after.
 
     Raises:
         ValueError: if the data has no tokenizer, or as `principal_frame`.
     """
-    if data.tokenizer is None:
+    batch = data if isinstance(data, Batch) else data.data
+    if batch.tokenizer is None:
         raise ValueError("showing tokens in their text needs a tokenizer, and this data has none: make it with encode")
-    edits, frame = site_frame(reft, model, data, site, batch_size=batch_size, progress=progress)
-    width = frame.basis.shape[1]
-    chosen = list(range(min(16, width))) if directions is None else list(directions)
-    if not chosen or not all(0 <= i < width for i in chosen):
-        raise ValueError(f"directions={chosen}, expected some of 0 to {width - 1}")
-    codes = edits.edits @ (edits.span.T @ frame.basis[:, chosen])
+    axes = site_frame(reft, model, data, site, batch_size=batch_size, progress=progress)
+    edits, indices = axes.edits, directions_of(axes.basis.shape[1], directions)
+    codes = edits.edits @ (edits.span.T @ axes.basis[:, indices])
     count = min(top, len(codes))
-    found = []
-    for column, direction in enumerate(chosen):
+    examples = []
+    for column, direction in enumerate(indices):
         order = codes[:, column].argsort(stable=True)
         ends: tuple[tuple[End, Tensor], ...] = (("largest", order.flip(0)[:count]), ("smallest", order[:count]))
-        for end, which in ends:
-            for place, i in enumerate(which.tolist(), start=1):
-                row, at = int(edits.rows[i]), int(edits.columns[i])
-                code = codes[i, column].item()
-                found.append(DirectionExample(direction, end, place, code, row, *_shown(data, row, at, context)))
-    return DirectionExamples(frame.site, tuple(found), codes, tuple(chosen))
+        for end, tokens in ends:
+            for place, i in enumerate(tokens.tolist(), start=1):
+                row, code = int(edits.rows[i]), codes[i, column].item()
+                text = _in_text(batch, row, int(edits.columns[i]), context)
+                examples.append(DirectionExample(direction, end, place, code, row, *text))
+    return DirectionExamples(axes.site, tuple(examples), codes, tuple(indices))
 
 
-def _shown(data: Batch, row: int, column: int, context: int) -> tuple[int, str, str, str]:
+def _in_text(data: Batch, row: int, column: int, context: int) -> tuple[int, str, str, str]:
     """Its place in the row, and the text before, of and after a token."""
     real = data.attention_mask[row]
     ids, place = data.tokens[row][real].tolist(), int(real[:column].sum())

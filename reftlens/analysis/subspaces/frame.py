@@ -1,6 +1,7 @@
 """The principal frame: the principal axes of the edit over a data set, so that "direction 0" means something."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,16 +24,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SiteFrame:
-    """The principal frame of one site, `n` edited tokens."""
+    """The principal frame of one site."""
 
-    site: Site
+    edits: SiteEdits
+    """The edited tokens that it is the frame of."""
     basis: Float[Tensor, "d k"]
     """Orthonormal axes, the one along which the edit is largest first, each towards the mean edit."""
     rotation: Float[Tensor, "rank k"]
     """`basis` of the intervention `@ rotation` is the principal one; orthogonal for an orthonormal frame."""
     singular_values: Float[Tensor, " k"]
     """Of the matrix of edits `[tokens, d]`, not centred: its spectrum."""
-    tokens: int
+
+    @property
+    def site(self) -> Site:
+        return self.edits.site
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are edited."""
+        return len(self.edits.rows)
 
     @property
     def mean_square(self) -> Float[Tensor, " k"]:
@@ -62,9 +72,14 @@ class PrincipalFrame:
     sites: tuple[SiteFrame, ...]
 
     @property
+    def data(self) -> Batch:
+        """What the edits were read over."""
+        return self.sites[0].edits.data
+
+    @property
     def bases(self) -> dict[Site, Float[Tensor, "d k"]]:
         """The principal basis of each site."""
-        return {one.site: one.basis for one in self.sites}
+        return {frame.site: frame.basis for frame in self.sites}
 
     def __getitem__(self, site: Site | int) -> SiteFrame:
         """The frame of a site, given itself or by its index."""
@@ -74,13 +89,14 @@ class PrincipalFrame:
         """One row per site and direction; `rms` is the root mean squared edit along it, in the hidden state's units."""
         import pandas as pd
 
-        records = [
-            {"site": str(one.site), "direction": i, "rms": one.mean_square[i].item() ** 0.5,
-             "singular_value": one.singular_values[i].item(), "share": one.shares[i].item(),
-             "cumulative": one.shares[: i + 1].sum().item(), "effective_rank": one.effective_rank,
-             "entropy_rank": one.entropy_rank}
-            for one in self.sites for i in range(len(one.shares))
-        ]  # fmt: skip
+        names, records = ("rms", "singular_value", "share", "cumulative"), []
+        for frame in self.sites:
+            ranks = {"effective_rank": frame.effective_rank, "entropy_rank": frame.entropy_rank}
+            columns = frame.mean_square.sqrt(), frame.singular_values, frame.shares, frame.shares.cumsum(dim=0)
+            for i, values in enumerate(torch.stack(columns, dim=1).tolist()):
+                records.append(
+                    {"site": str(frame.site), "direction": i, **dict(zip(names, values, strict=True)), **ranks}
+                )
         return pd.DataFrame(records)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
@@ -88,11 +104,11 @@ class PrincipalFrame:
         from matplotlib.ticker import MaxNLocator
 
         ax = figures.axes(ax)
-        for i, one in enumerate(self.sites):
-            colour, places = (figures.BLUE, figures.ORANGE, figures.GREEN)[i % 3], range(len(one.shares))
-            label = f"{one.site}: effective rank {one.effective_rank:.2f}"
-            ax.plot(places, one.shares.tolist(), marker="o", markersize=4, color=colour, label=label)
-            ax.axhline(1 / len(one.shares), color=figures.GREY, linestyle="--", linewidth=1)
+        for i, frame in enumerate(self.sites):
+            colour, directions = (figures.BLUE, figures.ORANGE, figures.GREEN)[i % 3], range(len(frame.shares))
+            label = f"{frame.site}: effective rank {frame.effective_rank:.2f}"
+            ax.plot(directions, frame.shares.tolist(), marker="o", markersize=4, color=colour, label=label)
+            ax.axhline(1 / len(frame.shares), color=figures.GREY, linestyle="--", linewidth=1)
         ax.set(xlabel="direction (principal axis of the edit)", ylabel="share of the mean squared edit", ylim=(0, 1.05))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(frameon=False)
@@ -100,9 +116,9 @@ class PrincipalFrame:
 
     def __str__(self) -> str:
         lines = []
-        for one in self.sites:
-            shares = ", ".join(f"{100 * s:.0f} %" for s in one.shares[:8].tolist())
-            lines.append(f"{one.site}: effective rank {one.effective_rank:.2f} of {len(one.shares)} ({shares})")
+        for frame in self.sites:
+            shares = ", ".join(f"{100 * s:.0f} %" for s in frame.shares[:8].tolist())
+            lines.append(f"{frame.site}: effective rank {frame.effective_rank:.2f} of {len(frame.shares)} ({shares})")
         return "\n".join(lines)
 
 
@@ -117,31 +133,56 @@ def principal_frame(
     Raises:
         ValueError: if a site chooses no token of `data` or edits nothing there, or an exchange has no source.
     """
-    found = edits_of(reft, model, data, batch_size=batch_size, progress=progress)
-    return PrincipalFrame(tuple(frame_of(one) for one in found))
+    recorded = edits_of(reft, model, data, batch_size=batch_size, progress=progress)
+    return PrincipalFrame(tuple(frame_of(edits) for edits in recorded))
 
 
-def frame_of(one: SiteEdits) -> SiteFrame:
+def frame_of(recorded: SiteEdits) -> SiteFrame:
     """The principal frame of one site."""
-    small = torch.linalg.qr(one.edits, mode="r").R  # the same singular values and axes, without the tokens
+    small = torch.linalg.qr(recorded.edits, mode="r").R  # the same singular values and axes, without the tokens
     _, values, right = torch.linalg.svd(small, full_matrices=True)
+    count = len(recorded.rows)
     if not values[0] > 0:
-        raise ValueError(f"{one.site}: the edit is zero at all {len(one.rows)} tokens, so it has no principal axes")
+        raise ValueError(f"{recorded.site}: the edit is zero at all {count} tokens, so it has no principal axes")
     axes = right.T
-    mean = one.edits.mean(dim=0) @ axes
-    peak = (one.span @ axes).gather(0, (one.span @ axes).abs().argmax(dim=0, keepdim=True))[0]
-    towards = torch.where(mean.abs() > 1e-9 * values[0] / len(one.rows) ** 0.5, mean, peak)
-    axes = axes * torch.where(towards < 0, -1.0, 1.0).double()
+    mean = recorded.edits.mean(dim=0) @ axes
+    peak = (recorded.span @ axes).gather(0, (recorded.span @ axes).abs().argmax(dim=0, keepdim=True))[0]
+    towards = torch.where(mean.abs() > 1e-9 * values[0] / count**0.5, mean, peak)
+    basis = recorded.span @ (axes * torch.where(towards < 0, -1.0, 1.0).double())
     spectrum = torch.zeros(len(axes), dtype=torch.float64)
     spectrum[: len(values)] = values
-    basis = one.span @ axes
-    return SiteFrame(one.site, basis, torch.linalg.pinv(one.basis) @ basis, spectrum, len(one.rows))
+    return SiteFrame(recorded, basis, torch.linalg.pinv(recorded.basis) @ basis, spectrum)
 
 
 def site_frame(
-    reft: ReFT, model: Bridge, data: Batch, site: Site | int | None, *, batch_size: int = 16, progress: bool = True
-) -> tuple[SiteEdits, SiteFrame]:
-    """The edits of one site and their principal frame; None stands for the only site."""
+    reft: ReFT,
+    model: Bridge,
+    data: Batch | PrincipalFrame,
+    site: Site | int | None,
+    *,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> SiteFrame:
+    """The principal frame of one site, read over `data` unless that has been done; None stands for the only site.
+
+    Raises:
+        ValueError: for the frame of other sites, and as `principal_frame`.
+    """
     index = one_site(reft, site)
-    found = edits_of(reft, model, data, batch_size=batch_size, progress=progress)[index]
-    return found, frame_of(found)
+    if isinstance(data, Batch):
+        return frame_of(edits_of(reft, model, data, batch_size=batch_size, progress=progress)[index])
+    if tuple(data.bases) != reft.sites:
+        raise ValueError(f"a frame of {', '.join(map(str, data.bases))}, expected {', '.join(map(str, reft.sites))}")
+    return data[index]
+
+
+def directions_of(width: int, directions: Sequence[int] | None) -> list[int]:
+    """Those of `width` directions that are named; all where none are, 16 at most.
+
+    Raises:
+        ValueError: for none, or one that is not there.
+    """
+    indices = list(range(min(16, width))) if directions is None else list(directions)
+    if not indices or not all(0 <= i < width for i in indices):
+        raise ValueError(f"directions={indices}, expected some of 0 to {width - 1}")
+    return indices

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.analysis.subspaces.frame import site_frame
+from reftlens.analysis.subspaces.frame import PrincipalFrame, site_frame
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
@@ -46,8 +46,8 @@ class Plane:
         """One row per edited token."""
         import pandas as pd
 
-        frame = pd.DataFrame({"row": self.rows.tolist(), "x": self.points[:, 0].tolist(),
-                              "y": self.points[:, 1].tolist()})  # fmt: skip
+        x, y = self.points.T.tolist()
+        frame = pd.DataFrame({"row": self.rows.tolist(), "x": x, "y": y})
         if self.labels:
             frame["label"] = list(self.labels)
         return frame.rename_axis("token")
@@ -64,29 +64,31 @@ class Plane:
         else:
             for i, kind in enumerate(kinds or [None]):
                 mine = [j for j in range(len(self.points)) if kind is None or self.labels[j] == kind]
-                ax.scatter(*self.points[mine].T.tolist(), s=18, color=_COLOURS[i % 8], marker=_MARKERS[i % 10],
-                           alpha=0.8, linewidth=0, label=None if kind is None else str(kind))  # fmt: skip
+                style = {"color": _COLOURS[i % 8], "marker": _MARKERS[i % 10], "alpha": 0.8, "linewidth": 0}
+                label = None if kind is None else str(kind)
+                ax.scatter(*self.points[mine].T.tolist(), s=18, label=label, **style)
             if kinds:
                 ax.legend(frameon=False)
-        said = {"before": "hidden state", "after": "edited hidden state", "edit": "edit"}[self.of]
-        names = [f"{said} along direction {d} ({100 * s:.0f} % of the squared edit)"
-                 for d, s in zip(self.directions, self.shares, strict=True)]  # fmt: skip
-        ax.axhline(0.0, color=figures.GREY, linestyle="--", linewidth=0.8)
-        ax.axvline(0.0, color=figures.GREY, linestyle="--", linewidth=0.8)
-        ax.set(xlabel=names[0], ylabel=names[1])
+        vector = {"before": "hidden state", "after": "edited hidden state", "edit": "edit"}[self.of]
+        x, y = (f"{vector} along direction {axis}" for axis in self._axes)
+        for line in (ax.axhline, ax.axvline):
+            line(0.0, color=figures.GREY, linestyle="--", linewidth=0.8)
+        ax.set(xlabel=x, ylabel=y)
         return ax
 
+    @property
+    def _axes(self) -> list[str]:
+        shares = zip(self.directions, self.shares, strict=True)
+        return [f"{direction} ({100 * share:.0f} % of the squared edit)" for direction, share in shares]
+
     def __str__(self) -> str:
-        shares = " and ".join(
-            f"{d} ({100 * s:.0f} % of the squared edit)" for d, s in zip(self.directions, self.shares, strict=True)
-        )
-        return f"{self.site}: {len(self.points)} tokens along directions {shares}"
+        return f"{self.site}: {len(self.points)} tokens along directions {' and '.join(self._axes)}"
 
 
 def plane(
     reft: ReFT,
     model: Bridge,
-    data: Batch,
+    data: Batch | PrincipalFrame,
     labels: Sequence[Any] | Tensor | None = None,
     *,
     site: Site | int | None = None,
@@ -98,6 +100,7 @@ def plane(
     """Where the edited tokens of `data` lie along two directions of the principal frame.
 
     Args:
+        data: a batch, or what `principal_frame` gave for one, so that nothing is read again.
         labels: one for each row of `data`.
         of: the hidden state before the edit, after it, or the edit alone.
 
@@ -106,15 +109,16 @@ def plane(
     """
     if of not in ("before", "after", "edit"):
         raise ValueError(f'of={of!r}, expected "before", "after" or "edit"')
-    given = labels.tolist() if isinstance(labels, Tensor) else list(labels) if labels is not None else []
-    if labels is not None and len(given) != len(data):
-        raise ValueError(f"{len(given)} label(s) for {len(data)} row(s)")
-    edits, frame = site_frame(reft, model, data, site, batch_size=batch_size, progress=progress)
-    width = frame.basis.shape[1]
+    label_of = labels.tolist() if isinstance(labels, Tensor) else list(labels) if labels is not None else []
+    batch = data if isinstance(data, Batch) else data.data
+    if labels is not None and len(label_of) != len(batch):
+        raise ValueError(f"{len(label_of)} label(s) for {len(batch)} row(s)")
+    frame = site_frame(reft, model, data, site, batch_size=batch_size, progress=progress)
+    edits, width = frame.edits, frame.basis.shape[1]
     if len(directions) != 2 or not all(0 <= i < width for i in directions):
         raise ValueError(f"directions={directions}, expected two of 0 to {width - 1}: the subspace has {width}")
     axes = edits.span.T @ frame.basis[:, list(directions)]
     vectors = {"before": edits.hidden, "after": edits.hidden + edits.edits, "edit": edits.edits}[of]
-    shown = tuple(given[row] for row in edits.rows.tolist()) if given else ()
+    shown = tuple(label_of[row] for row in edits.rows.tolist()) if label_of else ()
     first, second = (frame.shares[i].item() for i in directions)
-    return Plane(frame.site, directions, vectors @ axes, of, edits.rows, shown, (first, second))
+    return Plane(edits.site, directions, vectors @ axes, of, edits.rows, shown, (first, second))

@@ -1,7 +1,7 @@
 """Which tokens a learned direction promotes and which it suppresses, read through the final norm and unembedding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from transformer_lens.tools.analysis.jacobian_lens import JacobianLens
 from transformer_lens.tools.analysis.logit_lens import logit_readout
 
 from reftlens import figures
-from reftlens.analysis.subspaces.frame import site_frame
+from reftlens.analysis.subspaces.frame import PrincipalFrame, directions_of, site_frame
 from reftlens.analysis.subspaces.geometry import columns_of, one_site
 from reftlens.analysis.subspaces.weights import first_reader
 from reftlens.bridge.protocol import Bridge, device_of, resolve_hook
@@ -73,12 +73,11 @@ class DirectionTokens:
         """One row per direction, effect and token; `chance` and `p` are of the strongest token of a direction."""
         import pandas as pd
 
-        records = [
-            {"site": str(self.site), "direction": r.direction, "effect": r.effect, "place": r.place, "token": r.token,
-             "id": r.id, "logit": r.logit, "chance": self.chance, "p": self.p(r.direction)}
-            for r in self.rows
-        ]  # fmt: skip
-        return pd.DataFrame(records)
+        chance = {"chance": self.chance}
+        records = [asdict(row) | chance | {"p": self.p(row.direction)} for row in self.rows]
+        frame = pd.DataFrame(records)
+        frame.insert(0, "site", str(self.site))
+        return frame
 
     def plot(self, ax: "Axes | None" = None, *, direction: int = 0) -> "Axes":
         """Bars of one direction's tokens; dashed: what 95 % of random directions stay within."""
@@ -109,9 +108,9 @@ class DirectionTokens:
 def direction_tokens(
     reft: ReFT,
     model: Bridge,
+    data: Batch | PrincipalFrame | None = None,
     *,
     site: Site | int | None = None,
-    data: Batch | None = None,
     directions: Sequence[int] | None = None,
     top: int = 10,
     lens: Literal["logit"] | JacobianLens = "logit",
@@ -129,9 +128,9 @@ def direction_tokens(
     (Gurnee et al. 2026, as TransformerLens fits it).
 
     Args:
-        data: read the principal frame over it (principal axes of the edit, each towards the mean edit); without it
-            the columns of the basis, which in an orthonormal frame of rank 2 or more are no more than any others in
-            their span.
+        data: read the principal frame over it (principal axes of the edit, each towards the mean edit), or the one
+            that `principal_frame` gave; without it the columns of the basis, which in an orthonormal frame of rank 2
+            or more are no more than any others in their span.
         directions: which; None reads all, 16 at most.
         lens: `"logit"`, or `JacobianLens.fit(model, texts, corpus="…")` for a resid_pre or resid_post site.
         draws: random directions for the chance level.
@@ -141,22 +140,20 @@ def direction_tokens(
     """
     index = one_site(reft, site)
     place = reft.sites[index]
-    read = _lens(model, place, reft[index].d, lens)
+    reader = _lens(model, place, reft[index].d, lens)
     if data is None:
         columns = columns_of(reft[index]).cpu().double()
     else:
-        columns = site_frame(reft, model, data, index, batch_size=batch_size, progress=progress)[1].basis
-    chosen = list(range(min(16, columns.shape[1]))) if directions is None else list(directions)
-    if not chosen or not all(0 <= i < columns.shape[1] for i in chosen):
-        raise ValueError(f"directions={chosen}, expected some of 0 to {columns.shape[1] - 1}")
-    lengths = columns[:, chosen].norm(dim=0)
+        columns = site_frame(reft, model, data, index, batch_size=batch_size, progress=progress).basis
+    indices = directions_of(columns.shape[1], directions)
+    lengths = columns[:, indices].norm(dim=0)
     if not bool((lengths > 0).all()):
         raise ValueError(f"{place}: a direction of the basis is zero and promotes nothing")
-    basis = columns[:, chosen] / lengths
-    logits = read.logits(basis)
+    basis = columns[:, indices] / lengths
     random = torch.cat([random_basis(len(basis), 1, seed + i) for i in range(draws)], dim=1).double()
-    strongest = read.logits(random).abs().amax(dim=1)
-    rows = [row for i, one in zip(chosen, logits, strict=True) for row in _top(model.tokenizer, i, one, top)]
+    strongest = reader.logits(random).abs().amax(dim=1)
+    logits = zip(indices, reader.logits(basis), strict=True)
+    rows = [row for direction, values in logits for row in _top(model.tokenizer, direction, values, top)]
     name = "logit lens" if isinstance(lens, str) else "Jacobian lens"
     return DirectionTokens(place, basis, data is not None, tuple(rows), strongest, name)
 
