@@ -13,7 +13,7 @@ from reftlens.analysis.places.stream import Component, changes_of, layout_of
 from reftlens.analysis.statistics import Estimate, mean_of
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.reft import ReFT, Variant, mode
-from reftlens.scoring.answers import first_targets
+from reftlens.errors import index_of
 from reftlens.scoring.evaluation import per_example, pieces
 from reftlens.text.batch import Batch
 
@@ -37,24 +37,19 @@ class EditPath:
         """Not attributed: a soft-cap or scale after the unembedding, rounding, what blocks add besides these two."""
         return self.total - self.attributed.sum(dim=0)
 
-    def contribution(self, component: Component) -> Estimate:
-        """Of one component, in logits."""
-        return mean_of(self.attributed[self.components.index(component)])
+    def contribution(self, component: Component | str) -> Estimate:
+        """Of one component, given itself or as it prints ("attention 3"), in logits."""
+        return mean_of(self.attributed[index_of([str(c) for c in self.components], str(component), "component")])
 
     def to_frame(self) -> "DataFrame":
         """One row per component, then what is not attributed, and the total; in logits."""
         import pandas as pd
 
-        named = [
-            *((c.kind, c.layer, c.hook) for c in self.components),
-            ("not attributed", None, ""),
-            ("total", None, ""),
-        ]
+        records = [{"component": c.kind, "layer": c.layer, "hook": c.hook} for c in self.components]
+        records += [{"component": name, "layer": None, "hook": ""} for name in ("not attributed", "total")]
         values = [mean_of(v).as_columns("logit_change") for v in (*self.attributed, self.rest, self.total)]
-        records = [
-            {"component": k, "layer": n, "hook": hook, **v} for (k, n, hook), v in zip(named, values, strict=True)
-        ]
-        return pd.DataFrame(records).astype({"layer": "Int64"})
+        rows = [record | value for record, value in zip(records, values, strict=True)]
+        return pd.DataFrame(rows).astype({"layer": "Int64"})
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Attention and MLP outputs over the layers, between the edits and what is left, with 95 % intervals."""
@@ -64,13 +59,11 @@ class EditPath:
         ax = figures.axes(ax, width=2.5 + 0.35 * len(names))
         ax.axhline(0, color="black", linewidth=0.8)
         colours = {"edit": figures.GREEN, "attention": figures.BLUE, "MLP": figures.ORANGE, "norm": figures.GREY}
-        shift, seen = {"attention": -0.12, "MLP": 0.12}, set[str]()
-        ones = [(c.kind, str(c.layer) if c.kind in shift else str(c), self.contribution(c)) for c in self.components]
-        for kind, name, one in [*ones, ("norm", "not attributed", mean_of(self.rest))]:
-            label = kind if kind in ("edit", *shift) and kind not in seen else None
-            x, bars = names.index(name) + shift.get(kind, 0.0), [[one.value - one.low], [one.high - one.value]]
-            ax.errorbar(x, one.value, bars, fmt="o", markersize=4, color=colours[kind], label=label)
-            seen.add(kind)
+        shift, labels = {"attention": -0.12, "MLP": 0.12}, {kind: kind for kind in ("edit", "attention", "MLP")}
+        rows = [(c.kind, str(c.layer) if c.kind in shift else str(c), self.contribution(c)) for c in self.components]
+        for kind, name, share in [*rows, ("norm", "not attributed", mean_of(self.rest))]:
+            x = names.index(name) + shift.get(kind, 0.0)
+            figures.interval(ax, x, share, color=colours[kind], label=labels.pop(kind, None))
         ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
         ax.set(xlabel="layer", ylabel="change of the target's logit")
         ax.legend(frameon=False)
@@ -78,7 +71,7 @@ class EditPath:
 
     def __str__(self) -> str:
         shares = zip(self.components, map(mean_of, self.attributed), strict=True)
-        largest = [f"{c!s:<14} {one}" for c, one in sorted(shares, key=lambda pair: -abs(pair[1].value))[:8]]
+        largest = [f"{c!s:<14} {share}" for c, share in sorted(shares, key=lambda pair: -abs(pair[1].value))[:8]]
         first = f"the targets' logits change by {mean_of(self.total)}, {len(self.total)} examples; most of it:"
         return "\n".join([first, *largest, f"not attributed {mean_of(self.rest)}"])
 
@@ -112,7 +105,7 @@ def edit_path(
             `against` has its targets elsewhere.
     """
     check_deterministic(model)
-    first_targets(data)  # raises where a row has none
+    data.require_targets()
     if against is not None and not torch.equal(against.target_mask, data.target_mask):
         raise ValueError("against has its targets in other places than the data: give the same rows, other answers")
     bound = reft.to(device_of(model)).bind(model)
@@ -126,6 +119,6 @@ def edit_path(
             batch, other = here.to(device_of(model)), None if against is None else against[list(rows)].target_ids
             edits = bound.edits(batch.view, variant, donors, rows)
             changes, change = changes_of(model, batch, other, edits, layout)
-            attributed.append(torch.tensor([per_example(one, here) for one in changes], dtype=torch.float64))
+            attributed.append(torch.tensor([per_example(share, here) for share in changes], dtype=torch.float64))
             total += per_example(change, here)
     return EditPath(layout.components, torch.cat(attributed, dim=1), torch.tensor(total, dtype=torch.float64))

@@ -41,13 +41,13 @@ class Component:
 
 @dataclass(eq=False, repr=False)
 class _AtTargets:
-    """Keeps what passes through a hook where targets are predicted, in float64 on the CPU."""
+    """Records what passes through a hook where targets are predicted, in float64 on the CPU."""
 
     at: tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]
-    kept: list[Tensor] = field(default_factory=list)
+    passed: list[Tensor] = field(default_factory=list)
 
     def __call__(self, h: Tensor, hook: HookPoint) -> None:
-        self.kept.append(h[self.at].cpu().double())
+        self.passed.append(h[self.at].cpu().double())
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ def _read(
     with hooked(start), attached(edits), hooked(end):  # hooks are called in the order they were added
         logits = forward(model, batch.tokens, batch.attention_mask).logits[batch.predicting]
     for point, reader in [*start, *end]:
-        if len(reader.kept) != 1:
-            raise ValueError(f"{point.name} fired {len(reader.kept)} times in one forward pass, expected once")
-    return [r.kept[0] for _, r in start], [r.kept[0] for _, r in end], logits
+        if len(reader.passed) != 1:
+            raise ValueError(f"{point.name} fired {len(reader.passed)} times in one forward pass, expected once")
+    return [r.passed[0] for _, r in start], [r.passed[0] for _, r in end], logits
 
 
 def _directions(model: Bridge, ids: Int[Tensor, " targets"]) -> Float[Tensor, "targets d"]:
