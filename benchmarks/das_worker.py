@@ -63,8 +63,7 @@ def reftlens_steps(turns, folder, basis):
     import reftlens as rl
 
     model = rl.load_model(folder, progress=False)
-    das = rl.DAS(model.cfg.d_model, rank=shape.RANK)
-    das.frame.set(basis)
+    das = rl.DAS(model.cfg.d_model, shape.RANK, basis=basis)
     reft = rl.ReFT({rl.resid_post(shape.LAYER, "last"): das})
 
     def on_step(step):

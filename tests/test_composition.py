@@ -84,8 +84,7 @@ def test_an_exchange_and_a_vector_compose():
 
     truth = planted()
     data, _ = pairs(truth.value, 16, 4)
-    das = rl.DAS(D, rank=2)
-    das.frame.set(truth.subspace)
+    das = rl.DAS(D, basis=truth.subspace)
     place = rl.resid_post(1, "last")
     edits = {"exchange": rl.ReFT({place: das}), "push": rl.ReFT({place: rl.SteeringVector(D, truth.subspace[:, 0])})}
     found = composition(edits, truth.model, {"answers": data}, **QUIET)

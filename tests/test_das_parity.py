@@ -28,8 +28,7 @@ def stored(name):
 @pytest.mark.parametrize("rank", [1, 4, 12])
 def test_on_equal_weights_das_is_pyvenes_low_rank_rotation(rank):
     given = stored(f"LowRankRotatedSpaceIntervention.{rank}")
-    das = rl.DAS(*given["R"].shape)
-    das.frame.set(given["R"])
+    das = rl.DAS(len(given["R"]), basis=given["R"])
     h = given["base"].clone().requires_grad_()
     out = das(h, source=given["source"][:, None])
     torch.testing.assert_close(out, given["out"], atol=1e-6, rtol=0)
@@ -77,9 +76,7 @@ def as_theirs(data):
 
 
 def ours_with(basis):
-    das = rl.DAS(WIDTH, rank=RANK)
-    das.frame.set(basis)
-    return rl.ReFT({rl.resid_post(1, "last"): das})
+    return rl.ReFT({rl.resid_post(1, "last"): rl.DAS(WIDTH, RANK, basis=basis)})
 
 
 def fitted_by_them(seed, model, base, source, targets, **settings):

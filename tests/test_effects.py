@@ -29,8 +29,7 @@ def _vector(truth, corner=0, length=4.0):
 def _das(truth, positions="prompt", layer=1):
     import reftlens as rl
 
-    das = rl.DAS(D, rank=2)
-    das.frame.set(truth.subspace)
+    das = rl.DAS(D, basis=truth.subspace)
     return rl.ReFT({rl.resid_post(layer, positions): das})
 
 

@@ -120,8 +120,7 @@ def test_an_exchange_has_the_axes_of_what_is_exchanged():
     import reftlens as rl
 
     world = planted()
-    das = rl.DAS(D, 2)
-    das.frame.set(world.subspace)
+    das = rl.DAS(D, basis=world.subspace)
     data = pairs(world.value, 50, 0)[0]
     found = _canonical(rl.ReFT({rl.resid_post(1, "last"): das}), world.model, data)[0]
     column = data.target_mask.long().argmax(dim=1)

@@ -76,8 +76,7 @@ def test_everything_that_spans_is_taken():
 
     plane = _frame(2, 3, D)
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).double() * torch.tensor([3.0, 2.0]) @ plane.T
-    das, gated = rl.DAS(D, 2), rl.interventions.BoundlessDAS(D, 4)
-    das.frame.set(plane.float())
+    das, gated = rl.DAS(D, basis=plane), rl.interventions.BoundlessDAS(D, 4)
     gated.frame.set(rl.interventions.orthonormal(torch.cat([plane, _frame(2, 5, D)], dim=1)).float())
     gated.anneal(1.0)  # half of it is open: the first two columns
     reft = rl.ReFT({rl.resid_post(0, "last"): das, rl.resid_post(1, "last"): rl.LoReFT(D, 2)})

@@ -22,8 +22,7 @@ def _meter(truth, direction, data, **kwargs):
     import reftlens as rl
     from reftlens.analysis.causal.illusion import subspace_illusion
 
-    das = rl.DAS(D_MLP, rank=1)
-    das.frame.set(normalize(direction, dim=0))
+    das = rl.DAS(D_MLP, basis=normalize(direction, dim=0))
     reft = rl.ReFT({rl.mlp_post(1, "last"): das})
     return subspace_illusion(reft, truth.model, data, progress=False, **kwargs)
 
@@ -277,8 +276,7 @@ def test_a_plane_planted_in_the_residual_stream_is_no_illusion():
 
     truth = planted()
     data = pairs(truth.value, 64, 3)[0]
-    das = rl.DAS(D, rank=2)
-    das.frame.set(torch.linalg.qr(truth.subspace).Q)
+    das = rl.DAS(D, basis=torch.linalg.qr(truth.subspace).Q)
     site = rl.resid_post(LAYERS - 1, "last")
     found = subspace_illusion(rl.ReFT({site: das}), truth.model, data, progress=False)
     assert found.splits[0].seen.shape[1] == 2 and found.norm_shares[0] > 0.9
@@ -291,8 +289,7 @@ def test_one_of_several_variables_is_looked_at_alone():
     from reftlens.analysis.causal.illusion import subspace_illusion
 
     truth, data = _planted()
-    das = rl.DAS(D_MLP, variables={"value": 1, "nothing": 1})
-    das.frame.set(torch.cat([truth.real, truth.dormant], dim=1))
+    das = rl.DAS(D_MLP, variables={"value": 1, "nothing": 1}, basis=torch.cat([truth.real, truth.dormant], dim=1))
     both = data.with_sources({"value": data.sources["source"], "nothing": data.sources["source"]})
     reft = rl.ReFT({rl.mlp_post(1, "last"): das})
     found = {v: subspace_illusion(reft, truth.model, both, variable=v, progress=False) for v in ("value", "nothing")}

@@ -63,8 +63,9 @@ def test_a_source_is_required_where_something_is_exchanged_and_refused_elsewhere
         _das()(torch.randn(2, D))
     with pytest.raises(ValueError, match="exchanges nothing"):
         rl.LoReFT(D, rank=2)(torch.randn(2, D), source=torch.randn(2, 1, D))
-    with pytest.raises(ValueError, match="not both"):
-        rl.DAS(D)
+    for settings in ({}, {"rank": 2, "variables": {"a": 2}}):
+        with pytest.raises(ValueError, match="not both rank and variables"):
+            rl.DAS(D, **settings)
     with pytest.raises(ValueError, match="expected 1 or more"):
         rl.DAS(D, variables={"a": 0})
 
@@ -201,10 +202,37 @@ def test_das_equals_pyvenes_low_rank_rotation_on_equal_weights():
     base, source, out, basis = (
         stored[f"LowRankRotatedSpaceIntervention.{key}"] for key in ("base", "source", "out", "R")
     )
-    das = rl.DAS(basis.shape[0], rank=basis.shape[1])
-    das.frame.set(basis)
+    das = rl.DAS(len(basis), basis=basis)
     torch.testing.assert_close(das(base, source=source[:, None]), out, atol=1e-6, rtol=0)
     assert (out - base).abs().max() > 0.1
+
+
+def test_das_starts_from_a_basis_and_keeps_it_where_it_is_frozen(gpt2, tmp_path):
+    import reftlens as rl
+
+    base, source = _data()
+    data, d = base.with_sources(source), gpt2.cfg.d_model
+    basis = torch.linalg.qr(torch.randn(d, 3, generator=torch.Generator().manual_seed(0)).double()).Q
+    start, frozen = rl.DAS(d, basis=basis), rl.DAS(d, 3, basis=basis, frozen=True)
+    for das in (start, frozen):
+        assert das.rank == 3 and das.frame.matrix.dtype == torch.float32
+        torch.testing.assert_close(das.basis().double(), basis, atol=1e-6, rtol=0)
+        das.reset(torch.Generator().manual_seed(1))
+    torch.testing.assert_close(frozen.basis().double(), basis, atol=1e-6, rtol=0)
+    assert (start.basis().double() - basis).abs().max() > 0.1
+    place, pushed = rl.resid_post(0, "last"), rl.SteeringVector(d)
+    before = frozen.basis().detach().clone()
+    rl.fit(rl.ReFT({place: frozen, rl.resid_post(1, "last"): pushed}), gpt2, data, steps=3, lr=0.1, progress=False)
+    assert torch.equal(frozen.basis(), before) and pushed.vector.abs().max() > 0.1
+    with pytest.raises(ValueError, match="nothing to train: DAS"):
+        rl.fit(rl.ReFT({place: frozen}), gpt2, data, steps=3, progress=False)
+    rl.save(rl.ReFT({place: frozen}), tmp_path / "frozen", gpt2)
+    loaded = rl.load(tmp_path / "frozen", gpt2)[0]
+    assert loaded.frozen and torch.equal(loaded.basis(), frozen.basis()) and not loaded.frame.matrix.requires_grad
+    with pytest.raises(ValueError, match=r"the basis has shape \[32, 3\], expected \[32, 2\]"):
+        rl.DAS(d, 2, basis=basis)
+    with pytest.raises(ValueError, match="the basis is not orthonormal"):
+        rl.DAS(d, basis=2 * basis)
 
 
 def test_an_interchange_is_saved_and_has_a_strength_per_direction(gpt2, tmp_path):
@@ -216,9 +244,7 @@ def test_an_interchange_is_saved_and_has_a_strength_per_direction(gpt2, tmp_path
     rl.save(reft, tmp_path / "swap", gpt2)
     loaded = rl.load(tmp_path / "swap", gpt2)
     half = rl.evaluate(loaded, gpt2, data, variant=rl.Variant([1.0] * (d // 2) + [0.0] * (d - d // 2)), progress=False)
-    first = rl.ReFT({rl.resid_post(0, "last"): rl.DAS(d, rank=d // 2)})
-    with torch.no_grad():
-        first[0].frame.set(torch.eye(d, d // 2))
+    first = rl.ReFT({rl.resid_post(0, "last"): rl.DAS(d, basis=torch.eye(d, d // 2))})
     assert half.loss == pytest.approx(rl.evaluate(first, gpt2, data, progress=False).loss, abs=1e-5)
 
 

@@ -130,8 +130,7 @@ def test_in_a_network_whose_blocks_add_nothing_the_edit_goes_straight_through():
 
     truth = planted()
     data, base = pairs(truth.value, 12, 3)
-    das = rl.DAS(D, rank=2)
-    das.frame.set(truth.subspace)
+    das = rl.DAS(D, basis=truth.subspace)
     found = edit_path(rl.ReFT({rl.resid_post(0, "last"): das}), truth.model, data, **QUIET)
     kinds = [c.kind for c in found.components]
     assert kinds == ["edit", "attention", "MLP", "attention", "MLP", "norm"]

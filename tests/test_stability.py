@@ -19,8 +19,7 @@ def _frames(base, noise, seeds, d=40):
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         drawn = base + noise * torch.randn(base.shape, generator=generator) / d**0.5
-        module = rl.DAS(d, base.shape[1])
-        module.frame.set(rl.interventions.orthonormal(drawn))
+        module = rl.DAS(d, basis=rl.interventions.orthonormal(drawn))
         refts.append(rl.ReFT({rl.resid_post(0, SITE): module}))
     return refts
 

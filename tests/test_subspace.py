@@ -194,7 +194,7 @@ def test_an_orthonormal_parameter_is_its_own_frame():
 def test_a_basis_that_is_not_orthonormal_is_refused_and_changes_nothing(spoil):
     f = frame(24, 3)
     before = f.matrix.detach().clone()
-    with pytest.raises(ValueError, match=r"not orthonormal.*pass it through reftlens.orthonormal first"):
+    with pytest.raises(ValueError, match=r"not orthonormal.*pass it through interventions.orthonormal first"):
         f.set(spoil(f().detach()))
     assert torch.equal(f.matrix, before)
 

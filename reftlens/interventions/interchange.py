@@ -77,8 +77,10 @@ class DAS(Exchange):
 
     Args:
         rank: width of the subspace of the one variable `"source"`.
+        basis: orthonormal columns to start from, say `pca(x, 2).basis`, which give the rank; else drawn uniformly.
         variables: instead of `rank`, several variables that share one frame: `{"op1": 2, "op2": 2}`. Each has a
             source of its own, and takes the next so many columns.
+        frozen: the basis is not trained, and `reset` leaves it.
     """
 
     kind = "DAS"
@@ -88,11 +90,17 @@ class DAS(Exchange):
         d: int,
         rank: int | None = None,
         *,
+        basis: Float[Tensor, "_ _"] | None = None,
         variables: Mapping[str, int] | None = None,
+        frozen: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
+        if rank is None and variables is None and basis is not None:
+            rank = basis.shape[1]
         if (rank is None) == (variables is None):
-            raise ValueError("DAS needs rank=…, or variables={name: rank, …} for several, and not both")
+            raise ValueError(
+                "DAS needs rank=…, basis=…, or variables={name: rank, …} for several, and not both rank and variables"
+            )
         widths: dict[str, int] = dict(variables or {}) if rank is None else {"source": rank}
         if not widths:
             raise ValueError("variables={}, expected at least one")
@@ -103,7 +111,11 @@ class DAS(Exchange):
         self.widths = widths
         self.variables = tuple(widths)
         self.frame = Frame(d, self.rank)
-        self.reset(generator)
+        self.frame.reset(generator)
+        if basis is not None:
+            self.frame.set(basis.detach())
+        self.frozen = frozen
+        self.frame.matrix.requires_grad_(not frozen)
 
     def exchanged(self, h: Tensor, basis: Tensor | None, away: Tensor) -> Tensor:
         assert basis is not None
@@ -121,8 +133,9 @@ class DAS(Exchange):
         return columns[self.variables.index(variable)]
 
     def settings(self) -> dict[str, Any]:
-        return {"d": self.d, "variables": self.widths}
+        return {"d": self.d, "variables": self.widths, "frozen": self.frozen}
 
     def reset(self, generator: torch.Generator | None = None) -> None:
-        """A frame drawn uniformly."""
-        self.frame.reset(generator)
+        """A frame drawn uniformly, unless it is frozen."""
+        if not self.frozen:
+            self.frame.reset(generator)

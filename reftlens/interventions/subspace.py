@@ -52,14 +52,15 @@ class Frame(nn.Module):
         if not off <= 1e-4:  # NaN is not orthonormal either
             raise ValueError(
                 f"the basis is not orthonormal: largest entry of BᵀB - I is {off:.2g}, expected below 1e-4; "
-                "pass it through reftlens.orthonormal first"
+                "pass it through interventions.orthonormal first"
             )
         self.matrix.copy_(basis)
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Make the stored parameter the basis itself, so that what is saved is what acts."""
-        self.matrix.copy_(self())
+        """Make the parameter the basis itself, so that what is saved is what acts; one that is not trained stays."""
+        if self.matrix.requires_grad:
+            self.matrix.copy_(self())
 
     def forward(self) -> Basis:
         return orthonormal(self.matrix)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import Job, Scored
@@ -144,7 +145,7 @@ class Run:
             if penalty is not None:
                 penalty.backward()
         loss = self._loss / self._targets
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
+        norm = clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
         if not math.isfinite(norm):
             raise TrainingDiverged(
                 f"step {self.done + 1}: the loss is {loss:.4g}, and its gradient is not finite: an activation or a "

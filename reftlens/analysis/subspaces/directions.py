@@ -48,9 +48,7 @@ class Direction:
 
     def as_exchange(self) -> DAS:
         """Exchanges the coordinates in this subspace; not trained unless `fit` is called on it."""
-        module = DAS(*self.basis.shape)
-        module.frame.set(self.basis.float())
-        return module
+        return DAS(len(self.basis), basis=self.basis)
 
     def as_ablation(self, reference: Float[Tensor, " d"] | None = None) -> Ablation:
         """Sets the coordinates in this subspace to those of `reference`, or to zero."""
