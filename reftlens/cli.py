@@ -12,8 +12,8 @@ from reftlens import figures
 from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.errors import ModelNotAvailable
+from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
-from reftlens.generation.session import Decoding
 from reftlens.generation.writing import stream
 from reftlens.reports.page import report
 from reftlens.storage.folder import RUN_FILE, SETTINGS_FILE, StoreMismatch, load, load_run, save

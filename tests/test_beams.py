@@ -119,13 +119,13 @@ def test_the_scores_of_edited_beams_are_those_of_the_teacher_forced_forward(arch
 
     model, reft, seen = fresh_bridge(architecture), sites(), []
     model.original_model.generation_config.eos_token_id = STOPS
-    add = module._Finished.add
+    add = module._Hypotheses.add
 
-    def remember(self, value, tokens, edited):
-        seen.append((id(self), value, tuple(tokens)))
-        add(self, value, tokens, edited)
+    def remember(self, value, row):
+        seen.append((id(self), value, row.ids(0)))
+        add(self, value, row)
 
-    monkeypatch.setattr(module._Finished, "add", remember)
+    monkeypatch.setattr(module._Hypotheses, "add", remember)
     rows = [ids_of(text) for text in TEXTS[:2]]
     found = rl.generate(reft, model, batch_of(rows), max_new_tokens=STEPS, beams=3)
     prompt_of = {}

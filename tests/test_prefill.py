@@ -43,7 +43,7 @@ def test_generation_from_prefilled_prompts_is_generation(architecture, name):
 
     model, reft = bridge(architecture), _reft(name)
     prefilled = rl.generation.prefill(reft, model, PROMPTS)
-    assert "reused" in prefilled.said and prefilled.keys
+    assert "reused" in prefilled.computation and prefilled.states
     for strength in (0.0, 0.5, 3.0, 0.5):
         settings = dict(variant=rl.Variant(strength=strength), max_new_tokens=5, keep_logits=True)
         found = rl.generate(reft, model, prefilled, **settings)

@@ -76,7 +76,7 @@ def test_reuse_is_exact_or_declined_with_a_reason(name):
     found, said = scored(model, reft, data, off(), rows=(0, 1))
     prefilled = rl.generation.prefill(reft, model, [p for p, _ in rows])
     if name in WHY_NOT:
-        assert said.startswith("full computation") and WHY_NOT[name] in said and WHY_NOT[name] in prefilled.said
+        assert said.startswith("full computation") and WHY_NOT[name] in said and WHY_NOT[name] in prefilled.computation
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     else:
         assert said.startswith("light cone") and worst(found, expected) < ROUNDING

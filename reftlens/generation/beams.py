@@ -4,125 +4,94 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from einops import repeat
+from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.generation.rows import Rows
 from reftlens.generation.session import Session
 
 
 @dataclass
-class _Finished:
-    """The best `size` ended hypotheses of one prompt: `(score per token, tokens, edited)`."""
+class _Hypotheses:
+    """The best `size` ended hypotheses of one prompt: score per token, and the row that holds it."""
 
     size: int
-    hypotheses: list[tuple[float, list[int], Tensor]] = field(default_factory=list)
+    best: list[tuple[float, Rows]] = field(default_factory=list)
+    complete: bool = False
+    """Whether no beam that still runs can be better."""
 
-    def add(self, score: float, tokens: list[int], edited: Tensor) -> None:
-        self.hypotheses.append((score, tokens, edited))
-        self.hypotheses.sort(key=lambda h: h[0], reverse=True)
-        del self.hypotheses[self.size :]
+    def add(self, score: float, row: Rows) -> None:
+        self.best.append((score, row))
+        self.best.sort(key=lambda hypothesis: hypothesis[0], reverse=True)
+        del self.best[self.size :]
 
-    def beats(self, best_running: float) -> bool:
-        return len(self.hypotheses) == self.size and self.hypotheses[-1][0] >= best_running
+    def compare(self, best_running: float) -> None:
+        self.complete |= len(self.best) == self.size and self.best[-1][0] >= best_running
 
 
-def beam_search(session: Session, beams: int, bar: Any) -> None:
-    """Fill `session` with the best hypothesis of each prompt: highest mean log-probability per token.
+class _Search:
+    """The beams of every prompt, as `beams` rows of the session that stand side by side."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.beams, prompts = session, session.decoding.beams, len(session.rows)
+        self.stops = set(session.stops.tolist())
+        self.hypotheses = [_Hypotheses(self.beams) for _ in range(prompts)]
+        self.scores = torch.full((prompts, self.beams), -torch.inf, device=session.rows.tokens.device)
+        self.scores[:, 0] = 0.0  # all beams are equal at first: let one of them speak
+
+    def step(self, logits: Float[Tensor, "row vocab"]) -> None:
+        """Every beam becomes one of the best continuations of its prompt's beams."""
+        session = self.session
+        logprobs = session.scores(logits.log_softmax(dim=-1))
+        total = (self.scores.flatten()[:, None] + logprobs).view(len(self.hypotheses), -1)
+        scores, places = total.topk(max(2, 1 + len(self.stops)) * self.beams, dim=1)
+        running = []
+        for prompt, (row_scores, row_places) in enumerate(zip(scores.tolist(), places.tolist(), strict=True)):
+            candidates = [
+                (score, prompt * self.beams + place // logprobs.shape[-1], place % logprobs.shape[-1])
+                for score, place in zip(row_scores, row_places, strict=True)
+            ]
+            self._end(prompt, candidates[: self.beams])
+            running += [candidate for candidate in candidates if candidate[2] not in self.stops][: self.beams]
+        self.scores = scores.new_tensor([score for score, _, _ in running]).view(-1, self.beams)
+        session.take(places.new_tensor([row for _, row, _ in running]))
+        session.append(places.new_tensor([token for _, _, token in running]))
+        for hypotheses, score in zip(self.hypotheses, self.scores[:, 0].tolist(), strict=True):
+            hypotheses.compare(score / session.length)
+
+    def _end(self, prompt: int, candidates: list[tuple[float, int, int]]) -> None:
+        """Put those of the best continuations that end with a stop token among the hypotheses."""
+        rows, length = self.session.rows, self.session.length + 1
+        for score, row, token in candidates:
+            if token in self.stops and not self.hypotheses[prompt].complete:
+                ended = rows.take(rows.tokens.new_tensor([row])).append(
+                    rows.tokens.new_tensor([token]), self.session.stops
+                )
+                self.hypotheses[prompt].add(score / length, ended)
+
+    def best(self) -> Rows:
+        """The best hypothesis of each prompt; beams that still run count where a prompt is not complete."""
+        rows = self.session.rows
+        for prompt, hypotheses in enumerate(self.hypotheses):
+            for beam, score in enumerate([] if hypotheses.complete else self.scores[prompt].tolist()):
+                row = rows.tokens.new_tensor([prompt * self.beams + beam])
+                hypotheses.add(score / self.session.length, rows.take(row))
+        return Rows.join([hypotheses.best[0][1] for hypotheses in self.hypotheses])
+
+
+def beam_search(session: Session, bar: Any) -> Rows:
+    """The best hypothesis of each prompt: highest mean log-probability per token.
 
     At each step the best continuations of a prompt's beams are looked at, enough of them that `beams` do not end;
     those that end with a stop token and rank among the first `beams` are finished, the best others run on. A prompt
     is done when `beams` hypotheses have finished and no running beam scores higher.
     """
-    n = len(session.ids)
-    first = session.next_logits()
-    _expand(session, beams)
-    logits = first.repeat_interleave(beams, dim=0)
-    scores = torch.full((n, beams), -torch.inf, device=logits.device)
-    scores[:, 0] = 0.0  # all beams are equal at first: let one of them speak
-    finished = [_Finished(beams) for _ in range(n)]
-    over = [False] * n
-    length = 0
+    search = _Search(session)
+    logits = session.next_logits().repeat_interleave(search.beams, dim=0)
+    session.take(torch.arange(len(session.rows), device=logits.device).repeat_interleave(search.beams))
     while True:
-        logprobs = session.scores(logits.log_softmax(dim=-1))
-        total = (scores.flatten()[:, None] + logprobs).view(n, -1)
-        best, flat = total.topk(max(2, 1 + len(session.stops)) * beams, dim=1)
-        length += 1
+        search.step(logits)
         bar.update()
-        parents, chosen, scores = _select(session, best, flat, logprobs.shape[-1], beams, length, finished, over)
-        for row in range(n):
-            over[row] = over[row] or finished[row].beats(scores[row, 0].item() / length)
-        _reorder(session, parents)
-        session.append(chosen)
-        if all(over) or length >= session.decoding.max_new_tokens:
-            break
+        if all(hypotheses.complete for hypotheses in search.hypotheses) or session.finished:
+            return search.best()
         logits = session.next_logits()
-    _collapse(session, finished, over, scores, beams, length)
-
-
-def _expand(session: "Session", beams: int) -> None:
-    """One row per beam instead of one per prompt, the prompt's cache copied."""
-    for name in ("tokens", "role", "edited", "done"):
-        tensor = getattr(session, name)
-        setattr(session, name, repeat(tensor, "n ... -> (n beams) ...", beams=beams))
-    session.ids = [[] for _ in range(len(session.ids) * beams)]
-    if session.cache is not None:  # a model that checkpoints gradients in train mode keeps none
-        session.cache.batch_repeat_interleave(beams)
-
-
-def _reorder(session: "Session", parents: Tensor) -> None:
-    for name in ("tokens", "role", "edited"):
-        setattr(session, name, getattr(session, name)[parents])
-    session.ids = [list(session.ids[i]) for i in parents.tolist()]
-    session.done = torch.zeros_like(session.done)  # a beam that ends leaves the batch through `_Finished`
-    if session.cache is not None:
-        session.cache.reorder_cache(parents)
-
-
-def _select(
-    session: "Session", best: Tensor, flat: Tensor, vocab: int, beams: int, length: int,
-    finished: list[_Finished], over: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Parents, tokens and scores of the beams that run on; ended hypotheses go to `finished`."""
-    parents, tokens, scores = [], [], []
-    for row in range(best.shape[0]):
-        kept = 0
-        for rank, (score, index) in enumerate(zip(best[row].tolist(), flat[row].tolist(), strict=True)):
-            beam, token = divmod(index, vocab)
-            parent = row * beams + beam
-            if token in session.stops:
-                if rank < beams and not over[row]:
-                    edited = torch.cat([session.edited[parent], session.edited.new_zeros(1)])
-                    finished[row].add(score / length, [*session.ids[parent], token], edited)
-                continue
-            if kept < beams:
-                parents.append(parent)
-                tokens.append(token)
-                scores.append(score)
-                kept += 1
-    device = best.device
-    return (
-        torch.tensor(parents, device=device),
-        torch.tensor(tokens, device=device),
-        torch.tensor(scores, device=device).view(-1, beams),
-    )
-
-
-def _collapse(
-    session: "Session", finished: list[_Finished], over: list[bool], scores: Tensor, beams: int, length: int
-) -> None:
-    """Leave only the best hypothesis of each prompt in the session."""
-    ids, edited = [], []
-    for row, done in enumerate(finished):
-        if not over[row]:
-            for beam in range(beams):
-                running = row * beams + beam
-                done.add(scores[row, beam].item() / length, session.ids[running], session.edited[running])
-        _, tokens, marks = done.hypotheses[0]
-        ids.append(tokens)
-        prompt = len(session.prompt_ids[row])
-        start = session.tokens.shape[1] - length - prompt
-        edited.append(marks[start : start + prompt + len(tokens)])
-    session.ids = ids
-    width = max(len(e) for e in edited)
-    session.edited = torch.stack([torch.cat([e, e.new_zeros(width - len(e))]) for e in edited])
-    session.role = torch.stack([torch.arange(width, device=e.device) < len(e) for e in edited]).long()

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.generation.rows import Rows
 from reftlens.text.batch import Batch, batch_from_rows
 from reftlens.text.view import Role, token_spans
 
@@ -32,15 +33,28 @@ class Generation:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @classmethod
+    def of(cls, rows: Rows, steps: Sequence[Float[Tensor, "row vocab"]] = ()) -> "Generation":
+        """What stands in the rows; `steps` are the logits that each column was chosen from, or none."""
+        every, tokenizer = range(len(rows)), rows.tokenizer
+        ids = tuple(rows.ids(row) for row in every)
+        stacked = torch.stack(list(steps), dim=1) if steps else None
+        return cls(
+            texts=tuple("" if tokenizer is None else tokenizer.decode(row, skip_special_tokens=True) for row in ids),
+            prompt_ids=tuple(rows.prompt_ids(row) for row in every),
+            ids=ids,
+            edited=tuple(rows.marks(row) for row in every),
+            tokenizer=tokenizer,
+            logits=() if stacked is None else tuple(stacked[row, : len(ids[row])] for row in every),
+        )
+
     def split(self, parts: int) -> "list[Generation]":
         """Equal parts of the rows, in order."""
-        size = len(self) // parts
-        cuts = [slice(start, start + size) for start in range(0, len(self), size)]
+        size, columns = len(self) // parts, ("texts", "prompt_ids", "ids", "edited", "logits")
         return [
-            replace(self, texts=self.texts[cut], prompt_ids=self.prompt_ids[cut], ids=self.ids[cut],
-                    edited=self.edited[cut], logits=self.logits[cut])
-            for cut in cuts
-        ]  # fmt: skip
+            replace(self, **{name: getattr(self, name)[part * size : (part + 1) * size] for name in columns})
+            for part in range(parts)
+        ]
 
     def batch(self) -> Batch:
         """The same tokens as a batch with the generated ones as such, for a teacher-forced forward pass."""
@@ -101,7 +115,3 @@ class TextStream:
             return ""
         piece, self.shown = text[len(self.shown) :], text
         return piece
-
-
-def stack_logits(steps: list[Tensor], row: int, count: int) -> Float[Tensor, "steps vocab"]:
-    return torch.stack([step[row] for step in steps[:count]]) if count else steps[0].new_zeros(0, steps[0].shape[-1])

@@ -6,18 +6,18 @@ the edits whose positions choose it. Hooks are attached for the length of one fo
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from reftlens.bridge.protocol import Bridge
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT, Variant, check_asked
 from reftlens.generation.beams import beam_search
-from reftlens.generation.prefilled import Prefilled
+from reftlens.generation.decoding import Decoding
+from reftlens.generation.prompt_cache import PromptCache
 from reftlens.generation.result import Generation, TextStream
-from reftlens.generation.session import Decoding, Session, stop_ids
+from reftlens.generation.session import Session
 from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode_prompts
 from reftlens.text.template import Prompt
@@ -27,7 +27,7 @@ from reftlens.text.template import Prompt
 def generate(
     reft: ReFT | None,
     model: Bridge,
-    prompts: Sequence[Prompt] | Batch | Prefilled,
+    prompts: Sequence[Prompt] | Batch | PromptCache,
     *,
     chat: bool = False,
     system: str | None = None,
@@ -57,24 +57,17 @@ def generate(
     decoding = Decoding(
         max_new_tokens, temperature, top_k, top_p, beams, repetition_penalty, no_repeat_ngram, seed
     )  # fmt: skip
-    session = _session(reft, model, prompts, chat, system, variant, decoding)
-    with tqdm(total=max_new_tokens, desc="generate", unit="token", disable=not progress) as bar:
-        if beams > 1:
-            if keep_logits:
-                raise ValueError("keep_logits needs beams=1: hypotheses change places between steps")
-            beam_search(session, beams, bar)
-            steps: list[Tensor] = []
-        else:
-            steps = [logits for logits in _advance(session.greedy_or_sampled(), bar) if keep_logits]
-    session.warn_of_unused_sites()
-    return session.result(steps if keep_logits else None)
+    if keep_logits and beams > 1:
+        raise ValueError("keep_logits needs beams=1: hypotheses change places between steps")
+    session = _session(reft, model, prompts, chat, system, [variant], decoding)
+    return _written(session, keep_logits, progress)
 
 
 @torch.no_grad()
 def generate_each(
     reft: ReFT,
     model: Bridge,
-    prompts: Batch | Prefilled,
+    prompts: Batch | PromptCache,
     variants: Sequence[Variant],
     *,
     chat: bool = False,
@@ -93,20 +86,15 @@ def generate_each(
     if not variants or any(replace(v, strength=1.0) != replace(variants[0], strength=1.0) for v in variants):
         raise ValueError(f"{len(variants)} variant(s), expected one or more that differ in strength only")
     decoding = Decoding(max_new_tokens, temperature, no_repeat_ngram=no_repeat_ngram, seed=seed)
-    session = _session(reft, model, prompts, chat, None, variants[0], decoding, copies=len(variants))
-    session.vary(variants)
-    with tqdm(total=max_new_tokens, desc="generate", unit="token", disable=not progress) as bar:
-        for _ in _advance(session.greedy_or_sampled(), bar):
-            pass
-    session.warn_of_unused_sites()
-    return session.result(None).split(len(variants))
+    session = _session(reft, model, prompts, chat, None, variants, decoding)
+    return _written(session, False, progress).split(len(variants))
 
 
 @torch.no_grad()
 def stream(
     reft: ReFT | None,
     model: Bridge,
-    prompt: Prompt | Prefilled,
+    prompt: Prompt | PromptCache,
     *,
     chat: bool = False,
     system: str | None = None,
@@ -123,44 +111,48 @@ def stream(
     decoding = Decoding(
         max_new_tokens, temperature, top_k, top_p, 1, repetition_penalty, no_repeat_ngram, seed
     )  # fmt: skip
-    if not isinstance(prompt, Prefilled | str) and prompt and not isinstance(prompt[0], Mapping):
+    if not isinstance(prompt, PromptCache | str) and prompt and not isinstance(prompt[0], Mapping):
         raise TypeError(f"a stream is of one prompt, got a list: {prompt!r}")
-    prompts = prompt if isinstance(prompt, Prefilled) else [prompt]
-    session = _session(reft, model, prompts, chat, system, variant, decoding)
-    if len(session.ids) != 1:
-        raise ValueError(f"a stream is of one prompt, and {len(session.ids)} were prefilled: use generate")
+    prompts = prompt if isinstance(prompt, PromptCache) else [prompt]
+    session = _session(reft, model, prompts, chat, system, [variant], decoding)
+    if len(session.rows) != 1:
+        raise ValueError(f"a stream is of one prompt, and {len(session.rows)} were prefilled: use generate")
     text = TextStream(model.tokenizer)
     for _ in session.greedy_or_sampled():
-        piece = text.push(session.ids[0][-1], last=session.finished)
+        piece = text.push(session.rows.ids(0)[-1], last=session.finished)
         if piece:
             yield piece
     session.warn_of_unused_sites()
 
 
 def _session(
-    reft: ReFT | None, model: Bridge, prompts: Sequence[Prompt] | Batch | Prefilled, chat: bool, system: str | None,
-    variant: Variant, decoding: Decoding, copies: int = 1,
+    reft: ReFT | None, model: Bridge, prompts: Sequence[Prompt] | Batch | PromptCache, chat: bool, system: str | None,
+    variants: Sequence[Variant], decoding: Decoding,
 ) -> Session:  # fmt: skip
-    """A generation of the prompts, each so many times over (all of them, then all of them again)."""
-    prefilled = prompts if isinstance(prompts, Prefilled) else None
-    if isinstance(prompts, Prefilled):
+    if reft is not None:
+        check_asked(reft, model)
+    if not all(isinstance(variant, Variant) for variant in variants):
+        raise TypeError(f"variant={variants[0]!r}, expected a Variant: Variant({variants[0]!r}) for that strength")
+    if isinstance(prompts, PromptCache):
         if chat or system is not None:
             raise ValueError("prefilled prompts come with their template: drop chat and system")
-        if reft is None:
-            raise ValueError("prefilled prompts are for the edits they were read for: use Variant(strength=0)")
         prompts.check(reft, model)
-        batch, chat = prompts.prompts, prompts.chat
     else:
         batch = prompts if isinstance(prompts, Batch) else encode_prompts(model, prompts, chat=chat, system=system)
-    if copies > 1:
-        batch = batch[list(range(len(batch))) * copies]
-        prefilled = None if prefilled is None else prefilled.repeated(copies)
-    session = Session(reft, model, batch, variant, decoding, stop_ids(model, chat))
-    session.prefilled = prefilled
-    return session
+        prompts = PromptCache(batch, chat, () if reft is None else reft.sites, "nothing was read before")
+    return Session(reft, model, prompts, variants, decoding)
 
 
-def _advance(steps: Iterator[Tensor], bar: Any) -> Iterator[Tensor]:
-    for step in steps:
-        bar.update()
-        yield step
+def _written(session: Session, keep_logits: bool, progress: bool) -> Generation:
+    """Run the session to its end."""
+    steps: list[Tensor] = []
+    with tqdm(total=session.decoding.max_new_tokens, desc="generate", unit="token", disable=not progress) as bar:
+        if session.decoding.beams > 1:
+            rows = beam_search(session, bar)
+        else:
+            for logits in session.greedy_or_sampled():
+                bar.update()
+                steps += [logits] if keep_logits else []
+            rows = session.rows
+    session.warn_of_unused_sites()
+    return Generation.of(rows, steps)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from reftlens.analysis.causal.control_table import Controls
 from reftlens.bridge.protocol import Bridge, check_deterministic
 from reftlens.editing.reft import ReFT
-from reftlens.generation.session import Decoding
+from reftlens.generation.decoding import Decoding
 from reftlens.reports.directions import directions_section, geometry_section
 from reftlens.reports.parts import Section, number, records
 from reftlens.reports.provenance import controls_section, provenance_section, training_section

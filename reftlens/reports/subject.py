@@ -8,7 +8,7 @@ from reftlens.analysis.causal.control_table import Controls
 from reftlens.analysis.strength.dose_results import DoseResponse
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
-from reftlens.generation.session import Decoding
+from reftlens.generation.decoding import Decoding
 from reftlens.text.batch import Batch
 from reftlens.training.result import FitResult
 from reftlens.widgets.grid import Grid

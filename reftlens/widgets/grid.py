@@ -10,9 +10,11 @@ import torch
 
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT, Variant
-from reftlens.generation.prefilled import Prefilled, prefill
+from reftlens.generation.decoding import Decoding
+from reftlens.generation.prompt_cache import PromptCache, prefill
 from reftlens.generation.result import Generation, marked_tokens
-from reftlens.generation.session import Decoding, Session, check_writes, stop_ids
+from reftlens.generation.session import Session
+from reftlens.generation.site_edits import check_writes
 from reftlens.generation.writing import generate_each
 from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode_prompts
@@ -164,7 +166,7 @@ def strength_grid(
         reft, model, read, [Variant(strength) for strength in chosen], max_new_tokens=max_new_tokens,
         temperature=temperature, no_repeat_ngram=no_repeat_ngram, seed=seed, progress=progress,
     )  # fmt: skip
-    return Grid(tuple(e.prompt for e in batch.examples), chosen, tuple(made), read.said)
+    return Grid(tuple(e.prompt for e in batch.examples), chosen, tuple(made), read.computation)
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -173,13 +175,12 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 @torch.no_grad()
-def writing(reft: ReFT, model: Bridge, read: Prefilled, variant: Variant, decoding: Decoding) -> Iterator[Generation]:
+def writing(reft: ReFT, model: Bridge, read: PromptCache, variant: Variant, decoding: Decoding) -> Iterator[Generation]:
     """What was written so far, after each token. The model is edited only while it computes one."""
     read.check(reft, model)
-    session = Session(reft, model, read.prompts, variant, decoding, stop_ids(model, read.chat))
-    session.prefilled = read
+    session = Session(reft, model, read, [variant], decoding)
     for _ in session.greedy_or_sampled():
-        yield session.result(None)
+        yield Generation.of(session.rows)
 
 
 def marked_text(made: Generation, row: int, *, acted: bool) -> str:

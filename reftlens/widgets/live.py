@@ -4,7 +4,7 @@ import sys
 
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
-from reftlens.generation.session import check_writes
+from reftlens.generation.site_edits import check_writes
 from reftlens.text.template import Prompt
 from reftlens.widgets.grid import Grid, strength_grid
 from reftlens.widgets.panel import Slider

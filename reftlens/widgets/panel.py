@@ -16,9 +16,9 @@ from reftlens.analysis.places.measuring import edited_positions
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site
-from reftlens.generation.prefilled import prefill
+from reftlens.generation.decoding import Decoding
+from reftlens.generation.prompt_cache import prefill
 from reftlens.generation.result import Generation, marked_tokens
-from reftlens.generation.session import Decoding
 from reftlens.text.batch import Batch
 from reftlens.text.positions import Positions, Response
 from reftlens.text.template import Prompt
@@ -142,7 +142,7 @@ class Slider:
                 yield
             self._like = like
         first = f"first token after {self.first_token:.2f} s, all after {took:.1f} s"
-        self.status.value = _said(f"{first}; {self.read.said}")
+        self.status.value = _said(f"{first}; {self.read.computation}")
         if self._saved is not None:
             yield from self._saving()
 
@@ -159,7 +159,7 @@ class Slider:
                 yield
             self._made[strength] = made[0]
         done = tuple(self._made[s] for s in STRENGTHS)
-        self._saved.update(_details(Grid((self.prompt,), STRENGTHS, done, self.read.said)._repr_html_()))
+        self._saved.update(_details(Grid((self.prompt,), STRENGTHS, done, self.read.computation)._repr_html_()))
         self._saved = None
 
     # -- what is shown -----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Where
-from reftlens.generation.session import check_writes
+from reftlens.generation.site_edits import check_writes
 from reftlens.scoring.responses import responses
 from reftlens.text.batch import Batch
 from reftlens.text.template import Prompt

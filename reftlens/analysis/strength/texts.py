@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.engine import forward
 from reftlens.editing.reft import ReFT, Variant
-from reftlens.generation.prefilled import prefill
-from reftlens.generation.session import check_writes
+from reftlens.generation.prompt_cache import prefill
+from reftlens.generation.site_edits import check_writes
 from reftlens.generation.writing import generate_each
 from reftlens.scoring.evaluation import per_example, pieces
 from reftlens.scoring.objectives import cross_entropy
@@ -96,7 +96,7 @@ def written(
     with tqdm(total=len(batch) * len(variants), desc="texts", unit="text", disable=not progress) as bar:
         for rows in pieces(len(batch), batch_size):
             prefilled = prefill(reft, model, batch[list(rows)], chat=chat)
-            said = said or prefilled.said
+            said = said or prefilled.computation
             every = generate_each(
                 reft, model, prefilled, variants, max_new_tokens=max_new_tokens, temperature=temperature,
                 seed=seed + rows[0],

@@ -1,0 +1,71 @@
+"""How the next token is chosen, and which tokens end a text."""
+
+from dataclasses import dataclass
+
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process
+
+from reftlens.bridge.protocol import Bridge
+from reftlens.text.template import Template
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token is chosen.
+
+    Args:
+        max_new_tokens: most tokens written after each prompt; a stop token ends a text before that.
+        temperature: 0 is greedy; above 0, tokens are sampled from `softmax(logits / temperature)`.
+        top_k: sample from the so many most likely tokens only.
+        top_p: sample from the fewest tokens whose probabilities sum to at least this.
+        beams: of beam search; more than one needs temperature 0.
+        repetition_penalty: divides positive logits of tokens that are there already, and multiplies negative ones.
+        no_repeat_ngram: no so many tokens in a row occur twice; 0 allows it.
+        seed: of the sampling; the global random state is neither read nor changed.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    beams: int = 1
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.beams < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens}, beams={self.beams}: both must be 1 or more")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}, expected 0 (greedy) or more")
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+            raise ValueError("top_k and top_p choose what to sample from, and temperature=0 does not sample")
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError("beams and sampling do not go together: use temperature=0 or beams=1")
+
+    def processors(self) -> LogitsProcessorList:
+        """transformers' own logits processors for these settings."""
+        chain = LogitsProcessorList()
+        if self.repetition_penalty != 1.0:
+            chain.append(logits_process.RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.no_repeat_ngram:
+            chain.append(logits_process.NoRepeatNGramLogitsProcessor(self.no_repeat_ngram))
+        if self.temperature > 0:
+            chain.append(logits_process.TemperatureLogitsWarper(self.temperature))
+        if self.top_k is not None:
+            chain.append(logits_process.TopKLogitsWarper(self.top_k))
+        if self.top_p is not None:
+            chain.append(logits_process.TopPLogitsWarper(self.top_p))
+        return chain
+
+
+def stop_tokens(model: Bridge, chat: bool) -> set[int]:
+    """Tokens that end a text: EOS, those of the model's generation settings, for chat the end of the turn."""
+    config = getattr(model.original_model, "generation_config", None)
+    eos = getattr(config, "eos_token_id", None)
+    ids = set(eos) if isinstance(eos, list | tuple) else {eos}
+    if model.tokenizer is not None:
+        ids.add(model.tokenizer.eos_token_id)
+        if chat:
+            ids.add(Template(chat=True).end_of_turn(model.tokenizer)[-1])
+    return {int(i) for i in ids if i is not None}

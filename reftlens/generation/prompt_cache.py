@@ -1,0 +1,81 @@
+"""Prompts read once for many generations: an edit at one strength or another changes only what lies in its cone.
+
+A slider over strengths asks for the same prompts again and again. `prefill` keeps their keys and values, and the
+residual stream at the first edited token and block; `generate` then starts from there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, weights_state
+from reftlens.cone.spans import first_block
+from reftlens.editing.reft import ReFT, check_asked
+from reftlens.editing.site import Site
+from reftlens.generation.rows import Rows
+from reftlens.generation.runner import PromptStates, Runner, read
+from reftlens.text.batch import Batch
+from reftlens.text.encoding import encode_prompts
+from reftlens.text.template import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class PromptCache:
+    """Prompts, and what of them no edit at the sites of one `ReFT` can change. Made by `prefill`."""
+
+    prompts: Batch
+    chat: bool
+    sites: tuple[Site, ...]
+    computation: str
+    """What is reused, or why nothing is."""
+    states: PromptStates | None = field(default=None, repr=False)
+    weights: tuple[int, ...] = field(default=(), repr=False)
+    """State of the model's weights when the prompts were read."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def repeated(self, times: int) -> "PromptCache":
+        """All prompts so many times over."""
+        if times == 1:
+            return self
+        prompts = self.prompts[list(range(len(self))) * times]
+        return replace(self, prompts=prompts, states=None if self.states is None else self.states.repeated(times))
+
+    def check(self, reft: ReFT | None, model: Bridge) -> None:
+        """Raise if these are not the sites, or this is not the model, that the prompts were read for."""
+        if reft is None:
+            raise ValueError("prefilled prompts are for the edits they were read for: use Variant(strength=0)")
+        if reft.sites != self.sites:
+            raise ValueError(f"the prompts were read for edits at {_listed(self.sites)}, not {_listed(reft.sites)}")
+        if self.states is not None and weights_state(model) != self.weights:
+            raise ValueError("the model or its weights changed since the prompts were read: call prefill again")
+
+
+@torch.no_grad()
+def prefill(
+    reft: ReFT, model: Bridge, prompts: Sequence[Prompt] | Batch, *, chat: bool = False, system: str | None = None
+) -> PromptCache:
+    """Read prompts once, for `generate(reft, model, prefilled, variant=…)` at any strength and with any weights."""
+    check_asked(reft, model)
+    check_deterministic(model)
+    batch = prompts if isinstance(prompts, Batch) else encode_prompts(model, prompts, chat=chat, system=system)
+    rows, runner, points = Rows.of(batch, device_of(model)), Runner(model), reft.bind(model).points
+    obstacle, body = runner.obstacle(), runner.body
+    if body is None or obstacle:
+        return PromptCache(batch, chat, reft.sites, f"nothing is reused: {obstacle}")
+    blocks = [first_block(point.name or "", body.depth) for point in points]
+    first = min(block for block in blocks if block is not None) if None not in blocks else None
+    if first is None:
+        return PromptCache(batch, chat, reft.sites, "nothing is reused: a site has no known place among the blocks")
+    view, last = rows.view, rows.tokens.shape[1] - 1
+    edited = torch.stack([site.positions.mask(view) for site in reft.sites]).any(dim=0).any(dim=0)
+    start = min([*edited.nonzero().flatten().tolist(), last])
+    blocks_below = f"blocks 0 to {first - 1} and " if first else ""
+    computation = f"{blocks_below}{start} of {last + 1} prompt tokens are reused"
+    return PromptCache(batch, chat, reft.sites, computation, read(body, rows, first, start), weights_state(model))
+
+
+def _listed(sites: Sequence[Site]) -> str:
+    return ", ".join(map(str, sites))

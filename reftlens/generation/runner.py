@@ -1,0 +1,137 @@
+"""Runs a model on its key/value cache, through as little of it as possible, for the logits of the newest token."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from reftlens.bridge.protocol import Bridge
+from reftlens.cone.body import Body, Exit, Gather, Observe, Slot
+from reftlens.cone.prefix import NO_HOOK, Stub, cache_of, entering
+from reftlens.editing.engine import Edit, Stop, attached, forward, forward_inside
+from reftlens.generation.rows import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class PromptStates:
+    """What was computed of left-padded prompts without an edit, for generation to go on from column `start`."""
+
+    stream: Float[Tensor, "row cone d"] | None
+    """Residual stream entering block `first`, from column `start` on; None where `first` is 0."""
+    first: int
+    start: int
+    as_tuple: bool
+    """Whether the model's blocks return a tuple."""
+    keys: tuple[Float[Tensor, "row heads column d_head"], ...]
+    """Of every block, at all columns."""
+    values: tuple[Float[Tensor, "row heads column d_value"], ...]
+
+    def repeated(self, times: int) -> "PromptStates":
+        """Of all prompts so many times over."""
+        stream = None if self.stream is None else self.stream.repeat(times, 1, 1)
+        keys, values = (tuple(x.repeat(times, 1, 1, 1) for x in each) for each in (self.keys, self.values))
+        return replace(self, stream=stream, keys=keys, values=values)
+
+    def layers(self, blocks: range, stop: int | None = None) -> list[DynamicLayer]:
+        """Cache layers that hold the columns before `stop`, of these blocks; what is stored stays as it is."""
+        layers = []
+        for i in blocks:
+            layer = DynamicLayer()
+            layer.lazy_initialization(self.keys[i], self.values[i])
+            layer.keys, layer.values = self.keys[i][:, :, :stop], self.values[i][:, :, :stop]
+            layers.append(layer)
+        return layers
+
+    def enter(self, body: Body) -> tuple[DynamicCache, list[tuple[Slot, nn.Module]]]:
+        """A cache that ends at `start`, and what to put into the blocks below `first` so that they compute nothing."""
+        stubs = [Stub(len(self.keys[0]), self.start) for _ in range(self.first)]
+        cache = cache_of([*stubs, *self.layers(range(self.first, body.depth), self.start)])
+        return cache, entering(body, self.first, self.stream, self.as_tuple)
+
+
+def read(body: Body, prompts: Rows, first: int, start: int) -> PromptStates:
+    """Run prompts through the unedited model, as far as the residual stream entering block `first`."""
+    plain, cache = body.may_be_plain, cache_of([DynamicLayer() for _ in body.blocks])
+    blocks = {i: Observe(body.piece(body.blocks[i], plain=plain, used=NO_HOOK)) for i in {0, first} if i < body.depth}
+    end = Exit()
+    places: list[tuple[Slot, nn.Module]] = [(body.blocks[i], block) for i, block in blocks.items()]
+    with suppress(Stop):
+        _run(body, prompts.tokens, prompts.real, cache, [*places, (body.norm, end)], NO_HOOK)
+    entered = blocks[first].seen if first in blocks else end.kept
+    stream = entered[:, start:] if first > 0 and entered is not None else None
+    filled = [(layer.keys, layer.values) for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    keys, values = zip(*filled, strict=True)
+    return PromptStates(stream, first, start, blocks[0].as_tuple, keys, values)
+
+
+class Runner:
+    """Runs a model for the logits of the newest token, by its parts where the model allows it.
+
+    Original components run wherever no edit needs the bridge's; where that is not possible, the bridge itself does.
+    """
+
+    def __init__(self, model: Bridge) -> None:
+        self.model, self.body, self.problem = model, None, ""
+        try:
+            self.body = Body(model)
+        except ValueError as error:
+            self.problem = str(error)
+
+    def obstacle(self) -> str:
+        """Why the model, as it is now, is run as a whole, or ""."""
+        return self.problem if self.body is None else self.body.obstacle()
+
+    def step(
+        self,
+        tokens: Int[Tensor, "row new"],
+        real: Bool[Tensor, "row column"],
+        edits: Sequence[Edit],
+        cache: Any,
+        states: PromptStates | None = None,
+    ) -> tuple[Float[Tensor, "row vocab"], Any]:
+        """Logits after the last of `tokens`, and the cache with all of them; `real` covers the cached ones too."""
+        body = self.body
+        if body is None or body.obstacle():
+            with attached(edits):
+                out = forward(self.model, tokens, real, cache=cache, use_cache=True)
+            return out.logits[:, -1], out.cache
+        used = frozenset(id(p) for e in edits for p in (e.point, e.carry) if p is not None)
+        places: list[tuple[Slot, nn.Module]] = [(body.head, _last_of(tokens, body, used))]
+        if states is not None:
+            cache, below = states.enter(body)
+            places += below
+        elif cache is None:
+            cache = cache_of([DynamicLayer() for _ in body.blocks])
+        with attached(edits):
+            logits = _run(body, tokens, real, cache, places, used)
+        if states is not None:
+            cache.layers[: states.first] = states.layers(range(states.first))
+        return logits[0], cache
+
+
+def _last_of(tokens: Int[Tensor, "row new"], body: Body, used: frozenset[int]) -> Gather:
+    """The unembedding, of the last token of each row alone."""
+    gather, rows = Gather(None), torch.arange(len(tokens), device=tokens.device)
+    gather.last, gather.unembed = True, body.piece(body.head, plain=body.may_be_plain, used=used)
+    gather.at = (rows, torch.full_like(rows, tokens.shape[1] - 1))
+    return gather
+
+
+def _run(
+    body: Body,
+    tokens: Tensor,
+    real: Tensor,
+    cache: DynamicCache,
+    places: Sequence[tuple[Slot, nn.Module]],
+    used: frozenset[int],
+) -> Tensor:
+    """The logits of one forward pass."""
+    columns = (real.long().cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+    with body.arranged(places, plain=body.may_be_plain, used=used):
+        return forward_inside(body.model, tokens, real, columns, cache).logits

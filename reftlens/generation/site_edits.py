@@ -1,0 +1,78 @@
+"""Which tokens of a generation in progress are edited, and how strongly in each row."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.engine import Edit
+from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.site import Site
+from reftlens.generation.rows import Rows
+
+
+def check_writes(reft: ReFT) -> None:
+    """Raise for an intervention that exchanges: generation has no source to take from."""
+    for site, module in reft.items():
+        if module.variables:
+            raise ValueError(f"{module.kind} at {site} copies from a source, and generation has none to copy from")
+
+
+class SiteEdits:
+    """The edits of one `ReFT` in one generation: rows come in equal parts, one for each of `variants`.
+
+    Args:
+        variants: that differ in strength only.
+
+    Raises:
+        ValueError: for an intervention that exchanges, or a site that can act on prompts only and chooses none of
+            their tokens.
+    """
+
+    def __init__(self, reft: ReFT, model: Bridge, variants: Sequence[Variant], prompts: Rows) -> None:
+        check_writes(reft)
+        self.reft, self.variant = reft, variants[0]
+        self.bound = reft.to(prompts.tokens.device).bind(model)
+        self.sites = self.bound.active(self.variant)
+        self.unused = set(self.sites)
+        on_prompts = [i for i in self.sites if not self.variant.reaches_response(reft.sites[i])]
+        if on_prompts:
+            self.bound.require(prompts.view, replace(self.variant, sites=on_prompts))
+        with torch.no_grad():
+            self.bases = {i: reft[i].basis() for i in self.sites}
+        each = len(prompts) // len(variants)
+        self.strengths = {i: self._strengths(i, variants).repeat_interleave(each, dim=0) for i in self.sites}
+
+    def _strengths(self, i: int, variants: Sequence[Variant]) -> Float[Tensor, "variant _"]:
+        """At one site, for each variant: one for all directions of the basis, or one for each; on the CPU."""
+        strengths = [torch.as_tensor(self.bound.strength(v, i), dtype=torch.float64) for v in variants]
+        width = max(strength.numel() for strength in strengths)
+        return torch.stack([strength.expand(width) for strength in strengths])
+
+    def take(self, rows: Int[Tensor, " rows"]) -> None:
+        """Go on with the rows of these numbers, some of them left out or there several times."""
+        self.strengths = {i: strengths[rows.cpu()] for i, strengths in self.strengths.items()}
+
+    def at(self, rows: Rows, new: int) -> list[Edit]:
+        """The edits of the last `new` columns; none at strength 0, so that the model computes bit for bit."""
+        edits, view = [], rows.view
+        for i in self.sites:
+            mask = self.variant.mask(self.reft.sites[i], view)[:, -new:].clone()
+            mask[rows.done, -1] = False  # a row's stop token goes in only because others go on
+            if not mask.any():
+                continue
+            self.unused.discard(i)
+            rows.edited[:, -new:] |= mask
+            mask &= (self.strengths[i] != 0).any(dim=1).to(mask.device)[:, None]
+            if mask.any():
+                edit = self.bound.edit(i, mask, self.variant)
+                edit.parts[0].basis, edit.parts[0].strength = self.bases[i], self.strengths[i][edit.rows.cpu()]
+                edits.append(edit)
+        return edits
+
+    def unused_sites(self) -> list[Site]:
+        """Sites that have chosen no token yet."""
+        return [self.reft.sites[i] for i in self.unused]
