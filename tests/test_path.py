@@ -63,7 +63,8 @@ def test_components_add_up_to_the_change_of_the_logits(architecture):
             raw = capped * (torch.atanh(after / capped) - torch.atanh(before / capped))
             change = torch.stack([raw[data.target_rows == row].mean() for row in range(3)])
             assert found.rest.abs().max() > 1e-6, "the soft-cap is in what is not attributed"
-        assert torch.allclose(found.attributed.sum(dim=0), change, atol=1e-10), [str(site) for site in places]
+        close = 1e-7 if architecture.startswith("gemma") else 1e-10  # transformers computes gemma's norms in float32
+        assert torch.allclose(found.attributed.sum(dim=0), change, atol=close), [str(site) for site in places]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "neox"])
