@@ -46,6 +46,24 @@ def interval(
     ax.errorbar(x, y, *bars, fmt=marker, color=color, markersize=5, label=label)
 
 
+def colour(i: int) -> str:
+    """The colour of the i-th of several lines; after three they begin anew."""
+    return (BLUE, ORANGE, GREEN)[i % 3]
+
+
+def level(ax: "Axes", value: float, label: str | None = None, *, horizontal: bool = True) -> None:
+    """A dashed grey line at a value to compare with: the unedited model's, or that of chance."""
+    line = ax.axhline if horizontal else ax.axvline
+    line(value, color=GREY, linestyle="--", linewidth=1, label=label)
+
+
+def colour_bar(ax: "Axes", image: Any, label: str) -> "Axes":
+    """The axes of a new colour bar for what is drawn on `ax`."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure.colorbar(image, ax=ax, label=label).ax
+
+
 def short(label: object, most: int = 44) -> str:
     """A label that fits into a figure: its middle is left out where it is long."""
     text = str(label)

@@ -104,8 +104,7 @@ class Controls:
         if self.random:
             y = [r.name for r in self.rows].index("random subspaces")
             ax.scatter([a for a, _ in self.random], [y] * len(self.random), s=6, color=figures.GREY, alpha=0.5)
-        floor = self["no edit"].accuracy.value
-        ax.axvline(floor, color=figures.GREY, linestyle="--", linewidth=1)
+        figures.level(ax, self["no edit"].accuracy.value, horizontal=False)
         ax.set_yticks(range(len(self.rows)), [r.name for r in self.rows])
         ax.invert_yaxis()
         ax.set(xlabel="held-out interchange accuracy (95 % interval; dashed: no edit)", xlim=(-0.02, 1.02))

@@ -109,7 +109,7 @@ class IllusionMeter:
             colour = figures.ORANGE if way == "subspace" else figures.BLUE
             figures.interval(ax, y, self.effect(way), color=colour, horizontal=True)
         ax.axvline(0, color=figures.GREY, linewidth=1)
-        ax.axvline(self.effect("subspace").value, color=figures.GREY, linestyle="--", linewidth=1)
+        figures.level(ax, self.effect("subspace").value, horizontal=False)
         ax.set_yticks(range(len(WAYS) - 1), list(WAYS[1:]))
         ax.invert_yaxis()
         ax.set(xlabel="log-probability of the counterfactual answer gained (nats, 95 % interval)")

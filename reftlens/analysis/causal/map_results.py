@@ -93,10 +93,8 @@ class InterchangeMap:
         rank = max(c.rank for c in self.cells) if rank is None else rank
         table = self.accuracy(rank)
         image = ax.imshow(table, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=1)
-        figure = ax.get_figure(root=True)
-        assert figure is not None
-        bar = figure.colorbar(image, ax=ax, label="held-out interchange accuracy")
-        bar.ax.axhline(self.unedited, color="white", linewidth=1.5)
+        bar = figures.colour_bar(ax, image, "held-out interchange accuracy")
+        bar.axhline(self.unedited, color="white", linewidth=1.5)
         for cell, p in zip(self.cells, self.corrected, strict=True):
             if cell.rank == rank and p < 0.05:
                 at = self.positions.index(cell.position), self.layers.index(cell.layer)

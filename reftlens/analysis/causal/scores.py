@@ -82,8 +82,7 @@ class InterchangeScores:
             named["base right"] = self.restricted
         for x, estimate in enumerate(named.values()):
             figures.interval(ax, x, estimate)
-        floor = self.unedited_hits.float().mean().item()
-        ax.axhline(floor, color=figures.GREY, linestyle="--", linewidth=1, label="unedited model")
+        figures.level(ax, self.unedited_hits.float().mean().item(), "unedited model")
         ax.set(ylabel="interchange accuracy (95 % interval)", ylim=(0, 1.03), xlim=(-0.5, len(named) - 0.5))
         ax.set_xticks(range(len(named)), list(named))
         ax.legend(frameon=False)

@@ -1,10 +1,10 @@
 """Fixed directions from labelled activations, one call each: what a trained subspace is to be compared with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from transformer_lens.tools.analysis.interchange import random_basis
@@ -81,8 +81,8 @@ def difference_of_means(x: Activations, labels: Int[Tensor, " labels"]) -> Direc
     """
     classes, means = _means(x, labels)
     centred = means - means.mean(dim=0)
-    found = torch.linalg.svd(centred, full_matrices=False).Vh[: len(classes) - 1].T
-    return _directed("difference of means", found, means)
+    basis = torch.linalg.svd(centred, full_matrices=False).Vh[: len(classes) - 1].T
+    return _directed("difference of means", basis, means)
 
 
 def caa(positive: Activations, negative: Float[Tensor, "others d"]) -> Direction:
@@ -106,9 +106,9 @@ def repe(positive: Activations, negative: Float[Tensor, "others d"], rank: int =
     Each points from negative to positive.
     """
     differences = _paired(positive, negative)
-    found = _components("RepE", differences, rank, len(differences))
-    sign = torch.where(found.basis.T @ differences.mean(dim=0) < 0, -1.0, 1.0).double()
-    return Direction(found.name, found.basis * sign, found.scale)
+    components = _components("RepE", differences, rank, len(differences))
+    sign = torch.where(components.basis.T @ differences.mean(dim=0) < 0, -1.0, 1.0).double()
+    return replace(components, basis=components.basis * sign)
 
 
 def linear_probe(x: Activations, labels: Int[Tensor, " labels"], *, l2: float = 1e-3) -> Direction:
@@ -189,8 +189,7 @@ def _means(x: Activations, labels: Int[Tensor, " labels"]) -> tuple[Tensor, Floa
     classes = labels.unique()
     if len(classes) < 2:
         raise ValueError(f"all labels are {classes.tolist()}: two classes or more are needed")
-    chosen: Bool[Tensor, "classes examples"] = labels == classes[:, None]
-    return classes, torch.stack([data[mine].mean(dim=0) for mine in chosen])
+    return classes, torch.stack([data[labels == label].mean(dim=0) for label in classes])
 
 
 def _paired(positive: Activations, negative: Float[Tensor, "others d"]) -> Float[Tensor, "pairs d"]:

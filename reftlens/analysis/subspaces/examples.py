@@ -67,11 +67,10 @@ class DirectionExamples:
         low, high = self.codes.min().item(), self.codes.max().item()
         bins = [low + i * (high - low) / 40 for i in range(41)] if high > low else [low - 0.5, low + 0.5]
         for i, (direction, codes) in enumerate(zip(self.directions, self.codes.T, strict=True)):
-            colour = (figures.BLUE, figures.ORANGE, figures.GREEN)[i % 3]
             style = ("solid", "dotted", "dashdot")[i // 3 % 3]
-            line = {"color": colour, "linestyle": style, "linewidth": 1.5, "label": f"direction {direction}"}
+            line = {"color": figures.colour(i), "linestyle": style, "linewidth": 1.5, "label": f"direction {direction}"}
             ax.hist(codes.tolist(), bins=bins, histtype="step", **line)
-        ax.axvline(0.0, color=figures.GREY, linestyle="--", linewidth=1)
+        figures.level(ax, 0.0, horizontal=False)
         ax.set(xlabel="edit along the direction (units of the hidden state)", ylabel="tokens")
         ax.legend(frameon=False)
         return ax

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.analysis.subspaces.geometry import one_site
+from reftlens.analysis.subspaces.geometry import site_index
 from reftlens.analysis.subspaces.recorded import SiteEdits, edits_of
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
@@ -105,10 +105,9 @@ class PrincipalFrame:
 
         ax = figures.axes(ax)
         for i, frame in enumerate(self.sites):
-            colour, directions = (figures.BLUE, figures.ORANGE, figures.GREEN)[i % 3], range(len(frame.shares))
             label = f"{frame.site}: effective rank {frame.effective_rank:.2f}"
-            ax.plot(directions, frame.shares.tolist(), marker="o", markersize=4, color=colour, label=label)
-            ax.axhline(1 / len(frame.shares), color=figures.GREY, linestyle="--", linewidth=1)
+            ax.plot(frame.shares.tolist(), marker="o", markersize=4, color=figures.colour(i), label=label)
+            figures.level(ax, 1 / len(frame.shares))
         ax.set(xlabel="direction (principal axis of the edit)", ylabel="share of the mean squared edit", ylim=(0, 1.05))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(frameon=False)
@@ -168,7 +167,7 @@ def site_frame(
     Raises:
         ValueError: for the frame of other sites, and as `principal_frame`.
     """
-    index = one_site(reft, site)
+    index = site_index(reft, site)
     if isinstance(data, Batch):
         return frame_of(edits_of(reft, model, data, batch_size=batch_size, progress=progress)[index])
     if tuple(data.bases) != reft.sites:

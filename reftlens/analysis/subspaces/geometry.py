@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,10 @@ class Chance:
         """Standard deviations above the mean; NaN where one of the two is the whole space."""
         return (overlap - self.mean) / self.spread if self.spread > 1e-12 else math.nan
 
+    def as_columns(self, name: str, overlap: float) -> dict[str, float]:
+        """`{name: overlap, "chance": …, "chance_sd": …, "z": …}`, for a data frame."""
+        return {name: overlap, "chance": self.mean, "chance_sd": self.spread, "z": self.z(overlap)}
+
 
 def chance_overlap(d: int, a: int, b: int) -> Chance:
     """Overlap of random subspaces of ranks `a` and `b` in `d` dimensions: mean `max(a, b) / d`.
@@ -50,9 +54,9 @@ def chance_overlap(d: int, a: int, b: int) -> Chance:
     """
     if d == 1:
         return Chance(1.0, 0.0)
-    one, other = random_projection_kernel_moments(d, a), random_projection_kernel_moments(d, b)
-    least = min(a, b)
-    return Chance((one.mean * other.mean) ** 0.5 / least, (one.variance * other.variance) ** 0.25 / least)
+    moments, least = [random_projection_kernel_moments(d, rank) for rank in (a, b)], min(a, b)
+    mean, variance = math.prod(m.mean for m in moments) ** 0.5, math.prod(m.variance for m in moments) ** 0.5
+    return Chance(mean / least, variance**0.5 / least)
 
 
 def overlap_of(a: SubspaceBasis, b: SubspaceBasis) -> float:
@@ -80,20 +84,20 @@ def columns_of(module: Intervention) -> Float[Tensor, "d k"]:
         return columns[:, module.chosen().to(columns.device)] if isinstance(module, Gated) else columns
 
 
-def one_site(reft: ReFT, site: Site | int | None) -> int:
+def site_index(reft: ReFT, site: Site | int | None) -> int:
     """The index of a site of `reft`; None stands for its only one.
 
     Raises:
         ValueError: for None where there are several, or a site that `reft` does not edit.
     """
-    said = ", ".join(f"{i}: {s}" for i, s in enumerate(reft.sites))
+    sites = ", ".join(f"{i}: {s}" for i, s in enumerate(reft.sites))
     if site is None:
         if len(reft) > 1:
-            raise ValueError(f"there are {len(reft)} sites, and the subspace of one is wanted: pass site= ({said})")
+            raise ValueError(f"there are {len(reft)} sites, and the subspace of one is wanted: pass site= ({sites})")
         return 0
     index = site if isinstance(site, int) else next((i for i, s in enumerate(reft.sites) if s == site), -1)
     if not 0 <= index < len(reft):
-        raise ValueError(f"site={site} is not among the sites of the intervention ({said})")
+        raise ValueError(f"site={site} is not among the sites of the intervention ({sites})")
     return index
 
 
@@ -119,12 +123,10 @@ class Overlap:
 
         records = []
         for a, b in self._pairs():
-            value, chance, angles = self.overlap[a, b].item(), self.chance(a, b), self.angles[a][b]
-            records.append(
-                {"a": self.names[a], "b": self.names[b], "rank_a": self.ranks[a], "rank_b": self.ranks[b],
-                 "overlap": value, "chance": chance.mean, "chance_sd": chance.spread, "z": chance.z(value),
-                 "smallest_angle": angles[0].item(), "largest_angle": angles[-1].item()}
-            )  # fmt: skip
+            names = {"a": self.names[a], "b": self.names[b], "rank_a": self.ranks[a], "rank_b": self.ranks[b]}
+            overlap = self.chance(a, b).as_columns("overlap", self.overlap[a, b].item())
+            angles = {"smallest_angle": self.angles[a][b][0].item(), "largest_angle": self.angles[a][b][-1].item()}
+            records.append({**names, **overlap, **angles})
         return pd.DataFrame(records)
 
     def _pairs(self) -> list[tuple[int, int]]:
@@ -136,21 +138,18 @@ class Overlap:
         count = len(self.names)
         ax = figures.axes(ax, width=2.4 + 0.9 * count, height=1.6 + 0.7 * count)
         image = ax.imshow(self.overlap, cmap="viridis", vmin=0, vmax=1)
-        figure = ax.get_figure(root=True)
-        assert figure is not None
-        bar = figure.colorbar(image, ax=ax, label="overlap (mean squared cosine; small: chance)")
+        bar = figures.colour_bar(ax, image, "overlap (mean squared cosine; small: chance)")
         levels = [self.chance(a, b).mean for a, b in self._pairs()]
         for level in levels if len({round(x, 9) for x in levels}) == 1 else ():
-            bar.ax.axhline(level, color="white", linewidth=1.5)
+            bar.axhline(level, color="white", linewidth=1.5)
         for a in range(count):
             for b in range(count):
                 value, chance = self.overlap[a, b].item(), self.chance(a, b)
-                colour = "black" if value > 0.6 else "white"
-                ax.text(b, a - 0.1, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
-                ax.text(b, a + 0.22, f"{chance.mean:.2g}±{chance.spread:.1g}", ha="center", va="center", color=colour,
-                        fontsize=6)  # fmt: skip
-        ax.set_xticks(range(count), [f"{n} ({r})" for n, r in zip(self.names, self.ranks, strict=True)], rotation=30,
-                      ha="right")  # fmt: skip
+                style: dict[str, Any] = {"color": "black" if value > 0.6 else "white", "ha": "center", "va": "center"}
+                ax.text(b, a - 0.1, f"{value:.2f}", fontsize=9, **style)
+                ax.text(b, a + 0.22, f"{chance.mean:.2g}±{chance.spread:.1g}", fontsize=6, **style)
+        labels = [f"{name} ({rank})" for name, rank in zip(self.names, self.ranks, strict=True)]
+        ax.set_xticks(range(count), labels, rotation=30, ha="right")
         ax.set_yticks(range(count), self.names)
         ax.set(xlabel=f"subspace (rank) of {self.d} dimensions")
         ax.grid(visible=False)
@@ -184,8 +183,8 @@ def overlap(subspaces: Mapping[str, Subspace], *, site: Site | int | None = None
     if not isinstance(subspaces, Mapping):
         raise TypeError(f"subspaces is a {type(subspaces).__name__}, expected {{name: subspace}}")
     columns: dict[str, Tensor] = {}
-    for name, one in subspaces.items():
-        columns |= _named(name, one, site)
+    for name, subspace in subspaces.items():
+        columns |= _columns(name, subspace, site)
     if not columns:
         raise ValueError("subspaces={}, expected one or more by name")
     widths = {name: len(c) for name, c in columns.items()}
@@ -198,14 +197,15 @@ def overlap(subspaces: Mapping[str, Subspace], *, site: Site | int | None = None
     return Overlap(tuple(columns), tuple(s.rank for s in spans), spans[0].ambient_dim, overlap, angles)
 
 
-def _named(name: str, one: Subspace, site: Site | int | None) -> dict[str, Tensor]:
-    if isinstance(one, ReFT):
-        if site is not None or len(one) == 1:
-            return {name: columns_of(one[one_site(one, site)])}
-        return {f"{name}, {place}": columns_of(module) for place, module in one.items()}
-    if isinstance(one, Intervention):
-        return {name: columns_of(one)}
-    found = one.basis if isinstance(one, Direction) else one
-    if found.ndim != 2:
-        raise ValueError(f"{name!r} has shape {list(found.shape)}, expected [d, k]: columns that span it")
-    return {name: found}
+def _columns(name: str, subspace: Subspace, site: Site | int | None) -> dict[str, Tensor]:
+    """What spans a subspace, by name: an entry for each site of a `ReFT` with several."""
+    if isinstance(subspace, ReFT):
+        if site is not None or len(subspace) == 1:
+            return {name: columns_of(subspace[site_index(subspace, site)])}
+        return {f"{name}, {place}": columns_of(module) for place, module in subspace.items()}
+    if isinstance(subspace, Intervention):
+        return {name: columns_of(subspace)}
+    columns = subspace.basis if isinstance(subspace, Direction) else subspace
+    if columns.ndim != 2:
+        raise ValueError(f"{name!r} has shape {list(columns.shape)}, expected [d, k]: columns that span it")
+    return {name: columns}

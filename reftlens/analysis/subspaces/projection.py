@@ -57,10 +57,8 @@ class Plane:
         ax = figures.axes(ax, width=4.8, height=4.4)
         kinds = list(dict.fromkeys(self.labels))
         if len(kinds) > 8 and all(isinstance(k, int | float) for k in kinds):
-            drawn = ax.scatter(*self.points.T.tolist(), c=[float(x) for x in self.labels], cmap="viridis", s=16)
-            figure = ax.get_figure(root=True)
-            assert figure is not None
-            figure.colorbar(drawn, ax=ax, label="label")
+            dots = ax.scatter(*self.points.T.tolist(), c=[float(x) for x in self.labels], cmap="viridis", s=16)
+            figures.colour_bar(ax, dots, "label")
         else:
             for i, kind in enumerate(kinds or [None]):
                 mine = [j for j in range(len(self.points)) if kind is None or self.labels[j] == kind]
@@ -71,8 +69,8 @@ class Plane:
                 ax.legend(frameon=False)
         vector = {"before": "hidden state", "after": "edited hidden state", "edit": "edit"}[self.of]
         x, y = (f"{vector} along direction {axis}" for axis in self._axes)
-        for line in (ax.axhline, ax.axvline):
-            line(0.0, color=figures.GREY, linestyle="--", linewidth=0.8)
+        for horizontal in (True, False):
+            figures.level(ax, 0.0, horizontal=horizontal)
         ax.set(xlabel=x, ylabel=y)
         return ax
 

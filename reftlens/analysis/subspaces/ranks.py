@@ -69,12 +69,12 @@ class RankSweep:
         import pandas as pd
 
         table = self.losses.mean(dim=2)
-        records = [
-            {"rank": rank, "seed": seed, "loss": table[i, j].item(), "mean": self.means[i].item(),
-             "standard_error": self.errors[i].item(), "unedited": self.unedited.mean().item(),
-             "elbow": rank == self.elbow}
-            for i, rank in enumerate(self.ranks) for j, seed in enumerate(self.seeds)
-        ]  # fmt: skip
+        records = []
+        for i, rank in enumerate(self.ranks):
+            of_rank = {"mean": self.means[i].item(), "standard_error": self.errors[i].item()}
+            of_rank |= {"unedited": self.unedited.mean().item(), "elbow": rank == self.elbow}
+            for seed, loss in zip(self.seeds, table[i].tolist(), strict=True):
+                records.append({"rank": rank, "seed": seed, "loss": loss, **of_rank})
         return pd.DataFrame(records)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
@@ -82,12 +82,12 @@ class RankSweep:
         ax = figures.axes(ax)
         for seed in range(len(self.seeds)):
             ax.scatter(self.ranks, self.losses[:, seed].mean(dim=1).tolist(), s=10, color=figures.GREY)
-        means = self.means.tolist()
-        ax.errorbar(self.ranks, means, yerr=self.errors.tolist(), color=figures.BLUE, marker="o", markersize=4,
-                    label="mean over seeds")  # fmt: skip
-        ax.plot(self.elbow, means[self.ranks.index(self.elbow)], "o", color=figures.ORANGE, markersize=11,
-                fillstyle="none", label=f"elbow: rank {self.elbow}")  # fmt: skip
-        ax.axhline(self.unedited.mean().item(), color=figures.GREY, linestyle="--", linewidth=1, label="unedited model")
+        means, errors = self.means.tolist(), self.errors.tolist()
+        line = {"color": figures.BLUE, "marker": "o", "markersize": 4, "label": "mean over seeds"}
+        ax.errorbar(self.ranks, means, yerr=errors, **line)
+        ring = {"color": figures.ORANGE, "markersize": 11, "fillstyle": "none", "label": f"elbow: rank {self.elbow}"}
+        ax.plot(self.elbow, means[self.ranks.index(self.elbow)], "o", **ring)
+        figures.level(ax, self.unedited.mean().item(), "unedited model")
         ax.set_xscale("log", base=2)
         ax.set_xticks(self.ranks, [str(r) for r in self.ranks])
         ax.set(xlabel="rank", ylabel="held-out loss per target token (nats)", ylim=(0, None))
@@ -124,9 +124,9 @@ def rank_sweep(
     Raises:
         ValueError: without ranks or seeds, or where one is given twice; and as `fit_many`.
     """
-    for name, given in (("ranks", ranks), ("seeds", seeds)):
-        if not given or len(set(given)) < len(given):
-            raise ValueError(f"{name}={list(given)}, expected one or more, each of them once")
+    for name, values in (("ranks", ranks), ("seeds", seeds)):
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name}={list(values)}, expected one or more, each of them once")
     d = _width(model, site)
     refts = {rank: tuple(_made(site, kind(d, rank), seed) for seed in seeds) for rank in sorted(ranks)}
     every = [reft for group in refts.values() for reft in group]

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _STREAM = {
-    "hook_resid_pre": (0, True), "hook_resid_mid": (0, False), "hook_attn_out": (0, False), "hook_mlp_out": (1, True),
+    "hook_resid_pre": (0, True),
+    "hook_resid_mid": (0, False),
+    "hook_attn_out": (0, False),
+    "hook_mlp_out": (1, True),
     "hook_resid_post": (1, True),
-}  # fmt: skip
+}
 """Hooks of the residual stream: the first block that reads them, counted from their own, and if its attention does."""
 
 
@@ -65,7 +68,7 @@ class SeenSplit:
         ax = figures.axes(ax)
         d, k = self.seen.shape
         ax.plot(self.seen.square().sum(dim=1).tolist(), ".", color=figures.BLUE)
-        ax.axhline(k / d, color=figures.GREY, linestyle="--", linewidth=1)
+        figures.level(ax, k / d)
         ax.set(xlabel=f"dimension of {self.site.hook}", ylabel="share seen", ylim=(-0.02, 1.02))
         return ax
 
@@ -84,7 +87,7 @@ def seen_split(model: Bridge, site: Site, *, readers: str = "*", share: float | 
     with the gain (and centring) of its norm folded in. A norm's division by the length is left out: it is not linear.
 
     At the residual stream all readers together see every direction, some of them hardly, and whether what they read
-    matters is not asked: the split tells little there until `readers` names those that do.
+    matters plays no part: the split tells little there until `readers` names those that do.
 
     Args:
         readers: only those whose name matches the pattern: `"unembed"`, `"blocks.9.mlp.*"`, `"blocks.9.attn.q.6"` for
@@ -119,8 +122,8 @@ def stream_readers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tenso
             for part in "qkv":
                 weight = _weight(block, f"{name}.attn", f"W_{part.upper()}")
                 joined = _through(block, "ln1", rearrange(weight, "head d out -> d (head out)"))
-                for head, one in enumerate(joined.split(weight.shape[2], dim=1)):
-                    yield f"{name}.attn.{part}.{head}", one
+                for head, matrix in enumerate(joined.split(weight.shape[2], dim=1)):
+                    yield f"{name}.attn.{part}.{head}", matrix
         norm = "ln2" if hasattr(block, "ln2") else "ln1"  # one norm for both, where they run in parallel
         yield f"{name}.mlp.in", _through(block, norm, _weight(block, f"{name}.mlp", "W_in"))
         if getattr(block.mlp, "W_gate", None) is not None:
@@ -132,29 +135,29 @@ def _direct(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tensor, "d o
     """The one weight that reads a site which is not part of the residual stream; nothing for one that is."""
     bridge: Any = model
     name = resolve_hook(model, site.hook).name or site.hook
-    found = re.fullmatch(r"blocks\.(\d+)\.(mlp\.out|attn\.o)\.hook_in", name)
+    output = re.fullmatch(r"blocks\.(\d+)\.(mlp\.out|attn\.o)\.hook_in", name)
     if name == "ln_final.hook_out":
         yield "unembed", bridge.W_U.detach().cpu().double()
-    elif found:
-        block = bridge.blocks[int(found[1])]
-        weight = _weight(block, f"blocks.{found[1]}.{found[2]}", "W_out" if found[2] == "mlp.out" else "W_O")
+    elif output:
+        reader = name.removesuffix(".hook_in")
+        weight = _weight(bridge.blocks[int(output[1])], reader, "W_out" if output[2] == "mlp.out" else "W_O")
         if weight.ndim == 3:
-            chosen = weight if site.heads is None else weight[list(site.heads)]
-            weight = rearrange(chosen, "head d_head d -> (head d_head) d")
-        yield f"blocks.{found[1]}.{found[2]}", weight
+            heads = weight if site.heads is None else weight[list(site.heads)]
+            weight = rearrange(heads, "head d_head d -> (head d_head) d")
+        yield reader, weight
 
 
 def _first(model: Bridge, site: Site) -> tuple[int, bool]:
     """The first block that reads the stream after `site`, and whether its attention does."""
     hooks = model.hook_dict
     point = resolve_hook(model, site.hook, hooks)
-    found = re.match(r"blocks\.(\d+)\.", point.name or "")
-    for alias, (later, attention) in _STREAM.items() if found else ():
-        assert found is not None
+    block = re.match(r"blocks\.(\d+)\.", point.name or "")
+    for alias, (later, attention) in _STREAM.items() if block else ():
+        assert block is not None
         branch = alias == "hook_resid_mid" and not site.hook.endswith(alias)  # ln2's input: the MLP alone reads it
-        if hooks.get(found[0] + alias) is point and not branch:
+        if hooks.get(block[0] + alias) is point and not branch:
             parallel = alias == "hook_attn_out" and getattr(model.cfg, "parallel_attn_mlp", False)
-            return int(found[1]) + (1 if parallel else later), parallel or attention
+            return int(block[1]) + (1 if parallel else later), parallel or attention
     raise ValueError(
         f"no weights are known to read {site.hook} directly: use resid_pre, resid_mid, resid_post, attn_out, mlp_out, "
         "mlp_post, attn_z or final_norm"

@@ -54,31 +54,25 @@ class Stability:
         """One row per site."""
         import pandas as pd
 
-        records = [
-            {"site": str(s.site), "seeds": s.mean.count, **s.mean.as_columns("overlap"), "chance": s.chance.mean,
-             "chance_sd": s.chance.spread, "z": s.z}
-            for s in self.sites
-        ]  # fmt: skip
+        records = []
+        for s in self.sites:
+            chance = {"chance": s.chance.mean, "chance_sd": s.chance.spread, "z": s.z}
+            records.append({"site": str(s.site), "seeds": s.mean.count, **s.mean.as_columns("overlap"), **chance})
         return pd.DataFrame(records).set_index("site")
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Every pair of seeds as a dot, their mean with its interval; grey: random subspaces ± 2 deviations."""
         ax = figures.axes(ax, width=6.4, height=0.6 * len(self.sites) + 1.4)
-        for y, one in enumerate(self.sites):
-            low, high = one.chance.mean - 2 * one.chance.spread, one.chance.mean + 2 * one.chance.spread
-            ax.plot([max(0.0, low), min(1.0, high)], [y, y], color=figures.GREY, linewidth=6, alpha=0.5,
-                    label="chance ± 2 sd" if y == 0 else None)  # fmt: skip
-            ax.scatter(one.overlaps.tolist(), [y] * len(one.overlaps), s=12, color=figures.BLUE, alpha=0.5,
-                       label="pair of seeds" if y == 0 else None)  # fmt: skip
-            mean = one.mean
-            spread = [[mean.value - mean.low], [mean.high - mean.value]] if math.isfinite(mean.low) else None
-            ax.errorbar(mean.value, y, xerr=spread, fmt="D", color=figures.ORANGE, markersize=5,
-                        label="mean, 95 % interval" if y == 0 else None)  # fmt: skip
+        for y, s in enumerate(self.sites):
+            low, high = s.chance.mean - 2 * s.chance.spread, s.chance.mean + 2 * s.chance.spread
+            ax.plot([max(0.0, low), min(1.0, high)], [y, y], color=figures.GREY, linewidth=6, alpha=0.5)
+            ax.scatter(s.overlaps.tolist(), [y] * len(s.overlaps), s=12, color=figures.BLUE, alpha=0.5)
+            figures.interval(ax, y, s.mean, color=figures.ORANGE, marker="D", horizontal=True)
         ax.set_yticks(range(len(self.sites)), [figures.short(s.site) for s in self.sites])
-        ax.set(
-            xlabel="overlap between seeds (mean squared cosine)", xlim=(-0.02, 1.02), ylim=(len(self.sites) - 0.5, -0.5)
-        )
-        ax.legend(frameon=False, fontsize=7)
+        ax.set(xlabel="overlap between seeds (mean squared cosine)", xlim=(-0.02, 1.02))
+        ax.set_ylim(len(self.sites) - 0.5, -0.5)
+        handles = [ax.lines[0], ax.collections[0], ax.containers[0]]
+        ax.legend(handles, ["chance ± 2 sd", "pair of seeds", "mean, 95 % interval"], frameon=False, fontsize=7)
         return ax
 
     def __str__(self) -> str:
@@ -151,7 +145,7 @@ class FramePath:
 
     def __call__(self, step: Step) -> None:
         if self._latest % self.every and self._latest != step.step:
-            del self._frames[self._latest]  # kept only as long as it was the last
+            del self._frames[self._latest]  # it stood here only as long as it was the last
         self._frames[step.step], self._latest = _spans(step.reft), step.step
 
     @property
@@ -166,21 +160,22 @@ class FramePath:
     def overlap(self, other: int = -1, *, site: int = 0) -> Float[Tensor, " steps"]:
         """Of each recorded frame with the last one, or with that of another place in `steps`: 0 is the first."""
         fixed = self._frames[self.steps[other]][site]
-        found = [overlap_of(self._frames[n][site], fixed) for n in self.steps]
-        return torch.tensor(found, dtype=torch.float64)
+        overlaps = [overlap_of(self._frames[n][site], fixed) for n in self.steps]
+        return torch.tensor(overlaps, dtype=torch.float64)
 
     def to_frame(self) -> "DataFrame":
         """One row per site and recorded step; `largest_angle` is to the last frame, in degrees."""
         import pandas as pd
 
-        records = []
+        tables = []
         for i, site in enumerate(self.sites):
             last = self._frames[self.steps[-1]][i]
-            for n, to_first, to_last in zip(self.steps, self.overlap(0, site=i), self.overlap(site=i), strict=True):
-                angle = torch.rad2deg(projection_kernel(self._frames[n][i], last).angles.max()).item()
-                records.append({"site": str(site), "step": n, "to_first": to_first.item(), "to_last": to_last.item(),
-                                "largest_angle": angle, "chance": self._chance(i).mean})  # fmt: skip
-        return pd.DataFrame(records)
+            table = pd.DataFrame({"site": str(site), "step": self.steps})
+            table["to_first"], table["to_last"] = (self.overlap(other, site=i).tolist() for other in (0, -1))
+            largest = [projection_kernel(self._frames[n][i], last).angles.max() for n in self.steps]
+            table["largest_angle"] = torch.rad2deg(torch.stack(largest)).tolist()
+            tables.append(table.assign(chance=self._chance(i).mean))
+        return pd.concat(tables, ignore_index=True)
 
     def __str__(self) -> str:
         last = self.steps[-1]
@@ -198,12 +193,10 @@ class FramePath:
         """Overlap with the last frame (solid) and with the first (dotted) over the steps; dashed: chance."""
         ax = figures.axes(ax)
         for i, site in enumerate(self.sites):
-            colour = (figures.BLUE, figures.ORANGE, figures.GREEN)[i % 3]
-            ax.plot(
-                self.steps, self.overlap(site=i).tolist(), color=colour, label=f"{figures.short(site)}: with the last"
-            )
-            ax.plot(self.steps, self.overlap(0, site=i).tolist(), color=colour, linestyle=":", label="with the first")
-            ax.axhline(self._chance(i).mean, color=figures.GREY, linestyle="--", linewidth=1)
+            to_first, to_last = (self.overlap(other, site=i).tolist() for other in (0, -1))
+            ax.plot(self.steps, to_last, color=figures.colour(i), label=f"{figures.short(site)}: with the last")
+            ax.plot(self.steps, to_first, color=figures.colour(i), linestyle=":", label="with the first")
+            figures.level(ax, self._chance(i).mean)
         ax.set(xlabel="optimizer step", ylabel="overlap (mean squared cosine)", ylim=(-0.02, 1.02))
         ax.legend(frameon=False, fontsize=7)
         return ax

@@ -13,7 +13,7 @@ from transformer_lens.tools.analysis.logit_lens import logit_readout
 
 from reftlens import figures
 from reftlens.analysis.subspaces.frame import PrincipalFrame, directions_of, site_frame
-from reftlens.analysis.subspaces.geometry import columns_of, one_site
+from reftlens.analysis.subspaces.geometry import columns_of, site_index
 from reftlens.analysis.subspaces.weights import first_reader
 from reftlens.bridge.protocol import Bridge, device_of, resolve_hook
 from reftlens.editing.reft import ReFT
@@ -89,7 +89,7 @@ class DirectionTokens:
         colours = [figures.BLUE if r.effect == "promotes" else figures.ORANGE for r in rows]
         ax.barh(range(len(rows)), [r.logit for r in rows], color=colours)
         for side in (-1, 1):
-            ax.axvline(side * self.chance, color=figures.GREY, linestyle="--", linewidth=1)
+            figures.level(ax, side * self.chance, horizontal=False)
         ax.set_yticks(range(len(rows)), [repr(r.token).replace("$", r"\$") for r in rows])
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
@@ -138,7 +138,7 @@ def direction_tokens(
     Raises:
         ValueError: for a site whose vectors the unembedding cannot read, or a direction that is not there.
     """
-    index = one_site(reft, site)
+    index = site_index(reft, site)
     place = reft.sites[index]
     reader = _lens(model, place, reft[index].d, lens)
     if data is None:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, one_site, overlap_of, span
+from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, overlap_of, site_index, span
 from reftlens.analysis.subspaces.readers import stream_readers
 from reftlens.bridge.protocol import Bridge, resolve_hook
 from reftlens.editing.reft import ReFT
@@ -62,12 +62,11 @@ class WeightOverlap:
         """One row per weight; `z` in standard deviations of random subspaces."""
         import pandas as pd
 
-        records = [
-            {"weight": r.weight, "layer": r.layer, "part": r.part, "role": r.role, "share": r.share,
-             "chance": r.chance.mean, "chance_sd": r.chance.spread, "z": r.chance.z(r.share), "overlap": r.overlap,
-             "overlap_chance": r.overlap_chance.mean, "overlap_chance_sd": r.overlap_chance.spread}
-            for r in self.rows
-        ]  # fmt: skip
+        records = []
+        for r in self.rows:
+            chance = {"overlap_chance": r.overlap_chance.mean, "overlap_chance_sd": r.overlap_chance.spread}
+            place = {"weight": r.weight, "layer": r.layer, "part": r.part, "role": r.role}
+            records.append({**place, **r.chance.as_columns("share", r.share), "overlap": r.overlap, **chance})
         return pd.DataFrame(records).set_index("weight")
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
@@ -77,15 +76,14 @@ class WeightOverlap:
         ax = figures.axes(ax, width=7.0)
         level, spread = self.rows[0].chance.mean, median(r.chance.spread for r in self.rows)
         ax.axhspan(max(0.0, level - 2 * spread), level + 2 * spread, color=figures.GREY, alpha=0.2, linewidth=0)
-        ax.axhline(level, color=figures.GREY, linestyle="--", linewidth=1, label="chance (random subspaces)")
-        styles = {("writes", "attention"): (figures.BLUE, "o"), ("writes", "MLP"): (figures.BLUE, "s"),
-                  ("writes", "embedding"): (figures.BLUE, "*"), ("reads", "attention"): (figures.ORANGE, "o"),
-                  ("reads", "MLP"): (figures.ORANGE, "s"), ("reads", "unembedding"): (figures.ORANGE, "*")}  # fmt: skip
-        for (role, part), (colour, marker) in styles.items():
-            here = [r for r in self.rows if (r.role, r.part) == (role, part)]
-            if here:
-                ax.scatter([r.layer for r in here], [r.share for r in here], s=14, color=colour, marker=marker,
-                           alpha=0.7, label=f"{part} {role}")  # fmt: skip
+        figures.level(ax, level, "chance (random subspaces)")
+        markers = {"attention": "o", "MLP": "s", "embedding": "*", "unembedding": "*"}
+        for role, colour in (("writes", figures.BLUE), ("reads", figures.ORANGE)):
+            for part, marker in markers.items():
+                shares = [(r.layer, r.share) for r in self.rows if (r.role, r.part) == (role, part)]
+                if shares:
+                    style = {"color": colour, "marker": marker, "alpha": 0.7, "label": f"{part} {role}"}
+                    ax.scatter(*zip(*shares, strict=True), s=14, **style)
         ax.set(
             xlabel=f"layer (subspace at {figures.short(self.site)})",
             ylabel="share of the weight in the subspace",
@@ -109,20 +107,20 @@ def weight_overlap(reft: ReFT, model: Bridge, *, site: Site | int | None = None)
     embeddings. Readers, all after it: q, k, v of each head, MLP in (gate and up), the unembedding, each with the gain
     (and centring) of its norm folded in. `share = ‖BᵀW‖² / ‖W‖²` is `rank / d` on average for random subspaces, with
     variance `2 rank (d - rank) / d · (tr G² - 1/d) / ((d - 1)(d + 2))`, `G = WWᵀ / ‖W‖²`. `overlap` is that of the
-    spans, as in `overlap`. Weights only: what passes through them on data is not asked. All-zero weights are
+    spans, as in `overlap`. Weights only: what passes through them on data plays no part. All-zero weights are
     left out.
 
     Raises:
         ValueError: for a site that is not part of the residual stream, or blocks whose weights are not known.
     """
-    place = reft.sites[one_site(reft, site)]
+    place = reft.sites[site_index(reft, site)]
     basis = span(columns_of(reft[place])).basis
     sides: tuple[tuple[Role, Iterator[tuple[str, Tensor]]], ...] = (
         ("writes", stream_writers(model, place)),
         ("reads", stream_readers(model, place)),
     )
     rows = [
-        _compared(name, role, weight, basis, int(model.cfg.n_layers))
+        _share_of(name, role, weight, basis, int(model.cfg.n_layers))
         for role, weights in sides
         for name, weight in weights
         if bool(weight.any())
@@ -140,8 +138,8 @@ def first_reader(model: Bridge, site: Site) -> tuple[int, bool]:
         name = next(stream_readers(model, site))[0]
     except ValueError as error:
         raise ValueError(f"what reads the residual stream at {site} is not known: {error}") from error
-    found = re.match(r"blocks\.(\d+)\.(attn)?", name)
-    return (int(found[1]), found[2] is not None) if found else (int(model.cfg.n_layers), True)
+    block = re.match(r"blocks\.(\d+)\.(attn)?", name)
+    return (int(block[1]), block[2] is not None) if block else (int(model.cfg.n_layers), True)
 
 
 def stream_writers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tensor, "d out"]]]:
@@ -155,19 +153,19 @@ def stream_writers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tenso
     for i in range(layer if attention else layer + 1):
         for name, component in (("attn", "hook_attn_out"), ("mlp", "hook_mlp_out")):
             if hooks.get(f"blocks.{i}.{component}") is point:
-                yield from _written(bridge.blocks[i], i, name)
+                yield from _output(bridge.blocks[i], i, name)
                 return
     for name in ("embed", "pos_embed"):
         table = getattr(getattr(bridge, name, None), "weight", None)
         if isinstance(table, Tensor):
             yield name, table.detach().cpu().double().T
     for i in range(layer if attention else layer + 1):
-        yield from _written(bridge.blocks[i], i, "attn")
+        yield from _output(bridge.blocks[i], i, "attn")
         if i < layer:
-            yield from _written(bridge.blocks[i], i, "mlp")
+            yield from _output(bridge.blocks[i], i, "mlp")
 
 
-def _written(block: Any, i: int, part: str) -> Iterator[tuple[str, Float[Tensor, "d out"]]]:
+def _output(block: Any, i: int, part: str) -> Iterator[tuple[str, Float[Tensor, "d out"]]]:
     """What attention or the MLP of a block adds, through the gain of a norm behind it."""
     weight = getattr(getattr(block, part, None), "W_O" if part == "attn" else "W_out", None)
     if not isinstance(weight, Tensor):
@@ -179,11 +177,11 @@ def _written(block: Any, i: int, part: str) -> Iterator[tuple[str, Float[Tensor,
     if part == "mlp":
         yield f"blocks.{i}.mlp.out", rows.T
     else:
-        for head, one in enumerate(rows):
-            yield f"blocks.{i}.attn.o.{head}", one.T
+        for head, matrix in enumerate(rows):
+            yield f"blocks.{i}.attn.o.{head}", matrix.T
 
 
-def _compared(name: str, role: Role, weight: Tensor, basis: Float[Tensor, "d rank"], depth: int) -> WeightShare:
+def _share_of(name: str, role: Role, weight: Tensor, basis: Float[Tensor, "d rank"], depth: int) -> WeightShare:
     d, rank = basis.shape
     size = weight.square().sum()
     share = ((basis.T @ weight).square().sum() / size).item()
@@ -194,7 +192,9 @@ def _compared(name: str, role: Role, weight: Tensor, basis: Float[Tensor, "d ran
     if weight.shape[1] < d:
         theirs = span(weight, name=name)
         overlap, chance = overlap_of(span(basis), theirs), chance_overlap(d, rank, theirs.rank)
-    found = re.match(r"blocks\.(\d+)\.(attn|mlp)", name)
-    part = {"attn": "attention", "mlp": "MLP"}[found[2]] if found else f"{'un' if role == 'reads' else ''}embedding"
-    layer = int(found[1]) if found else depth if role == "reads" else -1
+    block = re.match(r"blocks\.(\d+)\.(attn|mlp)", name)
+    if block:
+        layer, part = int(block[1]), {"attn": "attention", "mlp": "MLP"}[block[2]]
+    else:
+        layer, part = (depth, "unembedding") if role == "reads" else (-1, "embedding")
     return WeightShare(name, layer, part, role, share, Chance(rank / d, spread), overlap, chance)
