@@ -52,7 +52,7 @@ def test_the_one_position_that_is_read_does_all_of_it_and_the_fillers_nothing():
 
 def test_positions_and_sites_equal_separate_evaluations():
     import reftlens as rl
-    from reftlens.text.positions import as_positions
+    from reftlens.text.positions.spelling import as_positions
 
     model, data = bridge("gpt2"), _ragged()
     where = {"start": "first", "cat": rl.positions.Tokens("cat", missing="skip"), "end": "l2"}

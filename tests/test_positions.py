@@ -312,7 +312,7 @@ def test_a_string_that_means_nothing_is_refused_with_the_part_that_does_not(rl, 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_positions_survive_a_round_trip_through_json(rl, name):
-    from reftlens.text.positions import positions_from_dict
+    from reftlens.text.positions.spelling import positions_from_dict
 
     positions = TABLE[name][0](rl)
     again = positions_from_dict(json.loads(json.dumps(positions.to_dict())))
@@ -337,7 +337,7 @@ def test_every_kind_of_positions_is_in_the_table(rl):
 
 
 def test_unknown_kinds_and_fields_are_refused(rl):
-    from reftlens.text.positions import positions_from_dict
+    from reftlens.text.positions.spelling import positions_from_dict
 
     with pytest.raises(ValueError, match="unknown kind of positions 'frist', expected one of first, last"):
         positions_from_dict({"kind": "frist", "n": 1})

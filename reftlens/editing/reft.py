@@ -18,7 +18,8 @@ from reftlens.editing.site import Site, Where
 from reftlens.editing.sources import Donor, Place, check_sources, places_of, read_donors
 from reftlens.interventions.base import Intervention, Strength
 from reftlens.text.batch import Batch
-from reftlens.text.positions import Positions, as_positions
+from reftlens.text.positions import Positions
+from reftlens.text.positions.spelling import as_positions
 from reftlens.text.view import Mask, TokenView
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any
 
-from reftlens.text.positions import Positions, as_positions, positions_from_dict
+from reftlens.text.positions import Positions
+from reftlens.text.positions.spelling import as_positions, positions_from_dict
 
 Where = Positions | str | Sequence[int]
 Heads = int | Sequence[int] | None

@@ -19,7 +19,8 @@ from reftlens.editing.site import Site, resid_post
 from reftlens.interventions.interchange import Interchange
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch
-from reftlens.text.positions import Positions, as_positions
+from reftlens.text.positions import Positions
+from reftlens.text.positions.spelling import as_positions
 from reftlens.training.config import FitConfig
 
 

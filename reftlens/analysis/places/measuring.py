@@ -17,7 +17,8 @@ from reftlens.editing.reft import ReFT, Variant, check_asked
 from reftlens.editing.site import Where
 from reftlens.scoring.responses import Responses, responses
 from reftlens.text.batch import Batch
-from reftlens.text.positions import All, Nth, Positions, Response, as_positions
+from reftlens.text.positions import All, Nth, Positions, Response
+from reftlens.text.positions.spelling import as_positions
 
 Effects = PartEffects | CellEffects | PairEffects | VariantEffects
 Variants = Mapping[str, Variant]
