@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 import reftlens as rl
+from reftlens.cone.plans import plans_of
 from reftlens.generation.writing import generate_each
 from reftlens.scoring.responses import responses
 from reftlens.tasks import emoji
@@ -56,7 +57,8 @@ def contenders(model) -> dict[str, tuple[Callable[[], object], Callable[[], obje
         return generate_each(chatbot, model, read, variants, chat=not reuse, max_new_tokens=32)
 
     def dose(reuse: bool):
-        return responses(model, data, [(chatbot, v) for v in variants], reuse=reuse, progress=False)
+        plans = plans_of(chatbot, {str(v): v for v in variants})
+        return responses(model, data, plans, reuse=rl.Reuse.of(reuse), progress=False)
 
     def positions(reuse: bool):
         return rl.effects(vector, model, prompts, of="positions", reuse=reuse, progress=False)

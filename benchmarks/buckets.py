@@ -38,7 +38,7 @@ def main() -> None:
         groups = buckets(lengths, before, most, overhead)
         tokens = sum(len(g) * max(lengths[i] for i in g) for g in groups)
         reft = rl.ReFT({rl.resid_post(8, "last"): rl.LoReFT(model.cfg.d_model, rank=4)})
-        plan = scorer.Plan(reft.bind(model))
+        plan = scorer.Plan(reft)
         stepping[most] = (groups, tokens, overhead, scorer.Scorer(model, data, [plan], rl.Reuse(buckets=most)))
     seconds: dict[int, list[float]] = {most: [] for most in ALLOWED}
     for repeat in range(options.repeats + 1):

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import reftlens as rl
+from reftlens.cone.plans import Plan
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.tasks.ravel import Ravel, ravel_cities
 from reftlens.tasks.ravel_known import known
@@ -82,7 +83,8 @@ def batches(model, ravel, target, other, split, count):
 
 
 def scored(model, plans, cause, isolate):
-    """RAVEL's scores of each `(intervention, variant)`, all in one pass over the pairs."""
+    """RAVEL's scores of each plan, all in one pass over the pairs."""
+    plans = {str(number): plan for number, plan in enumerate(plans)}
     hits = [answers(model, d, plans, first_targets(d)[:, None], progress=False).hits for d in (cause, isolate)]
     return [rl.causal.Disentanglement(*both) for both in zip(*hits, strict=True)]
 
@@ -98,7 +100,7 @@ def place(model, ravel, train, validation):
     refts = [das(model, site, RANKS[0]) for site in sites]
     rl.training.fit_many({str(r.sites): r for r in refts}, model, rl.Batch.join(train), SEARCH)
     whole = [rl.ReFT({site: rl.Interchange(model.cfg.d_model)}) for site in sites]
-    every = scored(model, [(reft, rl.Variant()) for reft in refts + whole], *validation)
+    every = scored(model, [Plan(reft) for reft in refts + whole], *validation)
     found, ceiling = every[: len(sites)], every[len(sites) :]
     names = [f"{layer}, last token of the city's name" for layer in LAYERS] + ["22, last token of the prompt"]
     lines = ["| after block | cause | isolate | disentangle | cause, whole vector |", "|---|--:|--:|--:|--:|"]
@@ -111,13 +113,13 @@ def place(model, ravel, train, validation):
 def compare(model, site, train, validation, test):
     """The table's lines: no edit, the whole vector, and both methods for each rank and seed; what it comes to."""
     whole = rl.ReFT({site: rl.Interchange(model.cfg.d_model)})
-    plans = {"no edit": (whole, rl.Variant(strength=0.0)), "whole vector": (whole, rl.Variant())}
+    plans = {"no edit": Plan(whole, rl.Variant(strength=0.0)), "whole vector": Plan(whole)}
     methods = {"DAS": train[0], "multi-task DAS": rl.Batch.join(train)}
     for rank, (name, data) in product(RANKS, methods.items()):
         copies = das(model, site, rank).seeds(SEEDS)
         rl.training.fit_many(copies, model, data, SETTINGS)
         for seed, reft in copies.items():
-            plans[f"{name}, rank {rank}, {seed}"] = reft, rl.Variant()
+            plans[f"{name}, rank {rank}, {seed}"] = Plan(reft)
     before, rows = (dict(zip(plans, scored(model, list(plans.values()), *d), strict=True)) for d in (validation, test))
     lines = ["| method | validation: cause, isolate | test: cause | isolate | disentangle |", "|---|--:|--:|--:|--:|"]
     for name, one in rows.items():

@@ -53,7 +53,7 @@ CASES = {
     ),
     "a misspelt setting": (lambda rl, m: rl.fit(_reft(), m, _data(m), epoch=3), r"epoch=3 is no argument and no"),
     "nothing to evaluate": (lambda rl, m: rl.evaluate(None, m, _data(m)), r"expected a ReFT, got NoneType"),
-    "nothing to sweep": (lambda rl, m: rl.scoring.sweep(_reft(), m, "data", [1]), r"a str, expected a Batch"),
+    "no data to evaluate on": (lambda rl, m: rl.evaluate(_reft(), m, "data", [0.5]), r"a str, expected a Batch"),
     "records not examples": (lambda rl, m: rl.encode(m, [{"prompt": "a"}]), r"row 0 is a dict, expected an Example"),
     "one example": (lambda rl, m: rl.encode(m, rl.Example("a", "b")), r"got one Example: write \[Example"),
     "a completion that is no text": (lambda rl, m: rl.encode(m, [rl.Example("a", 3)]), r"row 0: the completion is 3"),

@@ -59,8 +59,8 @@ def test_positions_and_sites_equal_separate_evaluations():
     reft = _two_layers(model)
 
     def gained(among=None, sites=None):
-        found = rl.evaluate(reft, model, data, variant=rl.Variant(among=among, sites=sites), **QUIET)
-        return torch.tensor(found.base_loss) - torch.tensor(found.loss), torch.tensor(found.accuracy)
+        found = rl.evaluate(reft, model, data, [0, rl.Variant(among=among, sites=sites)], **QUIET)
+        return found.loss[0] - found.loss[1], found.accuracy[1]
 
     by_place = rl.effects(reft, model, data, positions=where, **QUIET)
     for i, label in enumerate(where):
@@ -71,18 +71,18 @@ def test_positions_and_sites_equal_separate_evaluations():
         ):
             rows = by_place.edited[i]
             expected = gained(among=among)
-            assert torch.allclose(way[i, rows].float(), expected[0][rows], atol=2e-5)
-            assert torch.equal(accuracy[i, rows].float(), expected[1][rows])
+            assert torch.allclose(way[i, rows], expected[0][rows], atol=2e-5)
+            assert torch.equal(accuracy[i, rows], expected[1][rows])
     by_site = rl.effects(reft, model, data, of="sites", **QUIET)
     for i in range(2):
-        assert torch.allclose(by_site.alone[i].float(), gained(sites=[i])[0], atol=2e-5)
-        assert torch.allclose(by_site.left_out[i].float(), gained(sites=[1 - i])[0], atol=2e-5)
+        assert torch.allclose(by_site.alone[i], gained(sites=[i])[0], atol=2e-5)
+        assert torch.allclose(by_site.left_out[i], gained(sites=[1 - i])[0], atol=2e-5)
     cells = rl.effects(reft, model, data, of="cells", positions=where, **QUIET)
     assert cells.hooks == tuple(site.hook for site in reft.sites) and cells.positions == tuple(where)
     for i in range(2):
         for j, label in enumerate(where):
             rows = cells.edited[i, j]
-            assert torch.allclose(cells.gained[i, j, rows].float(), gained(where[label], [i])[0][rows], atol=2e-5)
+            assert torch.allclose(cells.gained[i, j, rows], gained(where[label], [i])[0][rows], atol=2e-5)
 
 
 def _ragged():
@@ -163,9 +163,10 @@ def test_sites_that_act_on_different_answers_add_up_and_two_on_one_answer_do_not
     assert found.interaction(found.sites[0], found.sites[2]).high < -0.1, (
         "both push the same answer, which is certain soon"
     )
-    alone = [rl.evaluate(reft, truth.model, data, variant=rl.Variant(sites=s), **QUIET) for s in ([0], [2], [0, 2])]
-    one, two, both = (torch.tensor(e.base_loss) - torch.tensor(e.loss) for e in alone)
-    assert torch.allclose(found.excess[0, 2].float(), both - one - two, atol=1e-5)
+    variants = [rl.Variant(sites=s) for s in ([0], [2], [0, 2])]
+    alone = [rl.evaluate(reft, truth.model, data, [0, variant], **QUIET).loss for variant in variants]
+    one, two, both = (unedited - edited for unedited, edited in alone)
+    assert torch.allclose(found.excess[0, 2], both - one - two, atol=1e-5)
     assert found.excess[0, 2].equal(found.excess[2, 0]) and found.excess[0, 0].isnan().all()
     frame = found.to_frame().set_index(["site", "other"])
     p = frame["p_holm"]
@@ -182,8 +183,8 @@ def test_only_what_exchanges_needs_the_source():
     reft = rl.ReFT({das.sites[0]: das[0], rl.resid_post(2, "last"): _vector(truth)})
     found = rl.effects(reft, truth.model, data, of="sites", **QUIET)
     alone = rl.evaluate(das, truth.model, data, **QUIET)
-    expected = torch.tensor(alone.base_loss) - torch.tensor(alone.loss)
-    assert torch.allclose(found.alone[0].float(), expected, atol=1e-5)
+    expected = alone.loss[0] - alone.loss[1]
+    assert torch.allclose(found.alone[0], expected, atol=1e-5)
     assert rl.effects(reft, truth.model, data, of="pairs", **QUIET).excess[0, 1].abs().max() > 0.1
     with pytest.raises(ValueError, match="has no such source"):
         rl.effects(reft, truth.model, _plain(data), of="sites", **QUIET)
@@ -247,9 +248,9 @@ def test_strength_is_a_knob_here_too():
     model, data = bridge("gpt2"), _ragged()
     reft = _two_layers(model)
     found = rl.effects(reft, model, data, positions={"end": "last"}, strength=0.5, **QUIET)
-    expected = rl.evaluate(reft, model, data, variant=rl.Variant(0.5), **QUIET)
-    gained = torch.tensor(expected.base_loss) - torch.tensor(expected.loss)
-    assert torch.allclose(found.whole.float(), gained, atol=1e-5)
+    expected = rl.evaluate(reft, model, data, [0, 0.5], **QUIET)
+    gained = expected.loss[0] - expected.loss[1]
+    assert torch.allclose(found.whole, gained, atol=1e-5)
     idle = rl.effects(reft, model, data, positions={"end": "last"}, strength=0.0, **QUIET)
     assert (idle.whole == 0).all() and (idle.alone == 0).all() and (idle.left_out == 0).all()
 
@@ -312,9 +313,9 @@ def test_variants_equal_separate_evaluations_and_the_parts_that_they_spell():
     asked["fourth"] = rl.Variant(among=rl.positions.Nth(3, missing="skip"), sites=[1])
     found = rl.effects(reft, model, data, asked, **QUIET)
     for i, label in enumerate(("half", "upper")):
-        one = rl.evaluate(reft, model, data, variant=asked[label], **QUIET)
-        gained = torch.tensor(one.base_loss) - torch.tensor(one.loss)
-        assert found.edited[i].all() and torch.allclose(found.gained[i].float(), gained, atol=2e-5)
+        alone = rl.evaluate(reft, model, data, [0, asked[label]], **QUIET)
+        gained = alone.loss[0] - alone.loss[1]
+        assert found.edited[i].all() and torch.allclose(found.gained[i], gained, atol=2e-5)
         assert found.effect(label).value == pytest.approx(gained.mean().item(), abs=2e-5)
     end = rl.effects(reft, model, data, positions={"end": "last"}, **QUIET)
     assert torch.allclose(found.gained[2], end.alone[0], atol=1e-6), "sites that keep no token do not act"

@@ -40,19 +40,23 @@ def test_losses_and_accuracies_are_those_of_the_logits(any_model):
         with reft.on(any_model, data):
             edited = any_model(data.tokens, attention_mask=data.attention_mask.long())
     # float32: batches of one and of two sum in another order
-    assert found.base_loss == pytest.approx(_losses(base, data), abs=1e-4)
-    assert found.loss == pytest.approx(_losses(edited, data), abs=1e-4)
-    assert found.loss != pytest.approx(found.base_loss, abs=1e-3)
+    assert found.loss[0].tolist() == pytest.approx(_losses(base, data), abs=1e-4)
+    assert found.loss[1].tolist() == pytest.approx(_losses(edited, data), abs=1e-4)
+    assert (found.loss[1] - found.loss[0]).abs().max() > 1e-3
     hits = [(edited[0, t - 1].argmax() == data.tokens[0, t]).item() for t in data.target_mask[0].nonzero().flatten()]
-    assert found.accuracy[0] == pytest.approx(sum(hits) / len(hits))
+    assert found.accuracy[1, 0] == pytest.approx(sum(hits) / len(hits))
 
 
 def test_strength_zero_is_the_base_bit_for_bit(gpt2):
     import reftlens as rl
 
     data, reft = _setup(gpt2)
-    found = rl.evaluate(reft, gpt2, data, variant=rl.Variant(strength=0), progress=False)
-    assert found.loss == found.base_loss and found.accuracy == found.base_accuracy
+    for reuse in (True, False):
+        found = rl.evaluate(reft, gpt2, data, [1, 0, rl.Variant(0, among="last")], reuse=reuse, progress=False)
+        alone = rl.evaluate(reft, gpt2, data, [0], reuse=reuse, progress=False)
+        for i in (1, 2):
+            assert torch.equal(found.loss[i], alone.loss[0]) and torch.equal(found.accuracy[i], alone.accuracy[0])
+        assert not torch.equal(found.loss[0], alone.loss[0])
 
 
 def test_B17_evaluation_has_no_dropout_and_leaves_the_mode(gpt2):
@@ -61,7 +65,7 @@ def test_B17_evaluation_has_no_dropout_and_leaves_the_mode(gpt2):
     data, reft = _setup(gpt2)
     reft.train()
     first, second = (rl.evaluate(reft, gpt2, data, progress=False) for _ in range(2))
-    assert first == second
+    assert torch.equal(first.loss, second.loss) and torch.equal(first.accuracy, second.accuracy)
     assert reft.training and reft[0].dropout.training
 
 
@@ -85,8 +89,8 @@ def test_B18_a_classifier_is_evaluated_during_training_and_after_it_with_its_own
     after = rl.evaluate(reft, gpt2, data, objective=choice, progress=False)
     assert [step for step, _ in run.validation] == [2, 4, 6]
     # float32: the one sums over a batch of three, the other over targets of each example
-    assert sum(after.loss) / 3 == pytest.approx(run.validation[-1][1], abs=1e-5)
-    assert sum(after.loss) < sum(after.base_loss)
+    assert after.loss[1].mean().item() == pytest.approx(run.validation[-1][1], abs=1e-5)
+    assert after.loss[1].sum() < after.loss[0].sum()
 
 
 def test_the_result_has_a_frame_a_plot_and_a_sentence(gpt2):
@@ -94,8 +98,8 @@ def test_the_result_has_a_frame_a_plot_and_a_sentence(gpt2):
 
     data, reft = _setup(gpt2)
     found = rl.evaluate(reft, gpt2, data, progress=False)
-    assert list(found.to_frame().columns) == ["base_loss", "loss", "base_accuracy", "accuracy"]
-    assert "2 examples" in str(found)
+    assert found.to_frame().groupby("strength").loss.mean().tolist() == pytest.approx(found.loss.mean(dim=1).tolist())
+    assert "2 examples" in str(found) and "(unedited → strength 1)" in str(found)
     assert "nats" in found.plot().get_ylabel()
 
 

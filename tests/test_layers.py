@@ -275,8 +275,8 @@ def test_the_order_names_every_word_and_no_other():
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("scoring/sweep.py", "from reftlens.generation.session import Session"),
-        ("generation/session.py", "from reftlens.scoring.sweep import sweep"),
+        ("scoring/evaluation.py", "from reftlens.generation.session import Session"),
+        ("generation/session.py", "from reftlens.scoring.evaluation import evaluate"),
         ("tasks/emoji.py", "from reftlens.widgets.grid import grid"),
         ("analysis/places/effects.py", "from reftlens.analysis.causal.scores import scores"),
         ("figures.py", "from reftlens.bridge.protocol import Bridge"),

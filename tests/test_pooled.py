@@ -41,11 +41,11 @@ def test_padding_batches_reuse_and_generation_do_not_matter(gpt2):
     data = rl.encode(gpt2, [rl.Example(t, " yes") for t in texts])
     reft = rl.ReFT({rl.resid_post(1, "prompt"): _module()})
     together = rl.evaluate(reft, gpt2, data, progress=False)
-    assert together.loss != pytest.approx(together.base_loss, abs=1e-4)
+    assert (together.loss[1] - together.loss[0]).abs().max() > 1e-4
     full = rl.evaluate(reft, gpt2, data, reuse=False, progress=False)
-    alone = [rl.evaluate(reft, gpt2, data[[i]], progress=False).loss[0] for i in range(3)]
-    assert together.loss == pytest.approx(full.loss, abs=1e-5)
-    assert together.loss == pytest.approx(alone, abs=1e-5)
+    alone = [rl.evaluate(reft, gpt2, data[[i]], progress=False).loss[1].item() for i in range(3)]
+    torch.testing.assert_close(together.loss, full.loss, atol=1e-5, rtol=0)
+    assert together.loss[1].tolist() == pytest.approx(alone, abs=1e-5)
     made = rl.generate(reft, gpt2, texts, max_new_tokens=4, progress=False)
     single = [rl.generate(reft, gpt2, [t], max_new_tokens=4, progress=False).texts[0] for t in texts]
     assert list(made.texts) == single
@@ -113,7 +113,7 @@ def test_a_planted_concept_is_found_and_arbitrary_answers_find_none(arbitrary):
         steered = rl.ReFT({rl.resid_post(1, "last"): found.as_steering()})
         data = replace(negative, tokens=negative.tokens.masked_fill(negative.target_mask, ANSWERS[CONCEPT]))
         told = rl.evaluate(steered, truth.model, data, progress=False)
-        assert sum(told.accuracy) > 90 and sum(told.base_accuracy) < 10
+        assert told.accuracy[1].sum() > 90 and told.accuracy[0].sum() < 10
 
 
 def test_what_it_cannot_do_is_said(gpt2):

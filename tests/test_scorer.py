@@ -46,13 +46,13 @@ def scored(model, reft, data, reuse, rows=(2, 0, 3, 1), variant=None):
     from reftlens.cone.scorer import Scorer
     from reftlens.editing.reft import Variant
 
-    scorer = Scorer(model, data, [Plan(reft.bind(model), variant or Variant())], reuse)
+    scorer = Scorer(model, data, [Plan(reft, variant or Variant())], reuse)
     results = []
     for ((one,),) in [list(scorer.groups([Job(0, rows)]))]:
         loss = F.cross_entropy(one.logits, one.batch.target_ids)
         grads = torch.autograd.grad(loss, list(reft.parameters()), allow_unused=True)
         results = [loss.detach(), one.logits.detach(), *(g for g in grads if g is not None)]
-    return results, scorer.said
+    return results, scorer.computation
 
 
 def worst(found, expected):
@@ -277,7 +277,7 @@ def test_a_change_of_the_models_weights_is_never_missed():
     from reftlens.cone.scorer import Scorer
 
     model, reft, data = fresh_bridge("llama"), one_site("llama", "resid_post"), texts("llama")
-    scorer = Scorer(model, data, [Plan(reft.bind(model))], off())
+    scorer = Scorer(model, data, [Plan(reft)], off())
 
     def logits():
         ((one,),) = scorer.groups([Job(0, (0, 1))])
@@ -450,23 +450,23 @@ def test_interventions_with_dropout_train_as_they_would_alone(gpt2):
             assert torch.equal(a, b)
 
 
-def test_a_sweep_is_many_evaluations(any_model):
+def test_many_variants_are_evaluated_as_each_alone(any_model):
     import reftlens as rl
 
     reft, data = one_site("gpt2", "resid_post", "l2"), texts("gpt2")
     variants = [0.0, 1.0, rl.Variant(2.0, among="last"), rl.Variant((1.0, 0.0, -1.0))]
-    found = rl.scoring.sweep(reft, any_model, data, variants, progress=False)
+    found = rl.evaluate(reft, any_model, data, variants, progress=False)
     assert found.computation.startswith("light cone")
     for i, variant in enumerate(found.variants):
-        one = rl.evaluate(reft, any_model, data, variant=variant, reuse=False, progress=False)
-        assert found.loss[i].tolist() == pytest.approx(one.loss, abs=2e-5)  # float32, sums in another order
-        assert found.accuracy[i].tolist() == pytest.approx(one.accuracy)
+        alone = rl.evaluate(reft, any_model, data, [variant], reuse=False, progress=False)
+        torch.testing.assert_close(found.loss[i], alone.loss[0], atol=2e-5, rtol=0)  # float32, sums in another order
+        torch.testing.assert_close(found.accuracy[i], alone.accuracy[0])
     frame = found.to_frame()
     assert len(frame) == 4 * len(data) and set(frame.columns) >= {"strength", "example", "loss", "accuracy"}
     assert found.plot().get_xlabel() == "variant"
-    assert rl.scoring.sweep(reft, any_model, data, [0, 0.5, 1], progress=False).plot().get_xlabel() == "strength"
+    assert rl.evaluate(reft, any_model, data, [0, 0.5, 1], progress=False).plot().get_xlabel() == "strength"
     with pytest.raises(ValueError, match="no variants"):
-        rl.scoring.sweep(reft, any_model, data, [], progress=False)
+        rl.evaluate(reft, any_model, data, [], progress=False)
 
 
 def test_training_with_reuse_is_training_without_it():
@@ -543,9 +543,9 @@ def test_numbers_of_any_library_are_strengths_and_bad_sizes_are_refused(gpt2):
     import reftlens as rl
 
     reft = one_site("gpt2", "resid_post")
-    found = rl.scoring.sweep(reft, gpt2, texts("gpt2"), list(torch.linspace(0, 1, 3)), progress=False)
+    found = rl.evaluate(reft, gpt2, texts("gpt2"), list(torch.linspace(0, 1, 3)), progress=False)
     assert [v.strength for v in found.variants] == [0.0, 0.5, 1.0]
     with pytest.raises(ValueError, match="batch_size=-1"):
-        rl.scoring.sweep(reft, gpt2, texts("gpt2"), [1.0], batch_size=-1, progress=False)
+        rl.evaluate(reft, gpt2, texts("gpt2"), [1.0], batch_size=-1, progress=False)
     with pytest.raises(ValueError, match="checkpoint_every=0"):
         rl.fit(reft, gpt2, texts("gpt2"), steps=1, checkpoint_every=0, progress=False)

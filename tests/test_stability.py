@@ -148,8 +148,8 @@ def test_the_elbow_of_a_planted_plane_is_2():
     assert found.means[0] > found.means[1] + 5 * found.errors[1] and found.means[0] < found.unedited.mean()
     test = pairs(world.value, 100, 1)[0]
     alone = rl.evaluate(found.refts[2][1], world.model, test, progress=False)  # oracle: scored by itself
-    torch.testing.assert_close(found.losses[1, 1], torch.tensor(alone.loss).double(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.unedited, torch.tensor(alone.base_loss).double(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.losses[1, 1], alone.loss[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.unedited, alone.loss[0], atol=1e-5, rtol=1e-5)
     frame = found.to_frame()
     assert len(frame) == 6 and set(frame[frame.elbow]["rank"]) == {2}
     assert "elbow: rank 2" in [t.get_text() for t in found.plot().get_legend().get_texts()] and "elbow 2" in str(found)

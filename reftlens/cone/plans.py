@@ -1,20 +1,26 @@
 """What is to be scored: ways of editing, rows under one of them, and what came out."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.editing.reft import Bound, Variant
+from reftlens.editing.reft import ReFT, Variant
 from reftlens.text.batch import Batch
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One way of editing: a bound `ReFT` and how it is applied."""
+class Plan(NamedTuple):
+    """One way of editing: a `ReFT` and how it is applied."""
 
-    bound: Bound
-    variant: Variant = field(default_factory=Variant)
+    reft: ReFT
+    variant: Variant = Variant()
+
+
+def plans_of(reft: ReFT, variants: Mapping[str, Variant]) -> dict[str, Plan]:
+    """One plan for each variant of `reft`, under the same labels."""
+    return {label: Plan(reft, variant) for label, variant in variants.items()}
 
 
 @dataclass(frozen=True)

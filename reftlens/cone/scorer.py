@@ -1,7 +1,7 @@
 """Logits at the targets of a data set, edited, by the cheapest computation that is exact.
 
 Training, evaluation and sweeps all ask a `Scorer`. It computes only the light cone of the edits and takes the rest
-from what was captured once; where that would not be valid it runs the whole model, and `said` tells which and why.
+from what was captured once; where that would not be valid it runs the whole model, and says so in `computation`.
 """
 
 import warnings
@@ -60,8 +60,13 @@ class Scorer:
     ) -> None:
         self.model, self.data, self.plans, self.reuse, self.autocast = model, data, list(plans), reuse, autocast
         self.device = device_of(model)
+        refts = {id(plan.reft): plan.reft.to(self.device) for plan in self.plans}
+        bound = {key: reft.bind(model) for key, reft in refts.items()}
+        self.bounds = [bound[id(plan.reft)] for plan in self.plans]
+        """Of each plan its `ReFT`, bound to the model."""
         self._checked, self._narrow = False, narrow
-        self.donors = shared_donors(model, data, [(plan.bound, plan.variant) for plan in self.plans])
+        variants = [plan.variant for plan in self.plans]
+        self.donors = shared_donors(model, data, list(zip(self.bounds, variants, strict=True)))
         """For each plan what its sources hold."""
         self.why_full = "reuse is switched off"
         if reuse is None:
@@ -78,7 +83,7 @@ class Scorer:
     # -- what is said ------------------------------------------------------------------------------------
 
     @property
-    def said(self) -> str:
+    def computation(self) -> str:
         """How scores are computed, in words."""
         if self.why_full:
             return f"full computation: {self.why_full}"
@@ -89,8 +94,8 @@ class Scorer:
 
     def _obstacle(self) -> str:
         """Why reuse is not valid on this model with these sites, or ""."""
-        for plan in self.plans:
-            for point in plan.bound.points:
+        for bound in self.bounds:
+            for point in bound.points:
                 if first_block(point.name or "", self.body.depth) is None:
                     return f"{point.name} has no known place among the blocks"
         return self.body.obstacle()
@@ -100,10 +105,10 @@ class Scorer:
     def _lay_out(self, uses: float, progress: bool) -> None:
         assert self.reuse is not None
         self.tidy = _right_padded(self.data).to(self.device)
-        self.masks = {i: self._plan_masks(plan) for i, plan in enumerate(self.plans)}
+        self.masks = {i: self._plan_masks(i) for i in range(len(self.plans))}
         self.firsts = [
-            min(first_block(p.name or "", self.body.depth) or 0 for p in plan.bound.points) if self.reuse.depth else 0
-            for plan in self.plans
+            min(first_block(p.name or "", self.body.depth) or 0 for p in bound.points) if self.reuse.depth else 0
+            for bound in self.bounds
         ]
         self.first = min(self.firsts)
         edited = [torch.stack(list(masks.values())).any(dim=0) for masks in self.masks.values()]
@@ -114,9 +119,7 @@ class Scorer:
         latest = [max(cones[r].start for cones in self.own) for r in range(len(self.data))]
         self.plain = self.reuse.plain and self.body.may_be_plain
         chosen = {(i, k) for i, donors in enumerate(self.donors) for k in donors}
-        self.places = {
-            (i, k): places_of(self.plans[i].bound.reft.sites[k].positions.mask(self.tidy.view)) for i, k in chosen
-        }
+        self.places = {(i, k): places_of(self.plans[i].reft.sites[k].positions.mask(self.tidy.view)) for i, k in chosen}
         firsts = tuple(sorted(set(self.firsts)))
         self.capture = Capture(self.body, self.tidy, self.cones, latest, firsts, self.plain)
         self.kept = Kept(self.model, self.capture, self.reuse, uses, self.autocast, progress)
@@ -133,10 +136,9 @@ class Scorer:
             result.append(known[key])
         return result
 
-    def _plan_masks(self, plan: Plan) -> dict[int, Mask]:
-        view = self.tidy.view
-        sites = plan.bound.reft.sites
-        return {i: plan.variant.mask(sites[i], view) for i in plan.bound.active(plan.variant)}
+    def _plan_masks(self, plan: int) -> dict[int, Mask]:
+        (reft, variant), view = self.plans[plan], self.tidy.view
+        return {i: variant.mask(reft.sites[i], view) for i in reft.active(variant)}
 
     # -- scoring -----------------------------------------------------------------------------------------
 
@@ -169,7 +171,7 @@ class Scorer:
     def _whole(self, job: Job) -> Iterator[Scored]:
         """The full computation of one job, its hooks attached for as long as the block is open."""
         plan, batch = self.plans[job.plan], self.data[list(job.rows)].to(self.device)
-        edits = plan.bound.edits(batch.view, plan.variant, self.donors[job.plan], job.rows)
+        edits = self.bounds[job.plan].edits(batch.view, plan.variant, self.donors[job.plan], job.rows)
         with attached(edits), self.autocast():
             logits = forward(self.model, batch.tokens, batch.attention_mask).logits
             yield Scored(job, batch, logits[batch.predicting])
@@ -265,7 +267,7 @@ class Scorer:
             mine = torch.tensor([n for n, (k, _) in enumerate(rows) if k == j], device=self.device)
             if not len(mine):
                 continue
-            plan = self.plans[job.plan]
+            plan, bound = self.plans[job.plan], self.bounds[job.plan]
             if plan.variant.strength == 0.0:  # computed as if there were no edit, bit for bit
                 continue
             view = replace(win, columns=win.columns[mine], real=win.real[mine], starts=win.starts[mine])
@@ -273,10 +275,10 @@ class Scorer:
                 at, columns = (view.cut(mask[index[mine]]) & view.real).nonzero().unbind(dim=1)
                 if not len(at):
                     continue
-                site, point = plan.bound.reft.sites[i], plan.bound.points[i]
-                key = (i, id(point), id(plan.bound.carries[i]), site.heads)
+                site, point, carry = plan.reft.sites[i], bound.points[i], bound.carries[i]
+                key = (i, id(point), id(carry), site.heads)
                 if key not in found:
-                    shape, carry = (win.real.shape[0], win.real.shape[1]), plan.bound.carries[i]
+                    shape = (win.real.shape[0], win.real.shape[1])
                     found[key] = Edit(point, [], index[:0], index[:0], shape, site.heads, carry)
                 edit = found[key]
                 edit.rows = torch.cat([edit.rows, mine[at]])
@@ -285,7 +287,7 @@ class Scorer:
                 if donor is not None:
                     real = index[mine[at]]
                     source = donor.of(real, self.places[job.plan, i][real, columns + win.starts[mine[at]]])
-                module, strength = plan.bound.reft[i], plan.bound.strength(plan.variant, i)
+                module, strength = plan.reft[i], plan.reft.strength(plan.variant, i)
                 whose = mine[at] if module.pools else None
                 edit.parts.append(Part(module, len(at), strength, source=source, rows=whose))
         return [found[key] for key in sorted(found, key=lambda key: key[0])]

@@ -39,7 +39,7 @@ def difference(
     """
     strongest: dict[Any, int] = {}
     for i, plan in enumerate(plans):
-        key = (plan.bound.reft.sites, plan.variant.sites, plan.variant.among)
+        key = (plan.reft.sites, plan.variant.sites, plan.variant.among)
         if key not in strongest or _dose(plan.variant) > _dose(plans[strongest[key]].variant):
             strongest[key] = i
     chosen = sorted(strongest.values(), key=lambda i: firsts[i])
@@ -50,7 +50,7 @@ def difference(
     parameters = _parameters(plans) if training else []
     with ExitStack() as stack:
         for i in chosen:
-            stack.enter_context(mode(plans[i].bound.reft, training=False))
+            stack.enter_context(mode(plans[i].reft, training=False))
         sums = _Sums(parameters)
         for sample in samples:
             with whole(sample) as scored:
@@ -109,7 +109,7 @@ def relative_error(found: Tensor, expected: Tensor, floor: float = 0.0) -> float
 
 def _parameters(plans: Sequence[Plan]) -> list[Tensor]:
     """What is trained, each once."""
-    modules = {id(plan.bound.reft): plan.bound.reft for plan in plans}
+    modules = {id(plan.reft): plan.reft for plan in plans}
     return list({id(p): p for m in modules.values() for p in m.parameters() if p.requires_grad}.values())
 
 

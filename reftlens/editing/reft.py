@@ -57,6 +57,12 @@ class Variant:
         object.__setattr__(self, "among", None if among is None else as_positions(among))
         object.__setattr__(self, "sites", None if sites is None else tuple(sites))
 
+    def __str__(self) -> str:
+        among = f" among {self.among}" if self.among is not None else ""
+        sites = f" at sites {list(self.sites)}" if self.sites is not None else ""
+        strength = self.strength if isinstance(self.strength, tuple) else f"{self.strength:g}"
+        return "unedited" if self.strength == 0.0 else f"strength {strength}{among}{sites}"
+
     def mask(self, site: Site, view: TokenView) -> Mask:
         """The tokens edited at `site`."""
         chosen = site.positions.mask(view)
@@ -183,6 +189,33 @@ class ReFT(nn.Module):
             copy.seed = seed
         return copies
 
+    def active(self, variant: Variant) -> list[int]:
+        """Indices of the sites that `variant` lets act."""
+        count = len(self)
+        chosen = tuple(range(count)) if variant.sites is None else variant.sites
+        if not chosen or any(not 0 <= i < count for i in chosen) or len(set(chosen)) < len(chosen):
+            raise ValueError(f"sites={list(chosen)}, expected one or more of 0 to {count - 1}, each of them once")
+        return sorted(chosen)
+
+    def strength(self, variant: Variant, i: int) -> Strength:
+        """The variant's strength at site `i`: a float, or a `[rank]` vector."""
+        if not isinstance(variant.strength, tuple):
+            return variant.strength
+        module = self[i]
+        if len(variant.strength) != module.rank:
+            raise ValueError(
+                f"strength has {len(variant.strength)} values, and {module.kind} at {self.sites[i]} has "
+                f"rank {module.rank}"
+            )
+        return torch.tensor(variant.strength)
+
+    def require(self, view: TokenView, variant: Variant = Variant()) -> None:
+        """Raise if an active site chooses no token in any row of `view`."""
+        for i in self.active(variant):
+            if not variant.mask(self.sites[i], view).any():
+                among = f" among {variant.among}" if variant.among is not None else ""
+                raise ValueError(f"{self.sites[i]}{among} chooses no token in any of {len(view.ids)} row(s)")
+
     def bind(self, model: Bridge) -> "Bound":
         """Find the hooks of this model once, for many forward passes."""
         for site, module in self.items():
@@ -212,8 +245,8 @@ class ReFT(nn.Module):
             SiteNeverFired: at the end, if nothing passed through one of the sites.
             ValueError: if a site chooses no token in any row.
         """
+        self.require(batch.view, variant)
         bound = self.bind(model)
-        bound.require(batch.view, variant)
         edits = bound.edits(batch.view, variant, bound.donors(model, batch, variant))
         with attached(edits):
             yield
@@ -251,38 +284,11 @@ class Bound:
     points: list[HookPoint]
     carries: list[HookPoint | None]
 
-    def active(self, variant: Variant) -> list[int]:
-        """Indices of the sites that `variant` lets act."""
-        count = len(self.reft)
-        chosen = tuple(range(count)) if variant.sites is None else variant.sites
-        if not chosen or any(not 0 <= i < count for i in chosen) or len(set(chosen)) < len(chosen):
-            raise ValueError(f"sites={list(chosen)}, expected one or more of 0 to {count - 1}, each of them once")
-        return sorted(chosen)
-
-    def strength(self, variant: Variant, i: int) -> Strength:
-        """The variant's strength at site `i`: a float, or a `[rank]` vector."""
-        if not isinstance(variant.strength, tuple):
-            return variant.strength
-        module = self.reft[i]
-        if len(variant.strength) != module.rank:
-            raise ValueError(
-                f"strength has {len(variant.strength)} values, and {module.kind} at {self.reft.sites[i]} has "
-                f"rank {module.rank}"
-            )
-        return torch.tensor(variant.strength)
-
-    def require(self, view: TokenView, variant: Variant = Variant()) -> None:
-        """Raise if an active site chooses no token in any row of `view`."""
-        for i in self.active(variant):
-            if not variant.mask(self.reft.sites[i], view).any():
-                among = f" among {variant.among}" if variant.among is not None else ""
-                raise ValueError(f"{self.reft.sites[i]}{among} chooses no token in any of {len(view.ids)} row(s)")
-
     def exchanged(self, variant: Variant) -> dict[int, Place]:
         """The active sites that exchange something."""
         return {
             i: (self.reft.sites[i], self.points[i], self.reft[i].variables)
-            for i in self.active(variant)
+            for i in self.reft.active(variant)
             if self.reft[i].variables
         }
 
@@ -317,7 +323,7 @@ class Bound:
         `donors` count rows in the data that `view` was taken from; `rows` are those it holds, None for all.
         """
         found = []
-        for i in self.active(variant):
+        for i in self.reft.active(variant):
             mask = variant.mask(self.reft.sites[i], view)
             if not mask.any():
                 continue
@@ -334,7 +340,9 @@ class Bound:
         rows, columns = mask.nonzero().unbind(dim=1)
         return Edit(
             point=self.points[i],
-            parts=[Part(self.reft[i], len(rows), self.strength(variant, i), rows=rows if self.reft[i].pools else None)],
+            parts=[
+                Part(self.reft[i], len(rows), self.reft.strength(variant, i), rows=rows if self.reft[i].pools else None)
+            ],
             rows=rows,
             columns=columns,
             shape=(mask.shape[0], mask.shape[1]),

@@ -36,11 +36,11 @@ class SiteEdits:
         check_writes(reft)
         self.reft, self.variant = reft, variants[0]
         self.bound = reft.to(prompts.tokens.device).bind(model)
-        self.sites = self.bound.active(self.variant)
+        self.sites = reft.active(self.variant)
         self.unused = set(self.sites)
         on_prompts = [i for i in self.sites if not self.variant.reaches_response(reft.sites[i])]
         if on_prompts:
-            self.bound.require(prompts.view, replace(self.variant, sites=on_prompts))
+            reft.require(prompts.view, replace(self.variant, sites=on_prompts))
         with torch.no_grad():
             self.bases = {i: reft[i].basis() for i in self.sites}
         each = len(prompts) // len(variants)
@@ -48,7 +48,7 @@ class SiteEdits:
 
     def _strengths(self, i: int, variants: Sequence[Variant]) -> Float[Tensor, "variant _"]:
         """At one site, for each variant: one for all directions of the basis, or one for each; on the CPU."""
-        strengths = [torch.as_tensor(self.bound.strength(v, i), dtype=torch.float64) for v in variants]
+        strengths = [torch.as_tensor(self.reft.strength(v, i), dtype=torch.float64) for v in variants]
         width = max(strength.numel() for strength in strengths)
         return torch.stack([strength.expand(width) for strength in strengths])
 

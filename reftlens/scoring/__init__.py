@@ -1,6 +1,5 @@
 """A data set scored under many ways of editing."""
 
-from reftlens.scoring.evaluation import Evaluation
-from reftlens.scoring.sweep import Sweep, sweep
+from reftlens.scoring.evaluation import Evaluation, evaluate
 
-__all__ = ["Evaluation", "Sweep", "sweep"]
+__all__ = ["Evaluation", "evaluate"]

@@ -1,6 +1,6 @@
 """What an edited model answers: hits and log-probabilities at the targets, for many interventions in one sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,17 +8,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
-from reftlens.editing.reft import ReFT, Variant
-from reftlens.scoring.comparison import Comparison
-from reftlens.scoring.evaluation import per_example
+from reftlens.scoring.comparison import per_example, scored_batches, scorer_of
 from reftlens.text.batch import Batch
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """For each plan `(intervention, variant)` and example."""
+    """For each plan, in the order of the labels, and example."""
 
+    labels: tuple[str, ...]
+    """Of the plans."""
     hits: Bool[Tensor, "plan example"]
     """Whether every target token is the most likely one."""
     log_probs: Float[Tensor, "plan example tokens"]
@@ -38,23 +39,24 @@ def first_targets(data: Batch) -> Int[Tensor, " example"]:
 def answers(
     model: Bridge,
     data: Batch,
-    plans: Sequence[tuple[ReFT, Variant]],
+    plans: Mapping[str, Plan],
     tokens: Int[Tensor, "example tokens"],
     *,
     batch_size: int = 16,
-    reuse: bool | Reuse = True,
+    reuse: Reuse | None = Reuse(),
     progress: bool = True,
     describe: str = "answers",
 ) -> Answers:
     """Score `data` under each plan, dropout off; `tokens` are those whose log-probability is wanted, row by row."""
     hits = torch.zeros(len(plans), len(data), dtype=torch.bool)
     log_probs = torch.zeros(len(plans), len(data), tokens.shape[1])
-    compared = Comparison(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe=describe)
-    for one in compared:
-        index, rows = torch.tensor(one.rows), torch.arange(len(one.rows), device=one.logits.device)
-        right = one.logits.argmax(dim=-1) == one.batch.target_ids
-        hits[one.plan, index] = torch.tensor(per_example(right.double(), one.batch)) == 1.0
-        begins = torch.searchsorted(one.batch.target_rows, rows)
-        found = one.logits[begins].float().log_softmax(dim=-1)
-        log_probs[one.plan, index] = found.gather(1, tokens[index].to(found.device)).cpu()
-    return Answers(hits, log_probs)
+    scorer = scorer_of(model, data, list(plans.values()), reuse)
+    every = range(len(plans))
+    for scored in scored_batches(scorer, every, batch_size=batch_size, describe=describe, progress=progress):
+        plan, index = scored.job.plan, torch.tensor(scored.job.rows)
+        right = scored.logits.argmax(dim=-1) == scored.batch.target_ids
+        hits[plan, index] = torch.tensor(per_example(right.double(), scored.batch)) == 1.0
+        begins = torch.searchsorted(scored.batch.target_rows, torch.arange(len(index), device=right.device))
+        logs = scored.logits[begins].float().log_softmax(dim=-1)
+        log_probs[plan, index] = logs.gather(1, tokens[index].to(logs.device)).cpu()
+    return Answers(tuple(plans), hits, log_probs)

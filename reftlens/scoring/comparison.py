@@ -1,99 +1,73 @@
-"""The one runner of the analyses: a data set under many plans, each beside the unedited model, batch by batch."""
+"""The one loop over a data set under many plans, batch by batch, dropout off."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
-from reftlens.cone.plans import Job, Plan
+from reftlens.bridge.protocol import Bridge, check_deterministic
+from reftlens.cone.plans import Job, Plan, Scored
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
-from reftlens.editing.reft import ReFT, Variant, check_asked, mode
-from reftlens.scoring.evaluation import pieces
+from reftlens.editing.reft import check_asked, mode
 from reftlens.text.batch import Batch
 
 
-@dataclass(frozen=True, eq=False)
-class Compared:
-    """Some rows under one plan."""
-
-    plan: int
-    rows: tuple[int, ...]
-    batch: Batch
-    """The rows; `batch.target_rows` tells which row each target belongs to, `batch.target_ids` what it is."""
-    logits: Float[Tensor, "targets vocab"]
-    """Edited."""
-    unedited: Float[Tensor, "targets vocab"]
-
-
-class Comparison:
-    """Iterating gives every batch of rows under every plan `(intervention, variant)`, dropout off, no gradients.
-
-    Plans share what is frozen and each pass through the model; the unedited model is computed once per batch. Under a
-    variant of strength 0 its logits are given again.
+def scorer_of(model: Bridge, data: Batch, plans: Sequence[Plan], reuse: Reuse | None) -> Scorer:
+    """A scorer of `data` for one pass over it. Plans share what is frozen and each pass through the model.
 
     Raises:
         ValueError: where there is no plan, a row has no target, or a variant chooses no token in any row.
     """
+    if not plans:
+        raise ValueError("no plans: give one ReFT with one variant, or more")
+    for plan in plans:
+        check_asked(plan.reft, model, data)
+    check_deterministic(model)
+    data.require_targets()
+    for reft, variant in plans:
+        reft.require(data.view, variant)
+    return Scorer(model, data, plans, reuse, uses=1)
 
-    def __init__(
-        self,
-        model: Bridge,
-        data: Batch,
-        plans: Sequence[tuple[ReFT, Variant]],
-        *,
-        batch_size: int = 16,
-        reuse: bool | Reuse = True,
-        progress: bool = True,
-        describe: str = "scores",
-    ) -> None:
-        if not plans:
-            raise ValueError("no plans: give one (intervention, variant) or more")
-        for reft, _ in plans:
-            check_asked(reft, model, data)
-        check_deterministic(model)
-        data.require_targets()
-        self.data, self.batch_size, self.progress, self.describe = data, batch_size, progress, describe
-        self.refts = list({id(reft): reft.to(device_of(model)) for reft, _ in plans}.values())
-        bound = {id(reft): reft.bind(model) for reft in self.refts}
-        for reft, variant in plans:
-            bound[id(reft)].require(data.view, variant)
-        self.plans = [Plan(bound[id(reft)], variant) for reft, variant in plans]
-        self.idle = [i for i, (_, variant) in enumerate(plans) if variant.strength == 0.0]
-        unedited = replace(self.plans[0], variant=replace(plans[0][1], strength=0.0))
-        self.scorer = Scorer(model, data, [*self.plans, unedited], Reuse.of(reuse), uses=1)
 
-    @property
-    def computation(self) -> str:
-        """What was computed, and what was reused; or why everything was computed."""
-        return self.scorer.said
+@torch.no_grad()  # inside this generator only, not where its caller computes with what it yields
+def scored_batches(
+    scorer: Scorer, plans: Sequence[int], *, batch_size: int, describe: str = "scores", progress: bool = False
+) -> Iterator[Scored]:
+    """The scorer's rows, `batch_size` at a time, under each of its plans with these indices.
 
-    def __iter__(self) -> Iterator[Compared]:
-        active = [i for i in range(len(self.plans)) if i not in self.idle]
-        total = len(self.data) * len(self.plans)
-        with ExitStack() as stack:
-            bar = stack.enter_context(tqdm(total=total, desc=self.describe, unit="example", disable=not self.progress))
-            for reft in self.refts:
-                stack.enter_context(mode(reft, training=False))
-            for rows in pieces(len(self.data), self.batch_size):
-                found = self._batch(rows, active)
-                while True:
-                    with torch.no_grad():  # left while the caller computes with what was found
-                        one = next(found, None)
-                    if one is None:
-                        break
-                    yield one
-                    bar.update(len(rows))
+    Plans of strength 0 are the unedited model: they come first and are computed once.
+    """
+    idle = [i for i in plans if scorer.plans[i].variant.strength == 0.0]
+    active = [i for i in plans if i not in idle]
+    total = len(scorer.data) * len(plans)
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=total, desc=describe, unit="example", disable=not progress))
+        for reft in {id(scorer.plans[i].reft): scorer.plans[i].reft for i in plans}.values():
+            stack.enter_context(mode(reft, training=False))
+        for rows in pieces(len(scorer.data), batch_size):
+            for group in scorer.groups([Job(i, rows) for i in idle[:1]]) if idle else ():
+                for scored in group:
+                    yield from (replace(scored, job=Job(i, rows)) for i in idle)
+            for group in scorer.groups([Job(i, rows) for i in active]) if active else ():
+                yield from group
+            bar.update(len(rows) * len(plans))
 
-    def _batch(self, rows: tuple[int, ...], active: list[int]) -> Iterator[Compared]:
-        ((unedited,),) = self.scorer.groups([Job(len(self.plans), rows)])
-        for i in self.idle:
-            yield Compared(i, rows, unedited.batch, unedited.logits, unedited.logits)
-        for group in self.scorer.groups([Job(i, rows) for i in active]) if active else ():
-            for scored in group:
-                yield Compared(scored.job.plan, rows, scored.batch, scored.logits, unedited.logits)
+
+def pieces(count: int, size: int) -> list[tuple[int, ...]]:
+    """The numbers below `count`, `size` at a time."""
+    if size < 1:
+        raise ValueError(f"batch_size={size}, expected 1 or more")
+    return [tuple(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def per_example(values: Float[Tensor, " n"], batch: Batch) -> list[float]:
+    """Mean of per-target values within each example; values that are per example already stay."""
+    if len(values) == len(batch) != len(batch.target_rows):
+        return values.tolist()
+    sums = torch.zeros(len(batch), device=values.device, dtype=values.dtype).index_add(0, batch.target_rows, values)
+    return (sums / batch.target_mask.sum(dim=1)).tolist()

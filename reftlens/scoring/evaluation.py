@@ -1,19 +1,20 @@
-"""Held-out loss and accuracy of a `ReFT`, per example, the unedited model beside the edited one."""
+"""Held-out loss and accuracy of a `ReFT` per example, under any of its variants, the unedited model among them."""
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, SupportsFloat
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from reftlens import figures
-from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
-from reftlens.cone.plans import Job, Plan
+from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
-from reftlens.editing.reft import ReFT, Variant, check_asked, mode
+from reftlens.editing.reft import ReFT, Variant, check_asked
+from reftlens.scoring.comparison import per_example, scored_batches, scorer_of
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
 
@@ -22,103 +23,108 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One entry per example, for the unedited model (`base`) and the edited one.
+    """Loss and accuracy of every example under every variant.
 
     Loss is the mean over the example's targets (nats, for cross-entropy); accuracy is the share of its targets
     that are the most likely token.
     """
 
-    base_loss: tuple[float, ...]
-    loss: tuple[float, ...]
-    base_accuracy: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    variants: tuple[Variant, ...]
+    loss: Float[Tensor, "variant example"]
+    accuracy: Float[Tensor, "variant example"]
+    computation: str
+    """What was computed for each variant, and what was reused; or why everything was computed."""
 
     def to_frame(self) -> "DataFrame":
-        """One row per example."""
+        """Tidy: one row per variant and example."""
         import pandas as pd
 
-        columns = ("base_loss", "loss", "base_accuracy", "accuracy")
-        return pd.DataFrame({c: getattr(self, c) for c in columns}).rename_axis("example")
+        count, strengths = self.loss.shape[1], [v.strength for v in self.variants]
+        columns = {
+            "variant": range(len(self.variants)),
+            "strength": strengths,
+            "among": [str(v.among or "") for v in self.variants],
+            "sites": [v.sites for v in self.variants],
+        }
+        frame = pd.DataFrame(columns)
+        frame = frame.loc[frame.index.repeat(count)].reset_index(drop=True)
+        values = {"loss": self.loss.flatten().tolist(), "accuracy": self.accuracy.flatten().tolist()}
+        return frame.assign(example=list(range(count)) * len(self.variants), **values)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Loss of each example, edited over unedited; below the diagonal the edit helps."""
-        ax = figures.axes(ax, width=4.2, height=4.0)
-        high = 1.05 * max(*self.base_loss, *self.loss)
-        ax.plot([0, high], [0, high], color=figures.GREY, linewidth=1, linestyle="--", label="no change")
-        ax.scatter(self.base_loss, self.loss, color=figures.BLUE, s=18, label="example")
-        ax.set(xlabel="loss, unedited (nats per token)", ylabel="loss, edited (nats per token)")
+        """Loss of each example and their mean; over strength, where the variants differ in nothing else."""
+        ax = figures.axes(ax)
+        numbers = [v.strength for v in self.variants if isinstance(v.strength, float)]
+        alone = len({(v.among, v.sites) for v in self.variants}) == 1 and len(set(numbers)) == len(self.variants)
+        x = numbers if alone else list(range(len(self.variants)))
+        order = sorted(range(len(x)), key=lambda i: x[i])
+        across = [x[i] for i in order]
+        ax.plot(across, self.loss[order].tolist(), color=figures.GREY, linewidth=0.6, alpha=0.6)
+        ax.plot(across, self.loss[order].mean(dim=1).tolist(), color=figures.BLUE, marker="o", label="mean")
+        ax.set(xlabel="strength" if alone else "variant", ylabel="loss per target token (nats)")
         ax.legend(frameon=False)
         return ax
 
     def __str__(self) -> str:
-        def mean(values: tuple[float, ...]) -> float:
-            return sum(values) / len(values)
-
-        return (
-            f"{len(self.loss)} examples: loss {mean(self.base_loss):.4f} → {mean(self.loss):.4f}, "
-            f"token accuracy {mean(self.base_accuracy):.3f} → {mean(self.accuracy):.3f} (unedited → edited)"
-        )
+        loss = " → ".join(f"{value:.4f}" for value in self.loss.mean(dim=1).tolist())
+        accuracy = " → ".join(f"{value:.3f}" for value in self.accuracy.mean(dim=1).tolist())
+        names = " → ".join(map(str, self.variants))
+        return f"{self.loss.shape[1]} examples: loss {loss}, token accuracy {accuracy} ({names})"
 
 
 def evaluate(
     reft: ReFT,
     model: Bridge,
     data: Batch,
+    variants: Iterable[Variant | SupportsFloat] = (0, 1),
     *,
-    variant: Variant = Variant(),
     objective: Objective = cross_entropy,
     batch_size: int = 16,
     reuse: bool | Reuse = True,
     progress: bool = True,
 ) -> Evaluation:
-    """Loss and accuracy on `data` without and with the edit, dropout off."""
+    """Loss and accuracy on `data` under each of `variants`, dropout off; a number is a strength, 0 the unedited model.
+
+    Raises:
+        ValueError: where there is no variant, a row has no target, or a variant chooses no token in any row.
+    """
     check_asked(reft, model, data)
-    check_deterministic(model)
-    bound = reft.to(device_of(model)).bind(model)
-    data.require_targets()
-    bound.require(data.view, variant)
-    plans = [Plan(bound, replace(variant, strength=0.0)), Plan(bound, variant)]
-    scorer = Scorer(model, data, plans, Reuse.of(reuse), uses=1)
-    columns: list[list[float]] = [[], [], [], []]
-    with (
-        tqdm(total=len(data), desc="evaluate", unit="example", disable=not progress) as bar,
-        mode(reft, training=False),
-        torch.no_grad(),
-    ):
-        for rows in pieces(len(data), batch_size):
-            for column in (0, 1):
-                ((scored,),) = scorer.groups([Job(column, rows)])
-                columns[column] += per_example(objective(scored.logits, scored.batch), scored.batch)
-                hits = (scored.logits.argmax(dim=-1) == scored.batch.target_ids).float()
-                columns[column + 2] += per_example(hits, scored.batch)
-            bar.update(len(rows))
-    return Evaluation(*(tuple(c) for c in columns))
+    if not isinstance(variants, Iterable):
+        raise TypeError(f"variants={variants!r}, expected a list of strengths or Variants, such as [0, 0.5, 1]")
+    all_variants = tuple(v if isinstance(v, Variant) else Variant(strength=v) for v in variants)
+    if not all_variants:
+        raise ValueError("no variants: give strengths, or Variant(…)s")
+    scorer = scorer_of(model, data, [Plan(reft, variant) for variant in all_variants], Reuse.of(reuse))
+    loss, accuracy = losses_of(scorer, objective, batch_size=batch_size, describe="evaluate", progress=progress)
+    return Evaluation(all_variants, loss, accuracy, scorer.computation)
+
+
+def losses_of(
+    scorer: Scorer, objective: Objective, *, batch_size: int, describe: str, progress: bool
+) -> tuple[Float[Tensor, "plan example"], Float[Tensor, "plan example"]]:
+    """Loss and accuracy of every example under every plan of the scorer."""
+    loss, accuracy = torch.zeros(2, len(scorer.plans), len(scorer.data), dtype=torch.float64)
+    every = range(len(scorer.plans))
+    for scored in scored_batches(scorer, every, batch_size=batch_size, describe=describe, progress=progress):
+        plan, rows = scored.job.plan, list(scored.job.rows)
+        right = (scored.logits.argmax(dim=-1) == scored.batch.target_ids).double()
+        with torch.no_grad():
+            loss[plan, rows] = _column(objective(scored.logits, scored.batch), scored.batch)
+        accuracy[plan, rows] = _column(right, scored.batch)
+    return loss, accuracy
+
+
+def _column(values: Float[Tensor, " n"], batch: Batch) -> Float[Tensor, " example"]:
+    return torch.tensor(per_example(values, batch), dtype=torch.float64)
 
 
 @torch.no_grad()
 def mean_loss(scorer: Scorer, plan: int, objective: Objective, *, batch_size: int) -> float:
     """Mean loss per target of the model edited as one of the scorer's plans says, dropout off."""
     total, weight = 0.0, 0
-    with mode(scorer.plans[plan].bound.reft, training=False):
-        for rows in pieces(len(scorer.data), batch_size):
-            for (scored,) in scorer.groups([Job(plan, rows)]):
-                losses = objective(scored.logits, scored.batch)
-                total, weight = total + losses.sum().item(), weight + losses.numel()
+    for scored in scored_batches(scorer, [plan], batch_size=batch_size):
+        values = objective(scored.logits, scored.batch)
+        total, weight = total + values.sum().item(), weight + values.numel()
     return total / weight
-
-
-def pieces(count: int, size: int) -> list[tuple[int, ...]]:
-    """The numbers below `count`, `size` at a time."""
-    if size < 1:
-        raise ValueError(f"batch_size={size}, expected 1 or more")
-    return [tuple(range(start, min(start + size, count))) for start in range(0, count, size)]
-
-
-def per_example(values: Float[Tensor, " n"], batch: Batch) -> list[float]:
-    """Mean of per-target values within each example; values that are per example already stay."""
-    if len(values) == len(batch) != len(batch.target_rows):
-        return values.tolist()
-    sums = torch.zeros(len(batch), device=values.device, dtype=values.dtype).index_add(0, batch.target_rows, values)
-    return (sums / batch.target_mask.sum(dim=1)).tolist()

@@ -1,17 +1,16 @@
 """How the model's predictions respond to edits: log-probability gained, and divergence from the unedited model."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import Plan, Scored
 from reftlens.cone.reuse import Reuse
-from reftlens.editing.reft import ReFT, Variant
-from reftlens.scoring.comparison import Compared, Comparison
-from reftlens.scoring.evaluation import per_example
+from reftlens.scoring.comparison import per_example, scored_batches, scorer_of
 from reftlens.text.batch import Batch
 
 _TOGETHER = 64  # targets that are computed at once: a vocabulary in float64 is large
@@ -19,10 +18,12 @@ _TOGETHER = 64  # targets that are computed at once: a vocabulary in float64 is 
 
 @dataclass(frozen=True, eq=False)
 class Responses:
-    """For each plan `(intervention, variant)` and example, means over the example's target tokens."""
+    """For each plan, in the order of the labels, and example: means over the example's target tokens."""
 
+    labels: tuple[str, ...]
+    """Of the plans."""
     log_prob: Float[Tensor, "plan example"]
-    """Of the targets, in nats per target token: the loss with its sign turned."""
+    """Mean log-probability of the targets, in nats per token (minus the loss)."""
     effect: Float[Tensor, "plan example"]
     """The same less that of the unedited model: nats gained per target token."""
     accuracy: Float[Tensor, "plan example"]
@@ -39,10 +40,10 @@ class Responses:
 def responses(
     model: Bridge,
     data: Batch,
-    plans: Sequence[tuple[ReFT, Variant]],
+    plans: Mapping[str, Plan],
     *,
     batch_size: int = 16,
-    reuse: bool | Reuse = True,
+    reuse: Reuse | None = Reuse(),
     progress: bool = True,
     describe: str = "responses",
 ) -> Responses:
@@ -53,25 +54,38 @@ def responses(
     Raises:
         ValueError: where there is no plan, a row has no target, or a variant chooses no token in any row.
     """
-    found = torch.zeros(5, len(plans), len(data), dtype=torch.float64)
-    compared = Comparison(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe=describe)
-    for one in compared:
-        found[:, one.plan, list(one.rows)] = _measured(one)
-    log_prob, effect, accuracy, kl, unedited = found
-    said, full = compared.computation, compared.scorer.why_full
-    return Responses(log_prob, effect, accuracy, kl, unedited[0], said, not full)
+    edited = list(plans.values())
+    unedited = [plan._replace(variant=replace(plan.variant, strength=0.0)) for plan in edited[:1]]
+    scorer = scorer_of(model, data, [*unedited, *edited], reuse)
+    measures = torch.zeros(3, len(scorer.plans), len(data), dtype=torch.float64)
+    every, before = range(len(scorer.plans)), None
+    for scored in scored_batches(scorer, every, batch_size=batch_size, describe=describe, progress=progress):
+        before = scored.logits if scored.job.plan == 0 or before is None else before
+        measures[:, scored.job.plan, list(scored.job.rows)] = _measured(scored, before)
+    log_prob, accuracy, kl = measures
+    return Responses(
+        tuple(plans),
+        log_prob[1:],
+        log_prob[1:] - log_prob[0],
+        accuracy[1:],
+        kl[1:],
+        accuracy[0],
+        scorer.computation,
+        not scorer.why_full,
+    )
 
 
-def _measured(one: Compared) -> Float[Tensor, "measures row"]:
+@torch.no_grad()
+def _measured(scored: Scored, before: Float[Tensor, "targets vocab"]) -> Float[Tensor, "measures row"]:
+    """Log-probability, accuracy and divergence from the unedited logits `before`, of each row."""
     columns: list[Tensor] = []
-    pieces = (x.split(_TOGETHER) for x in (one.logits, one.unedited, one.batch.target_ids))
-    for logits, unedited, ids in zip(*pieces, strict=True):
+    parts = (x.split(_TOGETHER) for x in (scored.logits, before, scored.batch.target_ids))
+    for logits, unedited, ids in zip(*parts, strict=True):
         p, q = (x.double().log_softmax(dim=-1) for x in (logits, unedited))
-        right, before = ((x.argmax(dim=-1) == ids).double() for x in (logits, unedited))
-        gained = _of(p, ids) - _of(q, ids)
-        columns.append(torch.stack([_of(p, ids), gained, right, _divergence(p, q), before]))
+        right = (logits.argmax(dim=-1) == ids).double()
+        columns.append(torch.stack([p.gather(1, ids[:, None])[:, 0], right, _divergence(p, q)]))
     values = torch.cat(columns, dim=1)
-    return torch.tensor([per_example(row, one.batch) for row in values], dtype=torch.float64)
+    return torch.tensor([per_example(row, scored.batch) for row in values], dtype=torch.float64)
 
 
 def _divergence(p: Float[Tensor, "tokens vocab"], q: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
@@ -81,7 +95,3 @@ def _divergence(p: Float[Tensor, "tokens vocab"], q: Float[Tensor, "tokens vocab
     nothing.
     """
     return torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(dim=-1)
-
-
-def _of(log_probs: Float[Tensor, "tokens vocab"], ids: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
-    return log_probs.gather(1, ids[:, None])[:, 0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reftlens.bridge.protocol import Bridge
-from reftlens.editing.reft import Bound, ReFT, Variant
+from reftlens.editing.reft import ReFT, Variant
 from reftlens.text.batch import Batch
 
 _BLOCKS = (
@@ -34,10 +34,9 @@ def on_transformers(reft: ReFT, hf_model: nn.Module, batch: Batch, variant: Vari
     """
     if isinstance(hf_model, Bridge):
         raise ValueError("this is a TransformerBridge: use reft.on(model, batch)")
-    bound = Bound(reft, [], [])
-    bound.require(batch.view, variant)
+    reft.require(batch.view, variant)
     call = _Call(hf_model, batch)
-    edits = [_PlainEdit(bound, i, batch, variant, call) for i in bound.active(variant)]
+    edits = [_PlainEdit(reft, i, batch, variant, call) for i in reft.active(variant)]
     blocks = _blocks(hf_model)
     handles = []
     try:
@@ -116,11 +115,11 @@ class _Call:
 class _PlainEdit:
     """One intervention on the hidden states that enter or leave a block."""
 
-    def __init__(self, bound: Bound, i: int, batch: Batch, variant: Variant, call: _Call) -> None:
-        self.site, self.module, self.call, self.fired = bound.reft.sites[i], bound.reft[i], call, False
+    def __init__(self, reft: ReFT, i: int, batch: Batch, variant: Variant, call: _Call) -> None:
+        self.site, self.module, self.call, self.fired = reft.sites[i], reft[i], call, False
         self.reaches_response = variant.reaches_response(self.site)
         self.mask = variant.mask(self.site, batch.view)
-        self.strength = bound.strength(variant, i)
+        self.strength = reft.strength(variant, i)
         if self.site.heads is not None:
             raise ValueError(f"{self.site.hook} has no heads: drop heads={list(self.site.heads)}")
 

@@ -164,7 +164,7 @@ def _check_data(reft: ReFT, model: Bridge, batches: Mapping[str, Batch]) -> None
             raise ValueError(f"row(s) {empty[:10]} of {name} have no target: nothing to learn or score there")
         if bool(batch.target_mask[:, 0].any()):
             raise ValueError(f"the first token of a row of {name} is a target, and no logits predict it")
-        reft.bind(model).require(batch.view)
+        reft.require(batch.view)
 
 
 def _train(
@@ -190,12 +190,12 @@ def _train(
             after(steps[0])
         for run in runs:
             run.finish()
-    return [run.result(scorer.said) for run in runs]
+    return [run.result(scorer.computation) for run in runs]
 
 
 def _scorers(runs: Sequence[Run], reuse: Reuse | None, progress: bool) -> tuple[Scorer, Scorer | None]:
     """Of the training data and of the validation data, with the plans of all runs."""
-    first, plans = runs[0], [Plan(run.bound) for run in runs]
+    first, plans = runs[0], [Plan(run.reft) for run in runs]
     shared: dict[str, Any] = {"autocast": first.autocast, "narrow": first.narrow, "progress": progress}
     scorer = Scorer(first.model, first.data, plans, reuse, uses=sum(run.uses for run in runs), **shared)
     if first.validation is None:

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import Job, Scored
 from reftlens.cone.scorer import Scorer
-from reftlens.editing.reft import Bound, ReFT
+from reftlens.editing.reft import ReFT
 from reftlens.errors import TrainingDiverged
 from reftlens.files import digest
 from reftlens.interventions.base import Intervention
@@ -73,7 +73,6 @@ class Run:
     def __post_init__(self) -> None:
         self.history = History()
         self.best: dict[str, Tensor] = {}
-        self.bound: Bound = self.reft.bind(self.model)
         self.device = device_of(self.model)
         self._loss, self._targets = 0.0, 0
         self.modules = [m for m in self.reft.interventions if isinstance(m, Intervention)]

@@ -15,6 +15,7 @@ from reftlens.analysis.causal.variable import about_variable, basis_of, pairs_of
 from reftlens.analysis.statistics import Estimate, difference_of, mean_of, share_of
 from reftlens.analysis.subspaces.directions import difference_of_means, pca
 from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reading import activations
 from reftlens.editing.reft import ReFT, Variant
@@ -73,8 +74,8 @@ def controls(
     """
     settings = config.config if isinstance(config, FitResult) else config
     about, held_out = about_variable(reft, variable), pairs_of(test, variable)
-    own = None if base is None else rows_of(base, test, variable)
-    battery = _Battery(about, model, pairs_of(train, variable), held_out, own, settings, seed, reuse, progress)
+    own, reused = None if base is None else rows_of(base, test, variable), Reuse.of(reuse)
+    battery = _Battery(about, model, pairs_of(train, variable), held_out, own, settings, seed, reused, progress)
     return battery.table(values, random, shuffles, random_model)
 
 
@@ -89,7 +90,7 @@ class _Battery:
     base: Batch | None
     config: FitConfig
     seed: int
-    reuse: bool | Reuse
+    reuse: Reuse | None
     progress: bool
 
     def table(
@@ -147,7 +148,7 @@ class _Battery:
     def _trained_anew(self, model: Bridge, data: Batch) -> ReFT:
         copy = self.reft.clone().to(device_of(model))
         copy.reset(self.seed)
-        fit(copy, model, data, self.config, reuse=self.reuse, progress=self.progress)
+        fit(copy, model, data, self.config, reuse=self.reuse or False, progress=self.progress)
         return copy
 
     def _scores(
@@ -160,7 +161,8 @@ class _Battery:
         progress: bool = False,
     ) -> tuple[Answers, Float[Tensor, "plan pair"]]:
         """Of the unedited model and each of `refts`; and how much log-probability the answer gains."""
-        plans = [(refts[0], Variant(strength=0.0)), *((reft, Variant()) for reft in refts)]
+        plans = {"no edit": Plan(refts[0], Variant(strength=0.0))}
+        plans |= {str(number): Plan(reft) for number, reft in enumerate(refts)}
         tokens = classes.expand(len(data), -1)
         scores = answers(model, data, plans, tokens, reuse=self.reuse, progress=progress, describe="controls")
         column = torch.searchsorted(classes, first_targets(data))

@@ -15,6 +15,7 @@ from reftlens.analysis.statistics import Estimate, difference_of, mean_of, ratio
 from reftlens.analysis.subspaces.directions import Direction
 from reftlens.analysis.subspaces.readers import SeenSplit, seen_split
 from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site
@@ -171,10 +172,11 @@ def subspace_illusion(
     parts = {site: splits[site].parts(basis) for site, basis in bases.items()}
     whole = ReFT({site: Interchange(len(basis)) for site, basis in bases.items()})
     refts = [None, about, *(_exchange({site: both[i] for site, both in parts.items()}) for i in (0, 1)), whole]
-    ways = [(about, Variant(strength=0.0)) if reft is None else (reft, Variant()) for reft in refts]
-    tokens = first_targets(pairs)[:, None]
+    unedited = Plan(about, Variant(strength=0.0))
+    plans = {way: unedited if reft is None else Plan(reft) for way, reft in zip(WAYS, refts, strict=True)}
+    tokens, reused = first_targets(pairs)[:, None], Reuse.of(reuse)
     scores = answers(
-        model, pairs, ways, tokens, batch_size=batch_size, reuse=reuse, progress=progress, describe="illusion"
+        model, pairs, plans, tokens, batch_size=batch_size, reuse=reused, progress=progress, describe="illusion"
     )
     log_probs = scores.log_probs[:, :, 0]
     norms = tuple(splits[site].norm_share(basis) for site, basis in bases.items())

@@ -11,6 +11,7 @@ import torch
 from reftlens.analysis.causal.map_results import Cell
 from reftlens.analysis.causal.permutation import shuffled_p
 from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site
@@ -45,7 +46,7 @@ class LayerWork:
     seeds: tuple[int, ...]
     config: FitConfig
     shuffles: int
-    reuse: bool | Reuse
+    reuse: Reuse | None
     model: dict[str, Any]
     """Its fingerprint."""
 
@@ -79,7 +80,7 @@ def cells_of(works: Sequence[LayerWork], model: Bridge | None = None, progress: 
 
     The model is loaded where it is not given, in another process.
     """
-    train, test, config, reuse = works[0].train, works[0].test, works[0].config, Reuse.of(works[0].reuse)
+    train, test, config, reuse = works[0].train, works[0].test, works[0].config, works[0].reuse
     model = works[0].load() if model is None else model
     exchanges = [(place, work.exchange(place, int(model.cfg.d_model))) for work in works for place in work.places]
     refts = {str(place): reft for place, reft in exchanges if place.rank}
@@ -87,10 +88,11 @@ def cells_of(works: Sequence[LayerWork], model: Bridge | None = None, progress: 
         configs = {str(place): replace(config, seed=place.seed) for place, _ in exchanges if place.rank}
         fit_many(refts, model, train, configs, reuse=reuse or False, progress=progress)
         reuse = reuse and replace(reuse, verify=False)  # the training has compared the same sites
-    plans = [(exchanges[0][1], Variant(strength=0.0)), *((reft, Variant()) for _, reft in exchanges)]
+    plans = {"unedited": Plan(exchanges[0][1], Variant(strength=0.0))}
+    plans |= {str(place): Plan(reft) for place, reft in exchanges}
     labels = first_targets(test)
     classes = torch.cat([labels, first_targets(train)]).unique()
-    scored = answers(model, test, plans, classes.expand(len(labels), -1), reuse=reuse or False, progress=progress)
+    scored = answers(model, test, plans, classes.expand(len(labels), -1), reuse=reuse, progress=progress)
     gains = (scored.log_probs[1:] - scored.log_probs[:1])[:, 1::2]
     column = torch.searchsorted(classes, labels[1::2].contiguous())
     cells = []

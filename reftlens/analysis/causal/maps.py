@@ -13,6 +13,7 @@ from reftlens.analysis.causal.map_layers import LayerWork, cells_of
 from reftlens.analysis.causal.map_results import Cell, InterchangeMap
 from reftlens.bridge.fingerprint import fingerprint
 from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site, resid_post
@@ -68,15 +69,16 @@ def interchange_map(
     here = load()
     named = positions if isinstance(positions, Mapping) else {str(p): p for p in positions}
     chosen = {label: as_positions(p) for label, p in named.items()}
-    settings = (tuple(ranks), tuple(seeds), config, shuffles, reuse, fingerprint(here).to_dict())
+    settings = (tuple(ranks), tuple(seeds), config, shuffles, Reuse.of(reuse), fingerprint(here).to_dict())
     works = [
         LayerWork(load, train, test, layer, {label: at(layer, p) for label, p in chosen.items()}, *settings)
         for layer in (range(here.cfg.n_layers) if layers is None else layers)
     ]
     _warn_of_too_few(shuffles, sum(len(work.places) for work in works))
     cells = _all_cells(works, here, None if folder is None else Path(folder), executor, progress)
-    idle = ReFT({next(iter(works[0].sites.values())): Interchange(int(here.cfg.d_model))}), Variant(strength=0.0)
-    unedited = answers(here, test, [idle], first_targets(test)[:, None], reuse=reuse, progress=False)
+    idle = ReFT({next(iter(works[0].sites.values())): Interchange(int(here.cfg.d_model))})
+    plans = {"unedited": Plan(idle, Variant(strength=0.0))}
+    unedited = answers(here, test, plans, first_targets(test)[:, None], reuse=Reuse.of(reuse), progress=False)
     return InterchangeMap(tuple(cells), unedited.hits[0].float().mean().item())
 
 

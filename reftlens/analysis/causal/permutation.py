@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.scoring.answers import answers, first_targets
@@ -65,8 +66,8 @@ def permutation_p(
     if not movable(labels, None if base is None else first_targets(base)):
         raise ValueError(CANNOT)
     classes = labels.unique()
-    plans = [(reft, Variant(strength=0.0)), (reft, Variant())]
-    scores = answers(model, test, plans, classes.expand(len(test), -1), reuse=reuse, progress=False)
+    plans = plans_of(reft, {"unedited": Variant(strength=0.0), "edited": Variant()})
+    scores = answers(model, test, plans, classes.expand(len(test), -1), reuse=Reuse.of(reuse), progress=False)
     strata = None if base is None else first_targets(base)
     gained = scores.log_probs[1] - scores.log_probs[0]
     return shuffled_p(gained, torch.searchsorted(classes, labels), strata, shuffles, seed)

@@ -11,6 +11,7 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.analysis.statistics import Estimate, average_of, mean_of, ratio_of, share_of
 from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.engine import forward
 from reftlens.editing.reft import ReFT, Variant
@@ -121,17 +122,18 @@ def interchange_scores(
     if base is not None:
         _check_same_prompts(data, base)
         tokens = torch.cat([tokens, first_targets(base)[:, None]], dim=1)
-    plans = [(reft, Variant(strength=0.0)), (reft, variant)]
-    scores = answers(model, data, plans, tokens, batch_size=batch_size, reuse=reuse, progress=progress)
+    plans = plans_of(reft, {"unedited": Variant(strength=0.0), "edited": variant})
+    scores = answers(model, data, plans, tokens, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress)
     unedited_hits, hits = scores.hits
     if base is None:
         return InterchangeScores(hits, unedited_hits, None, None, None)
     own = base.with_sources(data.sources) if data.sources else base
-    base_hits = answers(model, own, plans[:1], tokens, batch_size=batch_size, reuse=reuse, progress=False).hits[0]
+    plans = {"unedited": plans["unedited"]}
+    unedited = answers(model, own, plans, tokens, batch_size=batch_size, reuse=Reuse.of(reuse), progress=False)
     odds = scores.log_probs[:, :, 0] - scores.log_probs[:, :, 1]
     gained = torch.where(tokens[:, 0] != tokens[:, 1], odds[1] - odds[0], torch.nan)
     recovered = gained / (_source_odds(model, data, tokens, batch_size) - odds[0])
-    return InterchangeScores(hits, unedited_hits, base_hits, gained, recovered)
+    return InterchangeScores(hits, unedited_hits, unedited.hits[0], gained, recovered)
 
 
 def _check_same_prompts(data: Batch, base: Batch) -> None:

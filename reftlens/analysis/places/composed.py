@@ -12,8 +12,9 @@ from reftlens import figures
 from reftlens.analysis.places.effect_tables import heat_map, write_cell
 from reftlens.analysis.statistics import Estimate, mean_of, sign_flip_tests
 from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import ConsReFT, LobiReFT, LoReFT, OrthoDiReFT
@@ -136,11 +137,11 @@ def composition(
         raise TypeError("expected {name: edit} and {name: batch}, so that the table can name them")
     if len(edits) < 2 or not metrics:
         raise ValueError(f"{len(edits)} edit(s) and {len(metrics)} metric(s), expected two edits and a metric or more")
-    plans = [(reft, Variant()) for reft in (*edits.values(), combined(*edits.values()))]
+    plans = {str(i): Plan(reft) for i, reft in enumerate((*edits.values(), combined(*edits.values())))}
     alone, together = [], []
     for name, data in metrics.items():
         found = responses(
-            model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe=name
+            model, data, plans, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress, describe=name
         ).effect
         alone.append(found[:-1])
         together.append(found[-1])

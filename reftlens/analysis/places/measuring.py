@@ -12,6 +12,7 @@ from torch import Tensor
 from reftlens.analysis.places.effect_results import PartEffects, VariantEffects
 from reftlens.analysis.places.effect_tables import CellEffects, PairEffects
 from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, Variant, check_asked
 from reftlens.editing.site import Where
@@ -72,8 +73,8 @@ def effects(
         variants, result = (_of_sites if of == "sites" else _of_pairs)(site_labels(reft), whole)
     else:
         raise TypeError(f"of={of!r}, expected 'positions', 'sites', 'cells', 'pairs' or {{label: Variant}}")
-    plans = [(reft, _narrowed(reft, data, variant)) for variant in variants.values()]
-    measured = responses(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress)
+    plans = plans_of(reft, {label: _narrowed(reft, data, variant) for label, variant in variants.items()})
+    measured = responses(model, data, plans, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress)
     return result(measured, _edited_rows(reft, data, variants), seed)
 
 

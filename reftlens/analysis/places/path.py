@@ -14,7 +14,7 @@ from reftlens.analysis.statistics import Estimate, mean_of
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.reft import ReFT, Variant, mode
 from reftlens.errors import index_of
-from reftlens.scoring.evaluation import per_example, pieces
+from reftlens.scoring.comparison import per_example, pieces
 from reftlens.text.batch import Batch
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def edit_path(
     if against is not None and not torch.equal(against.target_mask, data.target_mask):
         raise ValueError("against has its targets in other places than the data: give the same rows, other answers")
     bound = reft.to(device_of(model)).bind(model)
-    bound.require(data.view, variant)
+    reft.require(data.view, variant)
     donors = bound.donors(model, data, variant)
     layout = layout_of(model, bound, variant)
     attributed, total = [], []

@@ -70,7 +70,7 @@ def layout_of(model: Bridge, bound: Bound, variant: Variant) -> Layout:
     stream: dict[int, tuple[HookPoint, Component]] = {}
     embedded: list[Component] = []
     first = depth
-    for i in bound.active(variant):
+    for i in bound.reft.active(variant):
         point, name = bound.points[i], bound.points[i].name or ""
         place, block = first_block(name, depth), re.match(r"blocks\.(\d+)\.", name)
         component = Component("edit", int(block[1]) if block else None, sites[i].hook)

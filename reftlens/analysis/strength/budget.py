@@ -11,6 +11,7 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.analysis.statistics import Estimate, mean_of
 from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Where
@@ -91,7 +92,7 @@ def largest_dose(
     """
     (dose,) = doses_at(
         {"": reft}, model, data, budget, variant=Variant(1.0, among, sites), high=high, tolerance=tolerance,
-        evaluations=evaluations, batch_size=batch_size, reuse=reuse, progress=progress,
+        evaluations=evaluations, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress,
     ).values()  # fmt: skip
     if dose.problem:
         raise ValueError(dose.problem)
@@ -109,7 +110,7 @@ def doses_at(
     tolerance: float,
     evaluations: int,
     batch_size: int,
-    reuse: bool | Reuse,
+    reuse: Reuse | None,
     progress: bool,
 ) -> dict[str, Dose]:
     """`largest_dose` of several interventions side by side, one sweep for each round; what fails says so."""
@@ -122,11 +123,13 @@ def doses_at(
         asked = {name: dose for name, search in searches.items() if (dose := search.next()) is not None}
         if not asked:
             break
-        plans = [(refts[name], Variant(sign * dose, variant.among, variant.sites)) for name, dose in asked.items()]
+        plans = {
+            name: Plan(refts[name], Variant(sign * dose, variant.among, variant.sites)) for name, dose in asked.items()
+        }
         found = responses(
             model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe=f"dose {number}"
         )
-        reuse = replace(Reuse.of(reuse) or Reuse(), verify=False) if found.reused else False  # checked once is enough
+        reuse = replace(reuse, verify=False) if reuse and found.reused else None  # checked once is enough
         for (name, dose), kl, effect in zip(asked.items(), found.kl, found.effect, strict=True):
             if searches[name].tell(dose, kl.mean().item()):
                 best[name] = sign * dose, kl, effect

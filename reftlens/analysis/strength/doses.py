@@ -7,6 +7,7 @@ from reftlens.analysis.strength.dose_results import DoseResponse
 from reftlens.analysis.strength.sizes import edit_size
 from reftlens.analysis.strength.texts import written
 from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Where
@@ -60,10 +61,10 @@ def dose_response(
     if prompts is not None:
         check_writes(reft)
     variants = [Variant(s, among, sites) for s in chosen]
-    plans = [(reft, variant) for variant in variants]
+    plans = plans_of(reft, {f"{variant.strength}": variant for variant in variants})
     size = edit_size(reft, model, data, variant=Variant(1.0, among, sites), batch_size=batch_size)
     on_data, off_target = (
-        responses(model, rows, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe=name)
+        responses(model, rows, plans, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress, describe=name)
         if rows is not None
         else None
         for name, rows in (("dose response", data), ("unrelated prompts", unrelated))

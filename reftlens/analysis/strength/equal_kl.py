@@ -12,6 +12,7 @@ from reftlens import figures
 from reftlens.analysis.statistics import Estimate, difference_of, mean_of, sign_flip_tests
 from reftlens.analysis.strength.budget import Dose, doses_at
 from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.scoring.responses import responses
@@ -132,7 +133,8 @@ def compare_at_equal_kl(
         raise ValueError("no methods: give {name: reft}, one or more")
     doses = doses_at(
         refts, model, data if spent_on is None else spent_on, budget, variant=Variant(),
-        high=high, tolerance=tolerance, evaluations=evaluations, batch_size=batch_size, reuse=reuse, progress=progress,
+        high=high, tolerance=tolerance, evaluations=evaluations, batch_size=batch_size, reuse=Reuse.of(reuse),
+        progress=progress,
     )  # fmt: skip
     met = [name for name, dose in doses.items() if not dose.problem]
     if not met:
@@ -142,8 +144,8 @@ def compare_at_equal_kl(
     if spent_on is None:
         effect[where] = torch.stack([doses[name].effect for name in met])
     else:
-        plans = [(refts[name], Variant(doses[name].strength)) for name in met]
+        plans = {name: Plan(refts[name], Variant(doses[name].strength)) for name in met}
         effect[where] = responses(
-            model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress, describe="equal KL"
+            model, data, plans, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress, describe="equal KL"
         ).effect
     return EqualKL(doses, effect, seed)

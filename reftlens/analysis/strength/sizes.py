@@ -7,7 +7,7 @@ from torch import Tensor
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.reft import Bound, ReFT, Variant, mode
 from reftlens.editing.sources import Donor, places_of, read_sites
-from reftlens.scoring.evaluation import pieces
+from reftlens.scoring.comparison import pieces
 from reftlens.text.batch import Batch
 
 
@@ -29,8 +29,8 @@ def edit_size(
     check_deterministic(model)
     device = device_of(model)
     data, bound = data.to(device), reft.to(device).bind(model)
-    bound.require(data.view, variant)
-    active, donors = bound.active(variant), bound.donors(model, data, variant)
+    reft.require(data.view, variant)
+    active, donors = reft.active(variant), bound.donors(model, data, variant)
     sizes = torch.full((len(active), len(data)), torch.nan, dtype=torch.float64)
     places = [(reft.sites[i], bound.points[i]) for i in active]
     with mode(reft, training=False):
@@ -61,7 +61,7 @@ def _relative(
     if not len(x):
         return x.new_zeros(0)
     rows = owner[acts] if module.pools else None
-    edited = module(x, bound.strength(variant, i), None, None if source is None else source[acts], rows)
+    edited = module(x, bound.reft.strength(variant, i), None, None if source is None else source[acts], rows)
     return (edited - x).norm(dim=-1) / x.norm(dim=-1)
 
 

@@ -14,7 +14,7 @@ from reftlens.editing.reft import ReFT, Variant
 from reftlens.generation.prompt_cache import prefill
 from reftlens.generation.site_edits import check_writes
 from reftlens.generation.writing import generate_each
-from reftlens.scoring.evaluation import per_example, pieces
+from reftlens.scoring.comparison import per_example, pieces
 from reftlens.scoring.objectives import cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode_prompts

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import hooks
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import LoReFT
-from reftlens.scoring.comparison import Comparison
-from reftlens.scoring.evaluation import per_example
+from reftlens.scoring.comparison import scorer_of
+from reftlens.scoring.evaluation import losses_of
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
@@ -134,16 +135,11 @@ def rank_sweep(
     watched = None if config.patience is None else validation
     named = dict(zip(configs, every, strict=True))
     fit_many(named, model, data, configs, validation=watched, objective=objective, reuse=reuse, progress=progress)
-    plans = [(reft, Variant()) for reft in every]
-    losses = torch.zeros(len(plans), len(validation), dtype=torch.float64)
-    unedited = torch.zeros(len(validation), dtype=torch.float64)
-    for one in Comparison(model, validation, plans, batch_size=batch_size, reuse=reuse, progress=progress):
-        rows = list(one.rows)
-        losses[one.plan, rows] = torch.tensor(per_example(objective(one.logits, one.batch), one.batch)).double()
-        if one.plan == 0:
-            unedited[rows] = torch.tensor(per_example(objective(one.unedited, one.batch), one.batch)).double()
-    table = losses.reshape(len(refts), len(seeds), -1)
-    return RankSweep(site, tuple(refts), tuple(seeds), table, unedited, refts)
+    plans = [Plan(every[0], Variant(strength=0.0)), *map(Plan, every)]
+    scorer = scorer_of(model, validation, plans, Reuse.of(reuse))
+    losses, _ = losses_of(scorer, objective, batch_size=batch_size, describe="ranks", progress=progress)
+    table = losses[1:].reshape(len(refts), len(seeds), -1)
+    return RankSweep(site, tuple(refts), tuple(seeds), table, losses[0], refts)
 
 
 def _made(site: Site, module: Intervention, seed: int) -> ReFT:

@@ -75,7 +75,7 @@ def read_edited(
     """
     check_deterministic(model)
     bound = reft.to(device_of(model)).bind(model)
-    bound.require(data.view, variant)
+    reft.require(data.view, variant)
     donors = {} if variant.strength == 0.0 else bound.donors(model, data, variant)
 
     def editing(batch: Batch, rows: Sequence[int]):
