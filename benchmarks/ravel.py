@@ -59,7 +59,7 @@ def what_it_knows(model, ravel):
         "|---|--:|--:|--:|--:|",
     ]
     for a in ATTRIBUTES:
-        counts = [sum(c.split == s and a in c.asked for c in kept.cities) for s in ("train", "val", "test")]
+        counts = [sum(c.split == s and a in c.known for c in kept.cities) for s in ("train", "val", "test")]
         asked = (f"{found.accuracy(a)}", ", ".join(map(str, counts))) if a in (target, other) else ("-", "-")
         lines.append(f"| {a} | {ranked.accuracy(a)} | {score[a]:.2f} | {' | '.join(asked)} |")
     lines += ["", "Prompts kept (`%s` is the city):", ""]

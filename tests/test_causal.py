@@ -1,6 +1,7 @@
 """Causal models by their laws, and the pairs of every built-in task against answers worked out another way."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -160,7 +161,9 @@ def test_what_cannot_be_asked_of_a_task_is_said():
     task = TASKS["gendered pronoun"]
     with pytest.raises(ValueError, match="no variable"):
         task.pairs(4, "colour")
-    with pytest.raises(ValueError, match="ask for fewer"):
-        task.pairs(50_000, "gender")
+    few = replace(task, pools={"train": {"name": ("Mary", "John"), "verb": ("slept",)}})
+    assert len(few.pairs(8, "gender")) == 8, "two templates, two names each way: as many as there are"
+    with pytest.raises(ValueError, match=r"8 different pairs .* 9 were asked for: ask for fewer"):
+        few.pairs(9, "gender")
     with pytest.raises(ValueError, match="a share from 0 to 1"):
         task.pairs(4, "gender", changed=1.5)

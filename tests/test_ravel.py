@@ -133,7 +133,7 @@ def test_only_what_is_known_is_asked(ravel, gpt2):
     country = torch.tensor([t.attribute == "Country" for _, t in found.questions])
     taught = replace(found, hits=country)
     kept = taught.keep()
-    assert {a for c in kept.cities for a in c.asked} == {"Country"}
+    assert {a for c in kept.cities for a in c.known} == {"Country"}
     assert taught.accuracy("Country").value == 1 and taught.accuracy("Language").value == 0
     assert kept.cause("Country", 2) and len(kept.cities) == len(CITIES)
     with pytest.raises(ValueError, match="no train city can be asked for 'Language'"):

@@ -1,7 +1,7 @@
 """Two-digit addition: ones, carry, tens."""
 
 from reftlens.tasks.causal import CausalModel, Derived
-from reftlens.tasks.task import Task
+from reftlens.tasks.task import Task, halves
 
 _NUMBERS = tuple(range(10, 90))
 
@@ -25,7 +25,7 @@ def addition() -> Task:
     return Task(
         "two-digit addition",
         causal,
-        pools={"train": {"a": _NUMBERS[::2]}, "test": {"a": _NUMBERS[1::2]}},
+        pools=halves({"a": _NUMBERS}),
         templates={
             "train": ("12 + 15 = 27\n31 + 46 = 77\n{a} + {b} = ", "Sum: 12 + 15 = 27. Sum: {a} + {b} = "),
             "test": ("23 + 14 = 37\n52 + 29 = 81\n{a} + {b} = ",),

@@ -1,9 +1,9 @@
 """High-level causal models, and the pairs of prompts on which a network is compared with one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,8 @@ Setting = Mapping[str, Any]
 """A value for each input variable."""
 Origin = Setting | tuple[Setting, Mapping[str, "Origin"]]
 """Where a variable's value comes from: a setting, or a setting with interchanges of its own (nested)."""
+_TRIES = 2_000
+"""Draws in a row that may bring no new pair."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class CausalModel:
         empty = [name for name, values in self.inputs.items() if not values]
         if empty:
             raise ValueError(f"input {', '.join(empty)} has no value to take")
-        for name, one in self.derived.items():
-            unknown = [p for p in one.parents if p not in self.variables]
+        for name, variable in self.derived.items():
+            unknown = [p for p in variable.parents if p not in self.variables]
             if unknown:
                 raise ValueError(f"{name} depends on {', '.join(unknown)}, which no variable is called")
         if self.output not in self.derived:
@@ -65,7 +67,7 @@ class CausalModel:
         return (*self.inputs, *self.derived)
 
     def _order(self) -> list[str]:
-        return list(TopologicalSorter({name: one.parents for name, one in self.derived.items()}).static_order())
+        return list(TopologicalSorter({name: v.parents for name, v in self.derived.items()}).static_order())
 
     def run(self, setting: Setting, fixed: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The value of every variable; those in `fixed` have the value given there, whatever their parents say.
@@ -74,7 +76,7 @@ class CausalModel:
             ValueError: if an input is missing, a name is unknown, or a function fails on its parents' values.
         """
         fixed = dict(fixed or {})
-        self._known(fixed)
+        self._check_names(fixed)
         missing = [name for name in self.inputs if name not in setting]
         if missing:
             raise ValueError(f"the setting has no value for {', '.join(missing)}")
@@ -87,22 +89,22 @@ class CausalModel:
         return values
 
     def _computed(self, name: str, values: Mapping[str, Any]) -> Any:
-        given = [values[p] for p in self.derived[name].parents]
+        parents = {parent: values[parent] for parent in self.derived[name].parents}
         try:
-            return self.derived[name].function(*given)
+            return self.derived[name].function(*parents.values())
         except Exception as error:
-            said = ", ".join(f"{p}={v!r}" for p, v in zip(self.derived[name].parents, given, strict=True))
-            raise ValueError(f"{name} could not be computed from {said}: {type(error).__name__}: {error}") from error
+            shown = ", ".join(f"{parent}={value!r}" for parent, value in parents.items())
+            raise ValueError(f"{name} could not be computed from {shown}: {type(error).__name__}: {error}") from error
 
     def interchange(self, base: Setting, sources: Mapping[str, Origin]) -> dict[str, Any]:
         """What the model says where each variable named in `sources` has the value it has in its source."""
-        self._known(sources)
-        return self.run(base, {name: self._read(origin)[name] for name, origin in sources.items()})
+        self._check_names(sources)
+        return self.run(base, {name: self._values(origin)[name] for name, origin in sources.items()})
 
-    def _read(self, origin: Origin) -> dict[str, Any]:
+    def _values(self, origin: Origin) -> dict[str, Any]:
         return self.interchange(*origin) if isinstance(origin, tuple) else self.run(origin)
 
-    def _known(self, names: Mapping[str, Any]) -> None:
+    def _check_names(self, names: Mapping[str, Any]) -> None:
         unknown = [name for name in names if name not in self.variables]
         if unknown:
             raise ValueError(f"no variable {', '.join(unknown)}, there are: {', '.join(self.variables)}")
@@ -110,6 +112,20 @@ class CausalModel:
     def sample(self, generator: torch.Generator) -> dict[str, Any]:
         """A value for each input, uniformly."""
         return {n: v[int(torch.randint(len(v), (), generator=generator))] for n, v in self.inputs.items()}
+
+
+class Pair(NamedTuple):
+    """A row of `Pairs`."""
+
+    base: Example
+    sources: Mapping[str, Example]
+    counterfactual: str
+    values: Mapping[str, Any]
+
+    @property
+    def changes(self) -> bool:
+        """Whether the exchange changes the answer."""
+        return self.base.completion != self.counterfactual
 
 
 @dataclass(frozen=True)
@@ -132,16 +148,24 @@ class Pairs:
         if not self.sources:
             raise ValueError("the pairs exchange no variable")
 
+    @staticmethod
+    def of(pairs: "Iterable[Pair]") -> "Pairs":
+        """Pairs given one by one; all exchange the same variables."""
+        base, sources, counterfactual, values = zip(*pairs, strict=True)
+        columns = ({name: tuple(row[name] for row in rows) for name in rows[0]} for rows in (sources, values))
+        return Pairs(base, next(columns), counterfactual, next(columns))
+
     def __len__(self) -> int:
         return len(self.base)
 
     def __getitem__(self, rows: slice | Sequence[int]) -> "Pairs":
         index = range(len(self))[rows] if isinstance(rows, slice) else rows
-        chosen = {k: tuple(column[i] for i in index) for k, column in self.sources.items()}
-        values = {k: tuple(column[i] for i in index) for k, column in self.values.items()}
-        return Pairs(
-            tuple(self.base[i] for i in index), chosen, tuple(self.counterfactual[i] for i in index), values
-        )  # fmt: skip
+
+        def at_rows(column: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(column[i] for i in index)
+
+        sources, values = ({k: at_rows(c) for k, c in columns.items()} for columns in (self.sources, self.values))
+        return Pairs(at_rows(self.base), sources, at_rows(self.counterfactual), values)
 
     def encode(self, model: Bridge, *, chat: bool = False, first_token: bool = False) -> Batch:
         """Base prompts with the answers after the exchange as targets, and their sources.
@@ -158,8 +182,9 @@ class Pairs:
         data = _answered(model, rows, chat, first_token)
         if first_token:
             self._check_told_apart(data, self.encode_base(model, chat=chat, first_token=True))
-        made = {n: encode_prompts(model, [e.prompt for e in column], chat=chat) for n, column in self.sources.items()}
-        return data.with_sources({"source": next(iter(made.values()))} if len(made) == 1 else made)
+        prompts = {name: [e.prompt for e in column] for name, column in self.sources.items()}
+        sources = {name: encode_prompts(model, column, chat=chat) for name, column in prompts.items()}
+        return data.with_sources(next(iter(sources.values())) if len(sources) == 1 else sources)
 
     def encode_base(self, model: Bridge, *, chat: bool = False, first_token: bool = False) -> Batch:
         """The same prompts with the base's own answers as targets."""
@@ -178,3 +203,39 @@ def _answered(model: Bridge, rows: Sequence[Example], chat: bool, first_token: b
     if not first_token:
         return data
     return replace(data, target_mask=data.target_mask & (data.target_mask.cumsum(dim=1) == 1))
+
+
+def different_pairs(
+    draw: Callable[[torch.Generator], Pair | None],
+    count: int,
+    seed: int,
+    *,
+    about: str,
+    changed: float | None = None,
+) -> Pairs:
+    """`count` pairs with different prompts; `draw` gives one, or None where it met none.
+
+    Args:
+        about: what they are of, for the message.
+        changed: the share in which the exchange changes the answer; any, if None.
+
+    Raises:
+        ValueError: for a count below 1, or where 2,000 draws in a row bring no new pair.
+    """
+    if count < 1 or not 0 <= (changed or 0.0) <= 1:
+        raise ValueError(f"count={count} and changed={changed}, expected 1 or more, and a share from 0 to 1")
+    generator = torch.Generator().manual_seed(seed)
+    changing = count if changed is None else round(count * changed)
+    room = {True: changing, False: count if changed is None else count - changing}
+    pairs: dict[Any, Pair] = {}
+    in_vain = 0
+    while len(pairs) < count and in_vain < _TRIES:
+        pair, in_vain = draw(generator), in_vain + 1
+        if pair is not None and room[pair.changes]:
+            prompts = tuple(str(example.prompt) for example in (pair.base, *pair.sources.values()))
+            if prompts not in pairs:
+                pairs[prompts], in_vain = pair, 0
+                room[pair.changes] -= 1
+    if len(pairs) < count:
+        raise ValueError(f"{len(pairs)} different pairs {about} were found where {count} were asked for: ask for fewer")
+    return Pairs.of(pairs.values())

@@ -1,7 +1,7 @@
 """Which pronoun follows a name? (Mathwin et al.; CausalGym, Arora et al. 2024, arXiv 2402.12560)"""
 
 from reftlens.tasks.causal import CausalModel, Derived
-from reftlens.tasks.task import Task
+from reftlens.tasks.task import Task, halves
 
 _SHE = ("Mary", "Anna", "Sarah", "Laura", "Lisa", "Kate", "Emma", "Alice", "Julia", "Rachel", "Jane", "Susan")
 _HE = ("John", "Tom", "James", "Peter", "Paul", "David", "Mark", "Jack", "Adam", "Robert", "Simon", "Daniel")
@@ -25,10 +25,7 @@ def gendered_pronoun() -> Task:
     return Task(
         "gendered pronoun",
         causal,
-        pools={
-            "train": {"name": _SHE[::2] + _HE[::2], "verb": _DID[::2]},
-            "test": {"name": _SHE[1::2] + _HE[1::2], "verb": _DID[1::2]},
-        },
+        pools=halves({"name": _SHE + _HE, "verb": _DID}),
         templates={
             "train": ("Everyone says {name} {verb} because", "This morning {name} {verb} because"),
             "test": ("Last night {name} {verb}, but then",),

@@ -44,7 +44,7 @@ def hierarchical_equality() -> Task:
         pools={"train": dict.fromkeys("abcd", SYMBOLS[:half]), "test": dict.fromkeys("abcd", SYMBOLS[half:])},
         templates={"train": template, "test": template},
         answer=lambda same: " yes" if same else " no",
-        tilt=_equal_by_half,
+        rebalance=_equal_by_half,
     )
 
 
@@ -102,25 +102,23 @@ def _untrained(generator: torch.Generator) -> Bridge:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-    config = GPT2Config(
-        vocab_size=len(_WORDS), n_embd=_D, n_layer=_BLOCKS, n_head=_HEADS, n_positions=_CONTEXT, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False, bos_token_id=_BOS, eos_token_id=_PAD,
-        pad_token_id=_PAD,
-    )  # fmt: skip
+    config = GPT2Config(vocab_size=len(_WORDS), n_positions=_CONTEXT, n_embd=_D, n_layer=_BLOCKS, n_head=_HEADS)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = _BOS, _PAD, _PAD
+    config.tie_word_embeddings = False
     with torch.random.fork_rng(devices=[]):  # weights are drawn from `generator`; the user's random numbers stay theirs
-        made: Any = AutoModelForCausalLM.from_config(config)
-        for name, parameter in made.named_parameters():
+        network: Any = AutoModelForCausalLM.from_config(config)
+        for name, parameter in network.named_parameters():
             if parameter.ndim == 2:
                 spread = 1.0 if name.endswith("wte.weight") else _SPREAD
                 spread = spread / (2 * _BLOCKS) ** 0.5 if name.endswith("c_proj.weight") else spread
                 parameter.normal_(std=spread, generator=generator)
-        made.config.architectures = [type(made).__name__]
+        network.config.architectures = [type(network).__name__]
         with tempfile.TemporaryDirectory() as folder:  # the bridge loads the tokenizer from where it was saved
             _save_tokenizer(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            return TransformerBridge.boot_transformers(
-                "gpt2", hf_model=made.eval(), tokenizer=tokenizer, device="cpu"
-            ).eval()
+            settings = {"tokenizer": tokenizer, "device": "cpu"}
+            return TransformerBridge.boot_transformers("gpt2", hf_model=network.eval(), **settings).eval()
 
 
 @torch.no_grad()
@@ -128,8 +126,8 @@ def _joined_again(root: Any) -> None:
     """The bridge computes with q, k and v apart, and they were trained; GPT-2's one matrix for the three follows."""
     for block in root.transformer.h:
         apart = [getattr(block.attn, name) for name in "qkv"]
-        block.attn.qkv.weight.copy_(torch.cat([one.weight for one in apart]).T)
-        block.attn.qkv.bias.copy_(torch.cat([one.bias for one in apart]))
+        block.attn.qkv.weight.copy_(torch.cat([part.weight for part in apart]).T)
+        block.attn.qkv.bias.copy_(torch.cat([part.bias for part in apart]))
 
 
 def _save_tokenizer(folder: str) -> None:

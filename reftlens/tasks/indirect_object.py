@@ -1,12 +1,12 @@
 """Who is given something? Indirect object identification (Wang et al. 2022, arXiv 2211.00593)."""
 
 from reftlens.tasks.causal import CausalModel, Derived
-from reftlens.tasks.task import Task
+from reftlens.tasks.task import Task, halves
 
 _NAMES = (
-    "Mary", "John", "Tom", "James", "Anna", "Peter", "Paul", "Sarah", "David", "Laura", "Mark", "Lisa", "Kate", "Jack",
-    "Emma", "Adam", "Alice", "Robert", "Simon", "Julia", "Daniel", "Martin", "Rachel", "Michael",
-)  # fmt: skip
+    *("Mary", "John", "Tom", "James", "Anna", "Peter", "Paul", "Sarah", "David", "Laura", "Mark", "Lisa", "Kate"),
+    *("Jack", "Emma", "Adam", "Alice", "Robert", "Simon", "Julia", "Daniel", "Martin", "Rachel", "Michael"),
+)
 _PLACES, _THINGS = ("store", "park", "school", "office", "station", "garden"), ("book", "ring", "ball", "kiss", "drink")
 
 
@@ -28,10 +28,7 @@ def indirect_object() -> Task:
     return Task(
         "indirect object identification",
         causal,
-        pools={
-            "train": {"first": _NAMES[::2], "second": _NAMES[::2], "place": _PLACES[::2]},
-            "test": {"first": _NAMES[1::2], "second": _NAMES[1::2], "place": _PLACES[1::2]},
-        },
+        pools=halves({"first": _NAMES, "second": _NAMES, "place": _PLACES}),
         templates={
             "train": (
                 _told("When {first} and {second} went to the {place}, {giver} gave a {thing} to"),

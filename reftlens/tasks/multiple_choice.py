@@ -3,11 +3,11 @@
 from itertools import permutations
 
 from reftlens.tasks.causal import CausalModel, Derived, Setting
-from reftlens.tasks.task import Task
+from reftlens.tasks.task import Task, halves
 
 _COLOURS = ("red", "blue", "green", "black", "white", "yellow")
 _THINGS = ("ball", "car", "box", "hat", "door", "cup", "chair", "book")
-_LETTERS = tuple(permutations("ABCD", 3))
+_LETTERS, _OPTIONS = tuple(permutations("ABCD", 3)), tuple(permutations(_COLOURS, 3))
 
 
 def multiple_choice() -> Task:
@@ -17,12 +17,7 @@ def multiple_choice() -> Task:
     and test are different ones.
     """
     causal = CausalModel(
-        inputs={
-            "thing": _THINGS,
-            "colour": _COLOURS,
-            "options": tuple(permutations(_COLOURS, 3)),
-            "letters": _LETTERS,
-        },
+        inputs={"thing": _THINGS, "colour": _COLOURS, "options": _OPTIONS, "letters": _LETTERS},
         derived={
             "pointer": Derived(("colour", "options"), lambda colour, options: options.index(colour)),
             "answer": Derived(("pointer", "letters"), lambda pointer, letters: letters[pointer]),
@@ -32,23 +27,20 @@ def multiple_choice() -> Task:
     return Task(
         "multiple choice",
         causal,
-        pools={
-            "train": {"thing": _THINGS[::2], "letters": _LETTERS[::2]},
-            "test": {"thing": _THINGS[1::2], "letters": _LETTERS[1::2]},
-        },
+        pools=halves({"thing": _THINGS, "letters": _LETTERS}),
         templates={
             "train": (
-                _asked("The {thing} is {colour}. What color is the {thing}?"),
-                _asked("Here is a {colour} {thing}. Which color does the {thing} have?"),
+                _with_options("The {thing} is {colour}. What color is the {thing}?"),
+                _with_options("Here is a {colour} {thing}. Which color does the {thing} have?"),
             ),
-            "test": (_asked("Someone painted the {thing} {colour}. What color is it now?"),),
+            "test": (_with_options("Someone painted the {thing} {colour}. What color is it now?"),),
         },
         answer=lambda letter: f" {letter}",
         fits=lambda setting: setting["colour"] in setting["options"],
     )
 
 
-def _asked(question: str):
+def _with_options(question: str):
     """A function from a setting to the question with its options."""
 
     def prompt(setting: Setting) -> str:

@@ -1,7 +1,7 @@
 """Is a price between two bounds? (Wu et al. 2023, arXiv 2305.08809)"""
 
 from reftlens.tasks.causal import CausalModel, Derived
-from reftlens.tasks.task import Task
+from reftlens.tasks.task import Task, halves
 
 _LOWER, _UPPER = tuple(range(100, 500, 7)), tuple(range(500, 900, 7))
 _PRICES = tuple(range(5, 1000, 5))
@@ -24,10 +24,7 @@ def price_tagging() -> Task:
     return Task(
         "price tagging",
         causal,
-        pools={
-            "train": {"lower": _LOWER[::2], "upper": _UPPER[::2]},
-            "test": {"lower": _LOWER[1::2], "upper": _UPPER[1::2]},
-        },
+        pools=halves({"lower": _LOWER, "upper": _UPPER}),
         templates={
             "train": (
                 _shown("Say Yes if the price is between {lower} and {upper} dollars, otherwise No.\n{price} dollars:"),

@@ -12,14 +12,12 @@ from typing import Any, Literal
 
 import torch
 
-from reftlens.tasks.causal import Pairs
+from reftlens.tasks.causal import Pair, Pairs, different_pairs
 from reftlens.tasks.ravel_files import City, Template, from_files, from_hub
 from reftlens.text.batch import Example
 from reftlens.text.positions import Last, Positions, Tokens
 
 Split = Literal["train", "val", "test"]
-_TRIES = 2_000
-"""Draws in a row that may bring no new pair."""
 
 
 def ravel_cities(folder: str | Path | None = None) -> "Ravel":
@@ -76,15 +74,15 @@ class Ravel:
             ValueError: where so many different pairs cannot be found, or nothing asks for `attribute`.
         """
 
-        def drawn(generator: torch.Generator) -> tuple[Example, Example, str, str] | None:
+        def draw(generator: torch.Generator) -> Pair | None:
             base, source = (self._city(attribute, split, generator) for _ in range(2))
             if _alike(base, source, attribute):
                 return None
-            asked, told = (self._template(attribute, split, generator) for _ in range(2))
-            after = ask(replace(base, attributes=source.attributes), asked).completion
-            return ask(base, asked), ask(source, told), after, source.answer(attribute)
+            question, other = (self._template(attribute, split, generator) for _ in range(2))
+            after = ask(replace(base, attributes=source.attributes), question).completion
+            return _pair(attribute, ask(base, question), source, other, after)
 
-        return _collected(attribute, count, seed, drawn)
+        return different_pairs(draw, count, seed, about=f"about {attribute}")
 
     def isolate(
         self,
@@ -111,29 +109,28 @@ class Ravel:
         if not names or attribute in names:
             raise ValueError(f"others={names}, expected one or more attributes other than {attribute!r}")
 
-        def drawn(generator: torch.Generator) -> tuple[Example, Example, str, str] | None:
-            other = _one(names, generator)
+        def draw(generator: torch.Generator) -> Pair | None:
+            other = _any_of(names, generator)
             base, source = self._city(other, split, generator), self._city(attribute, split, generator)
             if _alike(base, source, other) or _alike(base, source, attribute):
                 return None
-            asked = self._template(other, split, generator)
-            told = self._template(None if wikipedia else attribute, split, generator)
-            shown = ask(base, asked)
-            return shown, ask(source, told), shown.completion, source.answer(attribute)
+            example = ask(base, self._template(other, split, generator))
+            template = self._template(None if wikipedia else attribute, split, generator)
+            return _pair(attribute, example, source, template, example.completion)
 
-        return _collected(attribute, count, seed, drawn)
+        return different_pairs(draw, count, seed, about=f"about {attribute}")
 
     def _city(self, attribute: str, split: str, generator: torch.Generator) -> City:
-        found = [c for c in self.cities if c.split == split and attribute in c.asked]
-        if not found:
+        cities = [c for c in self.cities if c.split == split and attribute in c.known]
+        if not cities:
             raise ValueError(f"no {split} city can be asked for {attribute!r}")
-        return _one(found, generator)
+        return _any_of(cities, generator)
 
     def _template(self, attribute: str | None, split: str, generator: torch.Generator) -> Template:
-        found = [t for t in self.templates if t.split == split and t.attribute == attribute and t.city is None]
-        if not found:
+        own = [t for t in self.templates if t.split == split and t.attribute == attribute and t.city is None]
+        if not own:
             raise ValueError(f"no {split} template asks for {attribute!r}, there are: {', '.join(self.attributes)}")
-        return _one(found, generator)
+        return _any_of(own, generator)
 
 
 def ask(city: City, template: Template) -> Example:
@@ -159,34 +156,14 @@ def entity_end(texts: Sequence[str]) -> Positions:
     return Tokens(f"(?s:.)(?:{'|'.join(parts)})", regex=True) >> Last(1)
 
 
-def _alike(one: City, other: City, attribute: str) -> bool:
+def _alike(a: City, b: City, attribute: str) -> bool:
     """Whether the answers begin with the same word, so that a first token may not tell them apart."""
-    return one.answer(attribute).split()[0] == other.answer(attribute).split()[0]
+    return a.answer(attribute).split()[0] == b.answer(attribute).split()[0]
 
 
-def _one(values: Sequence[Any], generator: torch.Generator) -> Any:
+def _pair(attribute: str, base: Example, source: City, template: Template, counterfactual: str) -> Pair:
+    return Pair(base, {attribute: ask(source, template)}, counterfactual, {attribute: source.answer(attribute)})
+
+
+def _any_of(values: Sequence[Any], generator: torch.Generator) -> Any:
     return values[int(torch.randint(len(values), (), generator=generator))]
-
-
-def _collected(
-    attribute: str,
-    count: int,
-    seed: int,
-    drawn: Callable[[torch.Generator], tuple[Example, Example, str, str] | None],
-) -> Pairs:
-    """Different pairs of (base, source, answer after the exchange, the attribute's value in the source)."""
-    if count < 1:
-        raise ValueError(f"count={count}, expected 1 or more")
-    generator = torch.Generator().manual_seed(seed)
-    rows: dict[tuple[str, str], tuple[Example, Example, str, str]] = {}
-    in_vain = 0
-    while len(rows) < count and in_vain < _TRIES:
-        row = drawn(generator)
-        key = None if row is None else (str(row[0].prompt), str(row[1].prompt))
-        in_vain += 1
-        if row is not None and key is not None and key not in rows:
-            rows[key], in_vain = row, 0
-    if len(rows) < count:
-        raise ValueError(f"{len(rows)} different pairs about {attribute} were found where {count} were asked for")
-    base, source, after, values = zip(*rows.values(), strict=True)
-    return Pairs(base, {attribute: source}, after, {attribute: values})

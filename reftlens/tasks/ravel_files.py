@@ -18,7 +18,7 @@ class City:
     name: str
     split: str | None
     attributes: Mapping[str, str]
-    asked: frozenset[str]
+    known: frozenset[str]
     """Attributes that a pair may ask for; all of them, until `Known.keep` leaves what a model knows."""
 
     def answer(self, attribute: str) -> str:
@@ -46,7 +46,7 @@ def from_files(folder: Path) -> tuple[tuple[City, ...], tuple[Template, ...]]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is not there: expected {', '.join(_FILES)} in the folder")
     cities, prompts, sentences = (list(_rows(folder / name)) for name in _FILES)
-    return _made(cities, [*prompts, *sentences], name="entity", text="prompt")
+    return _cities_of(cities, name="entity"), _templates_of([*prompts, *sentences], text="prompt")
 
 
 def _rows(path: Path) -> Iterable[tuple[str, Any]]:
@@ -70,8 +70,8 @@ def from_hub() -> tuple[tuple[City, ...], tuple[Template, ...]]:
     except Exception as error:  # whatever kept it from being read, the way out is the same
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OSError(f"cannot read {_HUB} from the hub ({reason[:200]}): pass a folder with its files") from error
-    cities = list(_hub_records(entities, "city_entity"))
-    return _made(cities, list(_hub_records(prompts, "city_prompt")), name="City", text="Template")
+    cities = _cities_of(_hub_records(entities, "city_entity"), name="City")
+    return cities, _templates_of(_hub_records(prompts, "city_prompt"), text="Template")
 
 
 def _hub_records(splits: Any, name: str) -> Iterable[tuple[str, Any]]:
@@ -82,22 +82,24 @@ def _hub_records(splits: Any, name: str) -> Iterable[tuple[str, Any]]:
             yield f"{_HUB} {name}, {split} row {i}", {**dropped, **lowered, "split": str(split)}
 
 
-def _made(
-    cities: list[tuple[str, Any]], prompts: list[tuple[str, Any]], *, name: str, text: str
-) -> tuple[tuple[City, ...], tuple[Template, ...]]:
-    made = []
-    for place, row in cities:
+def _cities_of(records: Iterable[tuple[str, Any]], *, name: str) -> tuple[City, ...]:
+    cities = []
+    for place, row in records:
         _check(place, row, name)
         values = {k: str(v) for k, v in row.items() if k not in (name, "split") and v not in (None, "")}
-        made.append(City(row[name], row["split"], values, frozenset(values)))
+        cities.append(City(row[name], row["split"], values, frozenset(values)))
+    return tuple(cities)
+
+
+def _templates_of(records: Iterable[tuple[str, Any]], *, text: str) -> tuple[Template, ...]:
     templates = []
-    for place, row in prompts:
+    for place, row in records:
         _check(place, row, text)
         if row[text].count("%s") != 1:
             raise ValueError(f"{place}: {row[text]!r} has %s {row[text].count('%s')} times, expected once")
         city, attribute = row.get("entity") or None, row.get("attribute") or None
         templates.append(Template(row[text], row["split"], attribute, city))
-    return tuple(made), tuple(templates)
+    return tuple(templates)
 
 
 def _check(place: str, row: Any, field: str) -> None:

@@ -38,24 +38,23 @@ class Known:
 
     def best(self, count: int) -> Ravel:
         """The `count` best templates of each attribute and split, with sentences from Wikipedia and all cities."""
-        asked = dict.fromkeys(t for _, t in self.questions)
-        ranked = sorted(asked, key=lambda t: -self.of_template(t))
-        kept: dict[tuple[str | None, str | None], list[Template]] = {}
-        for t in ranked:
-            kept.setdefault((t.attribute, t.split), []).append(t)
-        chosen = {t for some in kept.values() for t in some[:count]}
-        return self.ravel.keep(templates=lambda t: t.attribute is None or t in chosen)
+        ranked = sorted(dict.fromkeys(t for _, t in self.questions), key=lambda t: -self.of_template(t))
+        groups: dict[tuple[str | None, str | None], list[Template]] = {}
+        for template in ranked:
+            groups.setdefault((template.attribute, template.split), []).append(template)
+        best = {template for group in groups.values() for template in group[:count]}
+        return self.ravel.keep(templates=lambda t: t.attribute is None or t in best)
 
     def keep(self, least: float = 1.0) -> Ravel:
         """Cities may be asked for what the model answers right with a share `least` of the templates, or more."""
-        found: dict[tuple[str, str | None], list[bool]] = {}
+        answers: dict[tuple[str, str | None], list[bool]] = {}
         for (city, template), hit in zip(self.questions, self.hits.tolist(), strict=True):
-            found.setdefault((city.name, template.attribute), []).append(hit)
+            answers.setdefault((city.name, template.attribute), []).append(hit)
         known: dict[str, set[str]] = {}
-        for (name, attribute), hits in found.items():
+        for (name, attribute), hits in answers.items():
             if attribute is not None and sum(hits) >= least * len(hits):
                 known.setdefault(name, set()).add(attribute)
-        cities = tuple(replace(c, asked=frozenset(known[c.name])) for c in self.ravel.cities if c.name in known)
+        cities = tuple(replace(c, known=frozenset(known[c.name])) for c in self.ravel.cities if c.name in known)
         return Ravel(cities, self.ravel.templates)
 
     def to_frame(self) -> "DataFrame":
@@ -89,7 +88,7 @@ def known(
     templates = [t for t in ravel.templates if t.attribute in names and t.city is None and t.split is not None]
     pool = ravel.cities if cities is None else cities
     questions = [
-        (c, t) for t in templates for c in pool if t.attribute in c.asked and (cities is not None or c.split == t.split)
+        (c, t) for t in templates for c in pool if t.attribute in c.known and (cities is not None or c.split == t.split)
     ]
     if not questions:
         raise ValueError(f"no city can be asked for {', '.join(names)}: there are {len(pool)} cities")

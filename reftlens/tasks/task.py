@@ -6,12 +6,10 @@ from typing import Any, Literal
 
 import torch
 
-from reftlens.tasks.causal import CausalModel, Pairs, Setting
+from reftlens.tasks.causal import CausalModel, Pair, Pairs, Setting, different_pairs
 from reftlens.text.batch import Example
 
 Split = Literal["train", "test"]
-_TRIES = 2_000
-"""Draws in a row that may bring no new pair."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Task:
         templates: for each split, prompts with `{input}` in them, or functions from a setting to a prompt.
         answer: the text of an output, with the space before it where the network would write one.
         fits: which settings make sense; all, if None.
-        tilt: changes a setting that was drawn uniformly, so that a rare case (two inputs alike) is not rare.
+        rebalance: changes a setting that was drawn uniformly, so that a rare case (two inputs alike) is not rare.
     """
 
     name: str
@@ -33,7 +31,7 @@ class Task:
     templates: Mapping[Split, Sequence[str | Callable[[Setting], str]]]
     answer: Callable[[Any], str]
     fits: Callable[[Setting], bool] | None = None
-    tilt: Callable[[dict[str, Any], torch.Generator], dict[str, Any]] | None = None
+    rebalance: Callable[[dict[str, Any], torch.Generator], dict[str, Any]] | None = None
 
     def draw(self, generator: torch.Generator, split: Split = "train") -> dict[str, Any]:
         """A setting of one split.
@@ -44,7 +42,7 @@ class Task:
         pools = {name: self.pools[split].get(name, values) for name, values in self.causal.inputs.items()}
         for _ in range(10_000):
             setting = {n: v[int(torch.randint(len(v), (), generator=generator))] for n, v in pools.items()}
-            setting = setting if self.tilt is None else self.tilt(setting, generator)
+            setting = setting if self.rebalance is None else self.rebalance(setting, generator)
             if self.fits is None or self.fits(setting):
                 return setting
         raise ValueError(f"{self.name}: none of 10,000 settings drawn from the {split} pools fits")
@@ -76,41 +74,22 @@ class Task:
             raise ValueError(f"{self.name} has no variable {unknown}: there are {', '.join(self.causal.variables)}")
         if split not in self.templates:
             raise ValueError(f"split={split!r}, expected one of {', '.join(self.templates)}")
-        if count < 1 or not 0 <= changed <= 1:
-            raise ValueError(f"count={count} and changed={changed}, expected 1 or more, and a share from 0 to 1")
-        generator = torch.Generator().manual_seed(seed)
-        left = {True: round(count * changed), False: count - round(count * changed)}
-        rows: list[tuple[Example, dict[str, Example], str, dict[str, Any]]] = []
-        seen: set[Any] = set()
-        in_vain = 0
-        while len(rows) < count and in_vain < _TRIES:
-            row = self._pair(names, split, generator)
-            key = (row[0].prompt, *(source.prompt for source in row[1].values()))
-            differs = row[0].completion != row[2]
-            in_vain += 1
-            if left[differs] and key not in seen:
-                in_vain = 0
-                left[differs] -= 1
-                seen.add(key)
-                rows.append(row)
-        if len(rows) < count:
-            raise ValueError(
-                f"{self.name}: {len(rows)} different {split} pairs were found where {count} were asked for "
-                f"(changed={changed}); ask for fewer, or for another share"
-            )
-        return Pairs(
-            tuple(r[0] for r in rows), {n: tuple(r[1][n] for r in rows) for n in names}, tuple(r[2] for r in rows),
-            {n: tuple(r[3][n] for r in rows) for n in names},
-        )  # fmt: skip
+        about = f"of the {split} split of {self.name} with changed={changed}"
+        return different_pairs(lambda g: self._pair(names, split, g), count, seed, about=about, changed=changed)
 
-    def _pair(
-        self, names: Sequence[str], split: Split, generator: torch.Generator
-    ) -> tuple[Example, dict[str, Example], str, dict[str, Any]]:
-        """Base, sources, the answer after the exchange, and the sources' values."""
+    def _pair(self, names: Sequence[str], split: Split, generator: torch.Generator) -> Pair:
         templates = self.templates[split]
         template = templates[int(torch.randint(len(templates), (), generator=generator))]
         base, sources = self.draw(generator, split), {n: self.draw(generator, split) for n in names}
         after = self.causal.interchange(base, sources)[self.causal.output]
         values = {n: self.causal.run(setting)[n] for n, setting in sources.items()}
-        shown = {n: self.example(setting, template) for n, setting in sources.items()}
-        return self.example(base, template), shown, self.answer(after), values
+        examples = {n: self.example(setting, template) for n, setting in sources.items()}
+        return Pair(self.example(base, template), examples, self.answer(after), values)
+
+
+def halves(values: Mapping[str, Sequence[Any]]) -> dict[Split, dict[str, Sequence[Any]]]:
+    """Pools that have nothing in common: every other value for train, the rest for test."""
+    return {
+        "train": {name: pool[::2] for name, pool in values.items()},
+        "test": {name: pool[1::2] for name, pool in values.items()},
+    }
