@@ -278,6 +278,8 @@ def test_what_has_no_answer_is_refused():
         rl.effects(das, truth.model, data, {}, **QUIET)
     with pytest.raises(ValueError, match="variant 'start' edits no token"):
         rl.effects(das, truth.model, data, {"start": rl.Variant(among="first")}, **QUIET)
+    with pytest.raises(ValueError, match="expected one or more of 0 to 0"):
+        rl.effects(das, truth.model, data, {"third": rl.Variant(sites=[2])}, **QUIET)
 
 
 def test_a_name_that_is_not_there_is_answered_with_those_that_are():

@@ -1,6 +1,7 @@
 """Doses: what an edit does at every strength, against computations by hand and truths that were planted."""
 
 import math
+import re
 from functools import cache
 
 import numpy
@@ -86,6 +87,12 @@ def _kl(edited, plain):
 
 def _means(values, data):
     return torch.stack([values[data.target_rows == row].mean() for row in range(len(data))])
+
+
+def _dose(budget, reft, model, data, **settings):
+    import reftlens as rl
+
+    return rl.strength.at_kl(budget, {"reft": reft}, model, data, progress=False, **settings)["reft"]
 
 
 # -- effect and KL -------------------------------------------------------------------------------------------
@@ -265,7 +272,6 @@ def test_the_unedited_model_finds_its_own_greedy_text_most_fluent():
 
 def test_there_is_a_response_to_doses_of_every_kind(gpt2):
     import reftlens as rl
-    from reftlens.analysis.strength.budget import largest_dose
     from reftlens.analysis.strength.doses import dose_response
 
     reference = torch.randn(D, generator=torch.Generator().manual_seed(2))
@@ -299,7 +305,7 @@ def test_there_is_a_response_to_doses_of_every_kind(gpt2):
         by_hand = _means(_kl(*_logits(gpt2, reft, data, 0.5)), data)
         torch.testing.assert_close(found.on_data.kl[1], by_hand, atol=2e-5, rtol=1e-3)  # float32
         budget = 0.1 * found.on_data.kl[2].mean().item()
-        dose = largest_dose(reft, gpt2, data, budget, progress=False)
+        dose = _dose(budget, reft, gpt2, data)
         assert dose.cost.value == pytest.approx(budget, rel=0.02) and len(dose.evaluations) <= 6, module.kind
 
 
@@ -416,16 +422,15 @@ def test_the_frontier_holds_no_dominated_point():
     "architecture", [pytest.param(a, marks=() if a in ("gpt2", "llama") else SLOW) for a in ARCHITECTURES]
 )
 def test_the_budget_is_met_in_six_evaluations(architecture, kind, budget):
-    from reftlens.analysis.strength.budget import largest_dose
 
     model = bridge(architecture)
     where = "last" if kind == "DAS" else "all"
     reft, data = _reft(kind, where=where, scale=2.0), _data(model, sources=kind == "DAS")
-    dose = largest_dose(reft, model, data, budget, progress=False)
+    dose = _dose(budget, reft, model, data)
     assert len(dose.evaluations) <= 6 and abs(dose.cost.value / budget - 1) <= 0.02
     kl = _means(_kl(*_logits(model, reft, data, dose.strength)), data)
     assert kl.mean().item() == pytest.approx(budget, rel=0.03)
-    opposite = largest_dose(reft, model, data, budget, high=-10.0, progress=False)
+    opposite = _dose(budget, reft, model, data, high=-10.0)
     assert opposite.strength < 0 and opposite.cost.value == pytest.approx(budget, rel=0.021)
 
 
@@ -440,7 +445,7 @@ CURVES = {
 
 @pytest.mark.parametrize("name", CURVES)
 def test_the_search_meets_budgets_over_four_decades_on_curves_of_any_scale(name):
-    from reftlens.analysis.strength.budget import Search
+    from reftlens.analysis.strength.dose_search import Search
 
     counts = []
     for scale in (0.1, 0.5, 1.0, 3.0):
@@ -450,58 +455,56 @@ def test_the_search_meets_budgets_over_four_decades_on_curves_of_any_scale(name)
             search = Search(budget, 10.0, 0.02)
             while (dose := search.next()) is not None:
                 search.tell(dose, CURVES[name](dose / scale))
-                assert 0 < dose <= 10.0 and len(search.told) < 20
+                assert 0 < dose <= 10.0 and len(search.measured) < 20
             assert search.met and not search.problem
-            counts.append(len(search.told))
+            counts.append(len(search.measured))
     assert max(counts) <= 6
 
 
 def test_the_light_cone_is_checked_in_the_first_round_only(gpt2, monkeypatch):
-    from reftlens.analysis.strength.budget import largest_dose
     from reftlens.cone import scorer
 
     checked = []
     honest = scorer.Scorer._difference
     monkeypatch.setattr(scorer.Scorer, "_difference", lambda self, job: checked.append(1) or honest(self, job))
-    dose = largest_dose(_reft("vector"), gpt2, _data(gpt2), 0.01, progress=False)
+    dose = _dose(0.01, _reft("vector"), gpt2, _data(gpt2))
     assert len(dose.evaluations) > 1 and len(checked) == 1
     monkeypatch.setattr(scorer.Scorer, "_difference", lambda self, job: checked.append(1) or "it differs")
     with pytest.warns(UserWarning, match="it differs"):
-        whole = largest_dose(_reft("vector"), gpt2, _data(gpt2), 0.01, progress=False)
+        whole = _dose(0.01, _reft("vector"), gpt2, _data(gpt2))
     assert len(checked) == 2 and whole.strength == pytest.approx(dose.strength, rel=1e-3)
 
 
 def test_a_budget_that_is_never_reached_is_an_error_that_says_how_far_it_went(gpt2):
-    from reftlens.analysis.strength.budget import Search, largest_dose
+    from reftlens.analysis.strength.dose_search import Search
 
     with pytest.raises(ValueError, match=r"only .* at strength 0.01: raise high"):
-        largest_dose(_reft("vector"), gpt2, _data(gpt2), 5.0, high=0.01, progress=False)
+        _dose(5.0, _reft("vector"), gpt2, _data(gpt2), high=0.01)
     with pytest.raises(ValueError, match="allow more evaluations"):
-        largest_dose(_reft("vector"), gpt2, _data(gpt2), 0.1, evaluations=1, progress=False)
-    for wrong in (dict(budget=0.0), dict(budget=0.1, high=0.0), dict(budget=0.1, tolerance=0.0)):
+        _dose(0.1, _reft("vector"), gpt2, _data(gpt2), evaluations=1)
+    for budget, wrong in ((0.0, {}), (0.1, dict(high=0.0)), (0.1, dict(tolerance=0.0))):
         with pytest.raises(ValueError, match="expected a budget above 0"):
-            largest_dose(_reft("vector"), gpt2, _data(gpt2), **wrong, progress=False)
+            _dose(budget, _reft("vector"), gpt2, _data(gpt2), **wrong)
     nothing = Search(1.0, 10.0, 0.02)
-    while (dose := nothing.next()) is not None and len(nothing.told) < 20:
+    while (dose := nothing.next()) is not None and len(nothing.measured) < 20:
         nothing.tell(dose, 0.0)
-    assert "only 0 at strength 10" in nothing.problem and len(nothing.told) <= 6, "an edit that does nothing"
+    assert "only 0 at strength 10" in nothing.problem and len(nothing.measured) <= 6, "an edit that does nothing"
     overflows = Search(1.0, 10.0, 0.02)
-    while (dose := overflows.next()) is not None and len(overflows.told) < 20:
+    while (dose := overflows.next()) is not None and len(overflows.measured) < 20:
         overflows.tell(dose, dose**2 / 4 if dose < 3 else math.nan)
     assert overflows.met, "what is no number counts as over the budget"
 
 
 def test_methods_are_compared_at_equal_kl(gpt2):
-    from reftlens.analysis.strength.budget import largest_dose
-    from reftlens.analysis.strength.equal_kl import compare_at_equal_kl
+    import reftlens as rl
 
     data = _data(gpt2, sources=True)
     methods = {kind: _reft(kind) for kind in ("LoReFT", "vector", "DAS")}
     methods["weak"] = _reft("vector", scale=1e-4)
-    found = compare_at_equal_kl(methods, gpt2, data, 0.05, progress=False)
+    found = rl.strength.at_kl(0.05, methods, gpt2, data, progress=False)
     assert [bool(d.problem) for d in found.doses.values()] == [False, False, False, True]
     for n, name in enumerate(["LoReFT", "vector", "DAS"]):
-        alone = largest_dose(methods[name], gpt2, data, 0.05, progress=False)
+        alone = _dose(0.05, methods[name], gpt2, data)
         assert found.doses[name].strength == pytest.approx(alone.strength, rel=1e-3)
         assert found.doses[name].cost.value == pytest.approx(0.05, rel=0.02)
         torch.testing.assert_close(found.effect[n], alone.effect, atol=1e-4, rtol=1e-3)
@@ -513,35 +516,57 @@ def test_methods_are_compared_at_equal_kl(gpt2):
         difference = (found.effect[list(methods).index(name)] - found.effect[list(methods).index(found.best)]).mean()
         assert found.difference(name).value == pytest.approx(difference.item()) and found.difference(name).value <= 0
         assert 0 < found.p()[name] <= 1
-    assert "weak: the budget" in str(found) and "the best" in str(found)
+    assert re.search("weak: .*the budget is", str(found)) and "the best" in str(found)
     assert "nats per target token" in found.plot().get_xlabel()
-    with pytest.raises(ValueError, match="no method meets"):
-        compare_at_equal_kl({"weak": methods["weak"]}, gpt2, data, 0.05, progress=False)
+    with pytest.raises(ValueError, match="weak: the budget is"):
+        rl.strength.at_kl(0.05, {"weak": methods["weak"]}, gpt2, data, progress=False)
+
+
+def test_a_plan_says_at_which_tokens_and_sites_the_dose_acts(gpt2):
+    """A plan's own strength is the unit of its dose, whether a number or one for each direction."""
+    import reftlens as rl
+    from reftlens.cone.plans import Plan
+
+    data, reft = _data(gpt2), _reft("LoReFT", where="all")
+    last = Plan(reft, rl.Variant(among="last"))
+    plans = {"last": last, "twice": last._replace(variant=rl.Variant(2.0, among="last")), "everywhere": reft}
+    plans["each"] = Plan(reft, rl.Variant([2.0, 2.0, 2.0], among="last"))
+    found = rl.strength.at_kl(0.01, plans, gpt2, data, progress=False)
+    assert found["twice"].strength == pytest.approx(found["last"].strength / 2, rel=1e-2)
+    assert found["each"].strength == pytest.approx(found["last"].strength / 2, rel=1e-2)
+    assert found["everywhere"].strength < 0.9 * found["last"].strength
+    again = rl.ReFT({rl.resid_post(1, "l1"): reft[0]})
+    kl = _means(_kl(*_logits(gpt2, again, data, found["last"].strength)), data)
+    assert kl.mean().item() == pytest.approx(0.01, rel=0.03)
+    with pytest.raises(ValueError, match="no intervention 'first', there are: 'last', 'twice', 'everywhere', 'each'"):
+        found.difference("first")
+    with pytest.raises(TypeError, match=r"expected \{name: reft\}, one or more"):
+        rl.strength.at_kl(0.01, {}, gpt2, data, progress=False)
 
 
 def test_equals_do_not_differ_and_a_real_difference_survives_the_correction(gpt2):
-    from reftlens.analysis.strength.budget import Dose
-    from reftlens.analysis.strength.equal_kl import EqualKL
+    from reftlens.analysis.strength.equal_kl import Dose, EqualKL
 
     g = torch.Generator().manual_seed(0)
     base = torch.randn(40, generator=g, dtype=torch.float64)
     noise = 0.1 * torch.randn(3, 40, generator=g, dtype=torch.float64)
-    dose = Dose(1.0, 0.1, base.abs(), base, ((1.0, 0.1),))
-    found = EqualKL({"a": dose, "b": dose, "c": dose}, torch.stack([base, base, base - 0.2]) + noise)
+    effects = dict(zip("abc", torch.stack([base, base, base - 0.2]) + noise, strict=True))
+    found = EqualKL({name: Dose(1.0, 0.1, base.abs(), effect, ((1.0, 0.1),)) for name, effect in effects.items()})
     assert found.p()["c"] < 0.01 and found.difference("c").high < 0
     assert found.p()[({"a", "b"} - {found.best}).pop()] > 0.05
 
 
 def test_the_budget_can_be_spent_on_unrelated_prompts(gpt2):
+    import reftlens as rl
     from reftlens.analysis.strength.doses import dose_response
-    from reftlens.analysis.strength.equal_kl import compare_at_equal_kl
 
     data, other = _data(gpt2, TEXTS[:3]), _data(gpt2, TEXTS[3:])
-    found = compare_at_equal_kl({"one": _reft("LoReFT")}, gpt2, data, 0.1, spent_on=other, progress=False)
+    found = rl.strength.at_kl(0.1, {"one": _reft("LoReFT")}, gpt2, data, spent_on=other, progress=False)
     strength = found.doses["one"].strength
     again = dose_response(_reft("LoReFT"), gpt2, data, [strength], unrelated=other, progress=False)
     assert again.estimate("drift")[0].value == pytest.approx(0.1, rel=0.03)
     torch.testing.assert_close(again.on_data.effect, found.effect, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(again.unrelated.kl[0], found["one"].kl, atol=1e-4, rtol=1e-3)
     assert found.p() == {}, "nothing to compare with"
 
 
@@ -572,9 +597,8 @@ def test_the_result_can_be_read_and_seen():
     assert "drift" not in _response("DAS").plot_frontier(cost="drift").get_ylabel()
     assert "moves the wrong way" in str(found) and "strength 1:" in str(found)
     assert found.ec50("score").reference == 1.0
-    from reftlens.analysis.strength.budget import largest_dose
 
-    dose = largest_dose(_reft("vector"), bridge("gpt2"), _data(bridge("gpt2")), 0.1, progress=False)
+    dose = _dose(0.1, _reft("vector"), bridge("gpt2"), _data(bridge("gpt2")))
     assert len(dose.to_frame()) == len(dose.evaluations) and "0.1 nats" in str(dose)
     assert "nats" in dose.plot().get_ylabel()
 

@@ -192,7 +192,7 @@ def _edited_rows(reft: ReFT, data: Batch, variants: Variants) -> Edited:
     """Rows in which each variant edits a token."""
     rows = torch.zeros(len(variants), len(data), dtype=torch.bool)
     for edited, variant in zip(rows, variants.values(), strict=True):
-        for i in range(len(reft)) if variant.sites is None else variant.sites:
+        for i in reft.active(variant):
             edited |= variant.mask(reft.sites[i], data.view).any(dim=1).cpu()
     return rows
 
@@ -201,6 +201,5 @@ def _narrowed(reft: ReFT, data: Batch, variant: Variant) -> Variant:
     """`variant` at those of its sites that have a token among its positions; strength 0 where none has."""
     if variant.among is None:
         return variant
-    sites = range(len(reft)) if variant.sites is None else variant.sites
-    active = [i for i in sites if variant.mask(reft.sites[i], data.view).any()]
+    active = [i for i in reft.active(variant) if variant.mask(reft.sites[i], data.view).any()]
     return replace(variant, sites=active) if active else replace(variant, among=None, strength=0.0)

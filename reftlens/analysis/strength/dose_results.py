@@ -130,7 +130,7 @@ class DoseResponse:
         names = [measure, "kl", *(["perplexity"] if "perplexity" in self.measured else [])]
         means = {name: [estimate.value for estimate in self.estimate(name)] for name in names}
         costs = torch.tensor([[-v for v in means[measure]], *(means[n] for n in names[1:])], dtype=torch.float64).T
-        frame = pd.DataFrame({"strength": self.strengths, **means})[not_dominated(costs).tolist()]
+        frame = pd.DataFrame({"strength": self.strengths, **means}).loc[not_dominated(costs).tolist()]
         return frame.sort_values("kl", kind="stable", ignore_index=True)
 
     def to_frame(self) -> "DataFrame":

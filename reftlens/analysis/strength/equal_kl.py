@@ -1,7 +1,10 @@
-"""Methods side by side at the same divergence from the unedited model."""
+"""Interventions side by side, each at the dose that spends a budget of divergence from the unedited model."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,12 +13,13 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.statistics import Estimate, difference_of, mean_of, sign_flip_tests
-from reftlens.analysis.strength.budget import Dose, doses_at
+from reftlens.analysis.strength.dose_search import Search
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
-from reftlens.editing.reft import ReFT, Variant
-from reftlens.scoring.responses import responses
+from reftlens.editing.reft import ReFT
+from reftlens.errors import index_of
+from reftlens.scoring.responses import Responses, responses
 from reftlens.text.batch import Batch
 
 if TYPE_CHECKING:
@@ -24,90 +28,137 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+class Dose:
+    """A strength and what it costs: mean per-token KL(edited ‖ unedited), where the budget is spent."""
+
+    strength: float
+    """Relative to the edit as trained."""
+    budget: float
+    """Nats per token."""
+    kl: Float[Tensor, " example"]
+    """Mean over the example's target tokens, nats per token."""
+    effect: Float[Tensor, " _"]
+    """Log-probability of the targets gained on each example of the data, nats per target token; NaN if not met."""
+    evaluations: tuple[tuple[float, float], ...]
+    """Every `(strength, mean KL)` that was measured, in order."""
+    problem: str = ""
+    """Why the budget is not met, or ""."""
+
+    @property
+    def cost(self) -> Estimate:
+        """Mean KL, bootstrapped over examples."""
+        return mean_of(self.kl)
+
+    def to_frame(self) -> "DataFrame":
+        """One row per evaluation."""
+        import pandas as pd
+
+        return pd.DataFrame(self.evaluations, columns=["strength", "kl"]).rename_axis("evaluation")
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """KL over strength, both on logarithmic scales: what was measured, and the budget."""
+        ax = figures.axes(ax)
+        x, y = zip(*((abs(s), kl) for s, kl in sorted(self.evaluations, key=lambda e: abs(e[0]))), strict=True)
+        ax.plot(x, y, color=figures.BLUE, marker="o", label="evaluation")
+        ax.axhline(self.budget, color=figures.GREY, linestyle="--", linewidth=1, label="budget")
+        ax.plot([abs(self.strength)], [self.kl.mean().item()], color=figures.ORANGE, marker="o", label="dose")
+        ax.set(xscale="log", yscale="log", xlabel="|strength| (1: as trained)", ylabel="KL (nats per token)")
+        ax.legend(frameon=False)
+        return ax
+
+    def __str__(self) -> str:
+        cost = f"strength {self.strength:.4g} costs {self.kl.mean().item():.4g} of {self.budget:g} nats per token"
+        return f"{cost}; {self.problem or f'effect {mean_of(self.effect)} nats per target token'}"
+
+
+@dataclass(frozen=True, eq=False)
 class EqualKL:
-    """One entry per method, each at its own dose, all at the same KL."""
+    """One dose per intervention, all at the same KL, and how their effects compare."""
 
     doses: Mapping[str, Dose]
-    """Of each method: its strength, or why it has none at this budget."""
-    effect: Float[Tensor, "method example"]
-    """Log-probability of the targets gained, nats per target token; NaN for a method without a dose."""
+    """Of each intervention: its strength, or why it has none at this budget."""
     seed: int = 0
     """Of the sign flips."""
 
+    def __getitem__(self, name: str) -> Dose:
+        names = list(self.doses)
+        return self.doses[names[index_of(names, name, "intervention")]]
+
+    @property
+    def effect(self) -> Float[Tensor, "intervention example"]:
+        """Log-probability of the targets gained, nats per target token; NaN where the budget is not met."""
+        return torch.stack([dose.effect for dose in self.doses.values()])
+
     @property
     def best(self) -> str:
-        """The method with the largest mean effect."""
-        return list(self.doses)[int(self.effect.mean(dim=1).nan_to_num(nan=-torch.inf).argmax())]
+        """The intervention with the largest mean effect."""
+        return self._order()[0]
+
+    def _order(self) -> list[str]:
+        """The names, the largest mean effect first."""
+        return sorted(self.doses, key=lambda name: -self[name].effect.mean().nan_to_num(nan=-math.inf).item())
 
     def difference(self, name: str, other: str | None = None) -> Estimate:
-        """Mean effect of a method less that of another (default: the best), paired bootstrap over examples."""
-        names = list(self.doses)
-        return difference_of(self.effect[names.index(name)], self.effect[names.index(other or self.best)])
+        """Mean effect of one less that of another (default: the best), paired bootstrap over examples."""
+        return difference_of(self[name].effect, self[other or self.best].effect)
 
     def p(self) -> dict[str, float]:
-        """Of each method's difference to the best: paired sign-flip p, Holm-corrected over all pairs of methods.
+        """Of each one's difference to the best: paired sign-flip p, Holm-corrected over all pairs.
 
         Over all pairs, as which of them is best was read from the same examples.
         """
-        met = [n for n, dose in enumerate(self.doses.values()) if not dose.problem]
-        pairs = [(a, b) for a in met for b in met if a < b]
-        names, best = list(self.doses), list(self.doses).index(self.best)
+        met = [name for name, dose in self.doses.items() if not dose.problem]
+        pairs = list(combinations(met, 2))
         if not pairs:
             return {}
-        _, corrected = sign_flip_tests([self.effect[a] - self.effect[b] for a, b in pairs], seed=self.seed)
-        found = dict(zip(pairs, corrected.tolist(), strict=True))
-        return {names[n]: found[min(n, best), max(n, best)] for n in met if n != best}
+        _, corrected = sign_flip_tests([self[a].effect - self[b].effect for a, b in pairs], seed=self.seed)
+        p = dict(zip(map(frozenset, pairs), corrected.tolist(), strict=True))
+        return {name: p[frozenset((name, self.best))] for name in met if name != self.best}
 
     def to_frame(self) -> "DataFrame":
-        """One row per method, the largest effect first; `p` is of the difference to the best."""
+        """One row per intervention, the largest effect first; `p` is of the difference to the best."""
         import pandas as pd
 
         p, records = self.p(), []
-        for (name, dose), effect in zip(self.doses.items(), self.effect, strict=True):
-            record = {"method": name, "strength": dose.strength, "kl": dose.kl.mean().item()}
+        for name in self._order():
+            dose = self[name]
+            record: dict[str, str | float] = {"name": name, "strength": dose.strength, "kl": dose.kl.mean().item()}
             if not dose.problem:
-                record |= mean_of(effect).as_columns("effect")
-                record |= self.difference(name).as_columns("difference") | {"p": p.get(name, torch.nan)}
+                record |= mean_of(dose.effect).as_columns("effect")
+                record |= self.difference(name).as_columns("difference") | {"p": p.get(name, math.nan)}
             records.append(record | {"problem": dose.problem})
-        frame = pd.DataFrame(records).set_index("method")
-        return frame.sort_values("effect", ascending=False) if "effect" in frame else frame
+        return pd.DataFrame(records).set_index("name")
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Effect of each method with its 95 % interval, the largest on top; orange: the best."""
+        """Effect of each intervention with its 95 % interval, the largest on top; orange: the best."""
         ax = figures.axes(ax, width=6.4, height=0.42 * len(self.doses) + 1.4)
-        order = self.effect.mean(dim=1).nan_to_num(nan=-torch.inf).argsort(descending=True).tolist()
-        names = list(self.doses)
-        for y, n in enumerate(order):
-            if self.doses[names[n]].problem:
+        order = self._order()
+        for y, name in enumerate(order):
+            if self[name].problem:
                 ax.annotate("budget not met", (0.0, y), fontsize=8, color=figures.GREY, va="center")
-                continue
-            one, colour = mean_of(self.effect[n]), figures.BLUE if y else figures.ORANGE
-            ax.errorbar(one.value, y, xerr=[[one.value - one.low], [one.high - one.value]], fmt="o", color=colour)
+            else:
+                colour = figures.BLUE if y else figures.ORANGE
+                figures.interval(ax, y, mean_of(self[name].effect), color=colour, horizontal=True)
         ax.axvline(0.0, color=figures.GREY, linestyle="--", linewidth=1)
-        ax.set_yticks(range(len(names)), [names[n] for n in order])
-        ax.set_ylim(len(names) - 0.5, -0.5)
-        budget = next(iter(self.doses.values())).budget
+        ax.set_yticks(range(len(order)), order)
+        ax.set_ylim(len(order) - 0.5, -0.5)
+        budget = self[order[0]].budget
         ax.set(xlabel=f"log-probability gained at KL {budget:g} nats per token (nats per target token)")
         return ax
 
     def __str__(self) -> str:
         p, lines = self.p(), []
-        for (name, dose), effect in zip(self.doses.items(), self.effect, strict=True):
-            if dose.problem:
-                lines.append(f"{name}: {dose.problem}")
-                continue
-            said = "the best" if name == self.best else f"{self.difference(name)} to the best (p = {p[name]:.2g})"
-            lines.append(
-                f"{name}: strength {dose.strength:.3g}, effect {mean_of(effect)} nats per target token, {said}"
-            )
-        return "\n".join(lines)
+        for name, dose in self.doses.items():
+            beside = f"; {self.difference(name)} to {self.best}, the best (p = {p[name]:.2g})" if name in p else ""
+            lines.append(f"{name}: {dose}{beside}")
+        return figures.screenful(lines)
 
 
-def compare_at_equal_kl(
-    refts: Mapping[str, ReFT],
+def at_kl(
+    budget: float,
+    refts: Mapping[str, ReFT | Plan],
     model: Bridge,
     data: Batch,
-    budget: float,
     *,
     spent_on: Batch | None = None,
     high: float = 10.0,
@@ -120,32 +171,71 @@ def compare_at_equal_kl(
 ) -> EqualKL:
     """The effect of each of `{name: reft}` on `data` at the strength where its mean KL per token is `budget` nats.
 
-    All methods search side by side (`largest_dose`), in rounds of one sweep each.
+    The mean is over examples, of each the mean over its target tokens. All search side by side, in rounds of one sweep
+    each. Where KL rises and falls again, the first crossing: below it every measured dose is within the budget.
 
     Args:
+        refts: a `Plan` in place of a ReFT says at which tokens and sites it acts; its strength is the unit of the dose.
         spent_on: where the KL is measured, by default on `data`; unrelated prompts make it a budget of side effects.
-        high: the largest strength that is tried; a method that stays below the budget there is named and left out.
+        high: the largest strength that is tried (negative: of the opposite edit); what stays below the budget there is
+            named and left out.
+        tolerance: how far KL may be off the budget either way, relative to it.
+        evaluations: how many strengths of each are tried, at most.
+        seed: of the sign flips.
 
     Raises:
-        ValueError: for no method, or if none meets the budget.
+        ValueError: for no ReFT, or if none meets the budget.
     """
-    if not refts:
-        raise ValueError("no methods: give {name: reft}, one or more")
-    doses = doses_at(
-        refts, model, data if spent_on is None else spent_on, budget, variant=Variant(),
-        high=high, tolerance=tolerance, evaluations=evaluations, batch_size=batch_size, reuse=Reuse.of(reuse),
-        progress=progress,
-    )  # fmt: skip
-    met = [name for name, dose in doses.items() if not dose.problem]
+    if not isinstance(refts, Mapping) or not refts:
+        raise TypeError(f"got {refts!r:.60}, expected {{name: reft}}, one or more")
+    if evaluations < 1:
+        raise ValueError(f"evaluations={evaluations}, expected 1 or more")
+    plans = {name: reft if isinstance(reft, Plan) else Plan(reft) for name, reft in refts.items()}
+    searches = {name: Search(budget, abs(high), tolerance) for name in plans}
+    score, sign = partial(responses, model, batch_size=batch_size, progress=progress), math.copysign(1.0, high)
+    signed = {name: _scaled(plan, sign) for name, plan in plans.items()}
+    spent = data if spent_on is None else spent_on
+    nearest = _nearest(partial(score, spent), signed, searches, evaluations, Reuse.of(reuse))
+    met = [name for name, search in searches.items() if search.met]
     if not met:
-        raise ValueError("no method meets the budget: " + "; ".join(f"{n}: {d.problem}" for n, d in doses.items()))
-    effect = torch.full((len(refts), len(data)), torch.nan, dtype=torch.float64)
-    where = [list(refts).index(name) for name in met]
-    if spent_on is None:
-        effect[where] = torch.stack([doses[name].effect for name in met])
-    else:
-        plans = {name: Plan(refts[name], Variant(doses[name].strength)) for name in met}
-        effect[where] = responses(
-            model, data, plans, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress, describe="equal KL"
-        ).effect
-    return EqualKL(doses, effect, seed)
+        raise ValueError("; ".join(f"{name}: {search.problem}" for name, search in searches.items()))
+    effects = {name: nearest[name][2] for name in met}
+    if spent_on is not None:
+        dosed = {name: _scaled(signed[name], nearest[name][0]) for name in met}
+        effects = dict(zip(met, score(data, dosed, reuse=Reuse.of(reuse), describe="equal KL").effect, strict=True))
+    nothing = torch.full((len(data),), math.nan, dtype=torch.float64)
+    doses = {}
+    for name, search in searches.items():
+        tried = tuple((sign * strength, kl) for strength, kl in search.measured)
+        strength, kl, _ = nearest[name]
+        doses[name] = Dose(sign * strength, budget, kl, effects.get(name, nothing), tried, search.problem)
+    return EqualKL(doses, seed)
+
+
+def _nearest(
+    score: Callable[..., Responses],
+    plans: Mapping[str, Plan],
+    searches: Mapping[str, Search],
+    evaluations: int,
+    reuse: Reuse | None,
+) -> dict[str, tuple[float, Tensor, Tensor]]:
+    """Of each plan the dose whose KL is nearest to the budget, with its KL and effect on each example."""
+    nearest: dict[str, tuple[float, Tensor, Tensor]] = {}
+    for number in range(1, evaluations + 1):
+        doses = {name: dose for name, search in searches.items() if (dose := search.next()) is not None}
+        if not doses:
+            break
+        dosed = {name: _scaled(plans[name], dose) for name, dose in doses.items()}
+        measured = score(dosed, reuse=reuse, describe=f"dose {number}")
+        reuse = replace(reuse, verify=False) if reuse and measured.reused else None  # checked once is enough
+        for (name, dose), kl, effect in zip(doses.items(), measured.kl, measured.effect, strict=True):
+            if searches[name].tell(dose, kl.mean().item()):
+                nearest[name] = dose, kl, effect
+    return nearest
+
+
+def _scaled(plan: Plan, factor: float) -> Plan:
+    """A plan with so many times its strength."""
+    strength = plan.variant.strength
+    scaled = tuple(factor * s for s in strength) if isinstance(strength, tuple) else factor * strength
+    return Plan(plan.reft, replace(plan.variant, strength=scaled))
