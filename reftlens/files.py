@@ -26,11 +26,11 @@ def write_atomically(path: Path, payload: bytes) -> None:
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and values."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {shape_of(tensor)} ".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        sha.update(f"{name} {shape_of(tensor)} ".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 def shape_of(tensor: Tensor) -> str:

@@ -117,7 +117,7 @@ def _fitted(module, shuffled=False, steps=80):
 def test_boundless_das_finds_a_planted_width():
     module = rl.interventions.BoundlessDAS(32, 8, sparsity=0.1, generator=_seeded(2))
     assert _fitted(module, steps=200) > 0.95
-    assert module.chosen().tolist() == [True, True, *[False] * 6]
+    assert module.is_open().tolist() == [True, True, *[False] * 6]
     chosen = module.basis()[:, :2].detach()
     assert torch.linalg.svdvals(chosen.T @ planted().subspace).min() > 0.95
 
@@ -126,7 +126,7 @@ def test_a_mask_finds_planted_components_and_nothing_where_there_is_nothing():
     frame = torch.linalg.qr(torch.cat([planted().subspace, torch.randn(32, 30, generator=_seeded())], dim=1)).Q
     mask = rl.interventions.SigmoidMask(32, frame, sparsity=0.05)
     assert _fitted(mask) > 0.95
-    assert mask.chosen().nonzero().flatten().tolist() == [0, 1]
+    assert mask.is_open().nonzero().flatten().tolist() == [0, 1]
     twin = rl.interventions.SigmoidMask(32, frame, sparsity=0.05)
     assert _fitted(twin, shuffled=True) < 0.5
 

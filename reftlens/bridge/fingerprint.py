@@ -20,12 +20,13 @@ from reftlens.bridge.protocol import underlying
 
 _PAIRS = 3
 _ELEMENTS = 2**24  # of a weight, in float32 at once
-_KEPT_CONFIG = (
-    "model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head",
-    "num_key_value_heads", "intermediate_size", "vocab_size", "hidden_act", "activation_function", "rope_theta",
-    "rope_parameters", "rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "sliding_window",
-    "tie_word_embeddings", "head_dim",
-)  # fmt: skip
+_CONFIG_KEYS = (
+    *("model_type", "vocab_size", "tie_word_embeddings", "sliding_window"),
+    *("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "intermediate_size"),
+    *("num_attention_heads", "n_head", "num_key_value_heads", "head_dim"),
+    *("hidden_act", "activation_function", "rope_theta", "rope_parameters"),
+    *("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,25 @@ class Fingerprint:
 
     def differences(self, other: "Fingerprint") -> list[str]:
         """What about `other` is not as it was here, in words; empty if an intervention can move."""
-        found = []
+        changes = []
         if self.compatibility_mode != other.compatibility_mode:
             on, off = ("on", "off") if self.compatibility_mode else ("off", "on")
-            found.append(
+            changes.append(
                 f"it was trained with the weight processing of TransformerLens' compatibility mode {on}, and this "
                 f"model has it {off}"
             )
         for key in sorted(self.config.keys() | other.config.keys()):
             if self.config.get(key) != other.config.get(key):
-                found.append(f"{key} was {self.config.get(key)!r} and is {other.config.get(key)!r}")
-        others = [] if found else _other(self.weights, other.weights)
+                changes.append(f"{key} was {self.config.get(key)!r} and is {other.config.get(key)!r}")
+        others = [] if changes else _other(self.weights, other.weights)
         if others:
-            found.append(
+            changes.append(
                 f"the configuration is the same, and {len(others)} of {len(self.weights)} weights are others "
                 f"({', '.join(others[:3])}{', …' if len(others) > 3 else ''})"
             )
         if self.tokenizer and other.tokenizer and self.tokenizer != other.tokenizer:
-            found.append("the tokenizer's vocabulary is another one")
-        return found
+            changes.append("the tokenizer's vocabulary is another one")
+        return changes
 
     def template_changed(self, other: "Fingerprint") -> bool:
         """Whether chats would be written in another way than they were here."""
@@ -83,7 +84,7 @@ def fingerprint(model: Any) -> Fingerprint:
     template = getattr(tokenizer, "chat_template", None)
     return Fingerprint(
         name=name,
-        config=json.loads(json.dumps({k: config[k] for k in _KEPT_CONFIG if k in config}, default=str)),
+        config=json.loads(json.dumps({k: config[k] for k in _CONFIG_KEYS if k in config}, default=str)),
         weights=_probed(root),
         tokenizer=None if tokenizer is None else _sha(json.dumps(tokenizer.get_vocab(), sort_keys=True)),
         chat_template=None if not template else _sha(str(template)),

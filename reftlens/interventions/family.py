@@ -88,7 +88,8 @@ class _Family(Intervention):
     def _make_identity(self) -> None:
         raise NotImplementedError
 
-    def _read(self, h: Tensor) -> Tensor:
+    def _source(self, h: Tensor) -> Tensor:
+        """The learned projected source of the paper, `f(W h + b)`."""
         return self._f(F.linear(h, self.W.to(h.dtype), self.b.to(h.dtype)))
 
     def _needs_linear(self) -> None:
@@ -98,7 +99,7 @@ class _Family(Intervention):
                 'activation="linear"'
             )
 
-    def _zero_read(self) -> None:
+    def _zero_source(self) -> None:
         with torch.enable_grad():
             zero = torch.zeros(1, requires_grad=True)
             value = self._f(zero)
@@ -123,7 +124,7 @@ class LoReFT(_Family):
         assert basis is not None
         if self.activation == "linear":  # (W - R) h + b: one product, and exactly 0 at the identity start
             return F.linear(h, self.W.to(h.dtype) - basis.T, self.b.to(h.dtype))
-        return self._read(h) - h @ basis
+        return self._source(h) - h @ basis
 
     def _make_identity(self) -> None:
         self._needs_linear()
@@ -138,10 +139,10 @@ class DiReFT(_Family):
     orthonormal = False
 
     def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
-        return self._read(h)
+        return self._source(h)
 
     def _make_identity(self) -> None:
-        self._zero_read()
+        self._zero_source()
 
 
 class OrthoDiReFT(_Family):
@@ -151,10 +152,10 @@ class OrthoDiReFT(_Family):
     orthonormal = True
 
     def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
-        return self._read(h)
+        return self._source(h)
 
     def _make_identity(self) -> None:
-        self._zero_read()
+        self._zero_source()
 
 
 class NoReFT(_Family):
@@ -167,7 +168,7 @@ class NoReFT(_Family):
         assert basis is not None
         if self.activation == "linear":
             return F.linear(h, self.W.to(h.dtype) - basis.T, self.b.to(h.dtype))
-        return self._read(h) - h @ basis
+        return self._source(h) - h @ basis
 
     def _make_identity(self) -> None:
         self._needs_linear()

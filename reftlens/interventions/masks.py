@@ -36,11 +36,15 @@ class Gated(Exchange):
         self.temperature, self.sparsity = (float(start), float(end)), float(sparsity)
         self.register_buffer("temperature_now", torch.tensor(float(start)))
 
+    @property
+    def _gate_settings(self) -> dict[str, Any]:
+        return {"temperature": list(self.temperature), "sparsity": self.sparsity}
+
     def gate(self) -> Float[Tensor, " {self.rank}"]:
         """How far each direction is open, at the present temperature."""
         raise NotImplementedError
 
-    def chosen(self) -> Bool[Tensor, " {self.rank}"]:
+    def is_open(self) -> Bool[Tensor, " {self.rank}"]:
         """Directions more open than shut."""
         return self.gate().detach() > 0.5
 
@@ -93,7 +97,7 @@ class BoundlessDAS(Gated):
         return self.frame()
 
     def settings(self) -> dict[str, Any]:
-        return {"d": self.d, "rank": self.rank, "temperature": list(self.temperature), "sparsity": self.sparsity}
+        return {"d": self.d, "rank": self.rank, **self._gate_settings}
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
@@ -142,8 +146,7 @@ class SigmoidMask(Gated):
         return self.get_buffer("directions") if self.rotated else None
 
     def settings(self) -> dict[str, Any]:
-        width = self.rank if self.rotated else None
-        return {"d": self.d, "rank": width, "temperature": list(self.temperature), "sparsity": self.sparsity}
+        return {"d": self.d, "rank": self.rank if self.rotated else None, **self._gate_settings}
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
@@ -184,9 +187,9 @@ class SAEMask(Gated):
             raise ValueError("SAEMask needs the autoencoder: encoder [d, latents] and decoder [latents, d]")
         super().__init__(d, latents, temperature, sparsity)
         shapes = {"encoder": (d, latents), "decoder": (latents, d), "encoder_bias": (latents,), "decoder_bias": (d,)}
-        given = {"encoder": encoder, "decoder": decoder, "encoder_bias": encoder_bias, "decoder_bias": decoder_bias}
+        tensors = {"encoder": encoder, "decoder": decoder, "encoder_bias": encoder_bias, "decoder_bias": decoder_bias}
         for name, shape in shapes.items():
-            tensor = given[name]
+            tensor = tensors[name]
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
             self.register_buffer(name, torch.zeros(shape) if tensor is None else tensor.detach().float())
@@ -207,9 +210,7 @@ class SAEMask(Gated):
         return self.get_buffer("decoder").T
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "d": self.d, "latents": self.rank, "temperature": list(self.temperature), "sparsity": self.sparsity
-        }  # fmt: skip
+        return {"d": self.d, "latents": self.rank, **self._gate_settings}
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:

@@ -48,9 +48,7 @@ class TokenView:
         """Per row: the text of the prompt and the character span of each of its tokens."""
         if self.tokenizer is None:
             raise ValueError("choosing tokens by their text needs a tokenizer, and this batch has none")
-        return [
-            token_spans(self.tokenizer, ids[chosen].tolist()) for ids, chosen in zip(self.ids, self.prompt, strict=True)
-        ]
+        return [token_spans(self.tokenizer, ids[row].tolist()) for ids, row in zip(self.ids, self.prompt, strict=True)]
 
 
 def token_text(tokenizer: Any, token: int) -> str:

@@ -81,7 +81,7 @@ def columns_of(module: Intervention) -> Float[Tensor, "d k"]:
     with torch.no_grad():
         basis = module.basis()
         columns = torch.eye(module.d) if basis is None else basis
-        return columns[:, module.chosen().to(columns.device)] if isinstance(module, Gated) else columns
+        return columns[:, module.is_open().to(columns.device)] if isinstance(module, Gated) else columns
 
 
 def site_index(reft: ReFT, site: Site | int | None) -> int:
