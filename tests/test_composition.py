@@ -33,16 +33,15 @@ def _gained(reft, model, data):
 
 def test_the_matrix_equals_separate_evaluations(gpt2):
     import reftlens as rl
-    from reftlens.analysis.places.composed import combined, composition
 
     edits = {"one": _loreft(rl.resid_post(0, "l2"), 1), "two": _loreft(rl.resid_post(0, "last"), 2)}
     edits["three"] = _loreft(rl.resid_post(1, "prompt"), 3)
     metrics = {"looked": _texts(gpt2), "sat": _texts(gpt2, " sat on the mat")[[0, 2]]}
-    once, again = (composition(edits, gpt2, metrics, **QUIET) for _ in range(2))
+    once, again = (rl.places.composition(edits, gpt2, metrics, **QUIET) for _ in range(2))
     for j, data in enumerate(metrics.values()):
         for i, reft in enumerate(edits.values()):
             assert torch.allclose(once.alone[j][i], _gained(reft, gpt2, data), atol=2e-5)
-        together = _gained(combined(*edits.values()), gpt2, data)
+        together = _gained(edits["one"] | edits["two"] | edits["three"], gpt2, data)
         assert torch.allclose(once.together[j], together, atol=2e-5)
         name = once.metrics[j]
         error = once.joint(name).value - sum(once.effect(edit, name).value for edit in edits)
@@ -58,7 +57,6 @@ def test_the_matrix_equals_separate_evaluations(gpt2):
 
 def test_effects_on_different_answers_add_up_and_on_one_answer_do_not():
     import reftlens as rl
-    from reftlens.analysis.places.composed import composition
     from reftlens.text.batch import batch_from_rows
 
     truth = planted()
@@ -69,10 +67,10 @@ def test_effects_on_different_answers_add_up_and_on_one_answer_do_not():
     )
     push = [rl.SteeringVector(D, 4 * truth.subspace @ CORNERS[i]) for i in (1, 0)]
     edits = {"first": rl.ReFT({rl.resid_post(1, "last"): push[0]}), "second": rl.ReFT({rl.resid_post(1, [3]): push[1]})}
-    apart = composition(edits, truth.model, {"both": later}, **QUIET)
+    apart = rl.places.composition(edits, truth.model, {"both": later}, **QUIET)
     assert apart.error("both").value == pytest.approx(0, abs=1e-5) and apart.joint("both").low > 0.3
     same = {"first": edits["first"], "second": rl.ReFT({rl.resid_post(2, "last"): push[0]})}
-    found = composition(same, truth.model, {"both": later}, **QUIET)
+    found = rl.places.composition(same, truth.model, {"both": later}, **QUIET)
     assert found.error("both").high < -0.05, "the answer is certain soon: less than the sum"
     rows = found.to_frame().set_index("edit")
     assert rows["p_holm"]["error"] < 0.05 < apart.to_frame().set_index("edit")["p_holm"]["error"]
@@ -80,31 +78,29 @@ def test_effects_on_different_answers_add_up_and_on_one_answer_do_not():
 
 def test_an_exchange_and_a_vector_compose():
     import reftlens as rl
-    from reftlens.analysis.places.composed import combined, composition
 
     truth = planted()
     data, _ = pairs(truth.value, 16, 4)
     das = rl.DAS(D, basis=truth.subspace)
     place = rl.resid_post(1, "last")
     edits = {"exchange": rl.ReFT({place: das}), "push": rl.ReFT({place: rl.SteeringVector(D, truth.subspace[:, 0])})}
-    found = composition(edits, truth.model, {"answers": data}, **QUIET)
+    found = rl.places.composition(edits, truth.model, {"answers": data}, **QUIET)
     assert torch.allclose(found.alone[0][0], _gained(edits["exchange"], truth.model, data), atol=1e-5)
     assert torch.allclose(found.alone[0][1], _gained(edits["push"], truth.model, data), atol=1e-5)
-    last = composition(dict(reversed(edits.items())), truth.model, {"answers": data}, **QUIET)
+    last = rl.places.composition(dict(reversed(edits.items())), truth.model, {"answers": data}, **QUIET)
     assert torch.allclose(last.together[0], last.alone[0][1], atol=1e-5), "an exchange after the push undoes it"
     assert not torch.allclose(found.together[0], found.alone[0][0], atol=1e-3)
-    both = combined(edits["exchange"], edits["push"])
+    both = edits["exchange"] | edits["push"]
     assert torch.allclose(found.together[0], _gained(both, truth.model, data), atol=1e-5)
 
 
 def test_edits_at_one_place_act_one_after_the_other(gpt2):
     """Three at the very same site: h3(h2(h1(h))), and the store keeps them."""
     import reftlens as rl
-    from reftlens.analysis.places.composed import combined
 
     site, data = rl.resid_post(1, "last"), _texts(gpt2)
     refts = [_loreft(site, seed) for seed in (1, 2, 3)]
-    joined = combined(*refts)
+    joined = refts[0] | refts[1] | refts[2]
     assert len(joined) == 3 and [joined[i] for i in range(3)] == [reft[0] for reft in refts]
     masks = [s.positions.mask(data.view) for s in joined.sites]
     assert all(torch.equal(masks[0], mask) for mask in masks)
@@ -120,13 +116,12 @@ def test_edits_at_one_place_act_one_after_the_other(gpt2):
 
 def test_jointly_orthogonal_bases_are_orthonormal_and_near():
     import reftlens as rl
-    from reftlens.analysis.places.composed import orthogonalise
 
     site = rl.resid_post(1, "last")
     kinds = [rl.LoReFT, rl.interventions.OrthoDiReFT, rl.interventions.ConsReFT, rl.interventions.LobiReFT, rl.DAS]
     refts = [_loreft(site, seed, kind=kind) for seed, kind in enumerate(kinds)]
     before = [reft[0].basis().detach().clone() for reft in refts]
-    found = orthogonalise(refts)
+    found = rl.subspaces.orthogonalise(refts)
     joint = torch.cat([reft[0].basis() for reft in found], dim=1)
     assert torch.allclose(joint.T @ joint, torch.eye(10), atol=1e-5)
     u, _, v = torch.linalg.svd(torch.cat(before, dim=1).double(), full_matrices=False)
@@ -142,11 +137,10 @@ def test_jointly_orthogonal_bases_are_orthonormal_and_near():
 
 def test_bases_that_are_orthogonal_or_meet_nowhere_stay_as_they_are():
     import reftlens as rl
-    from reftlens.analysis.places.composed import orthogonalise
 
     site, other = rl.resid_post(1, "last"), rl.resid_post(2, "last")
     refts = [_loreft(site, 1), _loreft(site, 2), _loreft(other, 1)]
-    again = orthogonalise(once := orthogonalise(refts))
+    again = rl.subspaces.orthogonalise(once := rl.subspaces.orthogonalise(refts))
     for a, b in zip(once, again, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     assert torch.equal(once[2][0].frame.matrix, refts[2][0].frame.matrix)
@@ -155,19 +149,17 @@ def test_bases_that_are_orthogonal_or_meet_nowhere_stay_as_they_are():
 
 def test_tied_interventions_are_turned_once():
     import reftlens as rl
-    from reftlens.analysis.places.composed import orthogonalise
 
     here, there = rl.resid_post(1, "last"), rl.resid_post(2, "last")
     tied = rl.LoReFT(D, rank=2)
     refts = [rl.ReFT({here: tied, there: tied}), _loreft(here, 1), _loreft(there, 2)]
-    found = orthogonalise(refts)
+    found = rl.subspaces.orthogonalise(refts)
     joint = torch.cat([reft[0].basis() for reft in found], dim=1)
     assert torch.allclose(joint.T @ joint, torch.eye(6), atol=1e-5) and found[0][0] is found[0][1]
 
 
 def test_a_negative_strength_and_a_negative_weight_are_the_opposite_edit():
     import reftlens as rl
-    from reftlens.analysis.places.composed import vector_sum
 
     site, model = rl.resid_post(1, "last"), bridge("gpt2")
     vectors = [torch.randn(D) for _ in range(2)]
@@ -175,35 +167,37 @@ def test_a_negative_strength_and_a_negative_weight_are_the_opposite_edit():
     c = rl.ReFT({rl.resid_post(2, "last"): rl.SteeringVector(D, vectors[0])})
     h = torch.randn(4, D)
     assert torch.allclose(a[0](h, -1.0) - h, h - a[0](h), atol=1e-6)
-    assert torch.equal(vector_sum([a], [-1.0])[0].vector, -vectors[0])
-    assert torch.allclose(vector_sum([a, b], [1, -1])[0].vector, vectors[0] - vectors[1])
-    three = vector_sum([a, b, c], [1, 1, 0.5])
+    assert torch.equal((-a)[0].vector, -vectors[0])
+    assert torch.allclose((a - b)[0].vector, vectors[0] - vectors[1])
+    three = a + b + 0.5 * c
     assert three.sites == (site, c.sites[0]) and torch.allclose(three[1].vector, 0.5 * vectors[0])
     data = _texts(model)
     opposite = rl.evaluate(a, model, data, [-1.0], **QUIET).loss
-    negated = rl.evaluate(vector_sum([a], [-1]), model, data, [1], **QUIET).loss
+    negated = rl.evaluate(-a, model, data, [1], **QUIET).loss
     torch.testing.assert_close(opposite, negated, atol=1e-5, rtol=0)
 
 
 def test_what_cannot_be_composed_is_refused(gpt2):
     import reftlens as rl
-    from reftlens.analysis.places.composed import combined, composition, orthogonalise, vector_sum
 
     site = rl.resid_post(1, "last")
     lo, no = _loreft(site, 1), _loreft(site, 2, kind=rl.interventions.NoReFT)
     with pytest.raises(ValueError, match="expected two edits"):
-        composition({"one": lo}, gpt2, {"x": _texts(gpt2)})
+        rl.places.composition({"one": lo}, gpt2, {"x": _texts(gpt2)})
     with pytest.raises(ValueError, match="expected two edits and a metric"):
-        composition({"one": lo, "two": no}, gpt2, {})
+        rl.places.composition({"one": lo, "two": no}, gpt2, {})
     with pytest.raises(ValueError, match="LoReFT, NoReFT meet at"):
-        orthogonalise([lo, no])
+        rl.subspaces.orthogonalise([lo, no])
     with pytest.raises(ValueError, match="linearly dependent"):
-        orthogonalise([lo, lo.clone()])
+        rl.subspaces.orthogonalise([lo, lo.clone()])
     with pytest.raises(ValueError, match="linearly dependent"):
-        orthogonalise([_loreft(site, seed, rank=20) for seed in (1, 2)])
-    with pytest.raises(ValueError, match="is not one vector"):
-        vector_sum([lo], [1.0])
-    with pytest.raises(ValueError, match="expected one weight for each"):
-        vector_sum([lo], [1.0, 2.0])
-    with pytest.raises(ValueError, match="nothing to combine"):
-        combined()
+        rl.subspaces.orthogonalise([_loreft(site, seed, rank=20) for seed in (1, 2)])
+    vector = rl.ReFT({site: rl.SteeringVector(D)})
+    for sum_of in (lambda: -lo, lambda: 2 * lo, lambda: vector + lo, lambda: lo - vector):
+        with pytest.raises(ValueError, match="is not one vector"):
+            sum_of()
+    found = rl.places.composition({"one": lo, "two": no}, gpt2, {"x": _texts(gpt2)}, **QUIET)
+    with pytest.raises(ValueError, match="no edit 'three', there are: 'one', 'two'"):
+        found.effect("three", "x")
+    with pytest.raises(ValueError, match="no metric 'y', there are: 'x'"):
+        found.joint("y")

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, SupportsFloat
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.protocol import Bridge, check_model, parameter_total, resolve_hook
@@ -17,6 +17,7 @@ from reftlens.editing.engine import Edit, Part, attached, check_fired
 from reftlens.editing.site import Site, Where
 from reftlens.editing.sources import Donor, Place, check_sources, places_of, read_donors
 from reftlens.interventions.base import Intervention, Strength
+from reftlens.interventions.fixed import SteeringVector
 from reftlens.text.batch import Batch
 from reftlens.text.positions import Positions
 from reftlens.text.positions.spelling import as_positions
@@ -189,6 +190,48 @@ class ReFT(nn.Module):
             copy.seed = seed
         return copies
 
+    def __or__(self, other: "ReFT") -> "ReFT":
+        """All sites of both in one; at one hook those of `other` act on what those of `self` left.
+
+        The interventions are the same objects: `.clone()` makes the result independent. A site that is there already
+        gets its positions written as `p | p`, which choose the same tokens, so that both act.
+        """
+        joined = dict(self.items())
+        for site, module in other.items():
+            while site in joined:
+                site = Site(site.hook, site.positions | site.positions, site.heads)
+            joined[site] = module
+        return ReFT(joined)
+
+    def __add__(self, other: "ReFT") -> "ReFT":
+        """Steering vectors added site by site; a site that one of them lacks counts as zero.
+
+        Raises:
+            ValueError: for another kind of intervention, which is not one vector; also where one is weighted, negated
+                or taken off. (`Variant(strength=…)` weights any kind.)
+        """
+        vectors, more = self._vectors(), other._vectors()
+        return _steering(vectors | {site: vectors[site] + v if site in vectors else v for site, v in more.items()})
+
+    def __mul__(self, weight: float) -> "ReFT":
+        """Steering vectors, each times `weight`."""
+        return _steering({site: weight * vector for site, vector in self._vectors().items()})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "ReFT":
+        return -1.0 * self
+
+    def __sub__(self, other: "ReFT") -> "ReFT":
+        return self + -other
+
+    def _vectors(self) -> dict[Site, Tensor]:
+        vectors = {site: m.vector.detach() for site, m in self.items() if isinstance(m, SteeringVector)}
+        for site, module in self.items():
+            if site not in vectors:
+                raise ValueError(f"{module.kind} at {site} is not one vector: only a SteeringVector can be added up")
+        return vectors
+
     def active(self, variant: Variant) -> list[int]:
         """Indices of the sites that `variant` lets act."""
         count = len(self)
@@ -251,6 +294,10 @@ class ReFT(nn.Module):
         with attached(edits):
             yield
         check_fired(edits)
+
+
+def _steering(vectors: Mapping[Site, Tensor]) -> ReFT:
+    return ReFT({site: SteeringVector(len(vector), vector) for site, vector in vectors.items()})
 
 
 @contextmanager

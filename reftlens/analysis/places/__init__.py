@@ -1,6 +1,6 @@
 """Where an edit does its work: positions, sites, cells, paths, several edits together."""
 
-from reftlens.analysis.places.composed import Composition, combined, composition, orthogonalise, vector_sum
+from reftlens.analysis.places.composed import Composition, composition
 from reftlens.analysis.places.effect_results import PartEffects, VariantEffects
 from reftlens.analysis.places.effect_tables import CellEffects, PairEffects
 from reftlens.analysis.places.measuring import effects
@@ -13,10 +13,7 @@ __all__ = [
     "PairEffects",
     "PartEffects",
     "VariantEffects",
-    "combined",
     "composition",
     "edit_path",
     "effects",
-    "orthogonalise",
-    "vector_sum",
 ]

@@ -3,6 +3,7 @@
 from reftlens.analysis.subspaces.examples import DirectionExamples, direction_examples
 from reftlens.analysis.subspaces.frame import PrincipalFrame, principal_frame
 from reftlens.analysis.subspaces.geometry import Overlap, overlap
+from reftlens.analysis.subspaces.orthogonal import orthogonalise
 from reftlens.analysis.subspaces.projection import Plane, plane
 from reftlens.analysis.subspaces.ranks import RankSweep, rank_sweep
 from reftlens.analysis.subspaces.readers import SeenSplit, seen_split
@@ -23,6 +24,7 @@ __all__ = [
     "WeightOverlap",
     "direction_examples",
     "direction_tokens",
+    "orthogonalise",
     "overlap",
     "plane",
     "principal_frame",
