@@ -3,15 +3,20 @@
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens import figures
 from reftlens.generation.rows import Rows
 from reftlens.text.batch import Batch, batch_from_rows
 from reftlens.text.view import Role, token_spans
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,27 @@ class Generation:
     def _pieces(self, row: int) -> list[tuple[str, bool]]:
         return pieces_of(self.tokenizer, [*self.prompt_ids[row], *self.ids[row]], self.edited[row])
 
+    def to_frame(self) -> "DataFrame":
+        """One row per prompt: the text, and how many tokens were generated and edited."""
+        import pandas as pd
+
+        counts = {"tokens": list(map(len, self.ids)), "edited": list(map(sum, self.edited))}
+        return pd.DataFrame({"text": self.texts, **counts}).rename_axis("prompt")
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Every token of prompt (hollow) and continuation (filled), row by row; orange: edited."""
+        ax = figures.axes(ax, height=1.2 + 0.25 * len(self))
+        for row, (prompt, marks) in enumerate(zip(self.prompt_ids, self.edited, strict=True)):
+            colours = [figures.ORANGE if mark else figures.GREY for mark in marks]
+            filled = ["none"] * len(prompt) + colours[len(prompt) :]
+            ax.scatter(range(len(marks)), [row] * len(marks), s=14, edgecolors=colours, facecolors=filled)
+        ax.invert_yaxis()
+        ax.set(xlabel="token", ylabel="prompt")
+        return ax
+
     def __str__(self) -> str:
-        return "\n".join(f"[{i}] {text}" for i, text in enumerate(self.texts))
+        lines = [f"[{i}] {text}" for i, text in enumerate(self.texts)]
+        return figures.screenful([row for line in lines for row in line.splitlines()])
 
     def _repr_html_(self) -> str:
         blocks = []

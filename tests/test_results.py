@@ -1,0 +1,278 @@
+"""Every result can be printed on a screen, framed and plotted: one table of all result classes of the library."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from planted import D, pairs, planted, planted_neurons
+
+from architectures import bridge
+
+QUIET = dict(progress=False)
+PROMPTS = ["the cat sat on", "a dog", "looked at the moon"]
+ROOT = Path(__file__).parents[1] / "reftlens"
+NO_MEASUREMENTS = {
+    "Sites": "a list of a model's hooks",
+    "Known": "a list of what a model answers, from which a task is made",
+    "Grid": "texts, shown as HTML",
+}
+"""Classes that can be framed or plotted, and are no results."""
+
+
+@cache
+def _texts():
+    """The tiny GPT-2, six rows with targets, and an edit at two sites that has moved from where it began."""
+    import reftlens as rl
+
+    model = bridge("gpt2")
+    data = rl.encode(model, [rl.Example(p, " and looked") for p in PROMPTS * 2])
+    reft = rl.ReFT({rl.resid_post(i, "prompt"): rl.LoReFT(D, rank=2) for i in (0, 1)})
+    reft.reset(3)
+    return model, data, reft
+
+
+@cache
+def _exchange():
+    """The planted network, pairs that exchange the value, the base's own answers, and the planted exchange."""
+    import reftlens as rl
+
+    truth = planted()
+    data, base = pairs(truth.value, 24, 3)
+    das = rl.DAS(D, rank=2)
+    das.frame.set(truth.subspace)
+    return truth, data, base, rl.ReFT({rl.resid_post(1, "last"): das})
+
+
+@cache
+def _fitted():
+    """Two seeds, three steps each, and the path of the first one's subspace."""
+    import reftlens as rl
+
+    model, data, reft = _texts()
+    copies = [reft.clone(), reft.clone()]
+    path = rl.subspaces.FramePath(copies[0], every=1)
+    runs = [
+        rl.fit(copy, model, data, steps=3, seed=seed, on_step=path if seed == 0 else None, **QUIET)
+        for seed, copy in enumerate(copies)
+    ]
+    return copies, runs, path
+
+
+@cache
+def _direction():
+    import reftlens as rl
+
+    model, data, _ = _texts()
+    x = rl.activations(model, data, rl.resid_post(1, "last"), **QUIET)
+    return rl.directions.difference_of_means(x, torch.tensor([0, 1, 0, 1, 1, 0]))
+
+
+def _effects(of):
+    import reftlens as rl
+
+    model, data, reft = _texts()
+    return rl.effects(reft, model, data, of, **QUIET)
+
+
+def _variants():
+    import reftlens as rl
+
+    return _effects({"half": rl.Variant(0.5), "first site": rl.Variant(sites=[0])})
+
+
+def _equal_kl():
+    import reftlens as rl
+
+    model, data, reft = _texts()
+    vector = rl.ReFT({reft.sites[1]: _direction().as_steering()})
+    return rl.strength.at_kl(0.01, {"LoReFT": reft, "vector": vector}, model, data, **QUIET)
+
+
+def _doses():
+    import reftlens as rl
+
+    model, data, reft = _texts()
+    return rl.dose_response(reft, model, data, [0, 0.5, 1], unrelated=data[[0]], **QUIET)
+
+
+def _composition():
+    import reftlens as rl
+
+    model, data, reft = _texts()
+    vector = rl.ReFT({reft.sites[1]: _direction().as_steering()})
+    return rl.places.composition({"LoReFT": reft, "vector": vector}, model, {"texts": data}, **QUIET)
+
+
+def _scores():
+    import reftlens as rl
+
+    truth, data, base, das = _exchange()
+    return rl.interchange_scores(das, truth.model, data, base=base, **QUIET)
+
+
+def _disentanglement():
+    import reftlens as rl
+
+    return rl.causal.cause_isolate(_scores(), _scores())
+
+
+def _controls():
+    import reftlens as rl
+
+    truth, data, base, das = _exchange()
+    settings = dict(random=5, shuffles=19, random_model=False)
+    return rl.controls(das, truth.model, data, data, rl.FitConfig(steps=2), base=base, **settings, **QUIET)
+
+
+def _map():
+    import reftlens as rl
+
+    truth, data, _, _ = _exchange()
+    places = dict(layers=(0, 2), positions=("last", "first"), ranks=(0, 2), seeds=(0, 1), shuffles=19)
+    return rl.interchange_map(truth.model, data, data, config=rl.FitConfig(steps=2), **places, **QUIET)
+
+
+def _illusion():
+    import reftlens as rl
+    from reftlens.text.batch import batch_from_rows
+
+    truth = planted_neurons()
+    rows = [[200 + i, 49 + i] for i in range(12)]
+    data = batch_from_rows([[*row, 40] for row in rows], [[1, 1, 2]] * 12)
+    data = data.with_sources(batch_from_rows(rows[::-1], [[1, 1]] * 12))
+    das = rl.DAS(len(truth.real), rank=1)
+    das.frame.set(truth.real)
+    return rl.causal.subspace_illusion(rl.ReFT({rl.mlp_post(1, "last"): das}), truth.model, data, **QUIET)
+
+
+def _seen():
+    import reftlens as rl
+
+    return rl.subspaces.seen_split(bridge("gpt2"), rl.resid_post(1, "last"))
+
+
+def _manifold():
+    import reftlens as rl
+
+    truth, data, _, das = _exchange()
+    return rl.causal.manifold_distance(das, truth.model, data, splits=19, **QUIET)
+
+
+def _of_a_subspace(name, **settings):
+    import reftlens as rl
+
+    model, data, reft = _texts()
+    with_data = () if name in ("weight_overlap", "direction_tokens") else (data,)
+    settings |= {} if name == "principal_frame" else {"site": 1}
+    settings |= {} if name == "weight_overlap" else QUIET
+    return getattr(rl.subspaces, name)(reft, model, *with_data, **settings)
+
+
+def _overlap():
+    import reftlens as rl
+
+    _, _, reft = _texts()
+    return rl.subspaces.overlap({"LoReFT": reft, "direction": _direction(), "other": torch.randn(D, 3)})
+
+
+def _ranks():
+    import reftlens as rl
+
+    model, data, _ = _texts()
+    settings = dict(validation=data, seeds=(0, 1), config=rl.FitConfig(steps=2))
+    return rl.subspaces.rank_sweep(model, data, rl.resid_post(1, "last"), [1, 2], **settings, **QUIET)
+
+
+def _evaluation():
+    import reftlens as rl
+
+    model, data, reft = _texts()
+    return rl.evaluate(reft, model, data, **QUIET)
+
+
+def _generation():
+    import reftlens as rl
+
+    model, _, reft = _texts()
+    return rl.generate(reft, model, PROMPTS * 16, max_new_tokens=4)
+
+
+def _path():
+    import reftlens as rl
+
+    model, data, reft = _texts()
+    return rl.places.edit_path(reft, model, data, **QUIET)
+
+
+def _stability():
+    import reftlens as rl
+
+    return rl.subspaces.stability(_fitted()[0])
+
+
+RESULTS = {
+    "CellEffects": lambda: _effects("cells"),
+    "Composition": _composition,
+    "Controls": _controls,
+    "Direction": _direction,
+    "DirectionExamples": lambda: _of_a_subspace("direction_examples"),
+    "DirectionTokens": lambda: _of_a_subspace("direction_tokens"),
+    "Disentanglement": _disentanglement,
+    "Dose": lambda: _equal_kl()["vector"],
+    "DoseResponse": _doses,
+    "EditPath": _path,
+    "EqualKL": _equal_kl,
+    "Evaluation": _evaluation,
+    "FitResult": lambda: _fitted()[1][0],
+    "FramePath": lambda: _fitted()[2],
+    "Generation": _generation,
+    "IllusionMeter": _illusion,
+    "InterchangeMap": _map,
+    "InterchangeScores": _scores,
+    "ManifoldDistance": _manifold,
+    "Overlap": _overlap,
+    "PairEffects": lambda: _effects("pairs"),
+    "PartEffects": lambda: _effects("positions"),
+    "Plane": lambda: _of_a_subspace("plane"),
+    "PrincipalFrame": lambda: _of_a_subspace("principal_frame"),
+    "RankSweep": _ranks,
+    "SeenSplit": _seen,
+    "Stability": _stability,
+    "VariantEffects": _variants,
+    "WeightOverlap": lambda: _of_a_subspace("weight_overlap"),
+}
+_result = cache(lambda name: RESULTS[name]())
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_result_fits_a_screen_and_can_be_framed_and_plotted(name):
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+
+    result = _result(name)
+    assert type(result).__name__ == name
+    lines = str(result).splitlines()
+    assert 1 <= len(lines) <= 40 and max(map(len, lines)) <= 160, (len(lines), max(map(len, lines)))
+    assert not str(result).startswith(f"{name}("), "the fields of a class are no report"
+    assert len(result.to_frame()) > 0
+    try:
+        assert isinstance(result.plot(), Axes)
+        ax = plt.subplots()[1]
+        drawn = result.plot(ax)
+        assert drawn is ax and drawn.has_data()
+        assert drawn.get_xlabel() or drawn.get_ylabel() or drawn.get_title()
+    finally:
+        plt.close("all")
+
+
+def test_no_result_is_missing_from_the_table():
+    classes = [
+        (node.name, {item.name for item in node.body if isinstance(item, ast.FunctionDef)})
+        for path in ROOT.rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    results = {name for name, methods in classes if methods & {"to_frame", "plot"}}
+    assert results == RESULTS.keys() | NO_MEASUREMENTS.keys()
