@@ -83,10 +83,10 @@ def data_file(name: str) -> Path:
     """
     package = Path(__file__).parents[1]
     folders = (package / "data_files", package.parent / "data")
-    found = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    if found is None:
+    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if path is None:
         raise FileNotFoundError(f"no data file {name!r} in {folders[0]} or {folders[1]}")
-    return found
+    return path
 
 
 # -- emoji in a text ---------------------------------------------------------------------------------------------
