@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from pandas import DataFrame
+else:  # what results are drawn on and tabled as: matplotlib and pandas are imported only where they are used
+    Axes = DataFrame = Any
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 """From the Okabe-Ito palette."""
 
 
-def axes(ax: "Axes | None" = None, *, width: float = 6.0, height: float = 3.6) -> "Axes":
+def axes(ax: Axes | None = None, *, width: float = 6.0, height: float = 3.6) -> Axes:
     """The given axes, or new ones, in the house style."""
     if ax is None:
         import matplotlib.pyplot as plt
@@ -25,7 +28,7 @@ def axes(ax: "Axes | None" = None, *, width: float = 6.0, height: float = 3.6) -
 
 
 def interval(
-    ax: "Axes",
+    ax: Axes,
     place: float,
     estimate: Any,
     *,
@@ -51,13 +54,13 @@ def colour(i: int) -> str:
     return (BLUE, ORANGE, GREEN)[i % 3]
 
 
-def level(ax: "Axes", value: float, label: str | None = None, *, horizontal: bool = True) -> None:
+def level(ax: Axes, value: float, label: str | None = None, *, horizontal: bool = True) -> None:
     """A dashed grey line at a value to compare with: the unedited model's, or that of chance."""
     line = ax.axhline if horizontal else ax.axvline
     line(value, color=GREY, linestyle="--", linewidth=1, label=label)
 
 
-def colour_bar(ax: "Axes", image: Any, label: str) -> "Axes":
+def colour_bar(ax: Axes, image: Any, label: str) -> Axes:
     """The axes of a new colour bar for what is drawn on `ax`."""
     figure = ax.get_figure(root=True)
     assert figure is not None
@@ -82,7 +85,21 @@ def _wrapped(line: str, width: int) -> list[str]:
     return [line] if len(line) <= width else textwrap.wrap(line, width, subsequent_indent="    ")
 
 
-def write(ax: "Axes", path: Path) -> None:
+def table(data: Any, index: str | None = None) -> DataFrame:
+    """Rows as dictionaries, or columns by name, as a data frame.
+
+    Args:
+        index: a column that names the rows; or what their numbers are called, where there is no such column.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(data)
+    if index is None:
+        return frame
+    return frame.set_index(index) if index in frame else frame.rename_axis(index)
+
+
+def write(ax: Axes, path: Path) -> None:
     """Write the figure that `ax` is part of to a file."""
     figure = ax.get_figure(root=True)
     assert figure is not None

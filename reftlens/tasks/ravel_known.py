@@ -2,22 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from reftlens import figures
 from reftlens.analysis.statistics import Estimate, share_of
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.editing.engine import forward
+from reftlens.figures import DataFrame
 from reftlens.tasks.ravel import Ravel, ask
 from reftlens.tasks.ravel_files import City, Template
 from reftlens.text.encoding import encode
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +55,14 @@ class Known:
         cities = tuple(replace(c, known=frozenset(known[c.name])) for c in self.ravel.cities if c.name in known)
         return Ravel(cities, self.ravel.templates)
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per question."""
-        import pandas as pd
-
-        rows = [(c.name, t.attribute, t.split, t.text) for c, t in self.questions]
-        frame = pd.DataFrame(rows, columns=["city", "attribute", "split", "template"])
-        return frame.assign(hit=self.hits.tolist()).rename_axis("question")
+        pairs = zip(self.questions, self.hits.tolist(), strict=True)
+        places = [
+            {"city": city.name, "attribute": t.attribute, "split": t.split, "template": t.text, "hit": hit}
+            for (city, t), hit in pairs
+        ]
+        return figures.table(places, "question")
 
 
 def known(

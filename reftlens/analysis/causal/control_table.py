@@ -4,15 +4,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from reftlens import figures
 from reftlens.analysis.causal.permutation import CANNOT
 from reftlens.analysis.statistics import Estimate
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
+from reftlens.figures import Axes, DataFrame
 
 
 @dataclass(frozen=True)
@@ -85,17 +81,15 @@ class Controls:
         if trained.low <= without.high:
             yield f"no edit at all reaches {without}"
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per control."""
-        import pandas as pd
-
         records = []
         for row in self.rows:
             estimates = row.accuracy.as_columns("accuracy") | row.log_prob.as_columns("log_prob_gain")
             records.append({"control": row.name, **estimates, "train_accuracy": row.train_accuracy})
-        return pd.DataFrame(records).set_index("control")
+        return figures.table(records, "control")
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Held-out accuracy of each row with its interval, the random subspaces as small grey dots."""
         ax = figures.axes(ax, width=6.4, height=0.42 * len(self.rows) + 1.4)
         for y, row in enumerate(self.rows):

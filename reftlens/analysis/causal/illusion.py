@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,13 +18,10 @@ from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site
+from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 WAYS = ("no edit", "subspace", "seen part", "unseen part", "whole vector")
 _ROUNDING = 1e-4  # nats: what an exchange that nothing reads may seem to do in float32
@@ -92,18 +88,17 @@ class IllusionMeter:
         exact = all(split.share > 1 - 1e-9 for split in self.splits)
         return "" if exact else ", as far as a graded split can tell: name the readers that matter with readers=…"
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per way to edit."""
-        import pandas as pd
-
         measures = {"accuracy": self.accuracy, "effect": self.effect, "retained": self.retained}
         records = []
         for way in WAYS:
-            columns = [measure(way).as_columns(name) for name, measure in measures.items()]
-            records.append({key: value for some in columns for key, value in some.items()})
-        return pd.DataFrame(records, index=pd.Index(WAYS, name="edit"))
+            records.append({"edit": way})
+            for name, measure in measures.items():
+                records[-1] |= measure(way).as_columns(name)
+        return figures.table(records, "edit")
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Effect of each way to edit with its interval; dashed: that of the subspace."""
         ax = figures.axes(ax, height=2.6)
         for y, way in enumerate(WAYS[1:]):

@@ -1,7 +1,6 @@
 """How far edited activations lie from natural ones, and how far natural ones lie from each other."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,11 +12,8 @@ from reftlens.analysis.subspaces.recorded import read_edited
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site
+from reftlens.figures import Axes, DataFrame
 from reftlens.text.batch import Batch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,19 +64,17 @@ class ManifoldDistance:
         """Of each site, corrected for their number (Holm)."""
         return holm(torch.tensor([row.p for row in self.rows], dtype=torch.float64))
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per site."""
-        import pandas as pd
+        records = []
+        for row, corrected in zip(self.rows, self.p.tolist(), strict=True):
+            tokens = {"strength": self.strength, "tokens": len(row.edited)}
+            percentiles = {"median_percentile": row.percentiles.median().item(), "beyond_95": row.beyond}
+            energy = {"energy": row.energy, "natural_energy": row.null.mean().item(), "ratio": row.ratio}
+            records.append({"site": str(row.site), **tokens, **percentiles, **energy, "p": row.p, "p_holm": corrected})
+        return figures.table(records, "site")
 
-        frame = pd.DataFrame(index=pd.Index([str(row.site) for row in self.rows], name="site"))
-        frame["strength"], frame["tokens"] = self.strength, [len(row.edited) for row in self.rows]
-        frame["median_percentile"] = [row.percentiles.median().item() for row in self.rows]
-        frame["beyond_95"], frame["energy"] = [row.beyond for row in self.rows], [row.energy for row in self.rows]
-        frame["natural_energy"] = [row.null.mean().item() for row in self.rows]
-        frame["ratio"], frame["p"] = [row.ratio for row in self.rows], [row.p for row in self.rows]
-        return frame.assign(p_holm=self.p.tolist())
-
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Histogram of the percentiles, one line per site; grey: natural activations, by construction even."""
         ax = figures.axes(ax)
         bins = list(range(0, 101, 10))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -10,10 +9,7 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.statistics import Estimate, holm, share_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
+from reftlens.figures import Axes, DataFrame
 
 
 @dataclass(frozen=True)
@@ -52,16 +48,14 @@ class InterchangeMap:
         """The p of every cell, corrected for their number (Holm)."""
         return holm(torch.tensor([c.p for c in self.cells], dtype=torch.float64)).tolist()
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per cell; `p_holm` is corrected for the number of cells (Holm)."""
-        import pandas as pd
-
         records = []
         for cell, p in zip(self.cells, self.corrected, strict=True):
             place = {name: getattr(cell, name) for name in ("layer", "position", "rank", "seed")}
             accuracy = share_of(torch.tensor(cell.report)).as_columns("accuracy")
             records.append({**place, "chosen_by": _share(cell.choose), **accuracy, "p": cell.p, "p_holm": p})
-        return pd.DataFrame(records)
+        return figures.table(records)
 
     def accuracy(self, rank: int | None = None) -> Float[Tensor, "layer position"]:
         """Mean over seeds of the accuracy on the reporting half; layers and positions in the order of the cells."""
@@ -84,7 +78,7 @@ class InterchangeMap:
     def positions(self) -> list[str]:
         return list(dict.fromkeys(c.position for c in self.cells))
 
-    def plot(self, ax: "Axes | None" = None, *, rank: int | None = None) -> "Axes":
+    def plot(self, ax: Axes | None = None, *, rank: int | None = None) -> Axes:
         """Heat map of held-out accuracy; white line in the bar: unedited model.
 
         A dot: the answers are likelier than shuffled ones (Holm, 5 %), which can be so where few of them change.

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,12 +14,9 @@ from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.engine import forward
 from reftlens.editing.reft import ReFT, Variant
+from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,15 +63,13 @@ class InterchangeScores:
             raise ValueError("the base's own answers were not given: pass base=pairs.encode_base(model)")
         return values
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per pair."""
-        import pandas as pd
-
         columns = ("hits", "unedited_hits", "base_hits", "log_odds", "recovered")
         values = {c: getattr(self, c) for c in columns}
-        return pd.DataFrame({c: v.tolist() for c, v in values.items() if v is not None}).rename_axis("pair")
+        return figures.table({c: v.tolist() for c, v in values.items() if v is not None}, "pair")
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Accuracies with their intervals, the unedited model's as a dashed line."""
         ax = figures.axes(ax)
         named = {"all pairs": self.accuracy}
@@ -191,14 +185,12 @@ class Disentanglement:
     def _scores(self) -> dict[str, Estimate]:
         return {"cause": self.cause, "isolate": self.isolate, "disentangle": self.disentangle}
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per score, with the number of pairs behind it."""
-        import pandas as pd
-
         records = [{"score": s, "n": e.count, **e.as_columns("value")} for s, e in self._scores().items()]
-        return pd.DataFrame(records).set_index("score")
+        return figures.table(records, "score")
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """The three scores with their 95 % intervals."""
         ax = figures.axes(ax)
         for x, estimate in enumerate(self._scores().values()):
@@ -211,9 +203,8 @@ class Disentanglement:
         return ", ".join(f"{score} {estimate}" for score, estimate in self._scores().items())
 
 
-def scores_table(scores: dict[str, InterchangeScores] | Sequence[InterchangeScores]) -> "DataFrame":
+def scores_table(scores: dict[str, InterchangeScores] | Sequence[InterchangeScores]) -> DataFrame:
     """One row per entry (a seed, a method): accuracy, its interval, restricted accuracy, log odds-ratio."""
-    import pandas as pd
 
     named = scores if isinstance(scores, dict) else {str(i): s for i, s in enumerate(scores)}
     records = []
@@ -224,4 +215,4 @@ def scores_table(scores: dict[str, InterchangeScores] | Sequence[InterchangeScor
         if score.log_odds is not None and not score.log_odds.isnan().all():
             record |= score.log_odds_ratio.as_columns("log_odds_ratio")
         records.append(record)
-    return pd.DataFrame(records).set_index("name")
+    return figures.table(records, "name")

@@ -1,7 +1,6 @@
 """Fixed directions from labelled activations, one call each: what a trained subspace is to be compared with."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +14,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.editing.reading import activations
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.fixed import Ablation, SteeringVector
 from reftlens.interventions.interchange import DAS
 from reftlens.interventions.pooled import ReFTr1
@@ -22,10 +22,6 @@ from reftlens.interventions.subspace import orthonormal
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 Activations = Float[Tensor, "examples d"]
 
@@ -55,13 +51,11 @@ class Direction:
         d = len(self.basis)
         return Ablation(d, torch.zeros(d) if reference is None else reference.float(), self.basis.float())
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per direction."""
-        import pandas as pd
+        return figures.table({"name": self.name, "scale": self.scale.tolist()}, "direction")
 
-        return pd.DataFrame({"name": self.name, "scale": self.scale.tolist()}).rename_axis("direction")
-
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """How far examples lie apart along each direction."""
         ax = figures.axes(ax)
         ax.plot(self.scale.tolist(), color=figures.BLUE, marker="o", linestyle="")

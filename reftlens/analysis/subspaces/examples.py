@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,12 +13,9 @@ from reftlens.analysis.subspaces.frame import PrincipalFrame, directions_of, sit
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.figures import Axes, DataFrame
 from reftlens.text.batch import Batch
 from reftlens.text.view import token_spans
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 End = Literal["largest", "smallest"]
 
@@ -51,17 +48,15 @@ class DirectionExamples:
     """Of all edited tokens, in the order of the data."""
     directions: tuple[int, ...]
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per direction, end and token; `rms` is over all edited tokens."""
-        import pandas as pd
-
         scale = dict(zip(self.directions, self.codes.square().mean(dim=0).sqrt().tolist(), strict=True))
-        frame = pd.DataFrame([asdict(row) for row in self.rows])
+        frame = figures.table([asdict(row) for row in self.rows])
         frame.insert(0, "site", str(self.site))
         frame.insert(5, "rms", [scale[direction] for direction in frame["direction"]])
         return frame
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Histogram of the code of all edited tokens, one line per direction; dashed: no edit."""
         ax = figures.axes(ax)
         low, high = self.codes.min().item(), self.codes.max().item()

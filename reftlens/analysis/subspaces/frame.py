@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -15,11 +14,8 @@ from reftlens.analysis.subspaces.recorded import SiteEdits, edits_of
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.figures import Axes, DataFrame
 from reftlens.text.batch import Batch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +81,8 @@ class PrincipalFrame:
         """The frame of a site, given itself or by its index."""
         return self.sites[site if isinstance(site, int) else [s.site for s in self.sites].index(site)]
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per site and direction; `rms` is the root mean squared edit along it, in the hidden state's units."""
-        import pandas as pd
-
         names, records = ("rms", "singular_value", "share", "cumulative"), []
         for frame in self.sites:
             ranks = {"effective_rank": frame.effective_rank, "entropy_rank": frame.entropy_rank}
@@ -97,9 +91,9 @@ class PrincipalFrame:
                 records.append(
                     {"site": str(frame.site), "direction": i, **dict(zip(names, values, strict=True)), **ranks}
                 )
-        return pd.DataFrame(records)
+        return figures.table(records)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Share of the mean squared edit along each direction; dashed: an edit that is the same along all."""
         from matplotlib.ticker import MaxNLocator
 

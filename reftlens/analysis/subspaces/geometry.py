@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,12 +19,9 @@ from reftlens import figures
 from reftlens.analysis.subspaces.directions import Direction
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.masks import Gated
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 Subspace = ReFT | Intervention | Direction | Tensor
 """What spans a subspace; a tensor is `[d, k]`, its columns span it (the decoder of an autoencoder: transposed)."""
@@ -117,23 +114,21 @@ class Overlap:
         """Of random subspaces of the ranks of `a` and `b`."""
         return chance_overlap(self.d, self.ranks[a], self.ranks[b])
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per pair; angles in degrees, `z` in standard deviations of random subspaces."""
-        import pandas as pd
-
         records = []
         for a, b in self._pairs():
             names = {"a": self.names[a], "b": self.names[b], "rank_a": self.ranks[a], "rank_b": self.ranks[b]}
             overlap = self.chance(a, b).as_columns("overlap", self.overlap[a, b].item())
             angles = {"smallest_angle": self.angles[a][b][0].item(), "largest_angle": self.angles[a][b][-1].item()}
             records.append({**names, **overlap, **angles})
-        return pd.DataFrame(records)
+        return figures.table(records)
 
     def _pairs(self) -> list[tuple[int, int]]:
         count = len(self.names)
         return [(a, b) for a in range(count) for b in range(a + 1, count)]
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Heat map; under each overlap the chance level, mean ± standard deviation of random subspaces."""
         count = len(self.names)
         ax = figures.axes(ax, width=2.4 + 0.9 * count, height=1.6 + 0.7 * count)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,11 +12,8 @@ from reftlens.analysis.subspaces.frame import PrincipalFrame, site_frame
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.figures import Axes, DataFrame
 from reftlens.text.batch import Batch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 Point = Literal["before", "after", "edit"]
 Label = str | int | float
@@ -42,17 +39,15 @@ class Plane:
     shares: tuple[float, float]
     """Of the mean squared edit, that each of the two directions carries."""
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per edited token."""
-        import pandas as pd
-
         x, y = self.points.T.tolist()
-        frame = pd.DataFrame({"row": self.rows.tolist(), "x": x, "y": y})
+        frame = figures.table({"row": self.rows.tolist(), "x": x, "y": y})
         if self.labels:
             frame["label"] = list(self.labels)
         return frame.rename_axis("token")
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Scatter, coloured by label: numbers of more than 8 values by a scale, other labels by colour and marker."""
         ax = figures.axes(ax, width=4.8, height=4.4)
         kinds = list(dict.fromkeys(self.labels))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -15,6 +14,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import hooks
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site
+from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import LoReFT
 from reftlens.scoring.comparison import scorer_of
@@ -23,10 +23,6 @@ from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit_many
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +61,8 @@ class RankSweep:
         within = self.means <= self.means[best] + self.errors[best]
         return min(rank for rank, ok in zip(self.ranks, within.tolist(), strict=True) if ok)
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per rank and seed."""
-        import pandas as pd
-
         table = self.losses.mean(dim=2)
         records = []
         for i, rank in enumerate(self.ranks):
@@ -76,9 +70,9 @@ class RankSweep:
             of_rank |= {"unedited": self.unedited.mean().item(), "elbow": rank == self.elbow}
             for seed, loss in zip(self.seeds, table[i].tolist(), strict=True):
                 records.append({"rank": rank, "seed": seed, "loss": loss, **of_rank})
-        return pd.DataFrame(records)
+        return figures.table(records)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Held-out loss over rank, ± one standard error, seeds as dots; dashed: the unedited model; ring: the elbow."""
         ax = figures.axes(ax)
         for seed in range(len(self.seeds)):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -18,10 +18,7 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.bridge.protocol import Bridge, resolve_hook
 from reftlens.editing.site import Site
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
+from reftlens.figures import Axes, DataFrame
 
 _STREAM = {
     "hook_resid_pre": (0, True),
@@ -56,14 +53,12 @@ class SeenSplit:
         visible = self.seen @ (self.seen.T @ columns)
         return _span(visible), _span(columns - visible)
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per dimension of the site: the share of it that is seen."""
-        import pandas as pd
-
         seen = self.seen.square().sum(dim=1)
-        return pd.DataFrame({"site": str(self.site), "seen": seen.tolist()}).rename_axis("dimension")
+        return figures.table({"site": str(self.site), "seen": seen.tolist()}, "dimension")
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """The share of each dimension that is seen; dashed: that of a random direction."""
         ax = figures.axes(ax)
         d, k = self.seen.shape

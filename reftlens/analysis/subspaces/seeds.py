@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -16,11 +15,8 @@ from reftlens.analysis.statistics import Estimate
 from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, overlap_of, span
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.figures import Axes, DataFrame
 from reftlens.training.run import Step
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % quantiles of Student's t for 1 to 10 degrees of freedom."""
@@ -50,17 +46,15 @@ class Stability:
 
     sites: tuple[SiteStability, ...]
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per site."""
-        import pandas as pd
-
         records = []
         for s in self.sites:
             chance = {"chance": s.chance.mean, "chance_sd": s.chance.spread, "z": s.z}
             records.append({"site": str(s.site), "seeds": s.mean.count, **s.mean.as_columns("overlap"), **chance})
-        return pd.DataFrame(records).set_index("site")
+        return figures.table(records, "site")
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Every pair of seeds as a dot, their mean with its interval; grey: random subspaces ± 2 deviations."""
         ax = figures.axes(ax, width=6.4, height=0.6 * len(self.sites) + 1.4)
         for y, s in enumerate(self.sites):
@@ -163,19 +157,17 @@ class FramePath:
         overlaps = [overlap_of(self._frames[n][site], fixed) for n in self.steps]
         return torch.tensor(overlaps, dtype=torch.float64)
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per site and recorded step; `largest_angle` is to the last frame, in degrees."""
-        import pandas as pd
-
-        tables = []
+        records = []
         for i, site in enumerate(self.sites):
-            last = self._frames[self.steps[-1]][i]
-            table = pd.DataFrame({"site": str(site), "step": self.steps})
-            table["to_first"], table["to_last"] = (self.overlap(other, site=i).tolist() for other in (0, -1))
-            largest = [projection_kernel(self._frames[n][i], last).angles.max() for n in self.steps]
-            table["largest_angle"] = torch.rad2deg(torch.stack(largest)).tolist()
-            tables.append(table.assign(chance=self._chance(i).mean))
-        return pd.concat(tables, ignore_index=True)
+            last, chance = self._frames[self.steps[-1]][i], {"chance": self._chance(i).mean}
+            to_first, to_last = (self.overlap(other, site=i).tolist() for other in (0, -1))
+            for n, step in enumerate(self.steps):
+                angle = torch.rad2deg(projection_kernel(self._frames[step][i], last).angles.max()).item()
+                overlaps = {"to_first": to_first[n], "to_last": to_last[n], "largest_angle": angle}
+                records.append({"site": str(site), "step": step, **overlaps, **chance})
+        return figures.table(records)
 
     def __str__(self) -> str:
         last = self.steps[-1]
@@ -189,7 +181,7 @@ class FramePath:
         last = self._frames[self.steps[-1]][site]
         return chance_overlap(last.ambient_dim, last.rank, last.rank)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Overlap with the last frame (solid) and with the first (dotted) over the steps; dashed: chance."""
         ax = figures.axes(ax)
         for i, site in enumerate(self.sites):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,12 +18,9 @@ from reftlens.analysis.subspaces.weights import first_reader
 from reftlens.bridge.protocol import Bridge, device_of, resolve_hook
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.figures import Axes, DataFrame
 from reftlens.text.batch import Batch
 from reftlens.text.view import token_text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 Effect = Literal["promotes", "suppresses"]
 
@@ -69,17 +66,15 @@ class DirectionTokens:
         most = max(abs(r.logit) for r in self.rows if r.direction == direction)
         return (1 + int((self.random >= most).sum())) / (1 + len(self.random))
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per direction, effect and token; `chance` and `p` are of the strongest token of a direction."""
-        import pandas as pd
-
         chance = {"chance": self.chance}
         records = [asdict(row) | chance | {"p": self.p(row.direction)} for row in self.rows]
-        frame = pd.DataFrame(records)
+        frame = figures.table(records)
         frame.insert(0, "site", str(self.site))
         return frame
 
-    def plot(self, ax: "Axes | None" = None, *, direction: int = 0) -> "Axes":
+    def plot(self, ax: Axes | None = None, *, direction: int = 0) -> Axes:
         """Bars of one direction's tokens; dashed: what 95 % of random directions stay within."""
         rows = [r for r in self.rows if r.direction == direction]
         if not rows:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,10 +17,7 @@ from reftlens.analysis.subspaces.readers import stream_readers
 from reftlens.bridge.protocol import Bridge, resolve_hook
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
+from reftlens.figures import Axes, DataFrame
 
 Role = Literal["writes", "reads"]
 
@@ -58,18 +55,16 @@ class WeightOverlap:
                 return row
         raise KeyError(f"no weight {weight!r}, there are: {', '.join(row.weight for row in self.rows[:8])}, …")
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per weight; `z` in standard deviations of random subspaces."""
-        import pandas as pd
-
         records = []
         for r in self.rows:
             chance = {"overlap_chance": r.overlap_chance.mean, "overlap_chance_sd": r.overlap_chance.spread}
             place = {"weight": r.weight, "layer": r.layer, "part": r.part, "role": r.role}
             records.append({**place, **r.chance.as_columns("share", r.share), "overlap": r.overlap, **chance})
-        return pd.DataFrame(records).set_index("weight")
+        return figures.table(records, "weight")
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Share of each weight over the layers; dashed: random subspaces, ± 2 deviations (the median weight's)."""
         from matplotlib.ticker import MaxNLocator
 
