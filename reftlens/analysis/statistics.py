@@ -87,6 +87,15 @@ def _require_some(values: Tensor) -> None:
         raise ValueError("no example is left to estimate from")
 
 
+def shrunk_covariance(centred: Float[Tensor, "n d"], freedom: int, shrinkage: float) -> Float[Tensor, "d d"]:
+    """`(1 - shrinkage) S + shrinkage · tr(S)/d · I`, with `S` the covariance over so many degrees of freedom."""
+    if not 0 < shrinkage <= 1:
+        raise ValueError(f"shrinkage={shrinkage}, expected above 0 and at most 1")
+    covariance = centred.T @ centred / max(1, freedom)
+    sphere = torch.eye(len(covariance), dtype=covariance.dtype) * covariance.trace() / len(covariance)
+    return (1 - shrinkage) * covariance + shrinkage * sphere
+
+
 def holm(p: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
     """p-values corrected for their number by Holm's step-down rule (Holm 1979), which holds under any dependence."""
     order, count = p.argsort(), len(p)

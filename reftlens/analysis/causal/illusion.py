@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.causal.variable import about_variable, pairs_of
 from reftlens.analysis.statistics import Estimate, difference_of, mean_of, ratio_of, share_of
-from reftlens.analysis.subspaces.directions import Direction
 from reftlens.analysis.subspaces.readers import SeenSplit, seen_split
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan
@@ -181,8 +179,7 @@ def subspace_illusion(
 def _exchange(bases: dict[Site, Float[Tensor, "d _"]]) -> ReFT | None:
     """An exchange in these subspaces; None where all of them are empty."""
     filled = {site: basis for site, basis in bases.items() if basis.shape[1]}
-    modules = {s: Direction("part", b, torch.ones(b.shape[1])).as_exchange() for s, b in filled.items()}
-    return ReFT(modules) if modules else None
+    return ReFT({site: DAS(len(basis), basis=basis) for site, basis in filled.items()}) if filled else None
 
 
 def _row(way: str) -> int:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.analysis.statistics import holm
+from reftlens.analysis.statistics import holm, shrunk_covariance
 from reftlens.analysis.subspaces.recorded import read_edited
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT, Variant
@@ -138,8 +138,6 @@ def manifold_distance(
     """
     if splits < 1:
         raise ValueError(f"splits={splits}, expected 1 or more (999 for a p of 0.001)")
-    if not 0 < shrinkage <= 1:
-        raise ValueError(f"shrinkage={shrinkage}, expected above 0 and at most 1")
     natural, edited = (
         read_edited(reft, model, data, Variant(number), batch_size=batch_size, progress=progress)
         for number in (0.0, strength)
@@ -188,10 +186,7 @@ class _Mahalanobis:
 
     def __init__(self, x: Float[Tensor, "n d"], shrinkage: float) -> None:
         self.mean = x.mean(dim=0)
-        centred = x - self.mean
-        covariance = centred.T @ centred / max(1, len(x) - 1)
-        sphere = torch.eye(x.shape[1], dtype=x.dtype) * covariance.trace() / x.shape[1]
-        self.factor = torch.linalg.cholesky((1 - shrinkage) * covariance + shrinkage * sphere)
+        self.factor = torch.linalg.cholesky(shrunk_covariance(x - self.mean, len(x) - 1, shrinkage))
 
     def of(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         white = torch.linalg.solve_triangular(self.factor, (x - self.mean).T, upper=False)

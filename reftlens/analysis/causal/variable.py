@@ -2,11 +2,9 @@
 
 from dataclasses import replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.analysis.subspaces.directions import Direction
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.interventions.base import Intervention
@@ -25,7 +23,7 @@ def about_variable(reft: ReFT, variable: str | None) -> ReFT:
             raise ValueError(f"{module.kind} exchanges {', '.join(module.variables)}: say which with variable=…")
         if isinstance(module, DAS):
             basis = module.subspace(variable or next(iter(module.variables))).detach()
-            modules[site] = Direction(module.kind, orthonormal(basis), torch.ones(basis.shape[1])).as_exchange()
+            modules[site] = DAS(module.d, basis=orthonormal(basis))
         else:
             basis_of(module)
             modules[site] = module

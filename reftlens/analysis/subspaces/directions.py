@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformer_lens.tools.analysis.interchange import random_basis
 
 from reftlens import figures
+from reftlens.analysis.statistics import shrunk_covariance
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reading import activations
@@ -18,7 +19,6 @@ from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.fixed import Ablation, SteeringVector
 from reftlens.interventions.interchange import DAS
 from reftlens.interventions.pooled import ReFTr1
-from reftlens.interventions.subspace import orthonormal
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit
@@ -73,10 +73,8 @@ def difference_of_means(x: Activations, labels: Int[Tensor, " labels"]) -> Direc
 
     Several classes: singular directions of the centred means, the widest spread first.
     """
-    classes, means = _means(x, labels)
-    centred = means - means.mean(dim=0)
-    basis = torch.linalg.svd(centred, full_matrices=False).Vh[: len(classes) - 1].T
-    return _directed("difference of means", basis, means)
+    _, means = _means(x, labels)
+    return _directed("difference of means", (means - means.mean(dim=0)).T, means)
 
 
 def caa(positive: Activations, negative: Float[Tensor, "others d"]) -> Direction:
@@ -127,8 +125,7 @@ def linear_probe(x: Activations, labels: Int[Tensor, " labels"], *, l2: float = 
         return loss
 
     optimizer.step(closure)
-    centred = (weight - weight.mean(dim=1, keepdim=True)).detach()
-    return _directed("linear probe", torch.linalg.svd(centred, full_matrices=False).U[:, : len(classes) - 1], means)
+    return _directed("linear probe", (weight - weight.mean(dim=1, keepdim=True)).detach(), means)
 
 
 def lda(x: Activations, labels: Int[Tensor, " labels"], *, shrinkage: float = 0.1) -> Direction:
@@ -136,16 +133,10 @@ def lda(x: Activations, labels: Int[Tensor, " labels"], *, shrinkage: float = 0.
 
     `Σ = (1 - shrinkage) S + shrinkage · tr(S)/d · I`.
     """
-    if not 0 < shrinkage <= 1:
-        raise ValueError(f"shrinkage={shrinkage}, expected above 0 and at most 1")
     classes, means = _means(x, labels)
     within = _checked(x) - means[torch.searchsorted(classes, labels)]
-    covariance = within.T @ within / max(1, len(x) - len(classes))
-    d = covariance.shape[0]
-    sphere = torch.eye(d, dtype=torch.float64) * covariance.trace() / d
-    shrunk = (1 - shrinkage) * covariance + shrinkage * sphere
-    spread = torch.linalg.solve(shrunk, (means - means.mean(dim=0)).T)
-    return _directed("LDA", torch.linalg.svd(spread, full_matrices=False).U[:, : len(classes) - 1], means)
+    covariance = shrunk_covariance(within, len(x) - len(classes), shrinkage)
+    return _directed("LDA", torch.linalg.solve(covariance, (means - means.mean(dim=0)).T), means)
 
 
 def random_subspace(d: int, rank: int = 1, *, seed: int = 0) -> Direction:
@@ -167,9 +158,9 @@ def _components(name: str, x: Float[Tensor, "n d"], rank: int, count: int) -> Di
     return Direction(name, basis * torch.where(peak < 0, -1.0, 1.0).double(), spread[:rank] / count**0.5)
 
 
-def _directed(name: str, basis: Float[Tensor, "d rank"], means: Float[Tensor, "classes d"]) -> Direction:
-    """Columns made orthonormal, each pointing from the first classes to the last."""
-    basis = orthonormal(basis)
+def _directed(name: str, columns: Float[Tensor, "d classes"], means: Float[Tensor, "classes d"]) -> Direction:
+    """The span of columns that sum to nothing, widest first, each direction pointing from the first classes on."""
+    basis = torch.linalg.svd(columns, full_matrices=False).U[:, : len(means) - 1]
     along = means @ basis
     ranks = torch.arange(len(means), dtype=torch.float64) - (len(means) - 1) / 2
     basis = basis * torch.where(ranks @ along < 0, -1.0, 1.0).double()

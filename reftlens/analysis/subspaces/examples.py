@@ -51,10 +51,8 @@ class DirectionExamples:
     def to_frame(self) -> DataFrame:
         """One row per direction, end and token; `rms` is over all edited tokens."""
         scale = dict(zip(self.directions, self.codes.square().mean(dim=0).sqrt().tolist(), strict=True))
-        frame = figures.table([asdict(row) for row in self.rows])
-        frame.insert(0, "site", str(self.site))
-        frame.insert(5, "rms", [scale[direction] for direction in frame["direction"]])
-        return frame
+        site = {"site": str(self.site)}
+        return figures.table([site | asdict(row) | {"rms": scale[row.direction]} for row in self.rows])
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Histogram of the code of all edited tokens, one line per direction; dashed: no edit."""

@@ -68,11 +68,8 @@ class DirectionTokens:
 
     def to_frame(self) -> DataFrame:
         """One row per direction, effect and token; `chance` and `p` are of the strongest token of a direction."""
-        chance = {"chance": self.chance}
-        records = [asdict(row) | chance | {"p": self.p(row.direction)} for row in self.rows]
-        frame = figures.table(records)
-        frame.insert(0, "site", str(self.site))
-        return frame
+        site, chance = {"site": str(self.site)}, {"chance": self.chance}
+        return figures.table([site | asdict(row) | chance | {"p": self.p(row.direction)} for row in self.rows])
 
     def plot(self, ax: Axes | None = None, *, direction: int = 0) -> Axes:
         """Bars of one direction's tokens; dashed: what 95 % of random directions stay within."""
