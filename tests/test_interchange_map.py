@@ -99,6 +99,8 @@ def test_too_few_pairs_are_refused():
     data = pairs(planted().value, 8, 1)[0]
     with pytest.raises(ValueError, match="expected 4 or more"):
         rl.interchange_map(planted().model, data, data[:3])
+    with pytest.raises(ValueError, match=r"ranks=\[1, 1\], expected one or more, each of them once"):
+        rl.interchange_map(planted().model, data, data, ranks=[1, 1])
 
 
 def test_more_cells_than_shuffles_can_tell_apart_are_warned_of():

@@ -70,9 +70,9 @@ class LayerWork:
 
     def exchange(self, place: Place, d: int) -> ReFT:
         """What is trained and scored at one place, not trained yet."""
-        generator = torch.Generator().manual_seed(place.seed)
-        module = DAS(d, place.rank, generator=generator) if place.rank else Interchange(d)
-        return ReFT({self.sites[place.position]: module})
+        module = DAS(d, place.rank) if place.rank else Interchange(d)
+        (reft,) = ReFT({self.sites[place.position]: module}).seeds([place.seed]).values()
+        return reft
 
 
 def cells_of(works: Sequence[LayerWork], model: Bridge | None = None, progress: bool = False) -> list[Cell]:
@@ -82,21 +82,20 @@ def cells_of(works: Sequence[LayerWork], model: Bridge | None = None, progress: 
     """
     train, test, config, reuse = works[0].train, works[0].test, works[0].config, works[0].reuse
     model = works[0].load() if model is None else model
-    exchanges = [(place, work.exchange(place, int(model.cfg.d_model))) for work in works for place in work.places]
-    refts = {str(place): reft for place, reft in exchanges if place.rank}
-    if refts:
-        configs = {str(place): replace(config, seed=place.seed) for place, _ in exchanges if place.rank}
-        fit_many(refts, model, train, configs, reuse=reuse or False, progress=progress)
+    exchanges = {place: work.exchange(place, int(model.cfg.d_model)) for work in works for place in work.places}
+    learning = {str(place): reft for place, reft in exchanges.items() if place.rank}
+    if learning:
+        fit_many(learning, model, train, config, reuse=reuse or False, progress=progress)
         reuse = reuse and replace(reuse, verify=False)  # the training has compared the same sites
-    plans = {"unedited": Plan(exchanges[0][1], Variant(strength=0.0))}
-    plans |= {str(place): Plan(reft) for place, reft in exchanges}
+    plans = {"unedited": Plan(next(iter(exchanges.values())), Variant(strength=0.0))}
+    plans |= {str(place): Plan(reft) for place, reft in exchanges.items()}
     labels = first_targets(test)
     classes = torch.cat([labels, first_targets(train)]).unique()
     scored = answers(model, test, plans, classes.expand(len(labels), -1), reuse=reuse, progress=progress)
     gains = (scored.log_probs[1:] - scored.log_probs[:1])[:, 1::2]
     column = torch.searchsorted(classes, labels[1::2].contiguous())
     cells = []
-    for (place, _), hits, gained in zip(exchanges, scored.hits[1:], gains, strict=True):
+    for place, hits, gained in zip(exchanges, scored.hits[1:], gains, strict=True):
         p = shuffled_p(gained, column, None, works[0].shuffles, place.seed)
         cells.append(Cell(*place, choose=tuple(hits[::2].tolist()), report=tuple(hits[1::2].tolist()), p=p))
     return cells

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from reftlens.analysis.causal.map_folder import read_cells, write_cells
 from reftlens.analysis.causal.map_layers import LayerWork, cells_of
 from reftlens.analysis.causal.map_results import Cell, InterchangeMap
+from reftlens.analysis.subspaces.ranks import check_each_once
 from reftlens.bridge.fingerprint import fingerprint
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan
@@ -57,7 +58,8 @@ def interchange_map(
         executor: any `concurrent.futures.Executor`; each layer is one task for it.
 
     Raises:
-        ValueError: with an executor and a model instead of a function that loads it, or too few held-out pairs.
+        ValueError: with an executor and a model instead of a function that loads it, too few held-out pairs, or a
+            layer, rank or seed that is given twice.
     """
     if not positions:
         raise ValueError("positions is empty: give one or more, such as ['last']")
@@ -65,6 +67,7 @@ def interchange_map(
         raise ValueError(f"{len(test)} held-out pair(s), expected 4 or more: they are cut into two halves")
     if executor is not None and isinstance(model, Bridge):
         raise ValueError("an executor needs model=…, a function that loads the model there, e.g. rl.load_model")
+    check_each_once({"ranks": ranks, "seeds": seeds} | ({} if layers is None else {"layers": layers}))
     load = (lambda: model) if isinstance(model, Bridge) else model
     here = load()
     named = positions if isinstance(positions, Mapping) else {str(p): p for p in positions}

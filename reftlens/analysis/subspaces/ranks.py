@@ -1,7 +1,7 @@
 """How wide a subspace has to be: ranks and seeds trained together, held-out loss over rank, and its elbow."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -119,27 +119,26 @@ def rank_sweep(
     Raises:
         ValueError: without ranks or seeds, or where one is given twice; and as `fit_many`.
     """
-    for name, values in (("ranks", ranks), ("seeds", seeds)):
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{name}={list(values)}, expected one or more, each of them once")
+    check_each_once({"ranks": ranks, "seeds": seeds})
     d = _width(model, site)
-    refts = {rank: tuple(_made(site, kind(d, rank), seed) for seed in seeds) for rank in sorted(ranks)}
-    every = [reft for group in refts.values() for reft in group]
-    configs = {str(i): replace(config, seed=seed) for i, seed in enumerate([*seeds] * len(refts))}
+    copies = {rank: ReFT({site: kind(d, rank)}).seeds(seeds) for rank in sorted(ranks)}
+    refts = {f"rank {rank}, {seed}": reft for rank in copies for seed, reft in copies[rank].items()}
     watched = None if config.patience is None else validation
-    named = dict(zip(configs, every, strict=True))
-    fit_many(named, model, data, configs, validation=watched, objective=objective, reuse=reuse, progress=progress)
+    fit_many(refts, model, data, config, validation=watched, objective=objective, reuse=reuse, progress=progress)
+    every = list(refts.values())
     plans = [Plan(every[0], Variant(strength=0.0)), *map(Plan, every)]
     scorer = scorer_of(model, validation, plans, Reuse.of(reuse))
     losses, _ = losses_of(scorer, objective, batch_size=batch_size, describe="ranks", progress=progress)
-    table = losses[1:].reshape(len(refts), len(seeds), -1)
-    return RankSweep(site, tuple(refts), tuple(seeds), table, losses[0], refts)
+    table = losses[1:].reshape(len(copies), len(seeds), -1)
+    trained = {rank: tuple(seeded.values()) for rank, seeded in copies.items()}
+    return RankSweep(site, tuple(copies), tuple(seeds), table, losses[0], trained)
 
 
-def _made(site: Site, module: Intervention, seed: int) -> ReFT:
-    reft = ReFT({site: module})
-    reft.reset(seed)
-    return reft
+def check_each_once(values: Mapping[str, Sequence[int]]) -> None:
+    """Raise `ValueError` for an argument without values, or with one that is given twice."""
+    for name, numbers in values.items():
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ValueError(f"{name}={list(numbers)}, expected one or more, each of them once")
 
 
 def _width(model: Bridge, site: Site) -> int:
