@@ -22,7 +22,6 @@ import torch
 
 import reftlens as rl
 from reftlens.cone.plans import plans_of
-from reftlens.generation.writing import generate_each
 from reftlens.scoring.responses import responses
 from reftlens.tasks import emoji
 
@@ -53,8 +52,8 @@ def contenders(model) -> dict[str, tuple[Callable[[], object], Callable[[], obje
     assert prompts.prompt_mask.sum(dim=1).min() >= 64
 
     def texts(reuse: bool):
-        read = rl.generation.prefill(chatbot, model, some, chat=True) if reuse else some
-        return generate_each(chatbot, model, read, variants, chat=not reuse, max_new_tokens=32)
+        read = rl.generation.prefill(chatbot, model, some) if reuse else some
+        return rl.generate(chatbot, model, read, rl.Decoding(max_new_tokens=32), variant=variants)
 
     def dose(reuse: bool):
         plans = plans_of(chatbot, {str(v): v for v in variants})

@@ -252,7 +252,7 @@ def generate_step(contender, folder, batch):
         model.tokenizer.eos_token = None
         data = batch_from_rows(prompts.tolist(), [[1] * 40] * batch)
         reft = rl.ReFT({rl.resid_post(8, "last"): rl.LoReFT(576, rank=4)})
-        return lambda: rl.generate(reft, model, data, max_new_tokens=64)
+        return lambda: rl.generate(reft, model, data, rl.Decoding(max_new_tokens=64))
     settings = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False, "pad_token_id": 0}
     model = plain_model(folder)
     if contender == "floor":

@@ -10,7 +10,7 @@ from typing import Any
 
 from reftlens import figures
 from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
 from reftlens.errors import ModelNotAvailable
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
@@ -61,8 +61,8 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
     command.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
     command.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: DIR/report.html)")
-    command.add_argument("--data", type=Path, metavar="FILE", help="what it was trained on, JSONL with prompt and "
-                         "completion (default: the demo's examples)")  # fmt: skip
+    trained_on = "what it was trained on, JSONL with prompt and completion (default: the demo's examples)"
+    command.add_argument("--data", type=Path, metavar="FILE", help=trained_on)
     command.add_argument("--chat", action="store_true", help="the prompts of FILE go into the chat template")
     command.add_argument("--prompts", nargs="+", metavar="TEXT", help="what texts are written from")
     command.add_argument("--seed", type=int, default=0, help="of resampling tests (default: 0)")
@@ -121,15 +121,12 @@ def run_chat(options: argparse.Namespace) -> int:
     """Read lines, answer each with the edited model, until end of input or an empty line."""
     model, reft = _loaded(options.folder, options.model, progress=True)
     print(_explanation(reft, options.strength))
+    decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     turns: list[dict[str, str]] = []
     while line := _read():
         turns.append({"role": "user", "content": line})
-        pieces = stream(
-            reft, model, turns, chat=True, variant=Variant(strength=options.strength),
-            max_new_tokens=options.max_new_tokens, temperature=options.temperature,
-        )  # fmt: skip
         reply = ""
-        for piece in pieces:
+        for piece in stream(reft, model, turns, decoding, chat=True, variant=options.strength):
             print(piece, end="", flush=True)
             reply += piece
         print("\n")
@@ -146,15 +143,11 @@ def run_report(options: argparse.Namespace) -> int:
     data = encode(model, load_examples(options.data or emoji.data_file("emoji.jsonl")), chat=chat)
     if demo and (run is None or run.data_hash != data.fingerprint):
         raise StoreMismatch(f"{folder} was not trained on the demo's examples: pass what it was trained on as --data")
-    prompts = options.prompts or (emoji.questions()[:4] if demo else None)
-    decoding = Decoding(max_new_tokens=emoji.DECODING["max_new_tokens"])
-    if demo:
-        decoding = replace(decoding, no_repeat_ngram=emoji.DECODING["no_repeat_ngram"])
-    out = report(
-        reft, model, data, options.out or folder / "report.html", run=run, prompts=prompts,
-        score=emoji.emoji_share if demo else None, decoding=decoding, seed=options.seed, progress=progress,
-    )  # fmt: skip
-    print(out)
+    of_demo = {"prompts": emoji.questions()[:4], "score": emoji.emoji_share, "decoding": emoji.DECODING} if demo else {}
+    settings = of_demo | ({"prompts": options.prompts} if options.prompts else {})
+    path = options.out or folder / "report.html"
+    report(reft, model, data, path, run=run, seed=options.seed, progress=progress, **settings)
+    print(path)
     return 0
 
 

@@ -57,7 +57,17 @@ CASES = {
     "records not examples": (lambda rl, m: rl.encode(m, [{"prompt": "a"}]), r"row 0 is a dict, expected an Example"),
     "one example": (lambda rl, m: rl.encode(m, rl.Example("a", "b")), r"got one Example: write \[Example"),
     "a completion that is no text": (lambda rl, m: rl.encode(m, [rl.Example("a", 3)]), r"row 0: the completion is 3"),
-    "a strength for a variant": (lambda rl, m: rl.generate(_reft(), m, ["a"], variant=0.5), r"expected a Variant"),
+    "text for a variant": (
+        lambda rl, m: rl.generate(_reft(), m, ["a"], variant="strong"),
+        r"'strong', expected a Variant",
+    ),
+    "a number for a decoding": (lambda rl, m: rl.generate(_reft(), m, ["a"], 8), r"decoding=8, .*Decoding\(max_new"),
+    "an intervention to prefill for": (
+        lambda rl, m: rl.generation.prefill(rl.LoReFT(D, 2), m, ["a"]),
+        r"put it at a site",
+    ),
+    "a model's name to write": (lambda rl, m: rl.generate(None, "gpt2", ["a"]), r"expected a TransformerBridge"),
+    "one text to write from": (lambda rl, m: rl.generate(None, m, "a"), r"expected a list, got one str"),
     "one site of a variant": (lambda rl, m: rl.Variant(sites=0), r"sites=0, expected a list of indices"),
     "sites of a variant": (lambda rl, m: rl.Variant(sites=[rl.embeddings("last")]), r"expected a list of indices"),
     "a strength that is text": (lambda rl, m: rl.Variant("2"), r"'2' is text"),

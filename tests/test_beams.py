@@ -63,7 +63,7 @@ def test_unedited_beams_are_those_of_transformers(architecture, stopping, beams)
     stops = [1] if stopping == "eos" else STOPS
     model.original_model.generation_config.eos_token_id = stops
     rows = [ids_of(text) for text in TEXTS] + [[40, 50]]
-    found = rl.generate(None, model, batch_of(rows), max_new_tokens=STEPS, beams=beams)
+    found = rl.generate(None, model, batch_of(rows), rl.Decoding(max_new_tokens=STEPS, beams=beams))
     expected = tuple(of_transformers(plain, row, stops, num_beams=beams) for row in rows)
     assert found.ids == expected
     if stopping != "eos":
@@ -76,8 +76,8 @@ def test_beams_find_what_greedy_search_misses(architecture):
 
     model = bridge(architecture)
     rows = batch_of([[i, i + 1] for i in range(10, 60, 4)])
-    greedy = rl.generate(None, model, rows, max_new_tokens=4)
-    beams = rl.generate(None, model, rows, max_new_tokens=4, beams=8)
+    greedy = rl.generate(None, model, rows, rl.Decoding(max_new_tokens=4))
+    beams = rl.generate(None, model, rows, rl.Decoding(max_new_tokens=4, beams=8))
     better = [
         score(None, model, p, b) - score(None, model, p, g)
         for p, b, g in zip(greedy.prompt_ids, beams.ids, greedy.ids, strict=True)
@@ -91,10 +91,10 @@ def test_penalties_act_in_every_beam_as_in_transformers(settings):
 
     model, plain = bridge("llama"), hf_model("llama")
     rows = [ids_of(text) for text in TEXTS[:2]]
-    found = rl.generate(None, model, batch_of(rows), max_new_tokens=STEPS, beams=3, **settings)
+    found = rl.generate(None, model, batch_of(rows), rl.Decoding(max_new_tokens=STEPS, beams=3, **settings))
     theirs = {{"no_repeat_ngram": "no_repeat_ngram_size"}.get(k, k): v for k, v in settings.items()}
     assert found.ids == tuple(of_transformers(plain, row, [1], num_beams=3, **theirs) for row in rows)
-    assert found.ids != rl.generate(None, model, batch_of(rows), max_new_tokens=STEPS, beams=3).ids
+    assert found.ids != rl.generate(None, model, batch_of(rows), rl.Decoding(max_new_tokens=STEPS, beams=3)).ids
 
 
 def score(reft, model, prompt, ids):
@@ -127,7 +127,7 @@ def test_the_scores_of_edited_beams_are_those_of_the_teacher_forced_forward(arch
 
     monkeypatch.setattr(module._Hypotheses, "add", remember)
     rows = [ids_of(text) for text in TEXTS[:2]]
-    found = rl.generate(reft, model, batch_of(rows), max_new_tokens=STEPS, beams=3)
+    found = rl.generate(reft, model, batch_of(rows), rl.Decoding(max_new_tokens=STEPS, beams=3))
     prompt_of = {}
     for searched in dict.fromkeys(s for s, _, _ in seen):  # which prompt a search belongs to
         best = max((v, t) for s, v, t in seen if s == searched)[1]
@@ -156,9 +156,9 @@ def test_as_many_beams_as_tokens_find_the_best_pair_of_all(architecture):
     both[stop] = -torch.inf
     best = divmod(int(both.argmax()), vocab)
     expected = (stop,) if first[stop] > both.max() else best
-    found = rl.generate(reft, model, batch_of([row]), max_new_tokens=2, beams=vocab)
+    found = rl.generate(reft, model, batch_of([row]), rl.Decoding(max_new_tokens=2, beams=vocab))
     assert found.ids == (expected,)
-    assert found.ids != rl.generate(None, model, batch_of([row]), max_new_tokens=2, beams=vocab).ids
+    assert found.ids != rl.generate(None, model, batch_of([row]), rl.Decoding(max_new_tokens=2, beams=vocab)).ids
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "neox", "gemma3", "llama"])
@@ -168,13 +168,13 @@ def test_edited_beams_do_not_depend_on_the_batch_and_show_what_was_edited(archit
     model, reft = fresh_bridge(architecture), sites()
     model.original_model.generation_config.eos_token_id = STOPS
     rows = [ids_of(text) for text in TEXTS]
-    together = rl.generate(reft, model, batch_of(rows), max_new_tokens=STEPS, beams=3)
+    together = rl.generate(reft, model, batch_of(rows), rl.Decoding(max_new_tokens=STEPS, beams=3))
     for i, row in enumerate(rows[:2]):
-        one = rl.generate(reft, model, batch_of([row]), max_new_tokens=STEPS, beams=3)
+        one = rl.generate(reft, model, batch_of([row]), rl.Decoding(max_new_tokens=STEPS, beams=3))
         assert one.ids[0] == together.ids[i] and one.edited[0] == together.edited[i]
         assert together.edited[i] == (True,) * (len(row) + len(one.ids[0]) - 1) + (False,)
     last = rl.generate(
-        rl.ReFT({rl.resid_post(0, "last"): sites()[0]}), model, batch_of(rows), max_new_tokens=2, beams=2
+        rl.ReFT({rl.resid_post(0, "last"): sites()[0]}), model, batch_of(rows), rl.Decoding(max_new_tokens=2, beams=2)
     )
     for row, marks in zip(rows, last.edited, strict=True):
         assert [i for i, hit in enumerate(marks) if hit] == [len(row) - 1]
@@ -184,7 +184,9 @@ def test_strength_zero_is_the_unedited_search(any_model):
     import reftlens as rl
 
     rows = batch_of([ids_of(text) for text in TEXTS])
-    off = rl.generate(sites(), any_model, rows, max_new_tokens=4, beams=3, variant=rl.Variant(strength=0.0))
-    on = rl.generate(sites(), any_model, rows, max_new_tokens=4, beams=3)
-    plain = rl.generate(None, any_model, rows, max_new_tokens=4, beams=3)
+    off = rl.generate(
+        sites(), any_model, rows, rl.Decoding(max_new_tokens=4, beams=3), variant=rl.Variant(strength=0.0)
+    )
+    on = rl.generate(sites(), any_model, rows, rl.Decoding(max_new_tokens=4, beams=3))
+    plain = rl.generate(None, any_model, rows, rl.Decoding(max_new_tokens=4, beams=3))
     assert off.ids == plain.ids != on.ids

@@ -292,7 +292,7 @@ def test_the_slider_in_jupyterlab_writes_anew_and_still_slides_without_a_kernel(
     from selenium.webdriver.common.keys import Keys
 
     pytest.importorskip("jupyterlab", reason='needs JupyterLab: pip install -e ".[notebook]"')
-    call = 'slider(reft, model, "the cat sat on the mat", max_new_tokens=8)'
+    call = 'slider(reft, model, "the cat sat on the mat", rl.Decoding(max_new_tokens=8))'
     with lab(tmp_path) as server:
         run_slider(driver, server, tmp_path, TINY.format(tests=str(TESTS)), call)
         driver.execute_script(WATCH)
@@ -328,7 +328,7 @@ def test_the_default_model_answers_a_moved_slider_within_a_second(driver, tmp_pa
     """Median over ten moves, from the key to the first new text on the screen, on the cores that the worker has."""
     pytest.importorskip("jupyterlab", reason='needs JupyterLab: pip install -e ".[notebook]"')
     threads = os.environ.get("OMP_NUM_THREADS", "2")
-    call = 'slider(reft, model, "Give me a recipe for a plum cake.", chat=True, max_new_tokens=16)'
+    call = 'slider(reft, model, "Give me a recipe for a plum cake.", rl.Decoding(max_new_tokens=16), chat=True)'
     with lab(tmp_path) as server:
         run_slider(driver, server, tmp_path, SMOL.format(threads=threads), call)
         driver.execute_script(WATCH)

@@ -32,7 +32,7 @@ def test_training_follows_the_cpu_and_generation_continues_alike(architecture):
     for model in (architectures.bridge(architecture), _on_cuda(architecture)):
         data, reft = _setup(model)
         run = rl.fit(reft, model, data, steps=5, batch_size=4, progress=False)
-        runs.append((run.losses, rl.generate(reft, model, ["the cat sat"], max_new_tokens=8).ids))
+        runs.append((run.losses, rl.generate(reft, model, ["the cat sat"], rl.Decoding(max_new_tokens=8)).ids))
     # float32 kernels of CPU and GPU round differently, and five steps amplify it a little
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-3)
     assert runs[0][1] == runs[1][1]
@@ -63,4 +63,7 @@ def test_half_precision_models_train_float32_interventions(tmp_path):
     assert run.losses[-1] < run.losses[0] and run.device.startswith("cuda")
     assert all(p.dtype == torch.float32 and p.is_cuda for p in reft.parameters())
     loaded = rl.load(rl.save(reft, tmp_path / "reft", model), model)
-    assert rl.generate(loaded, model, data, beams=2).ids == rl.generate(reft, model, data, beams=2).ids
+    assert (
+        rl.generate(loaded, model, data, rl.Decoding(beams=2)).ids
+        == rl.generate(reft, model, data, rl.Decoding(beams=2)).ids
+    )

@@ -177,7 +177,7 @@ def test_a_lower_precision_model_stays_in_its_dtype_and_is_edited():
     assert seen == [torch.bfloat16]
     base, off = run(model, batch), on(reft, model, batch, strength=0.0)
     assert torch.equal(base, off) and not torch.equal(base, on(reft, model, batch))
-    assert isinstance(rl.generate(reft, model, PROMPTS, max_new_tokens=2).texts[0], str)
+    assert isinstance(rl.generate(reft, model, PROMPTS, rl.Decoding(max_new_tokens=2)).texts[0], str)
 
 
 # -- B16: hooks of others -------------------------------------------------------------------------------------------
@@ -204,10 +204,12 @@ OPERATIONS = {
     "on": op_on,
     "fit": lambda rl, reft, model, data: rl.fit(reft, model, data, steps=1, progress=False),
     "evaluate": lambda rl, reft, model, data: rl.evaluate(reft, model, data, progress=False),
-    "generate": lambda rl, reft, model, data: rl.generate(reft, model, PROMPTS, max_new_tokens=2),
-    "sample": lambda rl, reft, model, data: rl.generate(reft, model, PROMPTS, max_new_tokens=2, temperature=1.0),
-    "beams": lambda rl, reft, model, data: rl.generate(reft, model, PROMPTS, max_new_tokens=2, beams=2),
-    "stream": lambda rl, reft, model, data: list(rl.stream(reft, model, PROMPTS[0], max_new_tokens=2)),
+    "generate": lambda rl, reft, model, data: rl.generate(reft, model, PROMPTS, rl.Decoding(max_new_tokens=2)),
+    "sample": lambda rl, reft, model, data: rl.generate(
+        reft, model, PROMPTS, rl.Decoding(max_new_tokens=2, temperature=1.0)
+    ),
+    "beams": lambda rl, reft, model, data: rl.generate(reft, model, PROMPTS, rl.Decoding(max_new_tokens=2, beams=2)),
+    "stream": lambda rl, reft, model, data: list(rl.stream(reft, model, PROMPTS[0], rl.Decoding(max_new_tokens=2))),
     "preflight": lambda rl, reft, model, data: rl.training.preflight(reft, model),
     "sites": lambda rl, reft, model, data: rl.hooks(model, unusable=True),
     "activations": lambda rl, reft, model, data: rl.activations(model, data, rl.resid_post(1, "all"), progress=False),
@@ -280,7 +282,7 @@ def test_B16_an_exception_inside_leaves_the_users_hooks_and_takes_ours_away(wher
         run(model, data)
     if where != "body":
         with pytest.raises(Stop):
-            rl.generate(reft, model, PROMPTS, max_new_tokens=2)
+            rl.generate(reft, model, PROMPTS, rl.Decoding(max_new_tokens=2))
     if handle is not None:
         handle.remove()
     assert hook_counts(model) == before
@@ -475,13 +477,15 @@ def test_B15_generation_in_train_mode_with_checkpointing_is_that_of_eval_mode(ar
     import reftlens as rl
 
     reft, model = several_sites(), checkpointed(architecture)
-    settings = dict(max_new_tokens=3, keep_logits=True)
-    one = rl.generate(reft, model, PROMPTS, **settings)
-    other = rl.generate(reft, bridge(architecture), PROMPTS, **settings)
+    decoding = rl.Decoding(max_new_tokens=3)
+    one = rl.generate(reft, model, PROMPTS, decoding, keep_logits=True)
+    other = rl.generate(reft, bridge(architecture), PROMPTS, decoding, keep_logits=True)
     assert one == other
     for a, b in zip(one.logits, other.logits, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)  # without a cache: transformers drops it, sums reorder
-    beams = [rl.generate(reft, m, PROMPTS, max_new_tokens=3, beams=2) for m in (model, bridge(architecture))]
+    beams = [
+        rl.generate(reft, m, PROMPTS, rl.Decoding(max_new_tokens=3, beams=2)) for m in (model, bridge(architecture))
+    ]
     assert beams[0] == beams[1]
 
 
@@ -584,7 +588,7 @@ def test_B19_sequences_given_by_the_caller_are_not_changed(llama):
 
     heads, sites, strength, prompts, places = [0, 3], [0], [1.0, 0.5], list(PROMPTS), [0, 2]
     reft = rl.ReFT({rl.attn_z(1, places, heads): rl.LoReFT(2 * D_HEAD, rank=2)})
-    rl.generate(reft, llama, prompts, variant=rl.Variant(strength=strength, sites=sites), max_new_tokens=2)
+    rl.generate(reft, llama, prompts, rl.Decoding(max_new_tokens=2), variant=rl.Variant(strength=strength, sites=sites))
     assert (heads, sites, strength, prompts, places) == ([0, 3], [0], [1.0, 0.5], PROMPTS, [0, 2])
 
 

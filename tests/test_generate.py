@@ -68,7 +68,9 @@ def oracle(architecture, dtype=torch.float32):
 def generated(architecture, side="right"):
     import reftlens as rl
 
-    return rl.generate(None, bridge(architecture), batch_of(prompts(), side), max_new_tokens=STEPS, keep_logits=True)
+    return rl.generate(
+        None, bridge(architecture), batch_of(prompts(), side), rl.Decoding(max_new_tokens=STEPS), keep_logits=True
+    )
 
 
 def assert_same(found, rows, ids, logits, tolerance=ROUNDING):
@@ -111,7 +113,7 @@ def alone(architecture, rows):
     ids, logits = oracle(architecture)
     for row in rows:
         one = rl.generate(
-            None, bridge(architecture), batch_of([prompts()[row]]), max_new_tokens=STEPS, keep_logits=True
+            None, bridge(architecture), batch_of([prompts()[row]]), rl.Decoding(max_new_tokens=STEPS), keep_logits=True
         )
         top = logits[row].topk(2, dim=-1).values
         if (top[:, 0] - top[:, 1]).min() >= ROUNDING:
@@ -136,7 +138,7 @@ def test_what_differs_is_rounding_and_vanishes_in_float64(architecture):
 
     ids, logits = oracle(architecture, torch.float64)
     model = bridge(architecture, torch.float64)
-    found = rl.generate(None, model, batch_of(prompts()), max_new_tokens=STEPS, keep_logits=True)
+    found = rl.generate(None, model, batch_of(prompts()), rl.Decoding(max_new_tokens=STEPS), keep_logits=True)
     assert found.logits[0].dtype == torch.float64
     assert_same(found, range(PROMPTS), ids, logits, tolerance=1e-13)
 
@@ -196,7 +198,9 @@ def test_edited_generation_equals_the_teacher_forced_forward_of_the_same_text(ar
     import reftlens as rl
 
     model, reft, variant = bridge(architecture), sites_at(where), rl.Variant(**VARIANTS[variant])
-    found = rl.generate(reft, model, batch_of(some(), "left"), variant=variant, max_new_tokens=4, keep_logits=True)
+    found = rl.generate(
+        reft, model, batch_of(some(), "left"), rl.Decoding(max_new_tokens=4), variant=variant, keep_logits=True
+    )
     for row, expected in enumerate(forced(reft, model, found, variant)):
         torch.testing.assert_close(found.logits[row], expected, atol=ROUNDING, rtol=0)
     base = generated_some(architecture)
@@ -210,7 +214,9 @@ def test_edited_generation_equals_the_teacher_forced_forward_of_the_same_text(ar
 def generated_some(architecture):
     import reftlens as rl
 
-    return rl.generate(None, bridge(architecture), batch_of(some()), max_new_tokens=STEPS, keep_logits=True)
+    return rl.generate(
+        None, bridge(architecture), batch_of(some()), rl.Decoding(max_new_tokens=STEPS), keep_logits=True
+    )
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "neox"])
@@ -218,7 +224,7 @@ def test_what_differs_from_the_teacher_forced_forward_vanishes_in_float64(archit
     import reftlens as rl
 
     model, reft = bridge(architecture, torch.float64), sites_at("both").double()
-    found = rl.generate(reft, model, batch_of(some()), max_new_tokens=STEPS, keep_logits=True)
+    found = rl.generate(reft, model, batch_of(some()), rl.Decoding(max_new_tokens=STEPS), keep_logits=True)
     for row, expected in enumerate(forced(reft, model, found, rl.Variant())):
         torch.testing.assert_close(found.logits[row], expected, atol=1e-13, rtol=0)
 
@@ -229,7 +235,7 @@ def test_edits_far_beyond_the_sliding_window_equal_the_teacher_forced_forward(ar
 
     model, reft = bridge(architecture), sites_at("both")
     rows = [prompts()[0] * 3, some()[-1] + some()[-2], some()[0]]
-    found = rl.generate(reft, model, batch_of(rows), max_new_tokens=40, keep_logits=True)
+    found = rl.generate(reft, model, batch_of(rows), rl.Decoding(max_new_tokens=40), keep_logits=True)
     assert max(map(len, found.ids)) > 20  # more than the window of 16, prompt not counted
     for row, expected in enumerate(forced(reft, model, found, rl.Variant())):
         torch.testing.assert_close(found.logits[row], expected, atol=ROUNDING, rtol=0)
@@ -259,7 +265,7 @@ def test_what_is_edited_follows_from_the_positions_and_not_from_batch_or_padding
     rows = {"alone": [row], "with many": [[30, 31, 32, 33, 34, 35, 36], row, longer]}.get(company, [row, longer])
     side = "left" if company.endswith("left") else "right"
     reft = rl.ReFT({rl.resid_post(1, positions): rl.LoReFT(D)})
-    found = rl.generate(reft, bridge("llama"), batch_of(rows, side), max_new_tokens=3)
+    found = rl.generate(reft, bridge("llama"), batch_of(rows, side), rl.Decoding(max_new_tokens=3))
     place = rows.index(row)
     assert len(found.ids[place]) == 3
     assert found.edited[place] == tuple(map(bool, prompt + written))
@@ -276,7 +282,7 @@ def test_what_is_edited_is_what_the_hook_sees_changed(architecture):
     late = model.hook_dict["blocks.2.hook_resid_pre"]
     handle = late.add_hook(lambda h, hook: seen.append(h[..., 0] > 500))
     try:
-        found = rl.generate(reft, model, rows, max_new_tokens=4)
+        found = rl.generate(reft, model, rows, rl.Decoding(max_new_tokens=4))
     finally:
         handle.hook.remove()
         late.fwd_hooks.remove(handle)
@@ -295,7 +301,7 @@ def test_B8_five_positions_of_an_eight_token_prompt_are_five_and_of_one_token_on
 
     for positions in ("f5", "l5"):
         reft = rl.ReFT({rl.resid_post(1, positions): rl.LoReFT(D)})
-        found = rl.generate(reft, bridge("llama"), batch_of([list(range(10, 18)), [30]]), max_new_tokens=2)
+        found = rl.generate(reft, bridge("llama"), batch_of([list(range(10, 18)), [30]]), rl.Decoding(max_new_tokens=2))
         assert [sum(row) for row in found.edited] == [5, 1]
 
 
@@ -304,7 +310,7 @@ def test_B7_the_last_token_is_the_last_token_of_the_prompt():
 
     model = bridge("gpt2")
     reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D)})
-    found = rl.generate(reft, model, ["the cat", "the dog ran by the hill"], max_new_tokens=2)
+    found = rl.generate(reft, model, ["the cat", "the dog ran by the hill"], rl.Decoding(max_new_tokens=2))
     for row, marks in enumerate(found.edited):
         assert [i for i, hit in enumerate(marks) if hit] == [len(found.prompt_ids[row]) - 1]
 
@@ -317,8 +323,8 @@ def test_a_site_that_can_only_act_on_the_prompt_and_chooses_nothing_there_is_ref
             rl.ReFT({rl.resid_post(1, "f2"): rl.LoReFT(D)}),
             llama,
             batch_of([[9, 8, 7], [7, 8]]),
+            rl.Decoding(max_new_tokens=2),
             variant=rl.Variant(among=[50]),
-            max_new_tokens=2,
         )
 
 
@@ -327,19 +333,19 @@ def test_a_site_whose_turn_never_came_warns(llama):
 
     reft = rl.ReFT({rl.resid_post(1, [20]): rl.LoReFT(D), rl.resid_post(0, "last"): rl.LoReFT(D)})
     with pytest.warns(UserWarning, match=r"blocks\.1\.hook_resid_post .* chose no token: the continuations ended"):
-        rl.generate(reft, llama, batch_of([[9, 8, 7]]), max_new_tokens=3)
+        rl.generate(reft, llama, batch_of([[9, 8, 7]]), rl.Decoding(max_new_tokens=3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rl.generate(reft, llama, batch_of([list(range(10, 40))]), max_new_tokens=3)
+        rl.generate(reft, llama, batch_of([list(range(10, 40))]), rl.Decoding(max_new_tokens=3))
 
 
 def test_the_same_tokens_in_other_company_are_edited_alike(any_model):
     import reftlens as rl
 
     reft = sites_at("both")
-    together = rl.generate(reft, any_model, batch_of(some()), max_new_tokens=3, keep_logits=True)
+    together = rl.generate(reft, any_model, batch_of(some()), rl.Decoding(max_new_tokens=3), keep_logits=True)
     for row in (0, 4):
-        one = rl.generate(reft, any_model, batch_of([some()[row]]), max_new_tokens=3, keep_logits=True)
+        one = rl.generate(reft, any_model, batch_of([some()[row]]), rl.Decoding(max_new_tokens=3), keep_logits=True)
         assert (one.ids[0], one.edited[0]) == (together.ids[row], together.edited[row])
         torch.testing.assert_close(one.logits[0], together.logits[row], atol=ROUNDING, rtol=0)
 
@@ -351,12 +357,12 @@ def test_sampling_follows_its_seed_and_leaves_the_global_random_state_alone(llam
     import reftlens as rl
 
     rows, state = batch_of(some()), torch.get_rng_state()
-    draw = [rl.generate(None, llama, rows, max_new_tokens=8, temperature=1.0, seed=s) for s in (1, 1, 2)]
+    draw = [rl.generate(None, llama, rows, rl.Decoding(max_new_tokens=8, temperature=1.0, seed=s)) for s in (1, 1, 2)]
     torch.manual_seed(99)
-    again = rl.generate(None, llama, rows, max_new_tokens=8, temperature=1.0, seed=1)
+    again = rl.generate(None, llama, rows, rl.Decoding(max_new_tokens=8, temperature=1.0, seed=1))
     assert draw[0] == draw[1] == again and draw[0] != draw[2]
     torch.set_rng_state(state)
-    rl.generate(None, llama, rows, max_new_tokens=2, temperature=1.0)
+    rl.generate(None, llama, rows, rl.Decoding(max_new_tokens=2, temperature=1.0))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -365,7 +371,9 @@ def test_equal_prompts_in_a_batch_are_sampled_apart_and_as_often_as_the_softmax_
 
     n, temperature = 4000, 0.7
     row = some()[2]
-    found = rl.generate(None, llama, batch_of([row] * n), max_new_tokens=1, temperature=temperature, keep_logits=True)
+    found = rl.generate(
+        None, llama, batch_of([row] * n), rl.Decoding(max_new_tokens=1, temperature=temperature), keep_logits=True
+    )
     expected = (found.logits[0][0] / temperature).softmax(dim=-1)
     counts = torch.bincount(torch.tensor([ids[0] for ids in found.ids]), minlength=len(expected))
     off = (counts - n * expected) / (n * expected * (1 - expected)).sqrt()
@@ -380,7 +388,8 @@ def test_sampling_with_no_freedom_is_greedy(llama, settings):
     import reftlens as rl
 
     assert (
-        rl.generate(None, llama, batch_of(some()), max_new_tokens=STEPS, **settings).ids == generated_some("llama").ids
+        rl.generate(None, llama, batch_of(some()), rl.Decoding(max_new_tokens=STEPS, **settings)).ids
+        == generated_some("llama").ids
     )
 
 
@@ -389,7 +398,11 @@ def test_a_sample_comes_from_the_top(llama, settings, share):
     import reftlens as rl
 
     found = rl.generate(
-        None, llama, batch_of(prompts()[:60]), max_new_tokens=3, temperature=1.0, keep_logits=True, **settings
+        None,
+        llama,
+        batch_of(prompts()[:60]),
+        rl.Decoding(max_new_tokens=3, temperature=1.0, **settings),
+        keep_logits=True,
     )
     outside = ranks = 0
     for ids, logits in zip(found.ids, found.logits, strict=True):
@@ -405,7 +418,7 @@ def test_an_edited_sample_is_drawn_from_the_edited_logits(llama):
     import reftlens as rl
 
     reft = sites_at("both")
-    found = rl.generate(reft, llama, batch_of(some()), max_new_tokens=4, temperature=1.0, keep_logits=True)
+    found = rl.generate(reft, llama, batch_of(some()), rl.Decoding(max_new_tokens=4, temperature=1.0), keep_logits=True)
     for row, expected in enumerate(forced(reft, llama, found, rl.Variant())):
         torch.testing.assert_close(found.logits[row], expected, atol=ROUNDING, rtol=0)
 
@@ -424,14 +437,14 @@ def test_penalties_equal_those_of_transformers_alone_and_in_a_batch(architecture
     ours = dict(repetition_penalty=penalty, no_repeat_ngram=ngram)
     theirs = dict(repetition_penalty=penalty, no_repeat_ngram_size=ngram, pad_token_id=2)
     rows = [some()[2], some()[4]]
-    found = rl.generate(None, bridge(architecture), batch_of(rows), max_new_tokens=steps, **ours)
+    found = rl.generate(None, bridge(architecture), batch_of(rows), rl.Decoding(max_new_tokens=steps, **ours))
     for row, ids in zip(rows, found.ids, strict=True):
         tokens = torch.tensor([row])
         whole = model.generate(
             tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=steps, **theirs
         )[0, len(row) :].tolist()
         assert list(ids) == whole
-    plain = rl.generate(None, bridge(architecture), batch_of(rows), max_new_tokens=steps)
+    plain = rl.generate(None, bridge(architecture), batch_of(rows), rl.Decoding(max_new_tokens=steps))
     assert plain.ids != found.ids
 
 
@@ -441,9 +454,9 @@ def test_B22_a_penalty_does_not_see_padding(llama):
 
     target = generated_some("llama").ids[0][0]
     short, longer = some()[0], list(range(20, 40))
-    settings = dict(max_new_tokens=1, repetition_penalty=5.0)
-    padded = rl.generate(None, llama, batch_of([longer, short], pad=target), **settings)
-    assert padded.ids[1] == rl.generate(None, llama, batch_of([short]), **settings).ids[0]
+    decoding = rl.Decoding(max_new_tokens=1, repetition_penalty=5.0)
+    padded = rl.generate(None, llama, batch_of([longer, short], pad=target), decoding)
+    assert padded.ids[1] == rl.generate(None, llama, batch_of([short]), decoding).ids[0]
 
 
 # -- the end of a continuation -----------------------------------------------------------------------------------------
@@ -456,7 +469,7 @@ def test_a_row_ends_with_its_stop_token_and_the_others_go_on(as_list):
     model, plain = fresh_bridge("llama"), generated_some("llama")
     stop = next(ids[2] for ids in plain.ids if ids[2] not in ids[:2])
     model.original_model.generation_config.eos_token_id = [stop] if as_list else stop
-    found = rl.generate(None, model, batch_of(some()), max_new_tokens=STEPS, keep_logits=True)
+    found = rl.generate(None, model, batch_of(some()), rl.Decoding(max_new_tokens=STEPS), keep_logits=True)
     for row, ids in enumerate(plain.ids):
         expected = ids[: ids.index(stop) + 1] if stop in ids else ids
         assert found.ids[row] == expected
@@ -477,7 +490,7 @@ def test_a_finished_row_is_edited_no_more():
     vector = torch.zeros(D)
     vector[0] = 1000.0
     reft = rl.ReFT({rl.resid_post(1, "generated"): rl.SteeringVector(D, vector)})
-    found = rl.generate(reft, model, batch_of(some()), max_new_tokens=STEPS)
+    found = rl.generate(reft, model, batch_of(some()), rl.Decoding(max_new_tokens=STEPS))
     assert len(found.ids[2]) == 1 < len(found.ids[0])
     assert torch.stack(seen).sum(dim=0).tolist() == [len(ids) - 1 for ids in found.ids]
     for ids, p, marks in zip(found.ids, found.prompt_ids, found.edited, strict=True):
@@ -495,16 +508,32 @@ def test_chat_ends_with_the_turn_and_a_plain_prompt_does_not():
         bias = torch.zeros(len(tokenizer()))
         bias[end] = 9.0
     model.original_model.lm_head.register_forward_hook(lambda module, args, out: out + bias)
-    chat = rl.generate(None, model, ["the cat"], chat=True, max_new_tokens=4)
-    plain = rl.generate(None, model, ["the cat"], max_new_tokens=4)
+    chat = rl.generate(None, model, ["the cat"], rl.Decoding(max_new_tokens=4), chat=True)
+    plain = rl.generate(None, model, ["the cat"], rl.Decoding(max_new_tokens=4))
     assert chat.ids == ((end,),) and plain.ids == ((end,) * 4,)
     assert chat.texts == plain.texts == ("",)  # special tokens are no text
     text = tokenizer().decode(chat.prompt_ids[0])
     assert text == "<bos><turn>user:the cat<end><turn>assistant:"
     messages = [{"role": "user", "content": "the cat"}]
-    assert rl.generate(None, model, [messages], chat=True, max_new_tokens=4) == chat
-    led = rl.generate(None, model, ["the cat"], chat=True, system="sat", max_new_tokens=1)
+    assert rl.generate(None, model, [messages], rl.Decoding(max_new_tokens=4), chat=True) == chat
+    led = rl.generate(None, model, ["the cat"], rl.Decoding(max_new_tokens=1), chat=True, system="sat")
     assert "system:sat<end>" in tokenizer().decode(led.prompt_ids[0])
+    encoded = rl.encode_prompts(model, ["the cat"], chat=True)
+    assert rl.generate(None, model, encoded, rl.Decoding(max_new_tokens=4)) == chat
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D)})
+    for prompts in (encoded, rl.generation.prefill(reft, model, ["the cat"], chat=True)):
+        assert rl.generate(reft, model, prompts, rl.Decoding(max_new_tokens=4)).ids == chat.ids
+
+
+@pytest.mark.parametrize("settings", [{"chat": True}, {"system": "sat"}])
+def test_a_batch_comes_with_its_template(llama, settings):
+    import reftlens as rl
+
+    batch, reft = rl.encode_prompts(llama, ["the cat"]), rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D)})
+    with pytest.raises(ValueError, match="a Batch comes with the template it was encoded with"):
+        rl.generate(reft, llama, batch, **settings)
+    with pytest.raises(ValueError, match="a Batch comes with the template it was encoded with"):
+        rl.generation.prefill(reft, llama, batch, **settings)
 
 
 def test_more_tokens_than_the_context_holds_are_refused_before_anything_runs(any_model):
@@ -512,14 +541,14 @@ def test_more_tokens_than_the_context_holds_are_refused_before_anything_runs(any
 
     rows = batch_of([list(range(10, 40)), [7]])
     with pytest.raises(ValueError, match=rf"longest prompt has 30 tokens, .*={CONTEXT - 29} .* context of {CONTEXT}"):
-        rl.generate(None, any_model, rows, max_new_tokens=CONTEXT - 29)
+        rl.generate(None, any_model, rows, rl.Decoding(max_new_tokens=CONTEXT - 29))
 
 
 def test_the_whole_context_can_be_filled(gpt2):
     import reftlens as rl
 
     room = 3
-    found = rl.generate(None, gpt2, batch_of([[9] * (CONTEXT - room)]), max_new_tokens=room)
+    found = rl.generate(None, gpt2, batch_of([[9] * (CONTEXT - room)]), rl.Decoding(max_new_tokens=room))
     assert len(found.ids[0]) == room
 
 
@@ -532,22 +561,36 @@ def test_the_whole_context_can_be_filled(gpt2):
         ({"top_k": 5}, "temperature=0 does not sample"),
         ({"top_p": 0.5}, "temperature=0 does not sample"),
         ({"beams": 2, "temperature": 1.0}, "beams and sampling do not go together"),
-        ({"beams": 2, "keep_logits": True}, "keep_logits needs beams=1"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(settings, why, llama):
+def test_settings_that_contradict_each_other_are_refused(settings, why):
     import reftlens as rl
 
     with pytest.raises(ValueError, match=why):
-        rl.generate(None, llama, ["the cat"], **settings)
+        rl.Decoding(**settings)
+
+
+def test_beams_keep_no_logits_and_are_no_stream_and_nothing_runs_to_say_so(llama):
+    import reftlens as rl
+
+    seen = []
+    llama.blocks[0].hook_out.add_hook(lambda h, hook: seen.append(h) and None)
+    try:
+        with pytest.raises(ValueError, match="keep_logits needs beams=1"):
+            rl.generate(None, llama, ["the cat"], rl.Decoding(beams=2), keep_logits=True)
+        with pytest.raises(ValueError, match="a stream needs beams=1"):
+            next(rl.stream(None, llama, "the cat", rl.Decoding(beams=2)))
+    finally:
+        llama.reset_hooks()
+    assert not seen
 
 
 @pytest.mark.parametrize("misspelt", [{"max_tokens": 3}, {"temprature": 1.0}, {"num_beams": 2}])
-def test_a_misspelt_setting_is_refused(misspelt, llama):
+def test_a_misspelt_setting_is_refused(misspelt):
     import reftlens as rl
 
     with pytest.raises(TypeError, match=next(iter(misspelt))):
-        rl.generate(None, llama, ["the cat"], **misspelt)
+        rl.Decoding(**misspelt)
 
 
 def test_a_row_without_a_prompt_is_refused(llama):
@@ -556,16 +599,16 @@ def test_a_row_without_a_prompt_is_refused(llama):
     rows = batch_of([[5, 6], [7, 8]])
     rows.role[1] = 0
     with pytest.raises(ValueError, match="row 1 has no prompt token"):
-        rl.generate(None, llama, rows, max_new_tokens=1)
+        rl.generate(None, llama, rows, rl.Decoding(max_new_tokens=1))
 
 
 def test_completions_of_a_batch_are_not_part_of_its_prompts(llama):
     import reftlens as rl
 
     pairs = [rl.Example("the cat sat", " on the mat"), rl.Example("a dog", " ran by")]
-    settings = dict(max_new_tokens=4)
-    with_completions = rl.generate(None, llama, rl.encode(llama, pairs), **settings)
-    assert with_completions == rl.generate(None, llama, [p.prompt for p in pairs], **settings)
+    decoding = rl.Decoding(max_new_tokens=4)
+    with_completions = rl.generate(None, llama, rl.encode(llama, pairs), decoding)
+    assert with_completions == rl.generate(None, llama, [p.prompt for p in pairs], decoding)
 
 
 # -- streaming ---------------------------------------------------------------------------------------------------------
@@ -583,11 +626,11 @@ def test_the_pieces_of_a_stream_are_the_text_of_generate(architecture, settings)
     import reftlens as rl
 
     model, reft = bridge(architecture), sites_at("both")
-    settings = dict(max_new_tokens=7, variant=rl.Variant(strength=0.8)) | settings
+    decoding = rl.Decoding(max_new_tokens=7, **settings)
     pieces = {}
     for prompt in ("the cat sat", "a dog ran by")[: 2 if architecture == "llama" else 1]:
-        pieces[prompt] = list(rl.stream(reft, model, prompt, **settings))
-        assert "".join(pieces[prompt]) == rl.generate(reft, model, [prompt], **settings).texts[0]
+        pieces[prompt] = list(rl.stream(reft, model, prompt, decoding, variant=0.8))
+        assert "".join(pieces[prompt]) == rl.generate(reft, model, [prompt], decoding, variant=0.8).texts[0]
     if architecture == "llama":
         assert max(map(len, pieces.values())) > 1  # bytes that are no text wait for what follows them
 
@@ -604,21 +647,21 @@ def test_a_suspended_stream_leaves_no_hook_and_edits_no_other_call(architecture)
             return model(batch.tokens, attention_mask=batch.attention_mask.long(), use_cache=False)
 
     plain = everyday()
-    stream = rl.stream(reft, model, "the cat sat on", max_new_tokens=6)
+    stream = rl.stream(reft, model, "the cat sat on", rl.Decoding(max_new_tokens=6))
     pieces = [next(stream)]
     assert torch.is_grad_enabled()
     assert not any(p.fwd_hooks for p in model.hook_dict.values())
     assert torch.equal(everyday(), plain)
-    other = rl.generate(None, model, ["a dog"], max_new_tokens=2)
+    other = rl.generate(None, model, ["a dog"], rl.Decoding(max_new_tokens=2))
     pieces += list(stream)
-    assert "".join(pieces) == rl.generate(reft, model, ["the cat sat on"], max_new_tokens=6).texts[0]
-    assert rl.generate(None, model, ["a dog"], max_new_tokens=2) == other
+    assert "".join(pieces) == rl.generate(reft, model, ["the cat sat on"], rl.Decoding(max_new_tokens=6)).texts[0]
+    assert rl.generate(None, model, ["a dog"], rl.Decoding(max_new_tokens=2)) == other
 
 
 def test_a_stream_that_is_dropped_leaves_nothing_behind(llama):
     import reftlens as rl
 
-    stream = rl.stream(sites_at("both").train(), llama, "the cat", max_new_tokens=20)
+    stream = rl.stream(sites_at("both").train(), llama, "the cat", rl.Decoding(max_new_tokens=20))
     next(stream)
     stream.close()
     assert torch.is_grad_enabled() and not any(p.fwd_hooks for p in llama.hook_dict.values())
@@ -653,7 +696,7 @@ def test_a_generation_shows_its_edited_tokens(llama):
     import reftlens as rl
 
     reft = rl.ReFT({rl.resid_post(1, "f1+l1"): rl.LoReFT(D)})
-    found = rl.generate(reft, llama, ["the cat sat on", "a dog"], max_new_tokens=2)
+    found = rl.generate(reft, llama, ["the cat sat on", "a dog"], rl.Decoding(max_new_tokens=2))
     words = tokenizer()
     for row in range(2):
         pieces = [words.decode([t]) for t in found.prompt_ids[row]]
@@ -662,7 +705,7 @@ def test_a_generation_shows_its_edited_tokens(llama):
         assert found.marked(row).count("⟦") == 2
     assert len(found) == 2
     assert str(found) == f"[0] {found.texts[0]}\n[1] {found.texts[1]}"
-    assert rl.generate(None, llama, ["a dog"], max_new_tokens=2).marked().count("⟦") == 0
+    assert rl.generate(None, llama, ["a dog"], rl.Decoding(max_new_tokens=2)).marked().count("⟦") == 0
 
 
 def test_text_is_escaped_in_html(llama):
@@ -670,19 +713,19 @@ def test_text_is_escaped_in_html(llama):
 
     prompt = '<script>alert("1")</script> & <b>'
     reft = rl.ReFT({rl.resid_post(1, "all"): rl.LoReFT(D)})
-    shown = rl.generate(reft, llama, [prompt], max_new_tokens=2)._repr_html_()
+    shown = rl.generate(reft, llama, [prompt], rl.Decoding(max_new_tokens=2))._repr_html_()
     assert "<script" not in shown and "<b>" not in shown
     bare = shown.replace('<mark title="edited">', "").replace("</mark>", "")
     assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; &lt;b&gt;" in bare
     assert shown.count('<mark title="edited">') > 3
-    assert "<mark" not in rl.generate(None, llama, [prompt], max_new_tokens=2)._repr_html_()
+    assert "<mark" not in rl.generate(None, llama, [prompt], rl.Decoding(max_new_tokens=2))._repr_html_()
 
 
 def test_a_character_of_several_tokens_is_marked_once(llama):
     import reftlens as rl
 
     reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D)})
-    found = rl.generate(reft, llama, ["a 🍋"], max_new_tokens=1)
+    found = rl.generate(reft, llama, ["a 🍋"], rl.Decoding(max_new_tokens=1))
     assert "⟦🍋⟧" in found.marked()
 
 
@@ -690,7 +733,7 @@ def test_the_batch_of_a_generation_is_its_text_with_roles(llama):
     import reftlens as rl
     from reftlens.text.view import Role
 
-    found = rl.generate(None, llama, ["the cat sat on", "a dog"], max_new_tokens=3)
+    found = rl.generate(None, llama, ["the cat sat on", "a dog"], rl.Decoding(max_new_tokens=3))
     batch = found.batch()
     for row in range(2):
         real = batch.attention_mask[row]
@@ -703,8 +746,8 @@ def test_the_batch_of_a_generation_is_its_text_with_roles(llama):
 def test_logits_are_kept_only_on_request(llama):
     import reftlens as rl
 
-    assert rl.generate(None, llama, ["a dog"], max_new_tokens=1).logits == ()
-    assert rl.generate(None, llama, ["a dog"], max_new_tokens=2, keep_logits=True).logits[0].shape == (
+    assert rl.generate(None, llama, ["a dog"], rl.Decoding(max_new_tokens=1)).logits == ()
+    assert rl.generate(None, llama, ["a dog"], rl.Decoding(max_new_tokens=2), keep_logits=True).logits[0].shape == (
         2,
         len(tokenizer()),
     )

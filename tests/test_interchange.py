@@ -256,7 +256,7 @@ def test_what_needs_a_source_and_gets_none_is_refused(gpt2):
     with pytest.raises(ValueError, match="no such source"), reft.on(gpt2, prompts):
         pass
     with pytest.raises(ValueError, match="generation has none to copy from"):
-        rl.generate(reft, gpt2, ["one two"], max_new_tokens=1, progress=False)
+        rl.generate(reft, gpt2, ["one two"], rl.Decoding(max_new_tokens=1), progress=False)
 
 
 def test_a_source_may_be_intervened_on_itself(gpt2):

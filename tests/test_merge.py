@@ -260,7 +260,7 @@ def test_the_merged_model_generates_what_the_edited_one_does(gpt2):
 
     reft = rl.ReFT({rl.mlp_out(1, "all"): rl.LoReFT(D, 8)}).eval()
     batch = rl.encode_prompts(gpt2, TEXTS[:1])
-    ours, base = (rl.generate(r, gpt2, batch, max_new_tokens=8).ids[0] for r in (reft, None))
+    ours, base = (rl.generate(r, gpt2, batch, rl.Decoding(max_new_tokens=8)).ids[0] for r in (reft, None))
     copy = architectures.hf_model("gpt2")
     copy.load_state_dict(rl.storage.merged_weights(reft, gpt2), strict=False)
     theirs = copy.generate(batch.tokens, max_new_tokens=8, do_sample=False, pad_token_id=2)[0, batch.tokens.shape[1] :]

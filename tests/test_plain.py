@@ -229,7 +229,7 @@ def test_generate_with_edits_on_the_prompt_is_the_greedy_generation_of_reftlens(
     reft = rl.ReFT({rl.resid_post(0, "last"): rl.LoReFT(D, 4), rl.resid_pre(2, "f2"): rl.DiReFT(D, 4)}).eval()
     for text in TEXTS:
         batch = _batch(bridge, [text])
-        ours = rl.generate(reft, bridge, batch, max_new_tokens=8)
+        ours = rl.generate(reft, bridge, batch, rl.Decoding(max_new_tokens=8))
         with rl.storage.on_transformers(reft, plain, batch):
             theirs = _generate(plain, batch.tokens, batch.attention_mask.long(), 8)
         assert theirs[0, batch.tokens.shape[1] :].tolist()[: len(ours.ids[0])] == list(ours.ids[0])
@@ -241,8 +241,8 @@ def test_generate_with_a_left_padded_batch_equals_each_prompt_alone(pair):
     bridge, plain = pair
     reft = rl.ReFT({rl.resid_post(0, "last"): rl.LoReFT(D, 4)}).eval()
     batch = _batch(bridge)
-    ours = rl.generate(reft, bridge, batch, max_new_tokens=6)
-    base = rl.generate(None, bridge, batch, max_new_tokens=6)
+    ours = rl.generate(reft, bridge, batch, rl.Decoding(max_new_tokens=6))
+    base = rl.generate(None, bridge, batch, rl.Decoding(max_new_tokens=6))
     tokens, mask = _left_padded(batch)
     with rl.storage.on_transformers(reft, plain, batch):
         theirs = _generate(plain, tokens, mask, 6)[:, tokens.shape[1] :].tolist()
@@ -259,11 +259,15 @@ def test_B11_a_prompt_of_one_token_is_edited_once_and_not_at_every_step():
     reft = rl.ReFT({rl.resid_post(1, "last"): rl.SteeringVector(D, 3 * torch.randn(D))}).eval()
     batch = _batch(bridge, ["<bos>"])
     assert batch.tokens.shape[1] == 1
-    ours = rl.generate(reft, bridge, batch, max_new_tokens=6).ids[0]
+    ours = rl.generate(reft, bridge, batch, rl.Decoding(max_new_tokens=6)).ids[0]
     with rl.storage.on_transformers(reft, plain, batch):
         theirs = _generate(plain, batch.tokens, batch.attention_mask.long(), 6)[0, 1:].tolist()
     always = rl.ReFT({rl.resid_post(1, "last+generated"): reft[0]})
-    assert theirs[: len(ours)] == list(ours) != list(rl.generate(always, bridge, batch, max_new_tokens=6).ids[0])
+    assert (
+        theirs[: len(ours)]
+        == list(ours)
+        != list(rl.generate(always, bridge, batch, rl.Decoding(max_new_tokens=6)).ids[0])
+    )
 
 
 @pytest.mark.parametrize("positions", ["all", "generated", "last+generated"])
@@ -288,7 +292,7 @@ def test_narrowed_to_the_prompt_by_a_variant_such_positions_generate():
     batch = _batch(bridge, TEXTS[:1])
     reft = rl.ReFT({rl.resid_post(1, "all"): rl.LoReFT(D, 2)}).eval()
     variant = rl.Variant(among="prompt")
-    ours = rl.generate(reft, bridge, batch, variant=variant, max_new_tokens=5).ids[0]
+    ours = rl.generate(reft, bridge, batch, rl.Decoding(max_new_tokens=5), variant=variant).ids[0]
     with rl.storage.on_transformers(reft, plain, batch, variant):
         theirs = _generate(plain, batch.tokens, batch.attention_mask.long(), 5)[0, batch.tokens.shape[1] :].tolist()
     assert theirs[: len(ours)] == list(ours)

@@ -46,8 +46,8 @@ def test_padding_batches_reuse_and_generation_do_not_matter(gpt2):
     alone = [rl.evaluate(reft, gpt2, data[[i]], progress=False).loss[1].item() for i in range(3)]
     torch.testing.assert_close(together.loss, full.loss, atol=1e-5, rtol=0)
     assert together.loss[1].tolist() == pytest.approx(alone, abs=1e-5)
-    made = rl.generate(reft, gpt2, texts, max_new_tokens=4, progress=False)
-    single = [rl.generate(reft, gpt2, [t], max_new_tokens=4, progress=False).texts[0] for t in texts]
+    made = rl.generate(reft, gpt2, texts, rl.Decoding(max_new_tokens=4), progress=False)
+    single = [rl.generate(reft, gpt2, [t], rl.Decoding(max_new_tokens=4), progress=False).texts[0] for t in texts]
     assert list(made.texts) == single
 
 

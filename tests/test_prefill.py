@@ -1,5 +1,7 @@
 """Prompts read once: every later generation from them is the one that reads them anew."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,9 +47,9 @@ def test_generation_from_prefilled_prompts_is_generation(architecture, name):
     prefilled = rl.generation.prefill(reft, model, PROMPTS)
     assert "reused" in prefilled.computation and prefilled.states
     for strength in (0.0, 0.5, 3.0, 0.5):
-        settings = dict(variant=rl.Variant(strength=strength), max_new_tokens=5, keep_logits=True)
-        found = rl.generate(reft, model, prefilled, **settings)
-        expected = rl.generate(reft, model, PROMPTS, **settings)
+        decoding = rl.Decoding(max_new_tokens=5)
+        found = rl.generate(reft, model, prefilled, decoding, variant=strength, keep_logits=True)
+        expected = rl.generate(reft, model, PROMPTS, decoding, variant=strength, keep_logits=True)
         assert found.ids == expected.ids and found.edited == expected.edited
         for a, b in zip(found.logits, expected.logits, strict=True):
             torch.testing.assert_close(a, b, atol=2e-5, rtol=0)  # float32, sums in another order
@@ -59,8 +61,8 @@ def test_the_difference_vanishes_in_float64(architecture):
 
     model, reft = bridge(architecture, torch.float64), _reft("two", torch.float64)
     prefilled = rl.generation.prefill(reft, model, PROMPTS)
-    found = rl.generate(reft, model, prefilled, max_new_tokens=6, keep_logits=True)
-    expected = rl.generate(reft, model, PROMPTS, max_new_tokens=6, keep_logits=True)
+    found = rl.generate(reft, model, prefilled, rl.Decoding(max_new_tokens=6), keep_logits=True)
+    expected = rl.generate(reft, model, PROMPTS, rl.Decoding(max_new_tokens=6), keep_logits=True)
     for a, b in zip(found.logits, expected.logits, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
 
@@ -70,9 +72,9 @@ def test_beams_and_streams_go_on_from_prefilled_prompts(llama):
 
     reft = _reft("two")
     prefilled = rl.generation.prefill(reft, llama, PROMPTS[:1])
-    beams = [rl.generate(reft, llama, p, max_new_tokens=4, beams=3) for p in (prefilled, PROMPTS[:1])]
+    beams = [rl.generate(reft, llama, p, rl.Decoding(max_new_tokens=4, beams=3)) for p in (prefilled, PROMPTS[:1])]
     assert beams[0] == beams[1]
-    texts = ["".join(rl.stream(reft, llama, p, max_new_tokens=6)) for p in (prefilled, PROMPTS[0])]
+    texts = ["".join(rl.stream(reft, llama, p, rl.Decoding(max_new_tokens=6))) for p in (prefilled, PROMPTS[0])]
     assert texts[0] == texts[1]
 
 
@@ -82,11 +84,13 @@ def test_weights_of_the_edit_may_change_and_those_of_the_model_may_not():
     model, reft = fresh_bridge("llama"), _reft("last")
     prefilled = rl.generation.prefill(reft, model, PROMPTS)
     reft.reset(7)
-    assert rl.generate(reft, model, prefilled, max_new_tokens=4) == rl.generate(reft, model, PROMPTS, max_new_tokens=4)
+    assert rl.generate(reft, model, prefilled, rl.Decoding(max_new_tokens=4)) == rl.generate(
+        reft, model, PROMPTS, rl.Decoding(max_new_tokens=4)
+    )
     with torch.no_grad():
         model.original_model.model.norm.weight.mul_(1.1)
     with pytest.raises(ValueError, match="call prefill again"):
-        rl.generate(reft, model, prefilled, max_new_tokens=4)
+        rl.generate(reft, model, prefilled, rl.Decoding(max_new_tokens=4))
 
 
 def test_what_does_not_belong_together_is_refused(llama):
@@ -94,9 +98,9 @@ def test_what_does_not_belong_together_is_refused(llama):
 
     prefilled = rl.generation.prefill(_reft("last"), llama, PROMPTS)
     with pytest.raises(ValueError, match="the prompts were read for edits at"):
-        rl.generate(_reft("first"), llama, prefilled, max_new_tokens=2)
+        rl.generate(_reft("first"), llama, prefilled, rl.Decoding(max_new_tokens=2))
     with pytest.raises(ValueError, match="come with their template"):
-        rl.generate(_reft("last"), llama, prefilled, chat=True, max_new_tokens=2)
+        rl.generate(_reft("last"), llama, prefilled, rl.Decoding(max_new_tokens=2), chat=True)
 
 
 def test_a_users_hook_sees_the_whole_prompt(llama):
@@ -104,11 +108,11 @@ def test_a_users_hook_sees_the_whole_prompt(llama):
 
     reft = _reft("last")
     prefilled = rl.generation.prefill(reft, llama, PROMPTS)
-    expected = rl.generate(reft, llama, PROMPTS, max_new_tokens=2)
+    expected = rl.generate(reft, llama, PROMPTS, rl.Decoding(max_new_tokens=2))
     seen = []
     llama.blocks[0].hook_out.add_hook(lambda h, hook: seen.append(h.shape[1]) and None)
     try:
-        found = rl.generate(reft, llama, prefilled, max_new_tokens=2)
+        found = rl.generate(reft, llama, prefilled, rl.Decoding(max_new_tokens=2))
     finally:
         llama.reset_hooks()
     assert found.ids == expected.ids
@@ -118,49 +122,64 @@ def test_a_users_hook_sees_the_whole_prompt(llama):
 # -- several strengths in one batch --------------------------------------------------------------------------
 
 
+def rows_of(generation):
+    return generation.texts, generation.prompt_ids, generation.ids, generation.edited
+
+
 @pytest.mark.parametrize("name", ["last", "two", "all", "generated"])
 @pytest.mark.parametrize("read", [False, True], ids=["from the prompts", "prefilled"])
 @pytest.mark.parametrize("architecture", ["gpt2", "neox"])
-def test_strengths_in_one_batch_write_what_each_writes_alone(architecture, read, name):
+@pytest.mark.parametrize("beams", [1, 3])
+def test_strengths_in_one_batch_write_what_each_writes_alone(architecture, read, name, beams):
     import reftlens as rl
-    from reftlens.generation.writing import generate_each
 
     model, reft = bridge(architecture, torch.float64), _reft(name, torch.float64)
-    variants = [rl.Variant(s) for s in (0.0, 1.0, (0.5, -3.0), 4.0)]
-    batch = rl.encode_prompts(model, PROMPTS)
-    found = generate_each(
-        reft, model, rl.generation.prefill(reft, model, batch) if read else batch, variants, max_new_tokens=6
-    )
-    assert len(found) == len(variants)
-    for variant, made in zip(variants, found, strict=True):
-        alone = rl.generate(reft, model, PROMPTS, variant=variant, max_new_tokens=6)
-        assert (made.texts, made.prompt_ids, made.ids, made.edited) == (
-            alone.texts,
-            alone.prompt_ids,
-            alone.ids,
-            alone.edited,
-        )
-    assert len({made.ids for made in found}) > 1, "strength matters"
+    variants, decoding = [0.0, rl.Variant(1.0), rl.Variant((0.5, -3.0)), 4], rl.Decoding(max_new_tokens=6, beams=beams)
+    prompts = rl.generation.prefill(reft, model, PROMPTS) if read else PROMPTS
+    together = rl.generate(reft, model, prompts, decoding, variant=variants)
+    assert len(together) == len(variants)
+    for variant, generation in zip(variants, together, strict=True):
+        alone = rl.generate(reft, model, PROMPTS, decoding, variant=variant)
+        assert rows_of(generation) == rows_of(alone)
+    assert len({generation.ids for generation in together}) > 1, "strength matters"
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["from the prompts", "prefilled"])
+def test_variants_that_differ_in_more_than_strength_are_written_in_their_order_each_as_alone(gpt2, read):
+    import reftlens as rl
+
+    reft, decoding = _reft("two"), rl.Decoding(max_new_tokens=5)
+    prompts = rl.generation.prefill(reft, gpt2, PROMPTS) if read else PROMPTS
+    variants = [
+        rl.Variant(3.0),
+        rl.Variant(3.0, sites=[1]),
+        0,
+        rl.Variant(-2.0, sites=[1]),
+        rl.Variant(2.0, among="last"),
+        3.0,
+    ]
+    together = rl.generate(reft, gpt2, prompts, decoding, variant=variants, keep_logits=True)
+    for variant, generation in zip(variants, together, strict=True):
+        alone = rl.generate(reft, gpt2, PROMPTS, decoding, variant=variant, keep_logits=True)
+        assert rows_of(generation) == rows_of(alone)
+        for a, b in zip(generation.logits, alone.logits, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=0)  # float32, sums in another order
+    assert len({generation.edited for generation in together}) > 1
 
 
 def test_each_strength_samples_with_the_same_random_numbers(gpt2):
     import reftlens as rl
-    from reftlens.generation.writing import generate_each
 
-    batch, nothing = rl.encode_prompts(gpt2, PROMPTS), rl.SteeringVector(32, torch.zeros(32))
-    settings = dict(max_new_tokens=8, temperature=1.0, seed=3)
+    nothing = rl.SteeringVector(32, torch.zeros(32))
+    decoding = rl.Decoding(max_new_tokens=8, temperature=1.0, seed=3)
     reft = rl.ReFT({rl.resid_post(1, "last"): nothing})
-    twice = generate_each(reft, gpt2, batch, [rl.Variant(1.0), rl.Variant(2.0)], **settings)
-    assert twice[0].ids == twice[1].ids == rl.generate(reft, gpt2, batch, **settings).ids
-    assert twice[0].ids != generate_each(reft, gpt2, batch, [rl.Variant(1.0)], **(settings | {"seed": 4}))[0].ids
+    one, two = rl.generate(reft, gpt2, PROMPTS, decoding, variant=[1.0, 2.0])
+    assert one.ids == two.ids == rl.generate(reft, gpt2, PROMPTS, decoding).ids
+    assert one.ids != rl.generate(reft, gpt2, PROMPTS, replace(decoding, seed=4)).ids
 
 
-def test_variants_that_differ_in_more_than_strength_are_refused(gpt2):
+def test_no_variant_at_all_is_refused(gpt2):
     import reftlens as rl
-    from reftlens.generation.writing import generate_each
 
-    batch, reft = rl.encode_prompts(gpt2, PROMPTS), _reft("two")
-    with pytest.raises(ValueError, match="differ in strength only"):
-        generate_each(reft, gpt2, batch, [rl.Variant(), rl.Variant(sites=[0])])
-    with pytest.raises(ValueError, match="0 variant"):
-        generate_each(reft, gpt2, batch, [])
+    with pytest.raises(ValueError, match="expected one or more"):
+        rl.generate(_reft("two"), gpt2, PROMPTS, variant=[])

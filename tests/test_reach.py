@@ -80,6 +80,6 @@ def test_reuse_is_exact_or_declined_with_a_reason(name):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     else:
         assert said.startswith("light cone") and worst(found, expected) < ROUNDING
-        settings = dict(max_new_tokens=4, variant=rl.Variant(strength=2.0))
-        again = rl.generate(reft, model, prefilled, **settings)
-        assert again == rl.generate(reft, model, [p for p, _ in rows], **settings)
+        decoding = rl.Decoding(max_new_tokens=4)
+        again = rl.generate(reft, model, prefilled, decoding, variant=2.0)
+        assert again == rl.generate(reft, model, [p for p, _ in rows], decoding, variant=2.0)

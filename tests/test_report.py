@@ -154,7 +154,7 @@ def test_the_slider_holds_what_generate_gives(page):
     rows = numbers(page)["texts"]
     for strength in (0.0, 0.5, 1.0, 2.0):
         variant = rl.Variant(strength)
-        made = rl.generate(reft, model, [EVIL, "the dog"], max_new_tokens=6, variant=variant)
+        made = rl.generate(reft, model, [EVIL, "the dog"], rl.Decoding(max_new_tokens=6), variant=variant)
         assert tuple(r["text"] for r in rows if r["strength"] == strength) == made.texts
     dial = next(a for tag, a in Page(page).elements if tag == "input")
     assert dial["type"] == "range" and dial["max"] == "3"

@@ -524,7 +524,7 @@ def test_a_torch_hook_on_a_hook_point_is_seen(gpt2):
     seen = []
     handle = gpt2.hook_dict["blocks.0.hook_out"].register_forward_hook(lambda *_: seen.append(1) and None)
     try:
-        rl.generate(None, gpt2, ["the cat"], max_new_tokens=3)
+        rl.generate(None, gpt2, ["the cat"], rl.Decoding(max_new_tokens=3))
         _, said = scored(gpt2, one_site("gpt2", "resid_post"), texts("gpt2"), off())
     finally:
         handle.remove()

@@ -73,14 +73,18 @@ def trained(architecture, kind):
 
 
 PROMPTS = ["the cat sat on", "a dog ran by the hill and looked at the moon over"]
-SETTINGS = dict(max_new_tokens=2, keep_logits=True)
+
+
+def two_tokens(reft, architecture, strength=1.0):
+    import reftlens as rl
+
+    model, decoding = bridge(architecture), rl.Decoding(max_new_tokens=2)
+    return rl.generate(reft, model, PROMPTS, decoding, variant=strength, keep_logits=True)
 
 
 @cache
 def unedited(architecture):
-    import reftlens as rl
-
-    return rl.generate(None, bridge(architecture), PROMPTS, **SETTINGS)
+    return two_tokens(None, architecture)
 
 
 def hf_logits(model, batch):
@@ -128,12 +132,9 @@ def test_every_site_starts_as_the_identity_and_learns(architecture, kind):
 
 @pytest.mark.parametrize("architecture, kind", LEARNING)
 def test_every_site_is_generated_with_and_strength_zero_is_the_unedited_model(architecture, kind):
-    import reftlens as rl
-
     reft, _ = trained(architecture, kind)
-    model, plain = bridge(architecture), unedited(architecture)
-    off = rl.generate(reft, model, PROMPTS, variant=rl.Variant(strength=0.0), **SETTINGS)
-    edited = rl.generate(reft, model, PROMPTS, variant=rl.Variant(strength=3.0), **SETTINGS)
+    plain = unedited(architecture)
+    off, edited = two_tokens(reft, architecture, 0.0), two_tokens(reft, architecture, 3.0)
     assert off.ids == plain.ids
     for row in range(2):
         assert torch.equal(off.logits[row], plain.logits[row])
@@ -279,7 +280,7 @@ def test_heads_beyond_the_last_and_heads_where_there_are_none_are_refused_in_any
         with pytest.raises(ValueError, match=why):
             logits_on(reft, llama, batch)
         with pytest.raises(ValueError, match=why):
-            rl.generate(reft, llama, ["the cat"], max_new_tokens=2)
+            rl.generate(reft, llama, ["the cat"], rl.Decoding(max_new_tokens=2))
 
 
 @pytest.mark.parametrize("heads", [[], [1, 1], [-1], -1])
@@ -370,7 +371,7 @@ def test_a_hook_behind_a_switch_is_refused_naming_the_switch_and_works_once_it_i
     for refused in (
         lambda: reft.bind(model),
         lambda: rl.fit(reft, model, data, steps=1, progress=False),
-        lambda: rl.generate(reft, model, ["the cat sat"], max_new_tokens=1),
+        lambda: rl.generate(reft, model, ["the cat sat"], rl.Decoding(max_new_tokens=1)),
     ):
         with pytest.raises(ValueError, match=rf"{switch}\(True\)"):
             refused()
@@ -378,8 +379,8 @@ def test_a_hook_behind_a_switch_is_refused_naming_the_switch_and_works_once_it_i
     getattr(model, switch)(True)
     run = rl.fit(reft, model, data, steps=3, lr=0.02, schedule="constant", progress=False)
     assert run.losses[-1] < run.losses[0]
-    plain = rl.generate(None, model, ["the cat sat"], max_new_tokens=1, keep_logits=True)
-    edited = rl.generate(reft, model, ["the cat sat"], max_new_tokens=1, keep_logits=True)
+    plain = rl.generate(None, model, ["the cat sat"], rl.Decoding(max_new_tokens=1), keep_logits=True)
+    edited = rl.generate(reft, model, ["the cat sat"], rl.Decoding(max_new_tokens=1), keep_logits=True)
     assert not torch.equal(plain.logits[0], edited.logits[0])
 
 
@@ -543,7 +544,7 @@ def test_a_hook_that_the_model_never_uses_is_refused_by_generation_too(gpt2):
 
     reft = rl.ReFT({rl.Site("blocks.1.attn.qkv.hook_out", "last"): rl.LoReFT(3 * D)})
     with pytest.raises(rl.errors.SiteNeverFired, match=r"blocks\.1\.attn\.qkv\.hook_out"):
-        rl.generate(reft, gpt2, ["the cat"], max_new_tokens=1)
+        rl.generate(reft, gpt2, ["the cat"], rl.Decoding(max_new_tokens=1))
 
 
 def test_the_model_run_on_another_batch_is_refused(any_model):

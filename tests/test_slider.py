@@ -21,10 +21,11 @@ def edit(*, positions="l2", rank=2, second=None):
     return reft
 
 
-def panel(model, reft, **options):
+def panel(model, reft, tokens=8, **options):
+    import reftlens as rl
     from reftlens.widgets.live import slider
 
-    return slider(reft, model, "the cat sat on the mat", live=True, **{"max_new_tokens": 8, **options})
+    return slider(reft, model, "the cat sat on the mat", rl.Decoding(max_new_tokens=tokens), live=True, **options)
 
 
 def shown(widget):
@@ -40,10 +41,12 @@ def test_the_text_is_what_generate_gives_at_that_strength(llama):
     one.write()
     for strength in (1.0, 0.0, 2.5, -1.0):
         one.strength.value = strength
-        made = rl.generate(reft, llama, ["the cat sat on the mat"], max_new_tokens=8, variant=rl.Variant(strength))
+        made = rl.generate(
+            reft, llama, ["the cat sat on the mat"], rl.Decoding(max_new_tokens=8), variant=rl.Variant(strength)
+        )
         assert one.edited.ids == made.ids and one.edited.edited == made.edited
         assert one.first_token > 0
-    base = rl.generate(None, llama, ["the cat sat on the mat"], max_new_tokens=8)
+    base = rl.generate(None, llama, ["the cat sat on the mat"], rl.Decoding(max_new_tokens=8))
     assert one.unedited.ids == base.ids
 
 
@@ -78,7 +81,7 @@ def test_each_control_is_in_the_variant(llama):
 
 
 def test_the_seed_matters_where_something_is_sampled_and_only_there(llama):
-    one = panel(llama, edit(), max_new_tokens=16)
+    one = panel(llama, edit(), tokens=16)
     one.write()
     greedy = one.edited.ids
     assert one.seed.disabled
@@ -110,7 +113,7 @@ def test_what_is_being_written_is_given_up_when_a_control_moves(llama):
     hooks = [p for p in llama.hook_dict.values() if p.fwd_hooks]
 
     async def moved():
-        one = panel(llama, reft, max_new_tokens=64)
+        one = panel(llama, reft, tokens=64)
         one.write()
         first = one._task
         while one.edited is None or len(one.edited.ids[0]) < 3:
@@ -149,13 +152,14 @@ def test_what_cannot_be_written_is_said_in_the_panel():
 
 
 def test_texts_are_never_html(llama):
+    import reftlens as rl
     from reftlens.widgets.live import slider
 
     prompt = "<script>alert(1)</script> the cat"
-    one = slider(edit(), llama, prompt, live=True, max_new_tokens=4)
+    one = slider(edit(), llama, prompt, rl.Decoding(max_new_tokens=4), live=True)
     one.write()
     assert "<script" not in one.prompt_view.value and "&lt;script&gt;" in one.prompt_view.value
-    grid = slider(edit(), llama, prompt, live=False, max_new_tokens=4)
+    grid = slider(edit(), llama, prompt, rl.Decoding(max_new_tokens=4), live=False)
     assert "<script>alert" not in grid._repr_html_()
 
 
@@ -165,10 +169,12 @@ def test_without_a_kernel_there_is_a_grid(llama):
     from reftlens.widgets.live import slider
 
     reft = edit()
-    grid = slider(reft, llama, "the cat sat on the mat", max_new_tokens=8)
+    grid = slider(reft, llama, "the cat sat on the mat", rl.Decoding(max_new_tokens=8))
     assert isinstance(grid, Grid) and grid.strengths == STRENGTHS
     for strength in STRENGTHS:
-        made = rl.generate(reft, llama, ["the cat sat on the mat"], max_new_tokens=8, variant=rl.Variant(strength))
+        made = rl.generate(
+            reft, llama, ["the cat sat on the mat"], rl.Decoding(max_new_tokens=8), variant=rl.Variant(strength)
+        )
         assert grid.at(strength).texts == made.texts
     html, frame = grid._repr_html_(), grid.to_frame()
     assert html.count("data-at=") == len(STRENGTHS) and '<input type="range"' in html and "http" not in html
@@ -185,10 +191,10 @@ def test_the_grid_for_the_saved_notebook_is_made_when_the_texts_are(llama):
             self.html = made.data
 
     one = panel(llama, edit())
-    one._saved = handle = Handle()
+    one._saved_view = handle = Handle()
     one.write()
     assert handle.html.startswith("<details") and handle.html.count("data-at=") == 7
-    assert one._saved is None
+    assert one._saved_view is None
 
 
 def test_a_missing_ipywidgets_is_named_with_what_to_install(llama, monkeypatch):
@@ -206,3 +212,8 @@ def test_what_cannot_be_is_refused(llama):
         slider(das, llama, "the cat")
     with pytest.raises(ValueError, match="expected them in this order"):
         panel(llama, edit(), low=2.0, high=1.0)
+    reft, beams = edit(), rl.Decoding(max_new_tokens=2, beams=2)
+    with pytest.raises(ValueError, match="needs beams=1: ask for live=False"):
+        slider(reft, llama, "the cat", beams, live=True)
+    grid = slider(reft, llama, "the cat", beams, live=False)
+    assert grid.at(1.0) == rl.generate(reft, llama, ["the cat"], beams)

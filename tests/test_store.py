@@ -387,9 +387,9 @@ def test_a_saved_intervention_generates_what_it_generated_before(gpt2, tmp_path)
     reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 2), rl.mlp_out(0, "generated"): rl.DiReFT(D, 2)})
     _train(rl.ReFT({reft.sites[0]: reft[0]}), gpt2)
     again = _reload(reft, gpt2, tmp_path)
-    wanted = rl.generate(reft, gpt2, TEXTS, max_new_tokens=8)
-    assert rl.generate(again, gpt2, TEXTS, max_new_tokens=8) == wanted
-    assert rl.generate(None, gpt2, TEXTS, max_new_tokens=8).ids != wanted.ids
+    wanted = rl.generate(reft, gpt2, TEXTS, rl.Decoding(max_new_tokens=8))
+    assert rl.generate(again, gpt2, TEXTS, rl.Decoding(max_new_tokens=8)) == wanted
+    assert rl.generate(None, gpt2, TEXTS, rl.Decoding(max_new_tokens=8)).ids != wanted.ids
 
 
 def test_loading_and_saving_leave_the_random_state_and_the_model_alone(gpt2, tmp_path):

@@ -52,10 +52,11 @@ def _data(model, texts=TEXTS, sources=False):
 @cache
 def _response(kind="LoReFT"):
     """Everything at once, on the tiny GPT-2."""
+    import reftlens as rl
     from reftlens.analysis.strength.doses import dose_response
 
-    model = bridge("gpt2")
-    texts = {} if kind == "DAS" else dict(prompts=["the cat sat", "a dog ran by"], max_new_tokens=8, score=len)
+    model, prompts = bridge("gpt2"), ["the cat sat", "a dog ran by"]
+    texts = {} if kind == "DAS" else dict(prompts=prompts, decoding=rl.Decoding(max_new_tokens=8), score=len)
     return dose_response(
         _reft(kind),
         model,
@@ -247,7 +248,11 @@ def test_what_is_written_is_what_generate_writes(gpt2):
     found = _response()
     for v, strength in enumerate(STRENGTHS):
         made = rl.generate(
-            _reft("LoReFT"), gpt2, ["the cat sat", "a dog ran by"], variant=rl.Variant(strength), max_new_tokens=8
+            _reft("LoReFT"),
+            gpt2,
+            ["the cat sat", "a dog ran by"],
+            rl.Decoding(max_new_tokens=8),
+            variant=rl.Variant(strength),
         )
         assert found.text.texts[v] == made.texts
         assert found.measure("repetition")[v].tolist() == [repetition(ids) for ids in made.ids]
@@ -574,9 +579,11 @@ def test_the_budget_can_be_spent_on_unrelated_prompts(gpt2):
 
 
 def test_a_second_run_is_the_same_bit_for_bit(gpt2):
+    import reftlens as rl
     from reftlens.analysis.strength.doses import dose_response
 
-    settings = dict(prompts=["the cat sat"], max_new_tokens=6, temperature=1.0, seed=3, progress=False)
+    sampling = rl.Decoding(max_new_tokens=6, temperature=1.0, seed=3)
+    settings = dict(prompts=["the cat sat"], decoding=sampling, progress=False)
     once, again = (dose_response(_reft("LoReFT"), gpt2, _data(gpt2), [0.0, 0.5, 1.0], **settings) for _ in range(2))
     assert once.to_frame().equals(again.to_frame()) and once.by_strength().equals(again.by_strength())
     assert once.ec50() == again.ec50() and str(once) == str(again)

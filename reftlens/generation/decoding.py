@@ -6,7 +6,7 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
 from reftlens.bridge.protocol import Bridge
-from reftlens.text.template import Template
+from reftlens.text.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,19 @@ class Decoding:
         return chain
 
 
-def stop_tokens(model: Bridge, chat: bool) -> set[int]:
-    """Tokens that end a text: EOS, those of the model's generation settings, for chat the end of the turn."""
+def check_decoding(decoding: object) -> None:
+    """Raise `TypeError` where `decoding` is none."""
+    if not isinstance(decoding, Decoding):
+        raise TypeError(f"decoding={decoding!r}, expected how to choose tokens, such as Decoding(max_new_tokens=64)")
+
+
+def stop_tokens(model: Bridge, prompts: Batch) -> set[int]:
+    """Tokens that end a text: EOS, those of the model's generation settings, the end of a turn after a chat."""
     config = getattr(model.original_model, "generation_config", None)
     eos = getattr(config, "eos_token_id", None)
     ids = set(eos) if isinstance(eos, list | tuple) else {eos}
     if model.tokenizer is not None:
         ids.add(model.tokenizer.eos_token_id)
-        if chat:
-            ids.add(Template(chat=True).end_of_turn(model.tokenizer)[-1])
+        if prompts.template is not None and prompts.template.chat:
+            ids.add(prompts.template.end_of_turn(model.tokenizer)[-1])
     return {int(i) for i in ids if i is not None}

@@ -25,7 +25,6 @@ class PromptCache:
     """Prompts, and what of them no edit at the sites of one `ReFT` can change. Made by `prefill`."""
 
     prompts: Batch
-    chat: bool
     sites: tuple[Site, ...]
     computation: str
     """What is reused, or why nothing is."""
@@ -60,21 +59,34 @@ def prefill(
     """Read prompts once, for `generate(reft, model, prefilled, variant=…)` at any strength and with any weights."""
     check_asked(reft, model)
     check_deterministic(model)
-    batch = prompts if isinstance(prompts, Batch) else encode_prompts(model, prompts, chat=chat, system=system)
+    batch = encoded(model, prompts, chat=chat, system=system)
     rows, runner, points = Rows.of(batch, device_of(model)), Runner(model), reft.bind(model).points
     obstacle, body = runner.obstacle(), runner.body
     if body is None or obstacle:
-        return PromptCache(batch, chat, reft.sites, f"nothing is reused: {obstacle}")
+        return PromptCache(batch, reft.sites, f"nothing is reused: {obstacle}")
     blocks = [first_block(point.name or "", body.depth) for point in points]
     first = min(block for block in blocks if block is not None) if None not in blocks else None
     if first is None:
-        return PromptCache(batch, chat, reft.sites, "nothing is reused: a site has no known place among the blocks")
+        return PromptCache(batch, reft.sites, "nothing is reused: a site has no known place among the blocks")
     view, last = rows.view, rows.tokens.shape[1] - 1
     edited = torch.stack([site.positions.mask(view) for site in reft.sites]).any(dim=0).any(dim=0)
     start = min([*edited.nonzero().flatten().tolist(), last])
     blocks_below = f"blocks 0 to {first - 1} and " if first else ""
     computation = f"{blocks_below}{start} of {last + 1} prompt tokens are reused"
-    return PromptCache(batch, chat, reft.sites, computation, read(body, rows, first, start), weights_state(model))
+    return PromptCache(batch, reft.sites, computation, read(body, rows, first, start), weights_state(model))
+
+
+def encoded(model: Bridge, prompts: Sequence[Prompt] | Batch, *, chat: bool, system: str | None) -> Batch:
+    """The prompts as a batch.
+
+    Raises:
+        ValueError: where `chat` or `system` is given for a batch.
+    """
+    if not isinstance(prompts, Batch):
+        return encode_prompts(model, prompts, chat=chat, system=system)
+    if chat or system is not None:
+        raise ValueError("a Batch comes with the template it was encoded with: drop chat and system")
+    return prompts
 
 
 def _listed(sites: Sequence[Site]) -> str:

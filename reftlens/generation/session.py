@@ -44,7 +44,7 @@ class Session:
         self._check_room()
         self.edits = None if reft is None else SiteEdits(reft, model, variants, self.rows)
         self.runner = Runner(model)
-        self.stops = torch.tensor(sorted(stop_tokens(model, prompts.chat)), dtype=torch.long, device=device)
+        self.stops = torch.tensor(sorted(stop_tokens(model, prompts.prompts)), dtype=torch.long, device=device)
         self.generators = [torch.Generator(device).manual_seed(decoding.seed) for _ in variants]
         """Of random numbers, the same for every variant."""
 
@@ -110,4 +110,4 @@ class Session:
     def warn_of_unused_sites(self) -> None:
         """Warn of sites whose turn never came."""
         for site in [] if self.edits is None else self.edits.unused_sites():
-            warnings.warn(f"{site} chose no token: the continuations ended before it could", stacklevel=3)
+            warnings.warn(f"{site} chose no token: the continuations ended before it could", stacklevel=4)

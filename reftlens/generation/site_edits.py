@@ -37,7 +37,7 @@ class SiteEdits:
         self.reft, self.variant = reft, variants[0]
         self.bound = reft.to(prompts.tokens.device).bind(model)
         self.sites = reft.active(self.variant)
-        self.unused = set(self.sites)
+        self.unused, self.prompt_width = set(self.sites), prompts.tokens.shape[1]
         on_prompts = [i for i in self.sites if not self.variant.reaches_response(reft.sites[i])]
         if on_prompts:
             reft.require(prompts.view, replace(self.variant, sites=on_prompts))
@@ -59,8 +59,12 @@ class SiteEdits:
     def at(self, rows: Rows, new: int) -> list[Edit]:
         """The edits of the last `new` columns; none at strength 0, so that the model computes bit for bit."""
         edits, view = [], rows.view
+        begun = rows.tokens.shape[1] > self.prompt_width
         for i in self.sites:
-            mask = self.variant.mask(self.reft.sites[i], view)[:, -new:].clone()
+            site = self.reft.sites[i]
+            if begun and not self.variant.reaches_response(site):
+                continue
+            mask = self.variant.mask(site, view)[:, -new:].clone()
             mask[rows.done, -1] = False  # a row's stop token goes in only because others go on
             if not mask.any():
                 continue

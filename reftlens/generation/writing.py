@@ -4,45 +4,66 @@ Positions are absolute. The prompt is run once with the edits that act on it; ea
 the edits whose positions choose it. Hooks are attached for the length of one forward pass and no longer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, SupportsFloat, overload
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reftlens.bridge.protocol import Bridge
+from reftlens.bridge.protocol import Bridge, check_model
 from reftlens.editing.reft import ReFT, Variant, check_asked
 from reftlens.generation.beams import beam_search
-from reftlens.generation.decoding import Decoding
-from reftlens.generation.prompt_cache import PromptCache
+from reftlens.generation.decoding import Decoding, check_decoding
+from reftlens.generation.prompt_cache import PromptCache, encoded
 from reftlens.generation.result import Generation, TextStream
 from reftlens.generation.session import Session
 from reftlens.text.batch import Batch
-from reftlens.text.encoding import encode_prompts
 from reftlens.text.template import Prompt
 
+Prompts = Sequence[Prompt] | Batch | PromptCache
 
+
+@overload
+def generate(
+    reft: ReFT | None,
+    model: Bridge,
+    prompts: Prompts,
+    decoding: Decoding = ...,
+    *,
+    chat: bool = ...,
+    system: str | None = ...,
+    variant: Variant | float = ...,
+    keep_logits: bool = ...,
+    progress: bool = ...,
+) -> Generation: ...
+@overload
+def generate(
+    reft: ReFT | None,
+    model: Bridge,
+    prompts: Prompts,
+    decoding: Decoding = ...,
+    *,
+    chat: bool = ...,
+    system: str | None = ...,
+    variant: Iterable[Variant | SupportsFloat],
+    keep_logits: bool = ...,
+    progress: bool = ...,
+) -> list[Generation]: ...
 @torch.no_grad()
 def generate(
     reft: ReFT | None,
     model: Bridge,
-    prompts: Sequence[Prompt] | Batch | PromptCache,
+    prompts: Prompts,
+    decoding: Decoding = Decoding(),
     *,
     chat: bool = False,
     system: str | None = None,
-    variant: Variant = Variant(),
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    beams: int = 1,
-    repetition_penalty: float = 1.0,
-    no_repeat_ngram: int = 0,
-    seed: int = 0,
+    variant: Variant | SupportsFloat | Iterable[Variant | SupportsFloat] = Variant(),
     keep_logits: bool = False,
     progress: bool = False,
-) -> Generation:
+) -> Generation | list[Generation]:
     """Continue each prompt with the edited model (`reft=None`: the model as it is).
 
     Which tokens are edited follows from the sites' positions and `variant`: `First`, `Last`, `Nth`, `Tokens` and
@@ -51,43 +72,32 @@ def generate(
     Args:
         prompts: texts, lists of chat messages (with `chat=True`), an encoded `Batch` of prompts, or what `prefill`
             made of them.
-        seed: of the sampling; the global random state is neither read nor changed.
+        chat: put the prompts into the tokenizer's chat template; `system` then adds a system message. A batch, and
+            what `prefill` made, come with the template they were encoded with.
+        variant: a `Variant`, or a number for that strength. Of a list of them, every prompt is continued under each,
+            with the same random numbers, and a list of `Generation` comes back; those that differ in strength only
+            are written in one batch.
         keep_logits: also return the logits that each token was chosen from (not with beams).
+
+    Raises:
+        ValueError: for an intervention that exchanges, as generation has no source to take from; prompts that leave
+            no room in the model's context; a site that can act on prompts only and chooses no token there.
     """
-    decoding = Decoding(
-        max_new_tokens, temperature, top_k, top_p, beams, repetition_penalty, no_repeat_ngram, seed
-    )  # fmt: skip
-    if keep_logits and beams > 1:
+    prompts = _checked(reft, model, prompts, decoding, chat, system)
+    if keep_logits and decoding.beams > 1:
         raise ValueError("keep_logits needs beams=1: hypotheses change places between steps")
-    session = _session(reft, model, prompts, chat, system, [variant], decoding)
-    return _written(session, keep_logits, progress)
-
-
-@torch.no_grad()
-def generate_each(
-    reft: ReFT,
-    model: Bridge,
-    prompts: Batch | PromptCache,
-    variants: Sequence[Variant],
-    *,
-    chat: bool = False,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    no_repeat_ngram: int = 0,
-    seed: int = 0,
-    progress: bool = False,
-) -> list[Generation]:
-    """Continue each prompt under each variant, all in one batch: what `generate` gives for each, up to rounding.
-
-    Args:
-        variants: that differ in strength only.
-        seed: of the sampling; the same random numbers for every variant.
-    """
-    if not variants or any(replace(v, strength=1.0) != replace(variants[0], strength=1.0) for v in variants):
-        raise ValueError(f"{len(variants)} variant(s), expected one or more that differ in strength only")
-    decoding = Decoding(max_new_tokens, temperature, no_repeat_ngram=no_repeat_ngram, seed=seed)
-    session = _session(reft, model, prompts, chat, None, variants, decoding)
-    return _written(session, False, progress).split(len(variants))
+    variants = _variants(variant)
+    alike: dict[Variant, list[int]] = {}
+    for i, each in enumerate(variants):
+        alike.setdefault(replace(each, strength=1.0), []).append(i)
+    generations: dict[int, Generation] = {}
+    steps = decoding.max_new_tokens * len(alike)
+    with tqdm(total=steps, desc="generate", unit="token", disable=not progress) as bar:
+        for group in alike.values():
+            session = Session(reft, model, prompts, [variants[i] for i in group], decoding)
+            generations |= dict(zip(group, _finish(session, keep_logits, bar).split(len(group)), strict=True))
+            session.warn_of_unused_sites()
+    return [generations[i] for i in range(len(variants))] if isinstance(variant, Iterable) else generations[0]
 
 
 @torch.no_grad()
@@ -95,29 +105,21 @@ def stream(
     reft: ReFT | None,
     model: Bridge,
     prompt: Prompt | PromptCache,
+    decoding: Decoding = Decoding(),
     *,
     chat: bool = False,
     system: str | None = None,
-    variant: Variant = Variant(),
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    no_repeat_ngram: int = 0,
-    seed: int = 0,
+    variant: Variant | SupportsFloat = Variant(),
 ) -> Iterator[str]:
     """The text of `generate`, piece by piece as it is written. A stream that is not read on edits nothing else."""
-    decoding = Decoding(
-        max_new_tokens, temperature, top_k, top_p, 1, repetition_penalty, no_repeat_ngram, seed
-    )  # fmt: skip
     if not isinstance(prompt, PromptCache | str) and prompt and not isinstance(prompt[0], Mapping):
         raise TypeError(f"a stream is of one prompt, got a list: {prompt!r}")
-    prompts = prompt if isinstance(prompt, PromptCache) else [prompt]
-    session = _session(reft, model, prompts, chat, system, [variant], decoding)
-    if len(session.rows) != 1:
-        raise ValueError(f"a stream is of one prompt, and {len(session.rows)} were prefilled: use generate")
-    text = TextStream(model.tokenizer)
+    prompts = _checked(reft, model, prompt if isinstance(prompt, PromptCache) else [prompt], decoding, chat, system)
+    if len(prompts) != 1:
+        raise ValueError(f"a stream is of one prompt, and {len(prompts)} were prefilled: use generate")
+    if decoding.beams > 1:
+        raise ValueError("a stream needs beams=1: text of a beam can still be given up")
+    session, text = Session(reft, model, prompts, _variants([variant]), decoding), TextStream(model.tokenizer)
     for _ in session.greedy_or_sampled():
         piece = text.push(session.rows.ids(0)[-1], last=session.finished)
         if piece:
@@ -125,34 +127,39 @@ def stream(
     session.warn_of_unused_sites()
 
 
-def _session(
-    reft: ReFT | None, model: Bridge, prompts: Sequence[Prompt] | Batch | PromptCache, chat: bool, system: str | None,
-    variants: Sequence[Variant], decoding: Decoding,
-) -> Session:  # fmt: skip
+def _checked(
+    reft: ReFT | None, model: Bridge, prompts: Prompts, decoding: Decoding, chat: bool, system: str | None
+) -> PromptCache:
+    """The prompts, encoded, and in part read where they were read before."""
+    check_model(model)
     if reft is not None:
         check_asked(reft, model)
-    if not all(isinstance(variant, Variant) for variant in variants):
-        raise TypeError(f"variant={variants[0]!r}, expected a Variant: Variant({variants[0]!r}) for that strength")
-    if isinstance(prompts, PromptCache):
-        if chat or system is not None:
-            raise ValueError("prefilled prompts come with their template: drop chat and system")
-        prompts.check(reft, model)
-    else:
-        batch = prompts if isinstance(prompts, Batch) else encode_prompts(model, prompts, chat=chat, system=system)
-        prompts = PromptCache(batch, chat, () if reft is None else reft.sites, "nothing was read before")
-    return Session(reft, model, prompts, variants, decoding)
+    check_decoding(decoding)
+    if not isinstance(prompts, PromptCache):
+        batch = encoded(model, prompts, chat=chat, system=system)
+        return PromptCache(batch, () if reft is None else reft.sites, "nothing was read before")
+    if chat or system is not None:
+        raise ValueError("prefilled prompts come with their template: drop chat and system")
+    prompts.check(reft, model)
+    return prompts
 
 
-def _written(session: Session, keep_logits: bool, progress: bool) -> Generation:
-    """Run the session to its end."""
+def _variants(variant: Any) -> list[Variant]:
+    every: list[Any] = list(variant) if isinstance(variant, Iterable) and not isinstance(variant, str) else [variant]
+    for each in every:
+        if not isinstance(each, Variant | SupportsFloat):
+            raise TypeError(f"variant={each!r}, expected a Variant, a number for that strength, or a list of them")
+    if not every:
+        raise ValueError("variant=[], expected one or more")
+    return [each if isinstance(each, Variant) else Variant(each) for each in every]
+
+
+def _finish(session: Session, keep_logits: bool, bar: Any) -> Generation:
+    """Run a session to its end."""
+    if session.decoding.beams > 1:
+        return Generation.of(beam_search(session, bar))
     steps: list[Tensor] = []
-    with tqdm(total=session.decoding.max_new_tokens, desc="generate", unit="token", disable=not progress) as bar:
-        if session.decoding.beams > 1:
-            rows = beam_search(session, bar)
-        else:
-            for logits in session.greedy_or_sampled():
-                bar.update()
-                steps += [logits] if keep_logits else []
-            rows = session.rows
-    session.warn_of_unused_sites()
-    return Generation.of(rows, steps)
+    for logits in session.greedy_or_sampled():
+        bar.update()
+        steps += [logits] if keep_logits else []
+    return Generation.of(session.rows, steps)

@@ -41,7 +41,7 @@ def report(
     unrelated: Batch | None = None,
     score: Callable[[str], float] | None = None,
     strengths: Sequence[SupportsFloat] = STRENGTHS,
-    decoding: Decoding = Decoding(max_new_tokens=48),
+    decoding: Decoding = Decoding(),
     seed: int = 0,
     progress: bool = True,
     now: datetime | None = None,

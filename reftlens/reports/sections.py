@@ -24,20 +24,13 @@ _MAP = "Log-probability gained by each layer and position alone; a dot: differs 
 def measured(subject: Subject) -> Measured:
     """The strength curve, and texts at every strength, on which fluency is then measured."""
     s = subject
-    dose = dose_response(
-        s.reft, s.model, s.data, s.strengths, unrelated=s.unrelated, seed=s.seed, progress=s.progress
-    )  # fmt: skip
+    dose = dose_response(s.reft, s.model, s.data, s.strengths, unrelated=s.unrelated, progress=s.progress)
     kinds = {module.kind for _, module in s.reft.items() if module.variables}
     if kinds:
         return Measured(dose, None, f"{', '.join(sorted(kinds))} copies from a source, and writing has none to copy.")
     if s.prompts is None:
         return Measured(dose, None, "There are no prompts to write from.")
-    chat = s.prompts.template is not None and s.prompts.template.chat
-    grid = strength_grid(
-        s.reft, s.model, s.prompts, s.strengths, chat=chat, max_new_tokens=s.decoding.max_new_tokens,
-        temperature=s.decoding.temperature, no_repeat_ngram=s.decoding.no_repeat_ngram, seed=s.decoding.seed,
-        progress=s.progress,
-    )  # fmt: skip
+    grid = strength_grid(s.reft, s.model, s.prompts, s.strengths, s.decoding, progress=s.progress)
     return Measured(replace(dose, text=_written(subject, grid)), grid, "")
 
 

@@ -8,14 +8,14 @@ import json
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import regex
 import torch
 
 from reftlens.bridge.protocol import Bridge
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
 from reftlens.editing.site import resid_post
+from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import generate
 from reftlens.interventions import LoReFT
@@ -30,7 +30,7 @@ SETTINGS = FitConfig(steps=40, lr=1e-2, batch_size=8)
 TUTORIAL = FitConfig(steps=100, lr=4e-3, batch_size=10, schedule="linear", clip=1.0)
 """The tutorial's training settings; the schedule and the clipping are the Hugging Face Trainer's defaults."""
 
-DECODING: dict[str, Any] = {"max_new_tokens": 32, "no_repeat_ngram": 3}
+DECODING = Decoding(max_new_tokens=32, no_repeat_ngram=3)
 """How `answers` generates: greedily, at most 32 tokens, no three tokens twice (an emoji is about three tokens)."""
 
 
@@ -66,7 +66,7 @@ def run(
 
 def answers(reft: ReFT | None, model: Bridge, questions: Sequence[str], strength: float = 1.0) -> Generation:
     """The chatbot's answers, by greedy decoding; strength 0 or no `reft` is the model as it was."""
-    return generate(reft, model, questions, chat=True, variant=Variant(strength=strength), **DECODING)
+    return generate(reft, model, questions, DECODING, chat=True, variant=strength)
 
 
 def questions(name: str = "emoji_test.jsonl") -> list[str]:

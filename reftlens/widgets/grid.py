@@ -1,23 +1,19 @@
 """Texts of the same prompts at several strengths, computed beforehand: a slider that needs no kernel."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, SupportsFloat
 
-import torch
-
 from reftlens.bridge.protocol import Bridge
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
 from reftlens.generation.decoding import Decoding
-from reftlens.generation.prompt_cache import PromptCache, prefill
+from reftlens.generation.prompt_cache import prefill
 from reftlens.generation.result import Generation, marked_tokens
-from reftlens.generation.session import Session
 from reftlens.generation.site_edits import check_writes
-from reftlens.generation.writing import generate_each
+from reftlens.generation.writing import generate
 from reftlens.text.batch import Batch
-from reftlens.text.encoding import encode_prompts
 from reftlens.text.template import Prompt
 
 if TYPE_CHECKING:
@@ -28,13 +24,13 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 SCRIPT = """
 document.querySelectorAll(".reftlens-grid[data-strengths]:not([data-live])").forEach(function (grid) {
-  const input = grid.querySelector("input"), said = grid.querySelector("output");
+  const input = grid.querySelector("input"), output = grid.querySelector("output");
   const strengths = JSON.parse(grid.dataset.strengths);
   function show() {
     const at = strengths[input.value];
-    said.textContent = at;
+    output.textContent = at;
     input.setAttribute("aria-valuetext", "strength " + at);
-    grid.querySelectorAll("[data-at]").forEach(function (one) { one.hidden = one.dataset.at !== input.value; });
+    grid.querySelectorAll("[data-at]").forEach(function (cell) { cell.hidden = cell.dataset.at !== input.value; });
   }
   grid.dataset.live = "";
   grid.querySelector(".reftlens-dial").hidden = false;
@@ -80,14 +76,14 @@ class Grid:
         """One row per prompt and strength; `changed`: not the text of the unedited model."""
         import pandas as pd
 
-        base = self.at(0.0).texts
+        columns, unedited = ["row", "prompt", "strength", "text", "tokens", "changed"], self.at(0.0).texts
         records = [
-            {"row": row, "prompt": prompt_text(prompt), "strength": strength, "text": made.texts[row],
-             "tokens": len(made.ids[row]), "changed": made.texts[row] != base[row]}
+            (row, prompt_text(prompt), strength, text, len(generation.ids[row]), text != unedited[row])
             for row, prompt in enumerate(self.prompts)
-            for strength, made in zip(self.strengths, self.generations, strict=True)
-        ]  # fmt: skip
-        return pd.DataFrame(records)
+            for strength, generation in zip(self.strengths, self.generations, strict=True)
+            for text in [generation.texts[row]]
+        ]
+        return pd.DataFrame(records, columns=pd.Index(columns))
 
     def html(self) -> str:
         """The slider without style and script; with them it moves, and without them every strength is shown."""
@@ -107,8 +103,8 @@ class Grid:
             for i, s in enumerate(self.strengths)
         )
         unedited = f"<div><h4>Unedited</h4><pre>{self.cell(row, 0.0)}</pre></div>"
-        asked = f"<h3>{escape(prompt_text(self.prompts[row]))}</h3>{self.read(row)}"
-        return f'{asked}<div class="reftlens-pair">{unedited}<div>{edited}</div></div>'
+        prompt = f"<h3>{escape(prompt_text(self.prompts[row]))}</h3>{self.read(row)}"
+        return f'{prompt}<div class="reftlens-pair">{unedited}<div>{edited}</div></div>'
 
     def cell(self, row: int, strength: float) -> str:
         """HTML of what was written at a strength, edited tokens marked."""
@@ -116,12 +112,12 @@ class Grid:
 
     def read(self, row: int) -> str:
         """HTML of the prompt as the model reads it, from shortly before its first edited token; or nothing."""
-        made = self.at(self.strengths[-1])
-        ids, edited = made.prompt_ids[row], made.edited[row][: len(made.prompt_ids[row])]
+        generation = self.at(self.strengths[-1])
+        ids, edited = generation.prompt_ids[row], generation.edited[row][: len(generation.prompt_ids[row])]
         if not any(edited):
             return ""
         start = max(0, edited.index(True) - 12)
-        shown = marked_tokens(made.tokenizer, ids[start:], edited[start:])
+        shown = marked_tokens(generation.tokenizer, ids[start:], edited[start:])
         return f'<pre class="reftlens-read">{"… " if start else ""}{shown}</pre>'
 
     def _repr_html_(self) -> str:
@@ -131,8 +127,8 @@ class Grid:
         lines = []
         for row, prompt in enumerate(self.prompts):
             lines.append(prompt_text(prompt))
-            for strength, made in zip(self.strengths, self.generations, strict=True):
-                lines.append(f"  strength {strength:<5g} {' '.join(made.texts[row].split())}")
+            for strength, generation in zip(self.strengths, self.generations, strict=True):
+                lines.append(f"  strength {strength:<5g} {' '.join(generation.texts[row].split())}")
         return "\n".join(lines)
 
 
@@ -141,32 +137,22 @@ def strength_grid(
     model: Bridge,
     prompts: Sequence[Prompt] | Batch,
     strengths: Sequence[SupportsFloat] = STRENGTHS,
+    decoding: Decoding = Decoding(),
     *,
     chat: bool = False,
     system: str | None = None,
-    max_new_tokens: int = 48,
-    temperature: float = 0.0,
-    no_repeat_ngram: int = 0,
-    seed: int = 0,
     progress: bool = True,
 ) -> Grid:
     """Continue the prompts at each strength, 0 included, all in one batch; prompts are read once.
-
-    Args:
-        seed: of sampling, where `temperature` is above 0; the same random numbers at every strength.
 
     Raises:
         ValueError: for an intervention that exchanges, as generation has no source to take from.
     """
     check_writes(reft)
-    chosen = tuple(sorted({0.0, *(float(s) for s in strengths)}))
-    batch = prompts if isinstance(prompts, Batch) else encode_prompts(model, prompts, chat=chat, system=system)
-    read = prefill(reft, model, batch, chat=chat)
-    made = generate_each(
-        reft, model, read, [Variant(strength) for strength in chosen], max_new_tokens=max_new_tokens,
-        temperature=temperature, no_repeat_ngram=no_repeat_ngram, seed=seed, progress=progress,
-    )  # fmt: skip
-    return Grid(tuple(e.prompt for e in batch.examples), chosen, tuple(made), read.computation)
+    every = tuple(sorted({0.0, *(float(s) for s in strengths)}))
+    cached = prefill(reft, model, prompts, chat=chat, system=system)
+    generations = generate(reft, model, cached, decoding, variant=every, progress=progress)
+    return Grid(tuple(e.prompt for e in cached.prompts.examples), every, tuple(generations), cached.computation)
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -174,21 +160,12 @@ def prompt_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(f"{t['role']}: {t['content']}" for t in prompt)
 
 
-@torch.no_grad()
-def writing(reft: ReFT, model: Bridge, read: PromptCache, variant: Variant, decoding: Decoding) -> Iterator[Generation]:
-    """What was written so far, after each token. The model is edited only while it computes one."""
-    read.check(reft, model)
-    session = Session(reft, model, read, [variant], decoding)
-    for _ in session.greedy_or_sampled():
-        yield Generation.of(session.rows)
-
-
-def marked_text(made: Generation, row: int, *, acted: bool) -> str:
+def marked_text(generation: Generation, row: int, *, acted: bool) -> str:
     """HTML of what was written, edited tokens marked if the edit `acted`, without the special token that ends it."""
-    ids, edited = list(made.ids[row]), made.edited[row][len(made.prompt_ids[row]) :]
-    while ids and ids[-1] in made.tokenizer.all_special_ids:
+    ids, edited = list(generation.ids[row]), generation.edited[row][len(generation.prompt_ids[row]) :]
+    while ids and ids[-1] in generation.tokenizer.all_special_ids:
         ids.pop()
-    return marked_tokens(made.tokenizer, ids, [hit and acted for hit in edited[: len(ids)]])
+    return marked_tokens(generation.tokenizer, ids, [hit and acted for hit in edited[: len(ids)]])
 
 
 def _listed(strengths: Sequence[float]) -> str:

@@ -4,6 +4,8 @@ import sys
 
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
+from reftlens.generation.decoding import Decoding, check_decoding
+from reftlens.generation.prompt_cache import prefill
 from reftlens.generation.site_edits import check_writes
 from reftlens.text.template import Prompt
 from reftlens.widgets.grid import Grid, strength_grid
@@ -14,15 +16,13 @@ def slider(
     reft: ReFT,
     model: Bridge,
     prompt: Prompt,
+    decoding: Decoding = Decoding(),
     *,
     chat: bool = False,
     system: str | None = None,
     strength: float = 1.0,
     low: float = -1.0,
     high: float = 3.0,
-    temperature: float = 0.0,
-    seed: int = 0,
-    max_new_tokens: int = 48,
     live: bool | None = None,
 ) -> "Slider | Grid":
     """A panel with controls for strength, directions, positions and seed; where no kernel is, a `Grid`.
@@ -31,26 +31,26 @@ def slider(
     notebook. In a notebook that a program runs, such as `nbconvert --execute`, ask for `live=False`.
 
     Args:
+        strength: where the panel starts.
         low, high: ends of the strength slider; 1 is the edit as trained, 0 the unedited model.
-        temperature: where the panel starts; 0 is greedy, and then the seed makes no difference.
+        decoding: how text is written; the panel starts at its temperature (0 is greedy) and seed.
         live: True for the panel, False for the grid; None: the panel in a Jupyter kernel, the grid elsewhere.
 
     Raises:
         ImportError: for the panel without ipywidgets.
-        ValueError: for an intervention that exchanges, as generation has no source to take from.
+        ValueError: for an intervention that exchanges, as generation has no source to take from; and for beams in
+            the panel.
     """
     check_writes(reft)
+    check_decoding(decoding)
     if not (in_kernel() if live is None else live):
-        return strength_grid(
-            reft, model, [prompt], chat=chat, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
-            seed=seed,
-        )  # fmt: skip
+        return strength_grid(reft, model, [prompt], decoding=decoding, chat=chat, system=system)
     if not low < high or not low <= strength <= high:
         raise ValueError(f"low={low:g}, strength={strength:g}, high={high:g}: expected them in this order, low < high")
-    return Slider(
-        reft, model, prompt, chat=chat, system=system, strength=strength, low=low, high=high, temperature=temperature,
-        seed=seed, max_new_tokens=max_new_tokens,
-    )  # fmt: skip
+    if decoding.beams > 1:
+        raise ValueError("the panel shows each token as it is written, and needs beams=1: ask for live=False")
+    prompts = prefill(reft, model, [prompt], chat=chat, system=system)
+    return Slider(reft, model, prompts, decoding, strength=strength, low=low, high=high)
 
 
 def in_kernel() -> bool:

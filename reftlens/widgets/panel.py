@@ -7,6 +7,7 @@ forward pass, so between two tokens the model is as the user left it, and a cell
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -17,12 +18,12 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Site
 from reftlens.generation.decoding import Decoding
-from reftlens.generation.prompt_cache import prefill
+from reftlens.generation.prompt_cache import PromptCache
 from reftlens.generation.result import Generation, marked_tokens
+from reftlens.generation.session import Session
 from reftlens.text.batch import Batch
 from reftlens.text.positions import Positions, Response
-from reftlens.text.template import Prompt
-from reftlens.widgets.grid import STRENGTHS, STYLE, Grid, marked_text, writing
+from reftlens.widgets.grid import STRENGTHS, STYLE, Grid, marked_text
 
 _WAIT = 0.02  # seconds; a control that is dragged sends many values, and only the last one is written for
 _BREATH = 0.01  # seconds between tokens: the kernel takes several turns of the loop to read one message
@@ -45,58 +46,73 @@ class Slider:
     """What `slider` shows in a kernel. Each control is a widget, so a program can move it as well."""
 
     def __init__(
-        self, reft: ReFT, model: Bridge, prompt: Prompt, *, chat: bool, system: str | None, strength: float, low: float,
-        high: float, temperature: float, seed: int, max_new_tokens: int,
-    ) -> None:  # fmt: skip
-        self.reft, self.model, self.prompt, self.max_new_tokens = reft, model, prompt, max_new_tokens
-        self.read = prefill(reft, model, [prompt], chat=chat, system=system)
-        self.places = _places(reft, self.read.prompts)
+        self,
+        reft: ReFT,
+        model: Bridge,
+        prompts: PromptCache,
+        decoding: Decoding,
+        *,
+        strength: float,
+        low: float,
+        high: float,
+    ) -> None:
+        self.reft, self.model, self.prompts = reft, model, prompts
+        self.places = _places(reft, prompts.prompts)
         self.edited: Generation | None = None
         """What is written, so far."""
         self.unedited: Generation | None = None
         self.first_token: float | None = None
         """Seconds from the last move of a control to the first new token."""
-        self._made: dict[float, Generation] = {}
-        self._like: tuple[float, int] | None = None
+        self._decoding = decoding
+        self._unedited_with: Decoding | None = None
+        self._saved_texts: dict[float, Generation] = {}
+        self._saved_view: Any = None
         self._task: asyncio.Task[None] | None = None
-        self._saved: Any = None
-        self._make(strength, low, high, temperature, seed)
+        self._build(strength, low, high)
 
     # -- the panel ---------------------------------------------------------------------------------------------
 
-    def _make(self, strength: float, low: float, high: float, temperature: float, seed: int) -> None:
-        w = widgets()
+    def _build(self, strength: float, low: float, high: float) -> None:
+        w, decoding = widgets(), self._decoding
         look = {"style": {"description_width": "7em"}, "layout": w.Layout(width="32em")}
         self.strength = w.FloatSlider(strength, min=low, max=high, step=0.05, description="strength", **look)
         self.positions = w.Dropdown(options=list(self.places), description="positions", **look)
-        self.temperature = w.FloatSlider(temperature, min=0, max=2, step=0.1, description="temperature", **look)
-        self.seed = w.IntText(seed, description="seed", disabled=temperature == 0, **look)
+        self.temperature = w.FloatSlider(
+            decoding.temperature, min=0, max=2, step=0.1, description="temperature", **look
+        )
+        self.seed = w.IntText(decoding.seed, description="seed", disabled=decoding.temperature == 0, **look)
         self.directions = [
             w.FloatSlider(1.0, min=-2, max=3, step=0.1, description=f"direction {i}", **look)
             for i in range(_shared_rank(self.reft))
         ]
         self.prompt_view, self.base_view, self.edited_view, self.status = (w.HTML() for _ in range(4))
         self.base_view.layout.flex = self.edited_view.layout.flex = "1 1 18em"
-        several = w.Accordion([w.VBox(self.directions)], selected_index=None)
-        several.set_title(0, "strength of each direction (columns of the basis, as trained)")
+        by_direction = w.Accordion([w.VBox(self.directions)], selected_index=None)
+        by_direction.set_title(0, "strength of each direction (columns of the basis, as trained)")
         controls = [self.strength, self.positions, self.temperature, self.seed]
         texts = w.HBox([self.base_view, self.edited_view], layout=w.Layout(flex_flow="row wrap", grid_gap="1.5em"))
-        shown = [*controls, *([several] if self.directions else []), self.prompt_view, texts, self.status]
+        shown = [*controls, *([by_direction] if self.directions else []), self.prompt_view, texts, self.status]
         self.panel = w.VBox(shown).add_class("reftlens-slider")
         for control in (*controls, *self.directions):
             control.observe(self._moved, names="value")
 
     def variant(self) -> Variant:
         """What the controls say."""
-        among, each = self.places[self.positions.value], [d.value for d in self.directions]
-        same = len(set(each)) <= 1
-        strength = self.strength.value * (each[0] if each else 1.0) if same else [self.strength.value * x for x in each]
+        among, factors = self.places[self.positions.value], [d.value for d in self.directions] or [1.0]
+        strengths = [self.strength.value * factor for factor in factors]
+        strength = strengths[0] if len(set(factors)) == 1 else strengths
         acting = [i for i, site in enumerate(self.reft.sites) if self._acts(site, among)]
         return Variant(strength, among, None if len(acting) == len(self.reft) else acting)
 
+    def decoding(self) -> Decoding:
+        """What the controls say of how tokens are chosen."""
+        if self.temperature.value == 0:
+            return replace(self._decoding, temperature=0.0, top_k=None, top_p=None)
+        return replace(self._decoding, temperature=self.temperature.value, seed=self.seed.value)
+
     def _acts(self, site: Site, among: Positions | None) -> bool:
         variant = Variant(among=among)
-        return variant.reaches_response(site) or bool(variant.mask(site, self.read.prompts.view).any())
+        return variant.reaches_response(site) or bool(variant.mask(site, self.prompts.prompts.view).any())
 
     def _moved(self, _: Any) -> None:
         self.seed.disabled = self.temperature.value == 0
@@ -109,63 +125,70 @@ class Slider:
         if self._task is not None:
             self._task.cancel()
         self._show_prompt()
-        steps = self._told(self._steps(time.perf_counter()))
+        steps = self._report_errors(self._steps(time.perf_counter()))
         try:
             self._task = asyncio.get_running_loop().create_task(_stepwise(steps))
         except RuntimeError:
             for _ in steps:
                 pass
 
-    def _told(self, steps: Iterator[None]) -> Iterator[None]:
-        """The steps; what cannot be written is said in the panel, as nobody waits for a task of the event loop."""
+    def _report_errors(self, steps: Iterator[None]) -> Iterator[None]:
+        """The steps; an error is shown in the panel, as nobody waits for a task of the event loop."""
         try:
             yield from steps
         except ValueError as error:
-            self.status.value = _said(f"{error}; then make a new slider")
+            self.status.value = _status(f"{error}; then make a new slider")
 
-    def _steps(self, asked: float) -> Iterator[None]:
+    def _steps(self, start: float) -> Iterator[None]:
         """One token at a time: the edited text, then the unedited one if it is not there, then what is to be saved."""
-        variant, like = self.variant(), (self.temperature.value, self.seed.value)
+        variant, decoding = self.variant(), self.decoding()
         self.edited = self.first_token = None
-        self.status.value = _said("writing …")
-        for made in self._written(variant, like):
+        self.status.value = _status("writing …")
+        for generation in self._drafts(variant, decoding):
             if self.first_token is None:
-                self.first_token = time.perf_counter() - asked
-            self.edited = made
-            self.edited_view.value = _block(f"Edited, strength {self.strength.value:g}", made, variant)
+                self.first_token = time.perf_counter() - start
+            self.edited = generation
+            self.edited_view.value = _block(f"Edited, strength {self.strength.value:g}", generation, variant)
             yield
-        took = time.perf_counter() - asked
-        if self._like != like:
-            for made in self._written(Variant(0.0), like):
-                self.unedited = made
-                self.base_view.value = _block("Unedited", made, Variant(0.0))
+        seconds = time.perf_counter() - start
+        if self._unedited_with != decoding:
+            for generation in self._drafts(Variant(0.0), decoding):
+                self.unedited = generation
+                self.base_view.value = _block("Unedited", generation, Variant(0.0))
                 yield
-            self._like = like
-        first = f"first token after {self.first_token:.2f} s, all after {took:.1f} s"
-        self.status.value = _said(f"{first}; {self.read.computation}")
-        if self._saved is not None:
-            yield from self._saving()
+            self._unedited_with = decoding
+        times = f"first token after {self.first_token:.2f} s, all after {seconds:.1f} s"
+        self.status.value = _status(f"{times}; {self.prompts.computation}")
+        if self._saved_view is not None:
+            yield from self._save()
 
-    def _written(self, variant: Variant, like: tuple[float, int]) -> Iterator[Generation]:
-        decoding = Decoding(self.max_new_tokens, temperature=like[0], seed=like[1])
-        return writing(self.reft, self.model, self.read, variant, decoding)
+    @torch.no_grad()
+    def _drafts(self, variant: Variant, decoding: Decoding) -> Iterator[Generation]:
+        """What was written so far, after each token; the model is edited only while it computes one."""
+        self.prompts.check(self.reft, self.model)
+        session = Session(self.reft, self.model, self.prompts, [variant], decoding)
+        for _ in session.greedy_or_sampled():
+            yield Generation.of(session.rows)
 
-    def _saving(self) -> Iterator[None]:
+    def _save(self) -> Iterator[None]:
         """The grid for the saved notebook, greedy; strengths that are done are not done again."""
-        for strength in [s for s in STRENGTHS if s not in self._made]:
-            made = []
-            for so_far in self._written(Variant(strength), (0.0, 0)):
-                made = [so_far]
+        greedy = replace(self._decoding, temperature=0.0, top_k=None, top_p=None)
+        for strength in [s for s in STRENGTHS if s not in self._saved_texts]:
+            drafts = []
+            for draft in self._drafts(Variant(strength), greedy):
+                drafts = [draft]
                 yield
-            self._made[strength] = made[0]
-        done = tuple(self._made[s] for s in STRENGTHS)
-        self._saved.update(_details(Grid((self.prompt,), STRENGTHS, done, self.read.computation)._repr_html_()))
-        self._saved = None
+            self._saved_texts[strength] = drafts[0]
+        generations = tuple(self._saved_texts[s] for s in STRENGTHS)
+        prompts = tuple(example.prompt for example in self.prompts.prompts.examples)
+        grid = Grid(prompts, STRENGTHS, generations, self.prompts.computation)
+        self._saved_view.update(_details(grid._repr_html_()))
+        self._saved_view = None
 
     # -- what is shown -----------------------------------------------------------------------------------------
 
     def _show_prompt(self) -> None:
-        batch, variant = self.read.prompts, self.variant()
+        batch, variant = self.prompts.prompts, self.variant()
         sites = range(len(self.reft)) if variant.sites is None else variant.sites
         masks = [variant.mask(self.reft.sites[i], batch.view)[0] for i in sites]
         acted = [bool(hit) and variant.strength != 0.0 for hit in torch.stack(masks).any(dim=0)]
@@ -177,7 +200,7 @@ class Slider:
         from IPython.display import display
 
         display(self.panel)
-        self._saved = display(_details("<p>being computed while the kernel is idle …</p>"), display_id=True)
+        self._saved_view = display(_details("<p>being computed while the kernel is idle …</p>"), display_id=True)
         self.write()
 
 
@@ -189,15 +212,15 @@ async def _stepwise(steps: Iterator[None]) -> None:
 
 
 def _places(reft: ReFT, prompt: Batch) -> dict[str, Positions | None]:
-    """What can be chosen for the control of positions: everything, or one edited token, or what is written."""
-    found: dict[str, Positions | None] = {_EVERYWHERE: None}
+    """The options of the control of positions: everything, or one edited token, or what is written."""
+    places: dict[str, Positions | None] = {_EVERYWHERE: None}
     if any(bool(site.positions.mask(prompt.view).any()) for site in reft.sites):
         ids = prompt.tokens[0].tolist()
         for name, where in edited_positions(reft, prompt).items():
-            found[f"{name}  {prompt.tokenizer.decode([ids[int(name)]])!r}"] = where
+            places[f"{name}  {prompt.tokenizer.decode([ids[int(name)]])!r}"] = where
     if any(site.positions.reaches_response for site in reft.sites):
-        found["what is written"] = Response()
-    return found
+        places["what is written"] = Response()
+    return places
 
 
 def _shared_rank(reft: ReFT) -> int:
@@ -206,12 +229,12 @@ def _shared_rank(reft: ReFT) -> int:
     return max(ranks) if len(ranks) == 1 and max(ranks) <= _MOST_DIRECTIONS else 0
 
 
-def _block(title: str, made: Generation, variant: Variant) -> str:
-    text = marked_text(made, 0, acted=variant.strength != 0.0)
+def _block(title: str, generation: Generation, variant: Variant) -> str:
+    text = marked_text(generation, 0, acted=variant.strength != 0.0)
     return f'<div class="reftlens-grid"><b>{escape(title)}</b><pre>{text}</pre></div>'
 
 
-def _said(text: str) -> str:
+def _status(text: str) -> str:
     return f'<small role="status">{escape(text)}</small>'
 
 

@@ -11,6 +11,7 @@ from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, Variant
 from reftlens.editing.site import Where
+from reftlens.generation.decoding import Decoding
 from reftlens.generation.site_edits import check_writes
 from reftlens.scoring.responses import responses
 from reftlens.text.batch import Batch
@@ -29,9 +30,7 @@ def dose_response(
     among: Where | None = None,
     sites: Sequence[int] | None = None,
     chat: bool = False,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    seed: int = 0,
+    decoding: Decoding = Decoding(),
     batch_size: int = 16,
     reuse: bool | Reuse = True,
     progress: bool = True,
@@ -48,7 +47,8 @@ def dose_response(
             per-token KL is the drift.
         score: what a text is worth, such as the share of emoji in it.
         among, sites: of the edited tokens and of the sites only these, as in `Variant`.
-        seed: of sampling, where `temperature` is above 0; the same random numbers at every strength.
+        chat: put the prompts into the tokenizer's chat template; a batch comes with the one it was encoded with.
+        decoding: how texts are written.
 
     Raises:
         ValueError: for no strength, a row without target, or a site that chooses no token.
@@ -70,8 +70,9 @@ def dose_response(
         for name, rows in (("dose response", data), ("unrelated prompts", unrelated))
     )
     assert on_data is not None
-    text = None if prompts is None else written(
-        reft, model, prompts, variants, score=score, chat=chat, max_new_tokens=max_new_tokens,
-        temperature=temperature, seed=seed, batch_size=batch_size, progress=progress,
-    )  # fmt: skip
+    text = None
+    if prompts is not None:
+        text = written(
+            reft, model, prompts, variants, decoding, score=score, chat=chat, batch_size=batch_size, progress=progress
+        )
     return DoseResponse(chosen, on_data, size, off_target, text)

@@ -1,7 +1,7 @@
 """What an edited model writes: how likely the unedited model finds it, and how much it repeats itself."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -11,13 +11,13 @@ from tqdm.auto import tqdm
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.engine import forward
 from reftlens.editing.reft import ReFT, Variant
-from reftlens.generation.prompt_cache import prefill
+from reftlens.generation.decoding import Decoding
+from reftlens.generation.prompt_cache import encoded, prefill
 from reftlens.generation.site_edits import check_writes
-from reftlens.generation.writing import generate_each
+from reftlens.generation.writing import generate
 from reftlens.scoring.comparison import per_example, pieces
 from reftlens.scoring.objectives import cross_entropy
 from reftlens.text.batch import Batch
-from reftlens.text.encoding import encode_prompts
 from reftlens.text.template import Prompt
 
 
@@ -73,12 +73,10 @@ def written(
     model: Bridge,
     prompts: Sequence[Prompt] | Batch,
     variants: Sequence[Variant],
+    decoding: Decoding = Decoding(),
     *,
     score: Callable[[str], float] | None = None,
     chat: bool = False,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    seed: int = 0,
     batch_size: int = 16,
     progress: bool = True,
 ) -> Written:
@@ -90,18 +88,15 @@ def written(
         ValueError: for an intervention that exchanges, as generation has no source to take from.
     """
     check_writes(reft)
-    batch = prompts if isinstance(prompts, Batch) else encode_prompts(model, prompts, chat=chat)
+    batch = encoded(model, prompts, chat=chat, system=None)
     tables = torch.zeros(3, len(variants), len(batch), dtype=torch.float64)
     texts, said = [[""] * len(batch) for _ in variants], ""
     with tqdm(total=len(batch) * len(variants), desc="texts", unit="text", disable=not progress) as bar:
         for rows in pieces(len(batch), batch_size):
-            prefilled = prefill(reft, model, batch[list(rows)], chat=chat)
+            prefilled = prefill(reft, model, batch[list(rows)])
             said = said or prefilled.computation
-            every = generate_each(
-                reft, model, prefilled, variants, max_new_tokens=max_new_tokens, temperature=temperature,
-                seed=seed + rows[0],
-            )  # fmt: skip
-            for v, made in enumerate(every):
+            settings = replace(decoding, seed=decoding.seed + rows[0])
+            for v, made in enumerate(generate(reft, model, prefilled, settings, variant=variants)):
                 texts[v][rows[0] : rows[-1] + 1] = made.texts
                 tables[0, v, list(rows)] = perplexity(model, made.batch(), batch_size=len(rows))
                 tables[1, v, list(rows)] = torch.tensor([repetition(ids) for ids in made.ids], dtype=torch.float64)
