@@ -69,19 +69,17 @@ class Composition:
         """
         import pandas as pd
 
-        cells = [(j, i) for j in range(len(self.metrics)) for i in range(len(self.edits))]
-        effects = sign_flip_tests([self.alone[j][i] for j, i in cells], seed=self.seed)
-        errors = sign_flip_tests([self._errors(j) for j in range(len(self.metrics))], seed=self.seed)
+        effects = torch.stack(sign_flip_tests([row for table in self.alone for row in table], seed=self.seed))
+        effects = effects.unflatten(1, (len(self.metrics), len(self.edits)))
+        errors = torch.stack(sign_flip_tests(list(map(self._errors, range(len(self.metrics)))), seed=self.seed))
+        untested = torch.full((2,), torch.nan)
         records = []
         for j, metric in enumerate(self.metrics):
-            rows = [(edit, self.effect(edit, metric)) for edit in self.edits]
-            rows += [("together", self.joint(metric)), ("sum of effects", self.predicted(metric))]
-            rows += [("error", self.error(metric))]
-            tests = [[p[cells.index((j, i))].item() for p in effects] for i in range(len(self.edits))]
-            tests += [[float("nan")] * 2] * 2 + [[p[j].item() for p in errors]]
-            for (name, estimate), (p, corrected) in zip(rows, tests, strict=True):
+            rows = [(edit, self.effect(edit, metric), effects[:, j, i]) for i, edit in enumerate(self.edits)]
+            rows += [("together", self.joint(metric), untested), ("sum of effects", self.predicted(metric), untested)]
+            for name, estimate, (p, corrected) in [*rows, ("error", self.error(metric), errors[:, j])]:
                 record = {"metric": metric, "edit": name, "n": estimate.count, **estimate.as_columns("effect")}
-                records.append(record | {"p": p, "p_holm": corrected})
+                records.append(record | {"p": p.item(), "p_holm": corrected.item()})
         return pd.DataFrame(records)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":

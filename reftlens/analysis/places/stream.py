@@ -100,8 +100,8 @@ def changes_of(
     model: Bridge, batch: Batch, other: Int[Tensor, " targets"] | None, edits: list[Edit], layout: Layout
 ) -> tuple[list[Float[Tensor, " targets"]], Float[Tensor, " targets"]]:
     """Each component's share of the change of each target's logit, and that change."""
-    start, end, logits = _read(model, batch, layout, [])
-    start_edited, end_edited, logits_edited = _read(model, batch, layout, edits)
+    start, end, logits = _states(model, batch, layout, [])
+    start_edited, end_edited, logits_edited = _states(model, batch, layout, edits)
     count, outputs = len(layout.stream), len(layout.outputs)
     changed = [end_edited[i] - start_edited[i] for i in range(count)]
     changed += [b - a for a, b in zip(start[count:], start_edited[count:], strict=True)]
@@ -119,7 +119,7 @@ def changes_of(
     return [*shares, rescaled], total
 
 
-def _read(
+def _states(
     model: Bridge, batch: Batch, layout: Layout, edits: list[Edit]
 ) -> tuple[list[Tensor], list[Tensor], Float[Tensor, "targets vocab"]]:
     """At the predicting positions: edited hooks before their edits, all hooks after them, and the logits."""
