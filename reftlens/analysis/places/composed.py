@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -19,12 +18,9 @@ from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
 from reftlens.errors import index_of
+from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.responses import responses
 from reftlens.text.batch import Batch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +58,11 @@ class Composition:
     def _errors(self, j: int) -> Float[Tensor, " example"]:
         return self.together[j] - self.alone[j].sum(dim=0)
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per metric and edit, "together", "sum of effects" and "error".
 
         `p` by sign flips, `p_holm` corrected: for the number of edits × metrics, and for the number of errors.
         """
-        import pandas as pd
-
         effects = torch.stack(sign_flip_tests([row for table in self.alone for row in table], seed=self.seed))
         effects = effects.unflatten(1, (len(self.metrics), len(self.edits)))
         errors = torch.stack(sign_flip_tests(list(map(self._errors, range(len(self.metrics)))), seed=self.seed))
@@ -80,9 +74,9 @@ class Composition:
             for name, estimate, (p, corrected) in [*rows, ("error", self.error(metric), errors[:, j])]:
                 record = {"metric": metric, "edit": name, "n": estimate.count, **estimate.as_columns("effect")}
                 records.append(record | {"p": p.item(), "p_holm": corrected.item()})
-        return pd.DataFrame(records)
+        return figures.table(records)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Edits × metrics about 0, and all of them together beside the sum; value and 95 % interval in each cell."""
         rows = ["sum of effects", "together", *reversed(self.edits)]
         ax = figures.axes(ax, width=3.2 + 1.2 * len(self.metrics), height=1.5 + 0.55 * len(rows))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,15 +11,12 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.analysis.statistics import Estimate, difference_of, mean_of, sign_flip_table
 from reftlens.errors import index_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
+from reftlens.figures import Axes, DataFrame
 
 GAINED = "log-probability gained\n(nats per target token)"
 
 
-def name_ticks(ax: "Axes", names: Sequence[str], *, turned: bool) -> None:
+def name_ticks(ax: Axes, names: Sequence[str], *, turned: bool) -> None:
     """Names below the x-axis, shortened; turned where they are long."""
     rotation, aligned = (20, "right") if turned else (0, "center")
     ax.set_xticks(range(len(names)), list(map(figures.short, names)), rotation=rotation, ha=aligned)
@@ -59,19 +55,17 @@ class VariantEffects:
         """Sign-flip p of each effect, and the same corrected for their number (Holm)."""
         return sign_flip_table(self.gained, self.edited, seed=self.seed)
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per variant: its rows `n`, effect with interval, mean accuracy, sign-flip p and Holm's p."""
-        import pandas as pd
-
         records = []
         for i, (label, p, corrected) in enumerate(zip(self.labels, *map(torch.Tensor.tolist, self.tests), strict=True)):
             rows = self.edited[i]
             accuracy, effect = self.accuracy[i, rows].mean().item(), self.effect(label).as_columns("effect")
             record = {"variant": label, "n": int(rows.sum()), **effect, "accuracy": accuracy}
             records.append(record | {"p": p, "p_holm": corrected})
-        return pd.DataFrame(records)
+        return figures.table(records)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """The effect of each variant with its 95 % interval."""
         ax = figures.axes(ax, width=max(4.0, 2.0 + 0.45 * len(self.labels)))
         ax.axhline(0, color="black", linewidth=0.8)
@@ -136,10 +130,8 @@ class PartEffects:
         values = torch.stack([self.alone, self.whole - self.left_out])
         return sign_flip_table(values, self.edited.expand_as(values), seed=self.seed)
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per part: its rows `n`, effects with intervals, mean accuracies, sign-flip p and Holm's p."""
-        import pandas as pd
-
         accuracies = {
             "unedited": self.unedited_accuracy.expand_as(self.alone),
             "alone": self.alone_accuracy,
@@ -157,15 +149,15 @@ class PartEffects:
             for n, name in enumerate(("p_alone", "p_lost")):
                 record |= {name: p[n, i].item(), f"{name}_holm": corrected[n, i].item()}
             records.append(record)
-        return pd.DataFrame(records)
+        return figures.table(records)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Each part alone and left out with 95 % intervals, beside the whole edit (dashed, band: its interval)."""
         ax = figures.axes(ax, width=max(4.0, 2.0 + 0.45 * len(self.parts)))
         whole = mean_of(self.whole)
         ax.axhline(0, color="black", linewidth=0.8)
         ax.axhspan(whole.low, whole.high, color=figures.GREY, alpha=0.15, linewidth=0)
-        ax.axhline(whole.value, color=figures.GREY, linestyle="--", linewidth=1, label="whole edit")
+        figures.level(ax, whole.value, "whole edit")
         ways = (("alone", self.effect, figures.BLUE, -0.1), ("left out", self.effect_without, figures.ORANGE, 0.1))
         for name, estimate, colour, shift in ways:
             for x, part in enumerate(self.parts):

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,23 +12,18 @@ from reftlens import figures
 from reftlens.analysis.places.effect_results import GAINED, name_ticks
 from reftlens.analysis.statistics import Estimate, mean_of, sign_flip_table, sign_flip_tests
 from reftlens.errors import index_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
+from reftlens.figures import Axes, DataFrame
 
 
-def heat_map(ax: "Axes", table: Float[Tensor, "rows columns"], label: str) -> None:
+def heat_map(ax: Axes, table: Float[Tensor, "rows columns"], label: str) -> None:
     """A heat map whose middle colour is 0, rows from below, with its colour bar."""
     most = table.abs().nan_to_num().max().item() or 1.0
     image = ax.imshow(table.tolist(), origin="lower", aspect="auto", cmap="RdBu", vmin=-most, vmax=most)
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    figure.colorbar(image, ax=ax, label=label)
+    figures.colour_bar(ax, image, label)
     ax.grid(visible=False)
 
 
-def write_cell(ax: "Axes", x: int, y: int, estimate: Estimate) -> None:
+def write_cell(ax: Axes, x: int, y: int, estimate: Estimate) -> None:
     """A value with its interval in a cell of `heat_map`, light on its dark ends."""
     dark = abs(estimate.value) > 0.6 * ax.images[0].get_clim()[1]
     text = str(estimate).replace(" ", "\n", 1)
@@ -69,10 +63,8 @@ class CellEffects:
         """Those in which something is edited."""
         return [(i, j) for i, j in self.edited.any(dim=-1).nonzero().tolist()]
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per cell in which something is edited."""
-        import pandas as pd
-
         p, corrected = self.tests
         records = []
         for i, j in self._cells():
@@ -80,9 +72,9 @@ class CellEffects:
             record = {"hook": self.hooks[i], "position": self.positions[j], "n": effect.count}
             record |= effect.as_columns("effect") | {"accuracy": self.accuracy[i, j, self.edited[i, j]].mean().item()}
             records.append(record | {"p": p[i, j].item(), "p_holm": corrected[i, j].item()})
-        return pd.DataFrame(records)
+        return figures.table(records)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Heat map about 0; a cell that differs from 0 (sign flips, Holm, 5 %) carries a dot."""
         ax = figures.axes(ax, width=3.4 + 0.5 * len(self.positions), height=1.6 + 0.35 * len(self.hooks))
         heat_map(ax, self.mean, GAINED)
@@ -130,10 +122,8 @@ class PairEffects:
             raise ValueError(f"site {site!r} was given twice: an interaction is of two sites")
         return mean_of(self.excess[i, j])
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per pair: the interaction with its interval, sign-flip p, and the same corrected (Holm)."""
-        import pandas as pd
-
         pairs = list(combinations(range(len(self.sites)), 2))
         tests = sign_flip_tests([self.excess[i, j] for i, j in pairs], seed=self.seed)
         records = []
@@ -142,9 +132,9 @@ class PairEffects:
             record |= {"other_effect": self.alone[j].mean().item(), "together": self.together[i, j].mean().item()}
             record |= mean_of(self.excess[i, j]).as_columns("interaction")
             records.append(record | {"p": p, "p_holm": corrected})
-        return pd.DataFrame(records)
+        return figures.table(records)
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """The interactions about 0, each with its value and 95 % interval."""
         count = len(self.sites)
         ax = figures.axes(ax, width=3.2 + 1.1 * count, height=1.8 + 0.7 * count)

@@ -1,7 +1,6 @@
 """The way an edit takes to the logits: what it changed in each attention and MLP output, read by the unembedding."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -14,12 +13,9 @@ from reftlens.analysis.statistics import Estimate, mean_of
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.reft import ReFT, Variant, mode
 from reftlens.errors import index_of
+from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.comparison import per_example, pieces
 from reftlens.text.batch import Batch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +37,15 @@ class EditPath:
         """Of one component, given itself or as it prints ("attention 3"), in logits."""
         return mean_of(self.attributed[index_of([str(c) for c in self.components], str(component), "component")])
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per component, then what is not attributed, and the total; in logits."""
-        import pandas as pd
-
         records = [{"component": c.kind, "layer": c.layer, "hook": c.hook} for c in self.components]
         records += [{"component": name, "layer": None, "hook": ""} for name in ("not attributed", "total")]
         values = [mean_of(v).as_columns("logit_change") for v in (*self.attributed, self.rest, self.total)]
         rows = [record | value for record, value in zip(records, values, strict=True)]
-        return pd.DataFrame(rows).astype({"layer": "Int64"})
+        return figures.table(rows).astype({"layer": "Int64"})
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Attention and MLP outputs over the layers, between the edits and what is left, with 95 % intervals."""
         edits = [str(c) for c in self.components if c.kind == "edit"]
         layers = sorted({str(c.layer) for c in self.components if c.kind in ("attention", "MLP")}, key=int)

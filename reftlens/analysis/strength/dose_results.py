@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -12,11 +11,8 @@ from reftlens import figures
 from reftlens.analysis.statistics import Estimate, mean_of
 from reftlens.analysis.strength.curves import HalfEffect, Slopes, half_effect, not_dominated, slopes_of
 from reftlens.analysis.strength.texts import Written
+from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.responses import Responses
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 MEASURES = {
     "effect": "log-probability gained (nats per target token)",
@@ -113,49 +109,43 @@ class DoseResponse:
             raise ValueError(f"half of the effect at {reference:g}: give strengths between 0 and {reference:g}, too")
         return half_effect(self.strengths, values, reference, seed=seed)
 
-    def by_strength(self) -> "DataFrame":
+    def by_strength(self) -> DataFrame:
         """One row per strength: mean of everything measured, with 95 % intervals over examples."""
-        import pandas as pd
-
-        rows: list[dict[str, float]] = [{} for _ in self.strengths]
+        rows = [{"strength": strength} for strength in self.strengths]
         for name in self.measured:
             for row, estimate in zip(rows, self.estimate(name), strict=True):
                 row.update(estimate.as_columns(name))
-        return pd.DataFrame(rows, index=pd.Index(self.strengths, name="strength"))
+        return figures.table(rows, "strength")
 
-    def frontier(self, measure: str = "effect") -> "DataFrame":
+    def frontier(self, measure: str = "effect") -> DataFrame:
         """The strengths that no other beats: `measure` (more is better), KL and, if measured, perplexity (less is)."""
-        import pandas as pd
-
         names = [measure, "kl", *(["perplexity"] if "perplexity" in self.measured else [])]
         means = {name: [estimate.value for estimate in self.estimate(name)] for name in names}
         costs = torch.tensor([[-v for v in means[measure]], *(means[n] for n in names[1:])], dtype=torch.float64).T
-        frame = pd.DataFrame({"strength": self.strengths, **means}).loc[not_dominated(costs).tolist()]
+        frame = figures.table({"strength": self.strengths, **means}).loc[not_dominated(costs).tolist()]
         return frame.sort_values("kl", kind="stable", ignore_index=True)
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """Tidy: one row per strength, kind of row (data, unrelated, prompts) and row; what it lacks is missing."""
-        import pandas as pd
-
         groups = {
             "data": ("effect", "accuracy", "kl", "edit_size"),
             "unrelated": ("drift",),
             "prompts": ("perplexity", "repetition", "score"),
         }
-        frames = []
+        records = []
         for group, names in groups.items():
-            tables = {name: self.measure(name) for name in names if name in self.measured}
-            tables |= {"log_prob": self.on_data.log_prob} if group == "data" else {}
-            for v, strength in enumerate(self.strengths if tables else ()):
-                frame = pd.DataFrame({name: table[v].tolist() for name, table in tables.items()})
-                if group == "prompts" and self.text is not None:
-                    frame["text"] = self.text.texts[v]
-                frames.append(frame.rename_axis("row").reset_index().assign(strength=strength, rows=group))
-        return pd.concat(frames, ignore_index=True)
+            columns = {name: self.measure(name).tolist() for name in names if name in self.measured}
+            columns |= {"log_prob": self.on_data.log_prob.tolist()} if group == "data" else {}
+            columns |= {"text": self.text.texts} if group == "prompts" and self.text is not None else {}
+            for v, strength in enumerate(self.strengths if columns else ()):
+                for row, values in enumerate(zip(*(column[v] for column in columns.values()), strict=True)):
+                    record = {"row": row, **dict(zip(columns, values, strict=True))}
+                    records.append(record | {"strength": strength, "rows": group})
+        return figures.table(records)
 
     # -- figures -------------------------------------------------------------------------------------------
 
-    def plot(self, ax: "Axes | None" = None, *, measure: str = "effect") -> "Axes":
+    def plot(self, ax: Axes | None = None, *, measure: str = "effect") -> Axes:
         """A measure over strength: mean with its 95 % band; of the effect also each example, in grey."""
         ax = figures.axes(ax)
         order = sorted(range(len(self.strengths)), key=lambda i: self.strengths[i])
@@ -167,12 +157,12 @@ class DoseResponse:
         ax.fill_between(x, *band, color=figures.BLUE, alpha=0.2, linewidth=0, label="95 % interval")
         ax.plot(x, [e.value for e in estimates], color=figures.BLUE, marker="o", markersize=4, label="mean")
         if measure != "perplexity":
-            ax.axhline(0.0, color=figures.GREY, linestyle="--", linewidth=1)
+            figures.level(ax, 0.0)
         ax.set(xlabel="strength (0: unedited, 1: as trained)", ylabel=MEASURES[measure])
         ax.legend(frameon=False)
         return ax
 
-    def plot_frontier(self, ax: "Axes | None" = None, *, measure: str = "effect", cost: str = "kl") -> "Axes":
+    def plot_frontier(self, ax: Axes | None = None, *, measure: str = "effect", cost: str = "kl") -> Axes:
         """A measure over its cost, with both intervals at each strength; orange: those on the `frontier`."""
         ax = figures.axes(ax)
         best = set(self.frontier(measure)["strength"])
@@ -182,7 +172,7 @@ class DoseResponse:
             figures.interval(ax, gain.value, price, color=colour, horizontal=True)
             place = (price.value, gain.value)
             ax.annotate(f"{strength:g}", place, textcoords="offset points", xytext=(4, 4), fontsize=8)
-        ax.axhline(0.0, color=figures.GREY, linestyle="--", linewidth=1)
+        figures.level(ax, 0.0)
         ax.set(xlabel=MEASURES[cost], ylabel=MEASURES[measure])
         return ax
 

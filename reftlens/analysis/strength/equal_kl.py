@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -19,12 +18,9 @@ from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
 from reftlens.errors import index_of
+from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.responses import Responses, responses
 from reftlens.text.batch import Batch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +45,17 @@ class Dose:
         """Mean KL, bootstrapped over examples."""
         return mean_of(self.kl)
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per evaluation."""
-        import pandas as pd
+        strengths, kl = zip(*self.evaluations, strict=True)
+        return figures.table({"strength": strengths, "kl": kl}, "evaluation")
 
-        return pd.DataFrame(self.evaluations, columns=["strength", "kl"]).rename_axis("evaluation")
-
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """KL over strength, both on logarithmic scales: what was measured, and the budget."""
         ax = figures.axes(ax)
         x, y = zip(*((abs(s), kl) for s, kl in sorted(self.evaluations, key=lambda e: abs(e[0]))), strict=True)
         ax.plot(x, y, color=figures.BLUE, marker="o", label="evaluation")
-        ax.axhline(self.budget, color=figures.GREY, linestyle="--", linewidth=1, label="budget")
+        figures.level(ax, self.budget, "budget")
         ax.plot([abs(self.strength)], [self.kl.mean().item()], color=figures.ORANGE, marker="o", label="dose")
         ax.set(xscale="log", yscale="log", xlabel="|strength| (1: as trained)", ylabel="KL (nats per token)")
         ax.legend(frameon=False)
@@ -115,10 +110,8 @@ class EqualKL:
         p = dict(zip(map(frozenset, pairs), corrected.tolist(), strict=True))
         return {name: p[frozenset((name, self.best))] for name in met if name != self.best}
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per intervention, the largest effect first; `p` is of the difference to the best."""
-        import pandas as pd
-
         p, records = self.p(), []
         for name in self._order():
             dose = self[name]
@@ -127,9 +120,9 @@ class EqualKL:
                 record |= mean_of(dose.effect).as_columns("effect")
                 record |= self.difference(name).as_columns("difference") | {"p": p.get(name, math.nan)}
             records.append(record | {"problem": dose.problem})
-        return pd.DataFrame(records).set_index("name")
+        return figures.table(records, "name")
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Effect of each intervention with its 95 % interval, the largest on top; orange: the best."""
         ax = figures.axes(ax, width=6.4, height=0.42 * len(self.doses) + 1.4)
         order = self._order()
@@ -139,7 +132,7 @@ class EqualKL:
             else:
                 colour = figures.BLUE if y else figures.ORANGE
                 figures.interval(ax, y, mean_of(self[name].effect), color=colour, horizontal=True)
-        ax.axvline(0.0, color=figures.GREY, linestyle="--", linewidth=1)
+        figures.level(ax, 0.0, horizontal=False)
         ax.set_yticks(range(len(order)), order)
         ax.set_ylim(len(order) - 0.5, -0.5)
         budget = self[order[0]].budget
