@@ -1,21 +1,44 @@
 """The way an edit takes to the logits: what it changed in each attention and MLP output, read by the unembedding."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformer_lens.hook_points import HookPoint
 
 from reftlens import figures
-from reftlens.analysis.places.stream import Component, changes_of, layout_of
 from reftlens.analysis.statistics import Estimate, mean_of
-from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
+from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, resolve_hook
+from reftlens.cone.spans import first_block
+from reftlens.editing.engine import Edit, attached, forward, hooked
 from reftlens.editing.reft import ReFT, Variant, mode
+from reftlens.editing.site import Site
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.comparison import per_example, pieces
 from reftlens.text.batch import Batch
+
+_STREAM = re.compile(r"blocks\.\d+\.(hook_in|hook_out|hook_resid_(pre|mid|post))|ln_final\.hook_in")
+_OUTPUTS: dict[Literal["attention", "MLP"], str] = {"attention": "hook_attn_out", "MLP": "hook_mlp_out"}
+
+
+@dataclass(frozen=True)
+class Component:
+    """What adds to the stream (an edit of it, an attention or MLP output); or the final norm, which rescales it."""
+
+    kind: Literal["edit", "attention", "MLP", "norm"]
+    layer: int | None
+    hook: str
+
+    def __str__(self) -> str:
+        if self.kind == "edit":
+            return "edit " + self.hook.removeprefix("blocks.").replace(".hook_", " ")
+        return self.kind if self.layer is None else f"{self.kind} {self.layer}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +128,117 @@ def edit_path(
     bound = reft.to(device_of(model)).bind(model)
     reft.require(data.view, variant)
     donors = bound.donors(model, data, variant)
-    layout = layout_of(model, bound, variant)
+    sites = [reft.sites[i] for i in reft.active(variant)]
+    layout = _layout_of(model, zip(sites, bound.edits(data.view, variant), strict=True))
     attributed, total = [], []
     with mode(reft, training=False):
         for rows in tqdm(pieces(len(data), batch_size), desc="path", unit="batch", disable=not progress):
             here = data[list(rows)].to("cpu")
             batch, other = here.to(device_of(model)), None if against is None else against[list(rows)].target_ids
             edits = bound.edits(batch.view, variant, donors, rows)
-            changes, change = changes_of(model, batch, other, edits, layout)
+            changes, change = _changes_of(model, batch, other, edits, layout)
             attributed.append(torch.tensor([per_example(share, here) for share in changes], dtype=torch.float64))
             total += per_example(change, here)
     return EditPath(layout.components, torch.cat(attributed, dim=1), torch.tensor(total, dtype=torch.float64))
+
+
+@dataclass(eq=False, repr=False)
+class _AtTargets:
+    """Records what passes through a hook where targets are predicted, in float64 on the CPU."""
+
+    at: tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]
+    passed: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, h: Tensor, hook: HookPoint) -> None:
+        self.passed.append(h[self.at].cpu().double())
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The components from the first edit on, and the hooks that tell them."""
+
+    components: tuple[Component, ...]
+    """In the order of `stream`, `embedded`, `outputs`; then the norm."""
+    stream: list[HookPoint]
+    """Edited hooks of the residual stream."""
+    embedded: list[HookPoint]
+    """Where the stream begins, if embeddings are edited."""
+    outputs: list[HookPoint]
+    final: list[HookPoint]
+    """The stream before the final norm, and what that divides by."""
+
+
+def _layout_of(model: Bridge, edits: Iterable[tuple[Site, Edit]]) -> _Layout:
+    hooks, depth = model.hook_dict, int(model.cfg.n_layers)
+    stream: dict[int, tuple[HookPoint, Component]] = {}
+    embedded: list[Component] = []
+    first = depth
+    for site, edit in edits:
+        name = edit.point.name or ""
+        place, block = first_block(name, depth), re.match(r"blocks\.(\d+)\.", name)
+        component = Component("edit", int(block[1]) if block else None, site.hook)
+        in_stream = edit.carry is not None or _STREAM.fullmatch(name)
+        if place is None or (place == depth and not in_stream):
+            raise ValueError(f"{site} has no way through the residual stream to the final norm")
+        first = min(first, place)
+        if in_stream:
+            stream.setdefault(id(edit.point), (edit.point, component))
+        elif block is None and not embedded:
+            embedded.append(component)
+    blocks = range(first, depth)
+    outputs = [Component(kind, layer, f"blocks.{layer}.{hook}") for layer in blocks for kind, hook in _OUTPUTS.items()]
+    edited = [component for _, component in stream.values()]
+    return _Layout(
+        (*edited, *embedded, *outputs, Component("norm", None, "ln_final.hook_scale")),
+        [point for point, _ in stream.values()],
+        [resolve_hook(model, "blocks.0.hook_in", hooks) for _ in embedded],
+        [resolve_hook(model, component.hook, hooks) for component in outputs],
+        [resolve_hook(model, f"ln_final.{name}", hooks) for name in ("hook_in", "hook_scale")],
+    )
+
+
+@torch.no_grad()
+def _changes_of(
+    model: Bridge, batch: Batch, other: Int[Tensor, " targets"] | None, edits: list[Edit], layout: _Layout
+) -> tuple[list[Float[Tensor, " targets"]], Float[Tensor, " targets"]]:
+    """Each component's share of the change of each target's logit, and that change."""
+    start, end, logits = _states(model, batch, layout, [])
+    start_edited, end_edited, logits_edited = _states(model, batch, layout, edits)
+    count, outputs = len(layout.stream), len(layout.outputs)
+    changed = [end_edited[i] - start_edited[i] for i in range(count)]
+    changed += [b - a for a, b in zip(start[count:], start_edited[count:], strict=True)]
+    changed += [end_edited[i] - end[i] for i in range(count, count + outputs)]
+    (x, length), (_, length_edited) = end[-2:], end_edited[-2:]
+    ids = batch.target_ids
+    u = _directions(model, ids)
+    gained = (logits_edited - logits).cpu().double()
+    total = gained.gather(1, ids.cpu()[:, None])[:, 0]
+    if other is not None:
+        u = u - _directions(model, other)
+        total = total - gained.gather(1, other.cpu()[:, None])[:, 0]
+    shares = [((u * change).sum(dim=1) / length_edited[:, 0]) for change in changed]
+    rescaled = (u * x).sum(dim=1) * (1 / length_edited - 1 / length)[:, 0]
+    return [*shares, rescaled], total
+
+
+def _states(
+    model: Bridge, batch: Batch, layout: _Layout, edits: list[Edit]
+) -> tuple[list[Tensor], list[Tensor], Float[Tensor, "targets vocab"]]:
+    """At the predicting positions: edited hooks before their edits, all hooks after them, and the logits."""
+    start = [(point, _AtTargets(batch.predicting)) for point in [*layout.stream, *layout.embedded]]
+    end = [(point, _AtTargets(batch.predicting)) for point in [*layout.stream, *layout.outputs, *layout.final]]
+    with hooked(start), attached(edits), hooked(end):  # hooks are called in the order they were added
+        logits = forward(model, batch.tokens, batch.attention_mask).logits[batch.predicting]
+    for point, reader in [*start, *end]:
+        if len(reader.passed) != 1:
+            raise ValueError(f"{point.name} fired {len(reader.passed)} times in one forward pass, expected once")
+    return [r.passed[0] for _, r in start], [r.passed[0] for _, r in end], logits
+
+
+def _directions(model: Bridge, ids: Int[Tensor, " targets"]) -> Float[Tensor, "targets d"]:
+    """The column of the unembedding of each token, the gain of the final norm (and its centring) folded in."""
+    bridge: Any = model
+    norm = bridge.ln_final
+    columns = bridge.W_U.detach()[:, ids].T.cpu().double()
+    folded = columns * (norm.weight.detach().cpu().double() + float(norm.uses_weight_offset))
+    return folded if norm.uses_rms_norm else folded - folded.mean(dim=1, keepdim=True)
