@@ -16,7 +16,9 @@ import torch
 from shapes import SHAPES, rows_of
 
 import reftlens as rl
-from reftlens.cone import scorer
+from reftlens.cone import light_cone
+from reftlens.cone.plans import Job, Plan
+from reftlens.cone.scorer import Scorer
 from reftlens.cone.spans import buckets
 from reftlens.text.batch import batch_from_rows
 
@@ -38,14 +40,13 @@ def main() -> None:
         groups = buckets(lengths, before, most, overhead)
         tokens = sum(len(g) * max(lengths[i] for i in g) for g in groups)
         reft = rl.ReFT({rl.resid_post(8, "last"): rl.LoReFT(model.cfg.d_model, rank=4)})
-        plan = scorer.Plan(reft)
-        stepping[most] = (groups, tokens, overhead, scorer.Scorer(model, data, [plan], rl.Reuse(buckets=most)))
+        stepping[most] = (groups, tokens, overhead, Scorer(model, data, [Plan(reft)], rl.Reuse(buckets=most)))
     seconds: dict[int, list[float]] = {most: [] for most in ALLOWED}
     for repeat in range(options.repeats + 1):
-        for most, (_, _, overhead, one) in stepping.items():
-            scorer._OVERHEAD["cpu"] = overhead
+        for most, (_, _, overhead, scorer) in stepping.items():
+            light_cone._OVERHEAD["cpu"] = overhead
             began = time.process_time()
-            for group in one.groups([scorer.Job(0, tuple(range(len(data))))]):
+            for group in scorer.score([Job(0, tuple(range(len(data))))]):
                 losses = [torch.nn.functional.cross_entropy(s.logits, s.batch.target_ids) for s in group]
                 torch.stack(losses).sum().backward()
             if repeat:  # the first captures and checks

@@ -14,7 +14,7 @@ from reftlens.bridge.pretrained import load_model
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import hooks
 from reftlens.editing.reading import activations
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
 from reftlens.editing.site import (
     Site,
     attn_k,
@@ -30,6 +30,7 @@ from reftlens.editing.site import (
     resid_post,
     resid_pre,
 )
+from reftlens.editing.variant import Variant
 from reftlens.generation import Decoding, generate, stream
 from reftlens.interventions import DAS, Ablation, DiReFT, Interchange, Intervention, LoReFT, SteeringVector
 from reftlens.reports.page import report

@@ -203,7 +203,7 @@ def op_on(rl, reft, model, data):
 OPERATIONS = {
     "on": op_on,
     "fit": lambda rl, reft, model, data: rl.fit(reft, model, data, steps=1, progress=False),
-    "evaluate": lambda rl, reft, model, data: rl.evaluate(reft, model, data, progress=False),
+    "evaluate": lambda rl, reft, model, data: rl.evaluate(reft, model, data, progress=False).loss.tolist(),
     "generate": lambda rl, reft, model, data: rl.generate(reft, model, PROMPTS, rl.Decoding(max_new_tokens=2)),
     "sample": lambda rl, reft, model, data: rl.generate(
         reft, model, PROMPTS, rl.Decoding(max_new_tokens=2, temperature=1.0)

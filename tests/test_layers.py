@@ -292,7 +292,7 @@ def test_words_side_by_side_do_not_import_each_other(file, source):
     [
         ("analysis/causal/scores.py", "from reftlens.analysis.places.measuring import effects"),
         ("tasks/emoji.py", "from reftlens.tasks.task import Task"),
-        ("cone/scorer.py", "from reftlens.cone.trim import Trimmed"),
+        ("cone/scorer.py", "from reftlens.cone.full import Full"),
         ("cli.py", "from reftlens import figures"),
     ],
 )

@@ -180,9 +180,12 @@ def test_B12_two_explicit_places_are_two_places(rl):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
 def test_B23_an_overlapping_union_edits_each_token_once(rl, gpt2, n):
+    from reftlens.editing.bound import Bound
+
     reft = rl.ReFT({rl.resid_post(1, rl.positions.First(3) | rl.positions.Last(3)): rl.LoReFT(gpt2.cfg.d_model)})
-    (edit,) = reft.bind(gpt2).edits(view_of([(n, 2, 0), (4, 0, 0)]))
-    places = list(zip(edit.rows.tolist(), edit.columns.tolist(), strict=True))
+    view = view_of([(n, 2, 0), (4, 0, 0)])
+    (edit,) = Bound(reft.bind(gpt2), rl.Variant(), {}).edits(view)
+    places = list(zip(edit.tokens.rows.tolist(), edit.tokens.columns.tolist(), strict=True))
     assert len(places) == len(set(places)) == min(n, 6) + 4
 
 

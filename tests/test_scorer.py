@@ -44,11 +44,11 @@ def scored(model, reft, data, reuse, rows=(2, 0, 3, 1), variant=None):
     """`[loss, logits, gradients…]`, and what the scorer says of itself."""
     from reftlens.cone.plans import Job, Plan
     from reftlens.cone.scorer import Scorer
-    from reftlens.editing.reft import Variant
+    from reftlens.editing.variant import Variant
 
     scorer = Scorer(model, data, [Plan(reft, variant or Variant())], reuse)
     results = []
-    for ((one,),) in [list(scorer.groups([Job(0, rows)]))]:
+    for ((one,),) in [list(scorer.score([Job(0, rows)]))]:
         loss = F.cross_entropy(one.logits, one.batch.target_ids)
         grads = torch.autograd.grad(loss, list(reft.parameters()), allow_unused=True)
         results = [loss.detach(), one.logits.detach(), *(g for g in grads if g is not None)]
@@ -127,11 +127,11 @@ def test_each_part_alone_and_all_together(architecture, part):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_noise_of_one_in_a_billion_in_the_stored_keys_is_seen(architecture, doubles, monkeypatch):
-    from reftlens.cone import scorer
+    from reftlens.cone import light_cone
 
     model, reft = bridge(architecture, torch.float64), one_site(architecture, "resid_pre", dtype=torch.float64)
     exact, _ = scored(model, reft, texts(architecture), off())
-    assemble = scorer.assemble
+    assemble = light_cone.assemble
 
     def noisy(*arguments):
         stream, mask, layers = assemble(*arguments)
@@ -139,7 +139,7 @@ def test_noise_of_one_in_a_billion_in_the_stored_keys_is_seen(architecture, doub
             layer.stored_keys = [k if k is None else k + 1e-9 * torch.randn_like(k) for k in layer.stored_keys]
         return stream, mask, layers
 
-    monkeypatch.setattr(scorer, "assemble", noisy)
+    monkeypatch.setattr(light_cone, "assemble", noisy)
     found, _ = scored(model, reft, texts(architecture), off())
     assert 1e-13 < worst(found, exact) < 1e-6
 
@@ -179,11 +179,11 @@ def test_prompts_far_longer_than_a_sliding_window(architecture):
 @pytest.mark.parametrize("where", ["below", "last block", "every block", "before all"])
 def test_the_last_block_runs_at_scored_tokens_only(architecture, where, monkeypatch):
     import reftlens as rl
-    from reftlens.cone import scorer
+    from reftlens.cone import light_cone
 
     ran = []
-    trimmed = scorer.Trimmed
-    monkeypatch.setattr(scorer, "Trimmed", lambda *a: ran.append(1) or trimmed(*a))
+    trimmed = light_cone.Trimmed
+    monkeypatch.setattr(light_cone, "Trimmed", lambda *a: ran.append(1) or trimmed(*a))
     model = bridge(architecture)
     data = rl.encode(model, [rl.Example(p + " while", c) for p, c in TEXTS if len(p) > 20], end=False)
     hooks = {
@@ -252,19 +252,19 @@ def test_layers_of_another_kind_and_encoders_mean_full_computation(monkeypatch):
 
 def test_where_the_check_fails_everything_is_computed_and_said_so(gpt2, monkeypatch):
     import reftlens as rl
-    from reftlens.cone import scorer
+    from reftlens.cone import light_cone
 
     torch.manual_seed(3)
     expected = one_site("gpt2", "resid_post")
     found = expected.clone()
     rl.fit(expected, gpt2, texts("gpt2"), steps=3, reuse=False, progress=False)
-    assemble = scorer.assemble
+    assemble = light_cone.assemble
 
     def wrong(*arguments):
         stream, mask, layers = assemble(*arguments)
         return stream + 0.5, mask, layers
 
-    monkeypatch.setattr(scorer, "assemble", wrong)
+    monkeypatch.setattr(light_cone, "assemble", wrong)
     with pytest.warns(UserWarning, match="the frozen computation is not reused: on the first batch"):
         run = rl.fit(found, gpt2, texts("gpt2"), steps=3, progress=False)
     assert "differ from the full computation" in run.computation
@@ -280,7 +280,7 @@ def test_a_change_of_the_models_weights_is_never_missed():
     scorer = Scorer(model, data, [Plan(reft)], off())
 
     def logits():
-        ((one,),) = scorer.groups([Job(0, (0, 1))])
+        ((one,),) = scorer.score([Job(0, (0, 1))])
         return one.logits.detach()
 
     before = logits()

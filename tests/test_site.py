@@ -112,10 +112,10 @@ def test_f1_l1_at_three_layers_is_three_interventions_at_two_tokens_each(rl, gpt
     """pyreft loses the third: it halves the list of positions."""
     reft = rl.ReFT({rl.resid_post(i, "f1+l1"): rl.LoReFT(gpt2.cfg.d_model) for i in range(3)})
     batch = rl.encode_prompts(gpt2, ["the cat sat on the mat"])
-    edits = reft.bind(gpt2).edits(batch.view)
+    edits = reft.bound_to(gpt2, batch).edits(batch.view)
     assert len(edits) == 3
     for edit in edits:
-        assert edit.columns.tolist() == [0, batch.tokens.shape[1] - 1]
+        assert edit.tokens.columns.tolist() == [0, batch.tokens.shape[1] - 1]
 
 
 # -- what the hooks hold, by the transformers model's own account --------------------------------------------

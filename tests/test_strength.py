@@ -470,11 +470,11 @@ def test_the_light_cone_is_checked_in_the_first_round_only(gpt2, monkeypatch):
     from reftlens.cone import scorer
 
     checked = []
-    honest = scorer.Scorer._difference
-    monkeypatch.setattr(scorer.Scorer, "_difference", lambda self, job: checked.append(1) or honest(self, job))
+    honest = scorer.difference
+    monkeypatch.setattr(scorer, "difference", lambda *arguments: checked.append(1) or honest(*arguments))
     dose = _dose(0.01, _reft("vector"), gpt2, _data(gpt2))
     assert len(dose.evaluations) > 1 and len(checked) == 1
-    monkeypatch.setattr(scorer.Scorer, "_difference", lambda self, job: checked.append(1) or "it differs")
+    monkeypatch.setattr(scorer, "difference", lambda *arguments: checked.append(1) or "it differs")
     with pytest.warns(UserWarning, match="it differs"):
         whole = _dose(0.01, _reft("vector"), gpt2, _data(gpt2))
     assert len(checked) == 2 and whole.strength == pytest.approx(dose.strength, rel=1e-3)

@@ -24,14 +24,12 @@ def modules(model: Bridge) -> list[Named]:
 
 def foreign_hook(points: Sequence[Named], others: Sequence[Named]) -> str:
     """The name of a hook point or module with a hook that neither TransformerLens nor transformers put there, or ""."""
-    for name, point in points:
-        tables = (point._forward_hooks, point._forward_pre_hooks, point._backward_hooks)
-        if any(_is_foreign(_wrapped(hook)) for table in tables if table for hook in table.values()):
-            return name
-    for name, module in others:
-        tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-        if any(_is_foreign(hook) for table in tables if table for hook in table.values()):
-            return name or type(module).__name__
+    for name, module in (*points, *others):
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+            hooks = [hook for table in tables for hook in table.values()]
+            if any(_is_foreign(_wrapped(hook) if isinstance(module, HookPoint) else hook) for hook in hooks):
+                return name or type(module).__name__
     return ""
 
 

@@ -59,9 +59,10 @@ class Body:
         self.inside = [list(_slots(slot.original, set())) for slot in self.blocks]
         within = {id(s.component) for inner in self.inside for s in inner} | {id(s.component) for s in self.blocks}
         self.outside = [slot for slot in slots if id(slot.component) not in within]
-        self._known: dict[frozenset[int], list[Slot]] = {}
+        self._free_slots: dict[frozenset[int], list[Slot]] = {}
         self._inner_points: dict[int, frozenset[int]] = {}
         self._points, self._modules = hook_points(model), modules(model)
+        self._unsuited = self._why_unsuited()
 
     @property
     def depth(self) -> int:
@@ -74,6 +75,16 @@ class Body:
 
     def obstacle(self) -> str:
         """Why this model, as it is now, cannot go on from stored keys and values, or ""."""
+        hf = self.model.original_model
+        if self._unsuited:
+            return self._unsuited
+        if hf.training and any(getattr(m, "gradient_checkpointing", False) for m in hf.modules()):
+            return "gradient checkpointing is on, which computes blocks again without the stored keys"
+        hook = foreign_hook(self._points, self._modules)
+        return f"another hook is active at {hook}" if hook else ""
+
+    def _why_unsuited(self) -> str:
+        """The part of `obstacle` that does not change."""
         hf, config = self.model.original_model, self.config
         if getattr(config, "is_encoder_decoder", False):
             return "an encoder-decoder model"
@@ -82,12 +93,7 @@ class Body:
         kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
         if kinds:
             return f"it has layers of the kind {', '.join(sorted(kinds))}"
-        if len({p.device for p in hf.parameters()}) > 1:
-            return "the model is spread over several devices"
-        if hf.training and any(getattr(m, "gradient_checkpointing", False) for m in hf.modules()):
-            return "gradient checkpointing is on, which computes blocks again without the stored keys"
-        hook = foreign_hook(self._points, self._modules)
-        return f"another hook is active at {hook}" if hook else ""
+        return "the model is spread over several devices" if len({p.device for p in hf.parameters()}) > 1 else ""
 
     @contextmanager
     def arranged(
@@ -131,15 +137,15 @@ class Body:
 
     def _free(self, used: frozenset[int]) -> list[Slot]:
         """Slots whose components may step aside."""
-        if used not in self._known and self._eager_overflows and not self._may_use_sdpa(used):
-            self._known[used] = []
-        if used not in self._known:
+        if used not in self._free_slots and self._eager_overflows and not self._may_use_sdpa(used):
+            self._free_slots[used] = []
+        if used not in self._free_slots:
             free = [slot for slot in self.outside if not used & self._points_in(slot)]
             for i, slot in enumerate(self.blocks):
                 if not self._needs_inside(i, used):
                     free += self.inside[i] if used & self._points_in(slot) else [*self.inside[i], slot]
-            self._known[used] = free
-        return self._known[used]
+            self._free_slots[used] = free
+        return self._free_slots[used]
 
     @property
     def _eager_overflows(self) -> bool:
@@ -188,14 +194,14 @@ class Entry(nn.Module):
 
 
 class Exit(nn.Module):
-    """Keeps what would enter here, and ends the forward pass."""
+    """Notes what would enter here, and ends the forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: Tensor | None = None
+        self.seen: Tensor | None = None
 
     def forward(self, hidden_states: Tensor, *args: Any, **_: Any) -> Any:
-        self.kept = hidden_states
+        self.seen = hidden_states
         raise Stop
 
 
@@ -207,17 +213,17 @@ class Observe(nn.Module):
         self.block, self.as_tuple = block, False
         self.seen: Tensor | None = None
 
-    def forward(self, hidden_states: Tensor, *args: Any, **given: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.seen = hidden_states
-        out = self.block(hidden_states, *args, **given)
+        out = self.block(hidden_states, *args, **kwargs)
         self.as_tuple = isinstance(out, tuple)
         return out
 
 
 class Gather(nn.Module):
-    """In place of the unembedding: keeps what the targets are predicted from, over several passes.
+    """In place of the unembedding: collects what the targets are predicted from, over several passes.
 
-    The last pass unembeds all that was kept, in the order asked for, and rows of zeros up to a multiple of `multiple`.
+    The last pass unembeds it all, in the given order, with rows of zeros up to a multiple of `multiple`.
     """
 
     def __init__(self, order: Tensor | None, multiple: int = 1) -> None:
@@ -226,13 +232,13 @@ class Gather(nn.Module):
         self.unembed: nn.Module = nn.Identity()
         self.at: tuple[Tensor, Tensor] | None = None
         self.last = False
-        self.kept: list[Tensor] = []
+        self.collected: list[Tensor] = []
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        self.kept.append(hidden_states[self.at])
+        self.collected.append(hidden_states[self.at])
         if not self.last:
             return hidden_states[:, :0]
-        rows = torch.cat(self.kept) if len(self.kept) > 1 else self.kept[0]
+        rows = torch.cat(self.collected) if len(self.collected) > 1 else self.collected[0]
         rows = rows if self.order is None else rows[self.order]
         return self.unembed(pad(rows, (0, 0, 0, -len(rows) % self.multiple))[None])
 

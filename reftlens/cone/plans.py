@@ -7,7 +7,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
+from reftlens.editing.variant import Variant
 from reftlens.text.batch import Batch
 
 

@@ -1,6 +1,6 @@
 """The frozen computation that no edit can touch, captured once: what enters the light cone from below and from before.
 
-Of each row two things are kept: the residual stream entering the first block of the cone, at the cone's tokens; and
+Of each row two things are captured: the residual stream entering the first block of the cone, at the cone's tokens; and
 the keys and values of the tokens before the cone, at the blocks of the cone. Capture runs each block only where one
 of the two needs it, and never the unembedding.
 """
@@ -27,7 +27,7 @@ NO_HOOK: frozenset[int] = frozenset()
 
 @dataclass(frozen=True)
 class Captured:
-    """What is kept of one row."""
+    """What was captured of one row."""
 
     streams: dict[int, Float[Tensor, "cone d"]]
     """For each block that a cone begins at; none for a cone that begins at the embedding, computed each time."""
@@ -44,13 +44,13 @@ class Captured:
         return Captured(streams, tuple(rest[: len(self.keys)]), tuple(rest[len(self.keys) :]))
 
     def cut(self, whole: Span, cone: Span, first: int, skip: int) -> "Entering":
-        """What a cone within `whole` needs that begins at block `first`, `skip` blocks above the lowest one kept."""
+        """What a cone within `whole` needs that begins at block `first`, `skip` blocks above the lowest captured."""
         stream = self.streams.get(first)
         cut = None if stream is None else stream[cone.start - whole.start : cone.stop - whole.start]
         if cone.start == 0:
             return Entering(cut, (), ())
-        keys, values = ([t[:, : cone.start] for t in kept[skip:]] for kept in (self.keys, self.values))
-        return Entering(cut, tuple(keys), tuple(values))
+        keys, values = (tuple(t[:, : cone.start] for t in every[skip:]) for every in (self.keys, self.values))
+        return Entering(cut, keys, values)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Entering:
 class Capture:
     """Captures rows of a right-padded data set for cones that begin at the blocks `firsts`.
 
-    `cones` hold those of all plans, and no cone begins after `latest`: what lies before it is kept as keys and values.
+    `cones` hold those of all plans. No cone begins after `latest`, the tokens before which leave keys and values.
     """
 
     body: Body
@@ -82,20 +82,14 @@ class Capture:
         batch = self.data[list(rows)].to(next(iter(self.body.head.original.parameters())).device)
         streams = self._streams(batch)
         before = [self.latest[r] for r in rows]
-        known = streams.get(self.first)
-        keys, values = ([], []) if max(before) == 0 else self._keys_and_values(batch, known, max(before))
+        lowest = streams.get(self.first)
+        keys, values = ([], []) if max(before) == 0 else self._keys_and_values(batch, lowest, max(before))
         result = []
         for i, row in enumerate(rows):
             cone = self.cones[row]
-            kept = {first: stream[i, cone.start : cone.stop] for first, stream in streams.items()}
-            past = before[i] > 0
-            result.append(
-                Captured(
-                    kept,
-                    tuple(k[i, :, : before[i]] for k in keys) if past else (),
-                    tuple(v[i, :, : before[i]] for v in values) if past else (),
-                )
-            )
+            cut = {first: stream[i, cone.start : cone.stop] for first, stream in streams.items()}
+            past = [tuple(t[i, :, : before[i]] for t in every) if before[i] else () for every in (keys, values)]
+            result.append(Captured(cut, *past))
         return result
 
     @property
@@ -104,17 +98,15 @@ class Capture:
 
     def _streams(self, batch: Batch) -> dict[int, Tensor]:
         """The residual stream entering each of `firsts` but 0: the blocks below the highest run, nothing else."""
-        body, wanted = self.body, sorted({*self.firsts} - {0})
-        if not wanted:
+        body, firsts = self.body, sorted({*self.firsts} - {0})
+        if not firsts:
             return {}
-        seen = {
-            i: Observe(body.piece(body.blocks[i], plain=self.plain, used=NO_HOOK)) for i in (0, *wanted[:-1])
-        }  # fmt: skip
-        exit_, end = Exit(), body.blocks[wanted[-1]] if wanted[-1] < body.depth else body.norm
-        self._run(batch, [*((body.blocks[i], block) for i, block in seen.items()), (end, exit_)])
-        self.as_tuple = seen[0].as_tuple
-        found = {i: seen[i].seen for i in wanted[:-1]} | {wanted[-1]: exit_.kept}
-        return {i: stream for i, stream in found.items() if stream is not None}
+        blocks = {i: Observe(body.piece(body.blocks[i], plain=self.plain, used=NO_HOOK)) for i in (0, *firsts[:-1])}
+        exit_, end = Exit(), body.blocks[firsts[-1]] if firsts[-1] < body.depth else body.norm
+        self._run(batch, [*((body.blocks[i], block) for i, block in blocks.items()), (end, exit_)])
+        self.as_tuple = blocks[0].as_tuple
+        entered = {i: blocks[i].seen for i in firsts[:-1]} | {firsts[-1]: exit_.seen}
+        return {i: stream for i, stream in entered.items() if stream is not None}
 
     def _keys_and_values(self, batch: Batch, stream: Tensor | None, length: int) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of the first `length` tokens at the blocks from `first` on, the last of which only starts."""
@@ -194,7 +186,7 @@ class Stub(DynamicLayer):
 
 
 class Recorder(DynamicLayer):
-    """Keeps the first keys and values it is given; with `ends`, they were all that the forward pass was for."""
+    """Notes the keys and values of one pass; with `ends`, they were all that the forward pass was for."""
 
     def __init__(self, *, ends: bool) -> None:
         super().__init__()

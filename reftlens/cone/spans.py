@@ -29,9 +29,9 @@ def first_block(hook: str, depth: int) -> int | None:
 
     The output of block l is the input of block l + 1. `depth` stands for "only the final norm and what follows".
     """
-    found = _BLOCK.fullmatch(hook)
-    if found is not None and not any(word in found[2] for word in _SQUARE):
-        return int(found[1]) + (found[2] in ("hook_out", "hook_resid_post"))
+    block = _BLOCK.fullmatch(hook)
+    if block is not None and not any(word in block[2] for word in _SQUARE):
+        return int(block[1]) + (block[2] in ("hook_out", "hook_resid_post"))
     if hook.startswith(_AFTER):
         return depth
     return 0 if hook.startswith(_BEFORE) else None
@@ -73,15 +73,15 @@ def buckets(lengths: Sequence[int], keys: Sequence[int], most: int, overhead: fl
     rows = [[i for i, length in enumerate(lengths) if length == step] for step in steps]
     best: list[dict[int, tuple[float, tuple[int, ...]]]] = [{0: (0.0, ())}]
     for n, longest in enumerate(steps, start=1):
-        found: dict[int, tuple[float, tuple[int, ...]]] = {}
+        cheapest: dict[int, tuple[float, tuple[int, ...]]] = {}
         size, deepest = 0, 0
         for first in range(n - 1, -1, -1):
             size, deepest = size + len(rows[first]), max(deepest, *(keys[i] for i in rows[first]))
             cost = size * longest * (1 + (deepest + longest) / _KEYS_PER_TOKEN) + overhead
             for k, (before, cuts) in best[first].items():
-                if k < most and before + cost < found.get(k + 1, (float("inf"), ()))[0]:
-                    found[k + 1] = (before + cost, (*cuts, first))
-        best.append(found)
+                if k < most and before + cost < cheapest.get(k + 1, (float("inf"), ()))[0]:
+                    cheapest[k + 1] = (before + cost, (*cuts, first))
+        best.append(cheapest)
     cuts = [*min(best[-1].values())[1], len(steps)]
     return [sorted(i for step in rows[a:b] for i in step) for a, b in pairwise(cuts)]
 
@@ -98,6 +98,10 @@ class Window:
     def cut(self, values: Tensor) -> Tensor:
         """`values` `[rows, seq]` of the same rows, as the window shows them; meaningless where `real` is false."""
         return values.gather(1, self.columns)
+
+    def take(self, rows: Int[Tensor, " n"]) -> "Window":
+        """The window over some of its rows."""
+        return Window(self.columns[rows], self.real[rows], self.starts[rows])
 
 
 def window(cones: Sequence[Span], device: torch.device, width: int | None = None) -> Window:

@@ -18,68 +18,55 @@ from reftlens.cone.body import Body
 from reftlens.cone.prefix import Recorder, cache_of
 from reftlens.editing.engine import Stop
 
+Targets = tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]
+"""Row and column of what each target is predicted from."""
+
 
 class Trimmed(nn.Module):
-    """In the place of the last block. Its output is right at the scored tokens and zero elsewhere."""
+    """In the place of the last block. Its output is right at the scored tokens `at` and zero elsewhere."""
 
-    def __init__(
-        self,
-        body: Body,
-        cache: DynamicCache,
-        layer: DynamicLayer,
-        before: int,
-        at: tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]],
-    ) -> None:
+    def __init__(self, body: Body, cache: DynamicCache, layer: DynamicLayer, before: int, at: Targets) -> None:
         super().__init__()
         last: Any = body.blocks[-1]
         self.block: nn.Module = last.original
         self.hook_out: Callable[[Tensor], Tensor] = last.component.hook_out
         self.cache, self.layer, self.index, self.before, self.at = cache, layer, body.depth - 1, before, at
 
-    def forward(self, hidden_states: Tensor, *args: Any, **given: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         rows, width = hidden_states.shape[:2]
-        keep, real = _kept(self.at, rows, hidden_states.device)
+        columns, real = _columns(self.at, rows, hidden_states.device)
         recorder = Recorder(ends=True)
         with suppress(Stop):
-            self._run(hidden_states, args, given, recorder, lambda x: x)
+            self._run(recorder, lambda x: x, hidden_states, args, kwargs)
         assert recorder.keys is not None and recorder.values is not None
         keys, values = self.layer.update(recorder.keys, recorder.values)
-
-        def chosen(x: Any) -> Any:
-            """The kept tokens of whatever has one entry per token."""
-            if isinstance(x, tuple):
-                return tuple(chosen(part) for part in x)
-            if not isinstance(x, Tensor):
-                return x
-            if x.ndim == 4 and x.shape[-2] == width:
-                return _taken(x, keep[:, None, :, None], -2)
-            if x.ndim in (2, 3) and x.shape[1] == width:
-                return _taken(x, keep if x.ndim == 2 else keep[:, :, None], 1)
-            return x
-
-        if not any(isinstance(x, Tensor) and x.ndim == 4 for x in (*args, *given.values())):
-            # No mask was made, as none was needed for a plain causal triangle; now one is.
-            place = torch.arange(keys.shape[-2], device=keep.device)
-            mask = (place <= self.before + keep[:, None, :, None]).expand(rows, 1, keep.shape[1], -1)
-            args, given = _with_mask(mask, args, given)
-        out = self._run(hidden_states, args, given, _Known(keys, values), chosen)
+        if not any(isinstance(x, Tensor) and x.ndim == 4 for x in (*args, *kwargs.values())):
+            # No mask was passed, as none was needed for a plain causal triangle; now one is.
+            place = torch.arange(keys.shape[-2], device=columns.device)
+            mask = (place <= self.before + columns[:, None, :, None]).expand(rows, 1, columns.shape[1], -1)
+            args, kwargs = _with_mask(mask, args, kwargs)
+        out = self._run(_Known(keys, values), lambda x: _taken_of(x, columns, width), hidden_states, args, kwargs)
         first = out[0] if isinstance(out, tuple) else out
         at, which = real.nonzero().unbind(dim=1)
-        whole = torch.zeros_like(hidden_states).index_put((at, keep[at, which]), first[at, which])
+        whole = torch.zeros_like(hidden_states).index_put((at, columns[at, which]), first[at, which])
         whole = self.hook_out(whole)
         return (whole, *out[1:]) if isinstance(out, tuple) else whole
 
     def _run(
-        self, hidden: Tensor, args: tuple[Any, ...], given: dict[str, Any], layer: DynamicLayer,
-        chosen: Callable[[Any], Any],
-    ) -> Any:  # fmt: skip
-        """The block, with `layer` in place of its own part of the cache."""
+        self,
+        layer: DynamicLayer,
+        part: Callable[[Any], Any],
+        hidden: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """The block on `part` of its arguments, with `layer` in place of its own part of the cache."""
         cache = cache_of([*(DynamicLayer() for _ in range(self.index)), layer])
 
-        def pick(x: Any) -> Any:
-            return cache if x is self.cache else chosen(x)
+        def passed(x: Any) -> Any:
+            return cache if x is self.cache else part(x)
 
-        return self.block(chosen(hidden), *(pick(x) for x in args), **{k: pick(x) for k, x in given.items()})
+        return self.block(part(hidden), *(passed(x) for x in args), **{k: passed(x) for k, x in kwargs.items()})
 
 
 class _Known(DynamicLayer):
@@ -93,15 +80,28 @@ class _Known(DynamicLayer):
         return self.known
 
 
-def _kept(
-    at: tuple[Tensor, Tensor], rows: int, device: torch.device
-) -> tuple[Int[Tensor, "rows kept"], Bool[Tensor, "rows kept"]]:
-    """Columns to keep in each row, as many in all (column 0 where a row has fewer), and which of them are real."""
+def _columns(
+    at: Targets, rows: int, device: torch.device
+) -> tuple[Int[Tensor, "rows most"], Bool[Tensor, "rows most"]]:
+    """The scored columns of each row, as many in all (column 0 where a row has fewer), and which of them are real."""
     counts = torch.bincount(at[0], minlength=rows)
     real = torch.arange(int(counts.max()), device=device) < counts[:, None]
-    keep = torch.zeros(real.shape, dtype=torch.long, device=device)
-    keep[real] = at[1]
-    return keep, real
+    columns = torch.zeros(real.shape, dtype=torch.long, device=device)
+    columns[real] = at[1]
+    return columns, real
+
+
+def _taken_of(x: Any, columns: Int[Tensor, "rows most"], width: int) -> Any:
+    """These columns of whatever has `width` of them, in a tuple too; anything else as it is."""
+    if isinstance(x, tuple):
+        return tuple(_taken_of(part, columns, width) for part in x)
+    if not isinstance(x, Tensor):
+        return x
+    if x.ndim == 4 and x.shape[-2] == width:
+        return _taken(x, columns[:, None, :, None], -2)
+    if x.ndim in (2, 3) and x.shape[1] == width:
+        return _taken(x, columns if x.ndim == 2 else columns[:, :, None], 1)
+    return x
 
 
 def _taken(x: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -113,8 +113,8 @@ def _taken(x: Tensor, index: Tensor, dim: int) -> Tensor:
     return x.expand(shape).gather(dim, index.expand(wide))
 
 
-def _with_mask(mask: Tensor, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _with_mask(mask: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a block with an attention mask; by name, or in its place after the cache."""
-    if "attention_mask" in given or len(args) < 2:
-        return args, given | {"attention_mask": mask}
-    return (args[0], mask, *args[2:]), given
+    if "attention_mask" in kwargs or len(args) < 2:
+        return args, kwargs | {"attention_mask": mask}
+    return (args[0], mask, *args[2:]), kwargs

@@ -134,11 +134,11 @@ def preflight(reft: ReFT, model: Bridge) -> None:
         ValueError: naming the site and what is wrong: the hook never fires, fires twice, has no token axis, an
             edit there changes nothing, heads that do not exist, or the width differs.
     """
-    bound = reft.bind(model)
-    probed = zip(reft.items(), _probe(model, bound.points), bound.points, bound.carries, strict=True)
-    for (site, module), (shape, problem), point, carry in probed:
-        if not problem and carry is not None and not _adds_up(model, point, carry):
-            problem = f"{carry.name} is not what passed there plus a function of it, so it is no residual stream"
+    places = reft.bind(model)
+    for place, (shape, problem) in zip(places, _probe(model, [place.point for place in places]), strict=True):
+        site, module = place.site, place.intervention
+        if not problem and place.carry is not None and not _adds_up(model, place.point, place.carry):
+            problem = f"{place.carry.name} is not what passed there plus a function of it, so it is no residual stream"
         if problem:
             raise ValueError(f"{site.hook} cannot be a site on {model.cfg.model_name}: {problem}")
         if site.heads is not None and len(shape) != 4:

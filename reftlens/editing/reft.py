@@ -1,78 +1,22 @@
 """`ReFT`: which intervention acts at which site, and the one stateful moment in which they act."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any, SupportsFloat
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
-from reftlens.bridge.protocol import Bridge, check_model, parameter_total, resolve_hook
-from reftlens.editing.engine import Edit, Part, attached, check_fired
-from reftlens.editing.site import Site, Where
-from reftlens.editing.sources import Donor, Place, check_sources, places_of, read_donors
-from reftlens.interventions.base import Intervention, Strength
+from reftlens.bridge.protocol import Bridge, check_model, device_of, parameter_total, resolve_hook
+from reftlens.editing.bound import Bound, Place, Places, bound_to, skip_of
+from reftlens.editing.engine import attached, check_fired
+from reftlens.editing.site import Site
+from reftlens.editing.variant import Variant
+from reftlens.interventions.base import Intervention
 from reftlens.interventions.fixed import SteeringVector
 from reftlens.text.batch import Batch
-from reftlens.text.positions import Positions
-from reftlens.text.positions.spelling import as_positions
-from reftlens.text.view import Mask, TokenView
-
-
-@dataclass(frozen=True)
-class Variant:
-    """How an intervention is applied: how strongly, at which of its tokens, at which of its sites.
-
-    Args:
-        strength: 1 is the edit as trained, 0 the unedited model, negative its opposite; a sequence gives one
-            strength per direction of the basis.
-        among: of the positions that the sites choose, edit only these as well chosen by `among`.
-        sites: indices of the sites that act; None means all.
-    """
-
-    strength: float | tuple[float, ...]
-    among: Positions | None
-    sites: tuple[int, ...] | None
-
-    def __init__(
-        self,
-        strength: SupportsFloat | Sequence[float] = 1.0,
-        among: Where | None = None,
-        sites: Sequence[int] | None = None,
-    ) -> None:
-        given: Any = strength
-        if isinstance(strength, str):
-            raise TypeError(f"strength={strength!r} is text, expected a number, or one per direction")
-        if isinstance(sites, int) or any(not isinstance(i, int) for i in sites or ()):
-            raise TypeError(f"sites={sites!r}, expected a list of indices of the ReFT's sites, such as [0, 2]")
-        many = isinstance(strength, Sequence) or getattr(given, "ndim", 0) > 0  # else a number, of any library
-        object.__setattr__(self, "strength", tuple(map(float, given)) if many else float(given))
-        values = self.strength if isinstance(self.strength, tuple) else (self.strength,)
-        if not all(map(math.isfinite, values)):
-            raise ValueError(f"strength={strength!r}, expected finite numbers")
-        object.__setattr__(self, "among", None if among is None else as_positions(among))
-        object.__setattr__(self, "sites", None if sites is None else tuple(sites))
-
-    def __str__(self) -> str:
-        among = f" among {self.among}" if self.among is not None else ""
-        sites = f" at sites {list(self.sites)}" if self.sites is not None else ""
-        strength = self.strength if isinstance(self.strength, tuple) else f"{self.strength:g}"
-        return "unedited" if self.strength == 0.0 else f"strength {strength}{among}{sites}"
-
-    def mask(self, site: Site, view: TokenView) -> Mask:
-        """The tokens edited at `site`."""
-        chosen = site.positions.mask(view)
-        return chosen & self.among.mask(view) if self.among is not None else chosen
-
-    def reaches_response(self, site: Site) -> bool:
-        """Whether a token after the prompt can be edited at `site`."""
-        among = self.among is None or self.among.reaches_response
-        return among and site.positions.reaches_response
 
 
 @dataclass(frozen=True)
@@ -232,50 +176,29 @@ class ReFT(nn.Module):
                 raise ValueError(f"{module.kind} at {site} is not one vector: only a SteeringVector can be added up")
         return vectors
 
-    def active(self, variant: Variant) -> list[int]:
-        """Indices of the sites that `variant` lets act."""
-        count = len(self)
-        chosen = tuple(range(count)) if variant.sites is None else variant.sites
-        if not chosen or any(not 0 <= i < count for i in chosen) or len(set(chosen)) < len(chosen):
-            raise ValueError(f"sites={list(chosen)}, expected one or more of 0 to {count - 1}, each of them once")
-        return sorted(chosen)
-
-    def strength(self, variant: Variant, i: int) -> Strength:
-        """The variant's strength at site `i`: a float, or a `[rank]` vector."""
-        if not isinstance(variant.strength, tuple):
-            return variant.strength
-        module = self[i]
-        if len(variant.strength) != module.rank:
-            raise ValueError(
-                f"strength has {len(variant.strength)} values, and {module.kind} at {self.sites[i]} has "
-                f"rank {module.rank}"
-            )
-        return torch.tensor(variant.strength)
-
-    def require(self, view: TokenView, variant: Variant = Variant()) -> None:
-        """Raise if an active site chooses no token in any row of `view`."""
-        for i in self.active(variant):
-            if not variant.mask(self.sites[i], view).any():
-                among = f" among {variant.among}" if variant.among is not None else ""
-                raise ValueError(f"{self.sites[i]}{among} chooses no token in any of {len(view.ids)} row(s)")
-
-    def bind(self, model: Bridge) -> "Bound":
-        """Find the hooks of this model once, for many forward passes."""
+    def bind(self, model: Bridge) -> Places:
+        """Find the hooks of this model once, for many forward passes: one place for each site."""
+        hooks = model.hook_dict
+        places: list[Place] = []
         for site, module in self.items():
             if module.pools and site.positions.reaches_response:
                 raise ValueError(f"{module.kind} pools over a prompt, and {site} chooses tokens after it: use Prompt()")
-        hooks = model.hook_dict
-        points = [resolve_hook(model, site.hook, hooks) for site in self.sites]
-        carries = [skip_of(s.hook, p, hooks) for p, s in zip(points, self.sites, strict=True)]
-        places = [
-            (p.name, c is None, s.positions, s.heads) for p, c, s in zip(points, carries, self.sites, strict=True)
-        ]
-        for i, place in enumerate(places):
-            if place in places[:i]:
-                raise ValueError(
-                    f"two sites are one and the same place: {self.sites[places.index(place)]} and {self.sites[i]}"
-                )
-        return Bound(self, points, carries)
+            point = resolve_hook(model, site.hook, hooks)
+            place = Place(site, module, point, skip_of(site.hook, point, hooks))
+            for other in places:
+                if place.spot == other.spot:
+                    raise ValueError(f"two sites are one and the same place: {other.site} and {site}")
+            places.append(place)
+        return tuple(places)
+
+    def bound_to(self, model: Bridge, data: Batch, variant: Variant = Variant()) -> Bound:
+        """The hooks of this model, and what the sources of `data` hold, for passes over rows of `data`.
+
+        Raises:
+            ValueError: if a site chooses no token in any row, or what a site exchanges has no source.
+        """
+        variant.require(self.sites, data.view)
+        return bound_to(model, data, [(self.to(device_of(model)).bind(model), variant)])[0]
 
     @contextmanager
     def on(self, model: Bridge, batch: Batch, variant: Variant = Variant()) -> Iterator[None]:
@@ -288,9 +211,7 @@ class ReFT(nn.Module):
             SiteNeverFired: at the end, if nothing passed through one of the sites.
             ValueError: if a site chooses no token in any row.
         """
-        self.require(batch.view, variant)
-        bound = self.bind(model)
-        edits = bound.edits(batch.view, variant, bound.donors(model, batch, variant))
+        edits = self.bound_to(model, batch, variant).edits(batch.view)
         with attached(edits):
             yield
         check_fired(edits)
@@ -301,134 +222,22 @@ def _steering(vectors: Mapping[Site, Tensor]) -> ReFT:
 
 
 @contextmanager
-def mode(reft: ReFT, *, training: bool) -> Iterator[None]:
-    """`reft` in train or eval mode (dropout on or off) inside the block, and as it was after it."""
-    before = [(module, module.training) for module in reft.modules()]
+def training_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """`module` in train or eval mode (dropout on or off) inside the block, and as it was after it."""
+    before = [(part, part.training) for part in module.modules()]
     try:
-        reft.train(training)
+        module.train(training)
         yield
     finally:
-        for module, was in before:
-            module.training = was
+        for part, was in before:
+            part.training = was
 
 
-def skip_of(hook: str, point: HookPoint, hooks: Mapping[str, HookPoint]) -> HookPoint | None:
-    """Where an edit of the residual stream in mid-block has to be added again, None for any other hook.
-
-    The bridge's `hook_resid_mid` is the input of the norm before the MLP. The skip connection around the MLP has
-    left the stream by then, so the change made there is added once more where the block ends.
-    """
-    if not hook.endswith(".hook_resid_mid") or (point.name or "").endswith(".hook_resid_mid"):
-        return None
-    return hooks[hook.removesuffix("hook_resid_mid") + "hook_resid_post"]
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A `ReFT` whose hooks were found on a model."""
-
-    reft: ReFT
-    points: list[HookPoint]
-    carries: list[HookPoint | None]
-
-    def exchanged(self, variant: Variant) -> dict[int, Place]:
-        """The active sites that exchange something."""
-        return {
-            i: (self.reft.sites[i], self.points[i], self.reft[i].variables)
-            for i in self.reft.active(variant)
-            if self.reft[i].variables
-        }
-
-    def donors(
-        self, model: Bridge, data: Batch, variant: Variant = Variant(), *, nested: bool = False
-    ) -> dict[int, Donor]:
-        """What the sources of `data` hold at the active sites that exchange something.
-
-        A source may have sources itself: they are exchanged in it, at full strength, before it is read.
-        """
-        return read_donors(
-            model, data, self.exchanged(variant), lambda source: self._editing(model, source, variant), nested=nested
-        )
-
-    def _editing(
-        self, model: Bridge, source: Batch, variant: Variant
-    ) -> Callable[[Batch, Sequence[int]], AbstractContextManager[None]]:
-        """Exchanges what the sources of a source say, for each batch of its rows."""
-        donors = self.donors(model, source, variant, nested=True)
-        inner = Variant(sites=tuple(donors))
-        return lambda batch, rows: attached(self.edits(batch.view, inner, donors, rows))
-
-    def edits(
-        self,
-        view: TokenView,
-        variant: Variant = Variant(),
-        donors: Mapping[int, Donor] = MappingProxyType({}),
-        rows: Sequence[int] | None = None,
-    ) -> list[Edit]:
-        """What to attach for one forward pass over `view`: the sites that choose a token there.
-
-        `donors` count rows in the data that `view` was taken from; `rows` are those it holds, None for all.
-        """
-        found = []
-        for i in self.reft.active(variant):
-            mask = variant.mask(self.reft.sites[i], view)
-            if not mask.any():
-                continue
-            edit = self.edit(i, mask, variant)
-            if i in donors:
-                which = edit.rows if rows is None else torch.tensor(rows, device=mask.device)[edit.rows]
-                places = places_of(self.reft.sites[i].positions.mask(view))[edit.rows, edit.columns]
-                edit.parts[0].source = donors[i].of(which, places)
-            found.append(edit)
-        return found
-
-    def edit(self, i: int, mask: Mask, variant: Variant) -> Edit:
-        """The edit of site `i` on the tokens of `mask`."""
-        rows, columns = mask.nonzero().unbind(dim=1)
-        return Edit(
-            point=self.points[i],
-            parts=[
-                Part(self.reft[i], len(rows), self.reft.strength(variant, i), rows=rows if self.reft[i].pools else None)
-            ],
-            rows=rows,
-            columns=columns,
-            shape=(mask.shape[0], mask.shape[1]),
-            heads=self.reft.sites[i].heads,
-            carry=self.carries[i],
-        )
-
-
-def check_asked(reft: Any, model: Any, data: Any = None) -> None:
-    """Raise where what is asked for is not a `ReFT`, a bridge and, if given, a `Batch`.
-
-    Raises:
-        TypeError: saying what was given, and what makes the right thing of it.
-    """
+def check_types(reft: Any, model: Any, data: Any = None) -> None:
+    """Raise `TypeError` where these are not a `ReFT`, a bridge and (where there is one) a `Batch`."""
     if not isinstance(reft, ReFT):
         hint = ": put it at a site, ReFT({site: …})" if isinstance(reft, Intervention) else ""
         raise TypeError(f"expected a ReFT, got {type(reft).__name__}{hint}")
     check_model(model)
     if data is not None and not isinstance(data, Batch):
         raise TypeError(f"data is a {type(data).__name__}, expected a Batch: encode(model, examples) makes one")
-
-
-def shared_donors(model: Bridge, data: Batch, plans: Sequence[tuple[Bound, Variant]]) -> list[dict[int, Donor]]:
-    """`donors` of each plan; sources without sources of their own are read in one pass for all of them.
-
-    Each plan takes those sources of `data` that its sites exchange.
-
-    Raises:
-        ValueError: where a plan exchanges what the data has no source for, or the data has one that no plan exchanges.
-    """
-    wanted = [bound.exchanged(variant) for bound, variant in plans]
-    every = list(dict.fromkeys(place for places in wanted for place in places.values()))
-    if not every:
-        return [{} for _ in plans]
-    named = check_sources(data, every)
-    if any(data.sources[name].batch.sources for name in named):
-        taken = [{name for _, _, names in places.values() for name in names} for places in wanted]
-        own = [replace(data, sources={k: v for k, v in data.sources.items() if k in names}) for names in taken]
-        return [bound.donors(model, some, variant) for some, (bound, variant) in zip(own, plans, strict=True)]
-    read = read_donors(model, data, dict(enumerate(every)))
-    found = {place: read[i] for i, place in enumerate(every) if i in read}
-    return [{i: found[place] for i, place in places.items()} for places in wanted]

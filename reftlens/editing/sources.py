@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,23 +13,26 @@ from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.foreign import has_foreign_hook
 from reftlens.bridge.protocol import Bridge, device_of
-from reftlens.editing.engine import Stop, forward, hooked, token_vectors
+from reftlens.editing.edits import token_vectors
+from reftlens.editing.engine import Stop, forward, hooked
 from reftlens.editing.site import Site
 from reftlens.text.batch import Batch
-from reftlens.text.view import Mask
+
+Editing = Callable[[Batch, Sequence[int]], AbstractContextManager[None]]
+"""Makes the context in which a batch is read, given which rows of the data set it has."""
 
 
 @dataclass
 class _Reader:
-    """Keeps the hidden states that pass through a hook, and may end the pass once all of `readers` have theirs."""
+    """Stores the hidden states that pass through a hook, and may end the pass once all of `readers` have theirs."""
 
     readers: list["_Reader"] = field(repr=False)
     ends: bool
-    kept: list[Tensor] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
 
     def __call__(self, h: Tensor, hook: HookPoint) -> None:
-        self.kept.append(h)
-        if self.ends and all(reader.kept for reader in self.readers):
+        self.states.append(h)
+        if self.ends and all(reader.states for reader in self.readers):
             raise Stop
 
 
@@ -40,33 +44,38 @@ def read_sites(
     *,
     batch_size: int = 16,
     progress: bool = False,
-    edited: Callable[[Batch, Sequence[int]], AbstractContextManager[None]] | None = None,
+    edited: Editing | None = None,
 ) -> list[Float[Tensor, "tokens d"]]:
     """Hidden states at the positions of each site, row by row, in the model's dtype.
 
-    Of the unedited model; or inside the context that `edited` makes for a batch, given which rows of `data` it has.
-    A pass ends at the deepest site, unless hooks of the user wait above it.
+    Of the unedited model, or inside the context that `edited` makes. A pass ends at the deepest site, unless hooks of
+    the user wait above it.
     """
-    collected: list[list[Tensor]] = [[] for _ in places]
+    vectors: list[list[Tensor]] = [[] for _ in places]
     device, ends = device_of(model), not has_foreign_hook(model)
     with tqdm(total=len(data), desc="activations", unit="example", disable=not progress) as bar:
         for start in range(0, len(data), batch_size):
             batch = data[start : start + batch_size].to(device)
             readers: list[_Reader] = []
             readers += [_Reader(readers, ends) for _ in places]
-            rows = range(start, start + len(batch))
-            with (
-                edited(batch, rows) if edited else nullcontext(),
-                hooked([(point, reader) for (_, point), reader in zip(places, readers, strict=True)]),
-                suppress(Stop),
-            ):
+            context = edited(batch, range(start, start + len(batch))) if edited else nullcontext()
+            hooks = [(point, reader) for (_, point), reader in zip(places, readers, strict=True)]
+            with context, hooked(hooks), suppress(Stop):
                 forward(model, batch.tokens, batch.attention_mask)
-            for (site, _), reader, kept in zip(places, readers, collected, strict=True):
-                if len(reader.kept) != 1:
-                    raise ValueError(f"{site.hook} fired {len(reader.kept)} times in one forward pass, expected once")
-                kept.append(token_vectors(reader.kept[0], site.heads, site.hook)[site.positions.mask(batch.view)])
+            for (site, _), reader, read in zip(places, readers, vectors, strict=True):
+                if len(reader.states) != 1:
+                    raise ValueError(f"{site.hook} fired {len(reader.states)} times in one forward pass, expected once")
+                read.append(token_vectors(reader.states[0], site.heads, site.hook)[site.positions.mask(batch.view)])
             bar.update(len(batch))
-    return [torch.cat(kept) for kept in collected]
+    return [torch.cat(read) for read in vectors]
+
+
+class Exchanged(NamedTuple):
+    """A site on a model, and the variables that are exchanged there."""
+
+    site: Site
+    point: HookPoint
+    variables: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -77,77 +86,82 @@ class Donor:
     """One tensor for each variable of the intervention."""
     begins: tuple[Int[Tensor, " rows"], ...]
     """Where the tokens of a row's source begin among `vectors`; -1 where that variable is not exchanged."""
+    order: Int[Tensor, "rows width"]
+    """Of the tokens of each row, padding not counted: which of the tokens that the site chooses, from 0."""
 
-    def of(self, rows: Int[Tensor, " n"], places: Int[Tensor, " n"]) -> Float[Tensor, "n variables d"]:
-        """Source vectors of tokens: their row, and which of the row's chosen tokens each is; NaN for no exchange."""
-        columns = []
+    def of(self, rows: Int[Tensor, " n"], tokens: Int[Tensor, " n"]) -> Float[Tensor, "n variables d"]:
+        """Source vectors of tokens: their row, and their number in it, padding not counted; NaN for no exchange."""
+        columns, places = [], self.order[rows, tokens]
         for vectors, begins in zip(self.vectors, self.begins, strict=True):
             start = begins[rows]
-            found = vectors[(start + places).clamp(min=0)]
-            columns.append(torch.where((start >= 0)[:, None], found, torch.nan))
+            source = vectors[(start + places).clamp(min=0)]
+            columns.append(torch.where((start >= 0)[:, None], source, torch.nan))
         return torch.stack(columns, dim=1)
-
-
-def places_of(mask: Mask) -> Int[Tensor, "batch seq"]:
-    """For each chosen token, which of its row's chosen tokens it is, from 0."""
-    return mask.long().cumsum(dim=1) - 1
-
-
-Place = tuple[Site, HookPoint, tuple[str, ...]]
-"""A site, its hook, and the variables that are exchanged there."""
 
 
 def read_donors(
     model: Bridge,
     data: Batch,
-    wanted: Mapping[int, Place],
-    edited_source: Callable[[Batch], Callable[[Batch, Sequence[int]], AbstractContextManager[None]]] | None = None,
+    exchanges: Mapping[int, Exchanged],
+    editing: Callable[[Batch], Editing] | None = None,
     *,
     nested: bool = False,
 ) -> dict[int, Donor]:
     """Read the sources of `data` at the places of one intervention, by their index.
 
-    A source that has sources of its own is read with those exchanged in it first, as `edited_source` does. Such a
-    `nested` source need not have one for every variable: the others are left in it.
+    A source that has sources of its own is read with those exchanged in it first, as `editing` does. Such a `nested`
+    source need not have one for every variable: the others are left in it.
 
     Raises:
         ValueError: if `data` has no source for a variable, or a row's source has another number of tokens at the
             site than the row itself.
     """
-    if not wanted:
+    if not exchanges:
         return {}
-    named = check_sources(data, wanted.values(), nested=nested)
-    found: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-    for name in sorted(named & set(data.sources)):
+    names = check_sources(data, exchanges.values(), nested=nested)
+    device = device_of(model)
+    sources: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+    for name in sorted(names & set(data.sources)):
         source = data.sources[name]
-        mine = {i: (site, point) for i, (site, point, variables) in wanted.items() if name in variables}
-        edited = edited_source(source.batch) if edited_source and source.batch.sources else None
-        vectors = read_sites(model, source.batch, list(mine.values()), edited=edited)
-        for (i, (site, _)), read in zip(mine.items(), vectors, strict=True):
-            found[i, name] = read, _begins(site, data, name)
-    left = torch.full((len(data),), -1, device=data.tokens.device)
+        places = {i: (site, point) for i, (site, point, variables) in exchanges.items() if name in variables}
+        edited = editing(source.batch) if editing and source.batch.sources else None
+        vectors = read_sites(model, source.batch, list(places.values()), edited=edited)
+        for (i, (site, _)), read in zip(places.items(), vectors, strict=True):
+            sources[i, name] = read, _begins(site, data, name).to(device)
+    nowhere = torch.full((len(data),), -1, device=device)
     donors = {}
-    for i, (_, _, variables) in wanted.items():
-        known = {name: found[i, name] for name in variables if (i, name) in found}
-        for vectors, _ in list(known.values())[:1]:
-            donors[i] = Donor(*zip(*(known.get(name, (vectors, left)) for name in variables), strict=True))
+    for i, (site, _, variables) in exchanges.items():
+        known = [sources[i, name] for name in variables if (i, name) in sources]
+        if known:  # the vectors of a variable that is not exchanged are never looked at
+            vectors, begins = zip(*(sources.get((i, name), (known[0][0], nowhere)) for name in variables), strict=True)
+            donors[i] = Donor(vectors, begins, _order(site, data).to(device))
     return donors
 
 
-def check_sources(data: Batch, places: Iterable[Place], *, nested: bool = False) -> set[str]:
+def check_sources(data: Batch, exchanges: Iterable[Exchanged], *, nested: bool = False) -> set[str]:
     """The variables that are exchanged; raises where `data` lacks a source for one, or has one that none uses."""
-    named = {v for _, _, variables in places for v in variables}
-    for name in sorted(named - set(data.sources)) if not nested else ():
-        given = ", ".join(map(repr, data.sources)) or "none"
+    names = {name for exchange in exchanges for name in exchange.variables}
+    missing, unused = sorted(names - set(data.sources)), sorted(set(data.sources) - names)
+    if missing and not nested:
+        available = ", ".join(map(repr, data.sources)) or "none"
         raise ValueError(
-            f"an intervention exchanges {name!r}, and the data has no such source (it has: {given}): pass "
-            f"data.with_sources({{{name!r}: …}}), a batch with the rows to take it from"
+            f"an intervention exchanges {missing[0]!r}, and the data has no such source (it has: {available}): pass "
+            f"data.with_sources({{{missing[0]!r}: …}}), a batch with the rows to take it from"
         )
-    for name in sorted(set(data.sources) - named):
+    if unused:
         raise ValueError(
-            f"the data has a source {name!r} that no intervention exchanges (they exchange: {', '.join(sorted(named))})"
+            f"the data has a source {unused[0]!r} that no intervention exchanges (they exchange: "
+            f"{', '.join(sorted(names))})"
         )
-    return named
+    return names
+
+
+def _order(site: Site, data: Batch) -> Int[Tensor, "rows width"]:
+    """Of the tokens of each row, padding not counted: which of those that `site` chooses (0 for the others)."""
+    mask, order = site.positions.mask(data.view), torch.zeros_like(data.tokens)
+    rows, columns = mask.nonzero().unbind(dim=1)
+    order[rows, data.view.index[rows, columns]] = (mask.long().cumsum(dim=1) - 1)[rows, columns]
+    return order
 
 
 def _begins(site: Site, data: Batch, name: str) -> Int[Tensor, " rows"]:
@@ -156,10 +170,12 @@ def _begins(site: Site, data: Batch, name: str) -> Int[Tensor, " rows"]:
     own = site.positions.mask(data.view).sum(dim=1).cpu()
     theirs = site.positions.mask(source.batch.view).sum(dim=1).cpu()
     index = source.rows.cpu()
-    for row in ((index >= 0) & (own > 0) & (own != theirs[index.clamp(min=0)])).nonzero().flatten().tolist():
+    differ = ((index >= 0) & (own > 0) & (own != theirs[index.clamp(min=0)])).nonzero().flatten().tolist()
+    if differ:
+        row = differ[0]
         raise ValueError(
             f"row {row}: {site} chooses {int(own[row])} token(s), and {int(theirs[index[row]])} in its source "
             f"{name!r} (row {int(index[row])} there); choose positions that both have equally many of"
         )
     begins = theirs.cumsum(dim=0) - theirs
-    return torch.where(index >= 0, begins[index.clamp(min=0)], -1).to(data.tokens.device)
+    return torch.where(index >= 0, begins[index.clamp(min=0)], -1)

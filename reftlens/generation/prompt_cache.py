@@ -11,7 +11,7 @@ import torch
 
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, weights_state
 from reftlens.cone.spans import first_block
-from reftlens.editing.reft import ReFT, check_asked
+from reftlens.editing.reft import ReFT, check_types
 from reftlens.editing.site import Site
 from reftlens.generation.rows import Rows
 from reftlens.generation.runner import PromptStates, Runner, read
@@ -57,14 +57,14 @@ def prefill(
     reft: ReFT, model: Bridge, prompts: Sequence[Prompt] | Batch, *, chat: bool = False, system: str | None = None
 ) -> PromptCache:
     """Read prompts once, for `generate(reft, model, prefilled, variant=…)` at any strength and with any weights."""
-    check_asked(reft, model)
+    check_types(reft, model)
     check_deterministic(model)
     batch = encoded(model, prompts, chat=chat, system=system)
-    rows, runner, points = Rows.of(batch, device_of(model)), Runner(model), reft.bind(model).points
+    rows, runner, places = Rows.of(batch, device_of(model)), Runner(model), reft.bind(model)
     obstacle, body = runner.obstacle(), runner.body
     if body is None or obstacle:
         return PromptCache(batch, reft.sites, f"nothing is reused: {obstacle}")
-    blocks = [first_block(point.name or "", body.depth) for point in points]
+    blocks = [first_block(place.point.name or "", body.depth) for place in places]
     first = min(block for block in blocks if block is not None) if None not in blocks else None
     if first is None:
         return PromptCache(batch, reft.sites, "nothing is reused: a site has no known place among the blocks")

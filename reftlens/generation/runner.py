@@ -14,7 +14,8 @@ from transformers.cache_utils import DynamicLayer
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.body import Body, Exit, Gather, Observe, Slot
 from reftlens.cone.prefix import NO_HOOK, Stub, cache_of, entering
-from reftlens.editing.engine import Edit, Stop, attached, forward, forward_inside
+from reftlens.editing.edits import Edit, used_points
+from reftlens.editing.engine import Stop, attached, forward, forward_inside
 from reftlens.generation.rows import Rows
 
 
@@ -63,7 +64,7 @@ def read(body: Body, prompts: Rows, first: int, start: int) -> PromptStates:
     places: list[tuple[Slot, nn.Module]] = [(body.blocks[i], block) for i, block in blocks.items()]
     with suppress(Stop):
         _run(body, prompts.tokens, prompts.real, cache, [*places, (body.norm, end)], NO_HOOK)
-    entered = blocks[first].seen if first in blocks else end.kept
+    entered = blocks[first].seen if first in blocks else end.seen
     stream = entered[:, start:] if first > 0 and entered is not None else None
     filled = [(layer.keys, layer.values) for layer in cache.layers if isinstance(layer, DynamicLayer)]
     keys, values = zip(*filled, strict=True)
@@ -101,7 +102,7 @@ class Runner:
             with attached(edits):
                 out = forward(self.model, tokens, real, cache=cache, use_cache=True)
             return out.logits[:, -1], out.cache
-        used = frozenset(id(p) for e in edits for p in (e.point, e.carry) if p is not None)
+        used = used_points(edits)
         places: list[tuple[Slot, nn.Module]] = [(body.head, _last_of(tokens, body, used))]
         if states is not None:
             cache, below = states.enter(body)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.engine import check_fired
-from reftlens.editing.reft import ReFT, Variant, mode
+from reftlens.editing.reft import ReFT, training_mode
+from reftlens.editing.variant import Variant
 from reftlens.generation.decoding import Decoding, stop_tokens
 from reftlens.generation.prompt_cache import PromptCache
 from reftlens.generation.rows import Rows
@@ -65,7 +66,7 @@ class Session:
         states = None if self.cache is not None or self.runner.obstacle() else self.prompts.states
         new = 1 if self.cache is not None else self.rows.tokens.shape[1] - (0 if states is None else states.start)
         edits = [] if self.edits is None else self.edits.at(self.rows, new)
-        with nullcontext() if self.reft is None else mode(self.reft, training=False):
+        with nullcontext() if self.reft is None else training_mode(self.reft, training=False):
             tokens, real = self.rows.tokens[:, -new:], self.rows.real
             logits, self.cache = self.runner.step(tokens, real, edits, self.cache, states)
         check_fired(edits)

@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reftlens.bridge.protocol import Bridge
-from reftlens.editing.engine import Edit
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.edits import Edit, TokenIndex
+from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.editing.variant import Variant
 from reftlens.generation.rows import Rows
 
 
@@ -35,12 +36,12 @@ class SiteEdits:
     def __init__(self, reft: ReFT, model: Bridge, variants: Sequence[Variant], prompts: Rows) -> None:
         check_writes(reft)
         self.reft, self.variant = reft, variants[0]
-        self.bound = reft.to(prompts.tokens.device).bind(model)
-        self.sites = reft.active(self.variant)
+        self.places = reft.to(prompts.tokens.device).bind(model)
+        self.sites = self.variant.active(self.places)
         self.unused, self.prompt_width = set(self.sites), prompts.tokens.shape[1]
         on_prompts = [i for i in self.sites if not self.variant.reaches_response(reft.sites[i])]
         if on_prompts:
-            reft.require(prompts.view, replace(self.variant, sites=on_prompts))
+            replace(self.variant, sites=on_prompts).require(reft.sites, prompts.view)
         with torch.no_grad():
             self.bases = {i: reft[i].basis() for i in self.sites}
         each = len(prompts) // len(variants)
@@ -48,7 +49,7 @@ class SiteEdits:
 
     def _strengths(self, i: int, variants: Sequence[Variant]) -> Float[Tensor, "variant _"]:
         """At one site, for each variant: one for all directions of the basis, or one for each; on the CPU."""
-        strengths = [torch.as_tensor(self.reft.strength(v, i), dtype=torch.float64) for v in variants]
+        strengths = [torch.as_tensor(self.places[i].strength(v), dtype=torch.float64) for v in variants]
         width = max(strength.numel() for strength in strengths)
         return torch.stack([strength.expand(width) for strength in strengths])
 
@@ -72,9 +73,9 @@ class SiteEdits:
             rows.edited[:, -new:] |= mask
             mask &= (self.strengths[i] != 0).any(dim=1).to(mask.device)[:, None]
             if mask.any():
-                edit = self.bound.edit(i, mask, self.variant)
-                edit.parts[0].basis, edit.parts[0].strength = self.bases[i], self.strengths[i][edit.rows.cpu()]
-                edits.append(edit)
+                tokens = TokenIndex.of(mask)
+                strengths = self.strengths[i][tokens.rows.cpu()]
+                edits.append(self.places[i].edit(tokens, strengths, basis=self.bases[i]))
         return edits
 
     def unused_sites(self) -> list[Site]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reftlens.bridge.protocol import Bridge, check_model
-from reftlens.editing.reft import ReFT, Variant, check_asked
+from reftlens.editing.reft import ReFT, check_types
+from reftlens.editing.variant import Variant
 from reftlens.generation.beams import beam_search
 from reftlens.generation.decoding import Decoding, check_decoding
 from reftlens.generation.prompt_cache import PromptCache, encoded
@@ -133,7 +134,7 @@ def _checked(
     """The prompts, encoded, and in part read where they were read before."""
     check_model(model)
     if reft is not None:
-        check_asked(reft, model)
+        check_types(reft, model)
     check_decoding(decoding)
     if not isinstance(prompts, PromptCache):
         batch = encoded(model, prompts, chat=chat, system=system)

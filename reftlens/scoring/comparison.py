@@ -13,7 +13,7 @@ from reftlens.bridge.protocol import Bridge, check_deterministic
 from reftlens.cone.plans import Job, Plan, Scored
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
-from reftlens.editing.reft import check_asked, mode
+from reftlens.editing.reft import check_types, training_mode
 from reftlens.text.batch import Batch
 
 
@@ -26,11 +26,11 @@ def scorer_of(model: Bridge, data: Batch, plans: Sequence[Plan], reuse: Reuse | 
     if not plans:
         raise ValueError("no plans: give one ReFT with one variant, or more")
     for plan in plans:
-        check_asked(plan.reft, model, data)
+        check_types(plan.reft, model, data)
     check_deterministic(model)
     data.require_targets()
     for reft, variant in plans:
-        reft.require(data.view, variant)
+        variant.require(reft.sites, data.view)
     return Scorer(model, data, plans, reuse, uses=1)
 
 
@@ -48,12 +48,12 @@ def scored_batches(
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=total, desc=describe, unit="example", disable=not progress))
         for reft in {id(scorer.plans[i].reft): scorer.plans[i].reft for i in plans}.values():
-            stack.enter_context(mode(reft, training=False))
+            stack.enter_context(training_mode(reft, training=False))
         for rows in pieces(len(scorer.data), batch_size):
-            for group in scorer.groups([Job(i, rows) for i in idle[:1]]) if idle else ():
+            for group in scorer.score([Job(i, rows) for i in idle[:1]]) if idle else ():
                 for scored in group:
                     yield from (replace(scored, job=Job(i, rows)) for i in idle)
-            for group in scorer.groups([Job(i, rows) for i in active]) if active else ():
+            for group in scorer.score([Job(i, rows) for i in active]) if active else ():
                 yield from group
             bar.update(len(rows) * len(plans))
 

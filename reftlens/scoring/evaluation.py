@@ -13,7 +13,8 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
-from reftlens.editing.reft import ReFT, Variant, check_asked
+from reftlens.editing.reft import ReFT, check_types
+from reftlens.editing.variant import Variant
 from reftlens.scoring.comparison import per_example, scored_batches, scorer_of
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
@@ -90,7 +91,7 @@ def evaluate(
     Raises:
         ValueError: where there is no variant, a row has no target, or a variant chooses no token in any row.
     """
-    check_asked(reft, model, data)
+    check_types(reft, model, data)
     if not isinstance(variants, Iterable):
         raise TypeError(f"variants={variants!r}, expected a list of strengths or Variants, such as [0, 0.5, 1]")
     all_variants = tuple(v if isinstance(v, Variant) else Variant(strength=v) for v in variants)

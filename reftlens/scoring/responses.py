@@ -71,7 +71,7 @@ def responses(
         kl[1:],
         accuracy[0],
         scorer.computation,
-        not scorer.why_full,
+        scorer.reuses,
     )
 
 

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from reftlens.bridge.fingerprint import plain_modules, weights_processed
 from reftlens.bridge.protocol import Bridge, resolve_hook
-from reftlens.editing.reft import ReFT, mode
+from reftlens.editing.reft import ReFT, training_mode
 from reftlens.editing.site import Site
 from reftlens.interventions import Intervention
 from reftlens.text.positions import All
@@ -51,7 +51,7 @@ def merged_weights(reft: ReFT, model: Bridge, *, strength: float = 1.0) -> dict[
     # Whatever their order here, the layer's own hook fires before that of the component which the layer ends.
     placed.sort(key=lambda pair: pair[0].hook.endswith(("attn.hook_out", "mlp.hook_out")))
     exact: dict[str, Tensor] = {}
-    with mode(reft, training=False):
+    with training_mode(reft, training=False):
         for place, module in placed:
             _fold(place, module, strength, exact)
     given = {f"{place.name}.{n}": p for place, _ in placed for n, p in place.layer.named_parameters()}

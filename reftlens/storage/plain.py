@@ -8,9 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.protocol import Bridge
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.bound import Place
+from reftlens.editing.edits import TokenIndex
+from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
+from reftlens.editing.variant import Variant
+from reftlens.interventions.base import Intervention
 from reftlens.text.batch import Batch
 
 _BLOCKS = (
@@ -34,9 +40,9 @@ def on_transformers(reft: ReFT, hf_model: nn.Module, batch: Batch, variant: Vari
     """
     if isinstance(hf_model, Bridge):
         raise ValueError("this is a TransformerBridge: use reft.on(model, batch)")
-    reft.require(batch.view, variant)
+    variant.require(reft.sites, batch.view)
     call = _Call(hf_model, batch)
-    edits = [_PlainEdit(reft, i, batch, variant, call) for i in reft.active(variant)]
+    edits = [_PlainEdit(reft.sites[i], reft[i], batch, variant, call) for i in variant.active(reft.sites)]
     blocks = _blocks(hf_model)
     handles = []
     try:
@@ -115,30 +121,26 @@ class _Call:
 class _PlainEdit:
     """One intervention on the hidden states that enter or leave a block."""
 
-    def __init__(self, reft: ReFT, i: int, batch: Batch, variant: Variant, call: _Call) -> None:
-        self.site, self.module, self.call, self.fired = reft.sites[i], reft[i], call, False
-        self.reaches_response = variant.reaches_response(self.site)
-        self.mask = variant.mask(self.site, batch.view)
-        self.strength = reft.strength(variant, i)
-        if self.site.heads is not None:
-            raise ValueError(f"{self.site.hook} has no heads: drop heads={list(self.site.heads)}")
+    def __init__(self, site: Site, module: Intervention, batch: Batch, variant: Variant, call: _Call) -> None:
+        if site.heads is not None:
+            raise ValueError(f"{site.hook} has no heads: drop heads={list(site.heads)}")
+        self.site, self.module, self.call, self.fired = site, module, call, False
+        self.reaches_response = variant.reaches_response(site)
+        self.mask = variant.mask(site, batch.view)
+        point = HookPoint()
+        point.name = site.hook
+        self.place = Place(site, module, point)
+        self.strength = self.place.strength(variant)
 
     def edited(self, h: Tensor) -> Tensor:
         if self.call.continues:
             if self.reaches_response:
                 raise ValueError(f"{self.site} reaches generated tokens: generate with reftlens.generate on a bridge")
             return h
-        if h.shape[-1] != self.module.d:
-            raise ValueError(
-                f"{self.site.hook} has vectors of width {h.shape[-1]}, and its {self.module.kind} was made for "
-                f"d={self.module.d}"
-            )
-        mask = self.call.placed(self.mask.to(h.device), h.shape[:2])
         self.fired = True
-        out = h.clone()
-        rows = mask.nonzero()[:, 0] if self.module.pools else None
-        out[mask] = self.module(h[mask], strength=self.strength, rows=rows)
-        return out
+        edit = self.place.edit(TokenIndex.of(self.call.placed(self.mask.to(h.device), h.shape[:2])), self.strength)
+        out = edit(h, self.place.point)
+        return h if out is None else out
 
     def after(self, block: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, tuple):

@@ -58,10 +58,9 @@ def _canonical_hooks(reft: ReFT, model: Any) -> list[str]:
     """The names of the hooks on a bridge; one that is edited again further on is known by its alias only."""
     if not isinstance(model, Bridge):
         return [site.hook for site in reft.sites]
-    bound = reft.bind(model)
     return [
-        site.hook if carry is not None else point.name or site.hook
-        for site, point, carry in zip(reft.sites, bound.points, bound.carries, strict=True)
+        place.site.hook if place.carry is not None else place.point.name or place.site.hook
+        for place in reft.bind(model)
     ]
 
 

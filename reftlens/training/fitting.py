@@ -13,7 +13,8 @@ from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.preflight import preflight
-from reftlens.editing.reft import ReFT, check_asked, mode
+from reftlens.editing.reft import ReFT, check_types, training_mode
+from reftlens.editing.variant import Variant
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
@@ -140,9 +141,9 @@ def _run(
     reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation: Batch | None, objective: Objective
 ) -> Run:
     """A run that can start, or an error."""
-    check_asked(reft, model, data)
+    check_types(reft, model, data)
     if validation is not None:
-        check_asked(reft, model, validation)
+        check_types(reft, model, validation)
     check_deterministic(model)
     _check_data(reft, model, {"data": data} if validation is None else {"data": data, "validation": validation})
     for name in ("patience", "eval_every"):
@@ -164,7 +165,7 @@ def _check_data(reft: ReFT, model: Bridge, batches: Mapping[str, Batch]) -> None
             raise ValueError(f"row(s) {empty[:10]} of {name} have no target: nothing to learn or score there")
         if bool(batch.target_mask[:, 0].any()):
             raise ValueError(f"the first token of a row of {name} is a target, and no logits predict it")
-        reft.require(batch.view)
+        Variant().require(reft.sites, batch.view)
 
 
 def _train(
@@ -178,7 +179,7 @@ def _train(
         device = runs[0].device
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         for run in runs:
-            stack.enter_context(mode(run.reft, training=True))
+            stack.enter_context(training_mode(run.reft, training=True))
         scorer, validator = _scorers(runs, reuse, progress)
         total = max(run.total for run in runs)
         done = min(total, min(run.done for run in runs))
@@ -195,9 +196,6 @@ def _train(
 
 def _scorers(runs: Sequence[Run], reuse: Reuse | None, progress: bool) -> tuple[Scorer, Scorer | None]:
     """Of the training data and of the validation data, with the plans of all runs."""
-    first, plans = runs[0], [Plan(run.reft) for run in runs]
-    shared: dict[str, Any] = {"autocast": first.autocast, "narrow": first.narrow, "progress": progress}
-    scorer = Scorer(first.model, first.data, plans, reuse, uses=sum(run.uses for run in runs), **shared)
-    if first.validation is None:
-        return scorer, None
-    return scorer, Scorer(first.model, first.validation, plans, reuse, **shared)
+    first, plans, uses = runs[0], [Plan(run.reft) for run in runs], sum(run.uses for run in runs)
+    scorer = Scorer(first.model, first.data, plans, reuse, uses=uses, autocast=first.autocast, progress=progress)
+    return scorer, None if first.validation is None else scorer.over(first.validation)

@@ -158,11 +158,6 @@ class Run:
             self._validate(validator)
         return Step(self.done, loss, rate, norm, self.reft)
 
-    @property
-    def narrow(self) -> bool:
-        """Whether the model computes in fewer bits than its weights have."""
-        return self.config.precision == "bfloat16"
-
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
@@ -228,7 +223,7 @@ def advance(runs: Sequence[Run], scorer: Scorer, validator: Scorer | None) -> li
     for turn in range(max(map(len, micro_batches))):
         jobs = [Job(run.number, rows[turn]) for run, rows in zip(runs, micro_batches, strict=True) if turn < len(rows)]
         by_number = {run.number: run for run in runs}
-        for group in scorer.groups(jobs):
+        for group in scorer.score(jobs):
             value = torch.stack([by_number[scored.job.plan].loss_of(scored) for scored in group]).sum()
             if value.requires_grad:  # not so where no site chooses a token in these rows
                 value.backward()

@@ -15,8 +15,9 @@ import torch
 
 from reftlens.analysis.places.measuring import edited_positions
 from reftlens.bridge.protocol import Bridge
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.editing.variant import Variant
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.prompt_cache import PromptCache
 from reftlens.generation.result import Generation, marked_tokens

@@ -18,7 +18,8 @@ from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reading import activations
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
+from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.interchange import Interchange
 from reftlens.scoring.answers import Answers, answers, first_targets

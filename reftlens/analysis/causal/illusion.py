@@ -14,8 +14,9 @@ from reftlens.analysis.subspaces.readers import SeenSplit, seen_split
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.editing.variant import Variant
 from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.scoring.answers import answers, first_targets

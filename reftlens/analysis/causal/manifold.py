@@ -10,8 +10,9 @@ from reftlens import figures
 from reftlens.analysis.statistics import holm, shrunk_covariance
 from reftlens.analysis.subspaces.recorded import read_edited
 from reftlens.bridge.protocol import Bridge
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.editing.variant import Variant
 from reftlens.figures import Axes, DataFrame
 from reftlens.text.batch import Batch
 

@@ -13,8 +13,9 @@ from reftlens.analysis.causal.permutation import shuffled_p
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.editing.variant import Variant
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch

@@ -7,7 +7,8 @@ from torch import Tensor
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
+from reftlens.editing.variant import Variant
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch
 

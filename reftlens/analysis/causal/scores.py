@@ -13,7 +13,8 @@ from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.engine import forward
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
+from reftlens.editing.variant import Variant
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch

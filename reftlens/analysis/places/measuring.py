@@ -14,8 +14,9 @@ from reftlens.analysis.places.effect_tables import CellEffects, PairEffects
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
-from reftlens.editing.reft import ReFT, Variant, check_asked
+from reftlens.editing.reft import ReFT, check_types
 from reftlens.editing.site import Where
+from reftlens.editing.variant import Variant
 from reftlens.scoring.responses import Responses, responses
 from reftlens.text.batch import Batch
 from reftlens.text.positions import All, Nth, Positions, Response
@@ -58,7 +59,7 @@ def effects(
         ValueError: if a row has no target, nothing is edited at a position or by a variant in any row, there is one
             site and pairs are asked for, or a setting is given that `of` does not use.
     """
-    check_asked(reft, model, data)
+    check_types(reft, model, data)
     if positions is not None and of not in ("positions", "cells"):
         raise ValueError(f"positions= is for of='positions' and of='cells', not for of={of!r}")
     whole = Variant(strength)
@@ -192,7 +193,7 @@ def _edited_rows(reft: ReFT, data: Batch, variants: Variants) -> Edited:
     """Rows in which each variant edits a token."""
     rows = torch.zeros(len(variants), len(data), dtype=torch.bool)
     for edited, variant in zip(rows, variants.values(), strict=True):
-        for i in reft.active(variant):
+        for i in variant.active(reft.sites):
             edited |= variant.mask(reft.sites[i], data.view).any(dim=1).cpu()
     return rows
 
@@ -201,5 +202,5 @@ def _narrowed(reft: ReFT, data: Batch, variant: Variant) -> Variant:
     """`variant` at those of its sites that have a token among its positions; strength 0 where none has."""
     if variant.among is None:
         return variant
-    active = [i for i in reft.active(variant) if variant.mask(reft.sites[i], data.view).any()]
+    active = [i for i in variant.active(reft.sites) if variant.mask(reft.sites[i], data.view).any()]
     return replace(variant, sites=active) if active else replace(variant, among=None, strength=0.0)

@@ -1,7 +1,7 @@
 """The way an edit takes to the logits: what it changed in each attention and MLP output, read by the unembedding."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,9 +15,11 @@ from reftlens import figures
 from reftlens.analysis.statistics import Estimate, mean_of
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, resolve_hook
 from reftlens.cone.spans import first_block
-from reftlens.editing.engine import Edit, attached, forward, hooked
-from reftlens.editing.reft import ReFT, Variant, mode
-from reftlens.editing.site import Site
+from reftlens.editing.bound import Place
+from reftlens.editing.edits import Edit
+from reftlens.editing.engine import attached, forward, hooked
+from reftlens.editing.reft import ReFT, training_mode
+from reftlens.editing.variant import Variant
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.comparison import per_example, pieces
@@ -125,18 +127,14 @@ def edit_path(
     data.require_targets()
     if against is not None and not torch.equal(against.target_mask, data.target_mask):
         raise ValueError("against has its targets in other places than the data: give the same rows, other answers")
-    bound = reft.to(device_of(model)).bind(model)
-    reft.require(data.view, variant)
-    donors = bound.donors(model, data, variant)
-    sites = [reft.sites[i] for i in reft.active(variant)]
-    layout = _layout_of(model, zip(sites, bound.edits(data.view, variant), strict=True))
+    bound = reft.bound_to(model, data, variant)
+    layout = _layout_of(model, [bound.places[i] for i in bound.active])
     attributed, total = [], []
-    with mode(reft, training=False):
+    with training_mode(reft, training=False):
         for rows in tqdm(pieces(len(data), batch_size), desc="path", unit="batch", disable=not progress):
             here = data[list(rows)].to("cpu")
             batch, other = here.to(device_of(model)), None if against is None else against[list(rows)].target_ids
-            edits = bound.edits(batch.view, variant, donors, rows)
-            changes, change = _changes_of(model, batch, other, edits, layout)
+            changes, change = _changes_of(model, batch, other, bound.edits(batch.view, rows), layout)
             attributed.append(torch.tensor([per_example(share, here) for share in changes], dtype=torch.float64))
             total += per_example(change, here)
     return EditPath(layout.components, torch.cat(attributed, dim=1), torch.tensor(total, dtype=torch.float64))
@@ -168,21 +166,21 @@ class _Layout:
     """The stream before the final norm, and what that divides by."""
 
 
-def _layout_of(model: Bridge, edits: Iterable[tuple[Site, Edit]]) -> _Layout:
+def _layout_of(model: Bridge, places: Sequence[Place]) -> _Layout:
     hooks, depth = model.hook_dict, int(model.cfg.n_layers)
     stream: dict[int, tuple[HookPoint, Component]] = {}
     embedded: list[Component] = []
     first = depth
-    for site, edit in edits:
-        name = edit.point.name or ""
-        place, block = first_block(name, depth), re.match(r"blocks\.(\d+)\.", name)
-        component = Component("edit", int(block[1]) if block else None, site.hook)
-        in_stream = edit.carry is not None or _STREAM.fullmatch(name)
-        if place is None or (place == depth and not in_stream):
-            raise ValueError(f"{site} has no way through the residual stream to the final norm")
-        first = min(first, place)
+    for place in places:
+        name = place.point.name or ""
+        changed, block = first_block(name, depth), re.match(r"blocks\.(\d+)\.", name)
+        component = Component("edit", int(block[1]) if block else None, place.site.hook)
+        in_stream = place.carry is not None or _STREAM.fullmatch(name)
+        if changed is None or (changed == depth and not in_stream):
+            raise ValueError(f"{place.site} has no way through the residual stream to the final norm")
+        first = min(first, changed)
         if in_stream:
-            stream.setdefault(id(edit.point), (edit.point, component))
+            stream.setdefault(id(place.point), (place.point, component))
         elif block is None and not embedded:
             embedded.append(component)
     blocks = range(first, depth)

@@ -9,8 +9,9 @@ from reftlens.analysis.strength.texts import written
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Where
+from reftlens.editing.variant import Variant
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.site_edits import check_writes
 from reftlens.scoring.responses import responses

@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.engine import forward
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
+from reftlens.editing.variant import Variant
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.prompt_cache import encoded, prefill
 from reftlens.generation.site_edits import check_writes

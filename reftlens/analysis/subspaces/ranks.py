@@ -12,8 +12,9 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import hooks
-from reftlens.editing.reft import ReFT, Variant
+from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.editing.variant import Variant
 from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import LoReFT

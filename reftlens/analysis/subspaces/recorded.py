@@ -1,19 +1,21 @@
 """What an intervention does to each token of a data set: hidden states and edits, in coordinates of its subspace."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
 from reftlens.analysis.subspaces.geometry import span
-from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
-from reftlens.editing.engine import Edit, attached
-from reftlens.editing.reft import ReFT, Variant, mode
+from reftlens.bridge.protocol import Bridge, check_deterministic
+from reftlens.editing.edits import Observer, Part
+from reftlens.editing.engine import attached
+from reftlens.editing.reft import ReFT, training_mode
 from reftlens.editing.site import Site
 from reftlens.editing.sources import read_sites
+from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention
 from reftlens.text.batch import Batch
 
@@ -45,12 +47,8 @@ def edits_of(reft: ReFT, model: Bridge, data: Batch, *, batch_size: int = 16, pr
         ValueError: if a site chooses no token, an exchange has no source in `data`, or a basis is zero.
     """
     records = [_record_of(site, module) for site, module in reft.items()]
-
-    def recorded(batch: Batch, edits: list[Edit]) -> list[Edit]:
-        acting = [record for record in records if bool(record.site.positions.mask(batch.view).any())]
-        return [_recorded(edit, record) for edit, record in zip(edits, acting, strict=True)]
-
-    read_edited(reft, model, data, batch_size=batch_size, progress=progress, wrap=recorded)
+    observers = {i: record.observe for i, record in enumerate(records)}
+    read_edited(reft, model, data, batch_size=batch_size, progress=progress, observers=observers)
     return [record.finished(data) for record in records]
 
 
@@ -63,26 +61,25 @@ def read_edited(
     *,
     batch_size: int = 16,
     progress: bool = True,
-    wrap: Callable[[Batch, list[Edit]], list[Edit]] = lambda batch, edits: edits,
+    observers: Mapping[int, Observer] = {},
 ) -> list[Float[Tensor, "tokens d"]]:
     """Hidden states of the edited model at each site, after the edit there, dropout off; float64 on the CPU.
 
     Args:
-        wrap: what to attach in place of the edits of a batch: one for each site that chooses a token in it, in order.
+        observers: called with the edits at the sites of these indices and the hidden states that they edit.
 
     Raises:
         ValueError: if a site chooses no token, or an exchange has no source in `data`.
     """
     check_deterministic(model)
-    bound = reft.to(device_of(model)).bind(model)
-    reft.require(data.view, variant)
-    donors = {} if variant.strength == 0.0 else bound.donors(model, data, variant)
+    bound = reft.bound_to(model, data, variant)
 
-    def editing(batch: Batch, rows: Sequence[int]):
-        return attached(wrap(batch, bound.edits(batch.view, variant, donors, rows)))
+    def editing(batch: Batch, rows: Sequence[int]) -> AbstractContextManager[None]:
+        edits = [bound.edit(i, batch.view, rows, observers.get(i)) for i in bound.active]
+        return attached([edit for edit in edits if edit is not None])
 
-    places = list(zip(reft.sites, bound.points, strict=True))
-    with mode(reft, training=False):
+    places = [(place.site, place.point) for place in bound.places]
+    with training_mode(reft, training=False):
         states = read_sites(model, data, places, batch_size=batch_size, progress=progress, edited=editing)
     return [x.cpu().double() for x in states]
 
@@ -97,7 +94,11 @@ class _Record:
     hidden: list[Tensor] = field(default_factory=list)
     edits: list[Tensor] = field(default_factory=list)
 
-    def add(self, hidden: Float[Tensor, "tokens d"], code: Float[Tensor, "tokens rank"]) -> None:
+    def observe(self, part: Part, hidden: Float[Tensor, "tokens d"]) -> None:
+        """Take note of the hidden states that an edit reads, and of what it adds."""
+        module, basis = part.intervention, part.intervention.basis()
+        x = hidden.to(module.working_dtype(hidden.dtype))
+        code = module.coded(x, None if basis is None else basis.to(x.dtype), part.source, part.rows)
         self.hidden.append(hidden.cpu().double() @ self.span)
         self.edits.append(code.cpu().double() @ (self.basis.T @ self.span))
 
@@ -105,28 +106,6 @@ class _Record:
         rows, columns = self.site.positions.mask(data.view).nonzero().cpu().unbind(dim=1)
         hidden, edits = torch.cat(self.hidden), torch.cat(self.edits)
         return SiteEdits(data, self.site, self.basis, self.span, hidden, edits, rows, columns)
-
-
-@dataclass(eq=False, repr=False)
-class _Recorded(Edit):
-    """An edit that records what it reads and what it adds."""
-
-    record: _Record | None = None
-
-    def __call__(self, h: Tensor, hook: HookPoint) -> Tensor | None:
-        part, before = self.parts[0], self._read(h)
-        x = before.to(part.intervention.working_dtype(before.dtype))
-        basis = part.intervention.basis()
-        code = part.intervention.coded(x, None if basis is None else basis.to(x.dtype), part.source, part.rows)
-        assert self.record is not None
-        self.record.add(before, code)
-        return super().__call__(h, hook)
-
-
-def _recorded(edit: Edit, record: _Record) -> Edit:
-    """The same edit, recorded."""
-    settings = {f.name: getattr(edit, f.name) for f in fields(edit) if f.init}
-    return _Recorded(**settings, record=record)
 
 
 def _record_of(site: Site, module: Intervention) -> _Record:

@@ -1,4 +1,4 @@
-"""What was captured of a data set, kept where there is room for it, and captured anew when the model changes.
+"""What was captured of a data set, stored where there is room for it, and captured anew when the model changes.
 
 That is on the device, in host memory, in a file on disk, or nowhere. The file is unlinked as soon as it is mapped: it
 is gone when the process ends, however it ends, and no later run can take it for its own.
@@ -31,8 +31,8 @@ _WHERE: dict[Tier, str] = {
 
 
 @dataclass
-class Kept:
-    """Captured rows, by their number; rows that are used once (`uses` of 1 or less) are not kept."""
+class RowStore:
+    """Captured rows, by their number; rows that are used once (`uses` of 1 or less) are not stored."""
 
     model: Bridge
     capture: Capture
@@ -49,7 +49,7 @@ class Kept:
         return _WHERE[self.tier] + (f" ({self.size / 1e6:.1f} MB)" if self.tier != "nowhere" else "")
 
     def prepare(self) -> None:
-        """Capture all rows, if they are to be kept and this was not done before for the model as it is now."""
+        """Capture all rows, if they are to be stored and this was not done before for the model as it is now."""
         data = self.capture.data
         state = (*weights_state(self.model), *version_of(data.tokens), *version_of(data.role))
         if self._state == state:
@@ -72,7 +72,7 @@ class Kept:
         self.size = shelf.used
 
     def fetch(self, rows: Sequence[int]) -> list[Captured]:
-        """What was captured of these rows; those that are not kept are captured now, each once."""
+        """What was captured of these rows; those that are not stored are captured now, each once."""
         missing = sorted({r for r in rows if r not in self._rows})
         if missing:
             if self.tier == "nowhere":
@@ -95,10 +95,10 @@ class Kept:
 
     def _captured(self, rows: Sequence[int]) -> list[Captured]:
         with self.autocast():
-            found = self.capture(rows)
+            captured = self.capture(rows)
         if self.reuse.half:
-            return [c.rebuilt([t.to(torch.bfloat16) for t in c.tensors()]) for c in found]
-        return found
+            return [row.rebuilt([t.to(torch.bfloat16) for t in row.tensors()]) for row in captured]
+        return captured
 
 
 def _chunks(order: Sequence[int], lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:
@@ -128,8 +128,8 @@ def choose_tier(need: int, device: torch.device, memory: int | None = None, disk
 def _free_memory() -> int:
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
-            found = next(line for line in lines if line.startswith("MemAvailable"))
-        return int(found.split()[1]) * 1024
+            available = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 2**31
 
@@ -141,7 +141,7 @@ def padded_bytes(tensor: Tensor) -> int:
 
 @dataclass
 class Shelf:
-    """Keeps tensors on one tier; `capacity` bytes are set aside at once where the tier is the disk."""
+    """Stores tensors on one tier; `capacity` bytes are set aside at once where the tier is the disk."""
 
     tier: Tier
     device: torch.device
@@ -155,11 +155,8 @@ class Shelf:
         if self.tier == "disk":
             return self._room_for(tensor).copy_(tensor)
         where = self.device if self.tier == "device" else torch.device("cpu")
-        kept = torch.empty(tensor.shape, dtype=tensor.dtype, device=where, pin_memory=self._pinned(where))
-        return kept.copy_(tensor)
-
-    def _pinned(self, where: torch.device) -> bool:
-        return where.type == "cpu" and self.device.type == "cuda"
+        pinned = where.type == "cpu" and self.device.type == "cuda"
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=where, pin_memory=pinned).copy_(tensor)
 
     def _room_for(self, tensor: Tensor) -> Tensor:
         if self._file is None:

@@ -1,0 +1,33 @@
+"""The full computation: the whole model for every job."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.cone.plans import Job, Scored
+from reftlens.editing.bound import Bound
+from reftlens.editing.engine import attached, check_fired, forward
+from reftlens.text.batch import Batch
+
+
+@dataclass(frozen=True)
+class Full:
+    """Scores each job by one pass through the whole model."""
+
+    model: Bridge
+    data: Batch
+    bounds: Sequence[Bound]
+    """Of each plan."""
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+    def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
+        """Each job by itself; its hooks are attached until the next one is asked for."""
+        for job in jobs:
+            batch = self.data[list(job.rows)].to(device_of(self.model))
+            edits = self.bounds[job.plan].edits(batch.view, job.rows)
+            with attached(edits), self.autocast():
+                logits = forward(self.model, batch.tokens, batch.attention_mask).logits
+                yield [Scored(job, batch, logits[batch.predicting])]
+            check_fired(edits)

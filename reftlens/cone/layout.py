@@ -1,0 +1,71 @@
+"""What each plan can change of a data set: the tokens it edits, the block its cone begins at, the cone of each row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from reftlens.cone.reuse import Reuse
+from reftlens.cone.spans import Span, Window, first_block, spans
+from reftlens.editing.bound import Bound
+from reftlens.editing.edits import Edit, TokenIndex
+from reftlens.text.batch import Batch
+from reftlens.text.view import Mask
+
+
+@dataclass(frozen=True)
+class PlanCone:
+    """The light cone of one plan on a right-padded data set."""
+
+    bound: Bound
+    masks: dict[int, Mask]
+    """The tokens edited at each active place."""
+    first: int
+    """The first block that is computed."""
+    spans: list[Span]
+    """Of each row."""
+
+    def edits(self, window: Window, places: Int[Tensor, " rows"], numbers: Int[Tensor, " rows"]) -> dict[int, Edit]:
+        """The edit of each place that chooses a token of some rows of a window.
+
+        Args:
+            places: of the rows, in the window.
+            numbers: of the same rows, in the data set.
+        """
+        edits: dict[int, Edit] = {}
+        if self.bound.variant.strength == 0.0:  # computed as if there were no edit, bit for bit
+            return edits
+        part = window.take(places)
+        for i, mask in self.masks.items():
+            rows, columns = (part.cut(mask[numbers]) & part.real).nonzero().unbind(dim=1)
+            if len(rows):
+                place, source = self.bound.places[i], None
+                if i in self.bound.donors:
+                    source = self.bound.donors[i].of(numbers[rows], columns + part.starts[rows])
+                tokens = TokenIndex(places[rows], columns, (window.real.shape[0], window.real.shape[1]))
+                edits[i] = place.edit(tokens, place.strength(self.bound.variant), source=source)
+        return edits
+
+
+def plan_cones(data: Batch, bounds: Sequence[Bound], depth: int, reuse: Reuse) -> list[PlanCone]:
+    """The cone of each plan on right-padded `data`; spans are computed once for plans that edit the same tokens."""
+    cones, known = [], dict[bytes, list[Span]]()
+    for bound in bounds:
+        places = bound.places
+        masks = {i: bound.variant.mask(places[i].site, data.view) for i in bound.active}
+        edited = torch.stack(list(masks.values())).any(dim=0)
+        key = edited.cpu().numpy().tobytes()
+        if key not in known:
+            known[key] = spans(data, edited, tokens=reuse.tokens)
+        blocks = [first_block(place.point.name or "", depth) or 0 for place in places]
+        cones.append(PlanCone(bound, masks, min(blocks) if reuse.depth else 0, known[key]))
+    return cones
+
+
+def right_padded(data: Batch) -> Batch:
+    """The same rows, padded on the right."""
+    order = (~data.attention_mask).long().argsort(dim=1, stable=True)
+    moved = {name: getattr(data, name).gather(1, order) for name in ("tokens", "role", "target_mask")}
+    return replace(data, **moved)

@@ -1,0 +1,190 @@
+"""The light cone: only what the edits can change and the targets need; the rest was captured once."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from reftlens.bridge.protocol import device_of
+from reftlens.cone.body import Body, Gather
+from reftlens.cone.layout import PlanCone, plan_cones, right_padded
+from reftlens.cone.plans import Job, Scored
+from reftlens.cone.prefix import Capture, Entering, Prefilled, Stub, assemble, cache_of, entering
+from reftlens.cone.reuse import Reuse
+from reftlens.cone.spans import Span, Window, buckets, spans, window
+from reftlens.cone.store import RowStore
+from reftlens.cone.trim import Trimmed
+from reftlens.editing.bound import Bound
+from reftlens.editing.edits import Edit, joined, used_points
+from reftlens.editing.engine import attached, check_fired, forward_inside
+from reftlens.text.batch import Batch
+from reftlens.text.view import Mask
+
+_TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
+_ROWS = 8
+"""The unembedding gets a multiple of so many rows. For some other numbers, CPU libraries with several threads add the
+vocabulary's tens of thousands of terms one after the other in the backward pass, and gradients lose two digits."""
+_OVERHEAD = defaultdict(lambda: 256.0, cpu=16.0)  # what one more pass through the blocks costs, in tokens
+
+
+class _Row(NamedTuple):
+    """A row of the data set, under the plan of one of the jobs that are computed together."""
+
+    job: int
+    plan: PlanCone
+    number: int
+    """In the data set."""
+
+    @property
+    def span(self) -> Span:
+        return self.plan.spans[self.number]
+
+
+class Cone:
+    """Scores jobs whose cones begin at one block together, in a few groups of rows of similar length.
+
+    Args:
+        bounds: of each plan.
+        uses: how often each row will be scored, about; what is used once is not stored.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        data: Batch,
+        bounds: Sequence[Bound],
+        reuse: Reuse,
+        *,
+        uses: float,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        progress: bool,
+    ) -> None:
+        self.body, self.data, self.reuse, self.autocast = body, data, reuse, autocast
+        self.device = device_of(body.model)
+        self.tidy = right_padded(data).to(self.device)
+        self.plans = plan_cones(self.tidy, bounds, body.depth, reuse)
+        self.first = min(plan.first for plan in self.plans)
+        edited = torch.stack([mask for plan in self.plans for mask in plan.masks.values()]).any(dim=0)
+        self.spans = spans(self.tidy, edited, tokens=reuse.tokens)
+        """Of each row, those of all plans together."""
+        self.plain = reuse.plain and body.may_be_plain
+        latest = [max(plan.spans[row].start for plan in self.plans) for row in range(len(data))]
+        firsts = tuple(sorted({plan.first for plan in self.plans}))
+        self.capture = Capture(body, self.tidy, self.spans, latest, firsts, self.plain)
+        self.store = RowStore(body.model, self.capture, reuse, uses, autocast, progress)
+
+    @property
+    def computation(self) -> str:
+        """What is computed, in words."""
+        tokens, whole = sum(span.length for span in self.spans), int(self.data.attention_mask.sum())
+        last = self.body.depth - 1
+        blocks = f"blocks {self.first} to {last}" if self.first <= last else "no block"
+        return f"light cone: {blocks}, {tokens} of {whole} tokens; the rest is kept {self.store}"
+
+    def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
+        """Jobs whose cones begin at the same block together, as long as they stay small.
+
+        Keys are joined with their prefix once for every job.
+        """
+        group: list[Job] = []
+        size = 0
+        for job in sorted(jobs, key=lambda job: self.plans[job.plan].first):
+            more = sum(self.spans[row].stop for row in job.rows)
+            other = bool(group) and self.plans[job.plan].first != self.plans[group[-1].plan].first
+            if other or (group and size + more > _TOGETHER[self.device.type]):
+                yield self._scored(group)
+                group, size = [], 0
+            group.append(job)
+            size += more
+        yield self._scored(group)
+
+    def _scored(self, jobs: list[Job]) -> list[Scored]:
+        """All rows of jobs whose cones begin at one block."""
+        rows = [_Row(j, self.plans[job.plan], number) for j, job in enumerate(jobs) for number in job.rows]
+        numbers, first = [row.number for row in rows], rows[0].plan.first
+        captured = [
+            whole.cut(self.spans[row.number], row.span, first, first - self.first)
+            for whole, row in zip(self.store.fetch(numbers), rows, strict=True)
+        ]
+        lengths, before = [row.span.length for row in rows], [row.span.start for row in rows]
+        groups = buckets(lengths, before, self.reuse.buckets, _OVERHEAD[self.device.type])
+        counts = self.tidy.target_mask.sum(dim=1)[numbers].tolist()
+        order = _back_in_order([n for group in groups for n in group], counts, self.device)
+        gather, logits = Gather(order, _ROWS), []
+        with self.autocast():
+            for i, group in enumerate(groups):
+                gather.last = i == len(groups) - 1
+                logits.append(self._pass([rows[n] for n in group], [captured[n] for n in group], gather))
+        if self.reuse.scored_only:
+            scored = logits[-1][: sum(counts)]
+        else:
+            scored = torch.cat(logits) if order is None else torch.cat(logits)[order]
+        sizes = [sum(count for count, row in zip(counts, rows, strict=True) if row.job == j) for j in range(len(jobs))]
+        batches = [self.data[list(job.rows)].to(self.device) for job in jobs]
+        return [Scored(*parts) for parts in zip(jobs, batches, scored.split(sizes), strict=True)]
+
+    def _pass(
+        self, rows: Sequence[_Row], captured: Sequence[Entering], gather: Gather
+    ) -> Float[Tensor, "targets vocab"]:
+        """One pass through the blocks of the cone, for rows of similar length."""
+        first, numbers = rows[0].plan.first, torch.tensor([row.number for row in rows], device=self.device)
+        win = window([row.span for row in rows], self.device)
+        stream, mask, layers = assemble(captured, win, next(self.body.head.original.parameters()))
+        edits = self._edits(rows, numbers, win)
+        used, at = used_points(edits), _predicting(win, self.tidy.target_mask[numbers])
+        places = entering(self.body, first, stream, self.capture.as_tuple)
+        if self.reuse.scored_only:
+            gather.at, gather.unembed = at, self.body.piece(self.body.head, plain=self.plain, used=used)
+            places.append((self.body.head, gather))
+        trims, cache, before = self._trims(first, at, win, used), None, int(win.starts.max())
+        if trims and not layers:
+            layers = [Prefilled([None] * len(rows), [None] * len(rows), 0) for _ in range(self.body.depth - first)]
+        if layers:
+            below: list[DynamicLayer] = [Stub(len(rows), before) for _ in range(first)]
+            cache = cache_of([*below, *layers])
+        if trims and cache is not None:
+            places.append((self.body.blocks[-1], Trimmed(self.body, cache, layers[-1], before, at)))
+        with attached(edits), self.body.arranged(places, plain=self.plain, used=used):
+            tokens = win.cut(self.tidy.tokens[numbers])
+            logits = forward_inside(self.body.model, tokens, mask, win.columns, cache).logits
+        check_fired(edits)
+        return logits[0] if self.reuse.scored_only else logits[at]
+
+    def _edits(self, rows: Sequence[_Row], numbers: Int[Tensor, " rows"], win: Window) -> list[Edit]:
+        """The edits of all jobs, those at the same place of their `ReFT` in one."""
+        together: dict[tuple[Any, ...], list[Edit]] = {}
+        for job in dict.fromkeys(row.job for row in rows):
+            which = [n for n, row in enumerate(rows) if row.job == job]
+            places = torch.tensor(which, device=self.device)
+            for i, edit in rows[which[0]].plan.edits(win, places, numbers[places]).items():
+                together.setdefault((i, id(edit.point), id(edit.carry), edit.heads), []).append(edit)
+        return [joined(together[key]) for key in sorted(together, key=lambda key: key[0])]
+
+    def _trims(self, first: int, at: tuple[Tensor, Tensor], win: Window, used: frozenset[int]) -> bool:
+        """Whether the last block is worth computing, and can be computed, at the scored tokens only."""
+        if not (self.reuse.scored_only and self.reuse.tokens) or first == self.body.depth:
+            return False
+        rows, width = win.real.shape
+        most = int(torch.bincount(at[0], minlength=rows).max())
+        return most < 0.7 * width and not self.body.uses_more_than_output(used)
+
+
+def _back_in_order(order: Sequence[int], counts: Sequence[int], device: torch.device) -> Int[Tensor, " targets"] | None:
+    """Where each target is when rows stand in `order`; None if that is where it should be."""
+    if list(order) == sorted(order):
+        return None
+    begins, total = {}, 0
+    for n in order:
+        begins[n], total = total, total + counts[n]
+    return torch.tensor([begins[n] + i for n in range(len(order)) for i in range(counts[n])], device=device)
+
+
+def _predicting(win: Window, targets: Mask) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
+    """Row and column, in the window, of what each target is predicted from."""
+    rows, columns = targets.nonzero().unbind(dim=1)
+    return rows, columns - 1 - win.starts[rows]
