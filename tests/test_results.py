@@ -196,7 +196,7 @@ def _generation():
     import reftlens as rl
 
     model, _, reft = _texts()
-    return rl.generate(reft, model, PROMPTS * 16, max_new_tokens=4)
+    return rl.generate(reft, model, PROMPTS * 16, rl.Decoding(max_new_tokens=4))
 
 
 def _path():

@@ -61,6 +61,13 @@ class Generation:
             for part in range(parts)
         ]
 
+    @staticmethod
+    def join(parts: "Sequence[Generation]") -> "Generation":
+        """The rows of all, in order."""
+        columns = ("texts", "prompt_ids", "ids", "edited", "logits")
+        joined = {name: tuple(value for part in parts for value in getattr(part, name)) for name in columns}
+        return replace(parts[0], **joined)
+
     def batch(self) -> Batch:
         """The same tokens as a batch with the generated ones as such, for a teacher-forced forward pass."""
         ids = [[*p, *g] for p, g in zip(self.prompt_ids, self.ids, strict=True)]
@@ -98,7 +105,7 @@ class Generation:
 
     def __str__(self) -> str:
         lines = [f"[{i}] {text}" for i, text in enumerate(self.texts)]
-        return figures.screenful([row for line in lines for row in line.splitlines()])
+        return figures.screenful([row for line in lines for row in line.split("\n")])
 
     def _repr_html_(self) -> str:
         blocks = []

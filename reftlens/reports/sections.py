@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from markupsafe import Markup
 
 from reftlens.analysis.places.effect_tables import CellEffects
 from reftlens.analysis.places.measuring import edited_positions, effects
-from reftlens.analysis.strength.dose_results import MEASURES, DoseResponse
-from reftlens.analysis.strength.doses import dose_response
-from reftlens.analysis.strength.texts import Written, perplexity, repetition
+from reftlens.analysis.strength.doses import MEASURES, DoseResponse, dose_response
+from reftlens.analysis.strength.texts import fluency
 from reftlens.reports.parts import Section, figure, table
 from reftlens.reports.subject import Measured, Subject
 from reftlens.widgets.grid import Grid, prompt_text, strength_grid
@@ -31,21 +29,7 @@ def measured(subject: Subject) -> Measured:
     if s.prompts is None:
         return Measured(dose, None, "There are no prompts to write from.")
     grid = strength_grid(s.reft, s.model, s.prompts, s.strengths, s.decoding, progress=s.progress)
-    return Measured(replace(dose, text=_written(subject, grid)), grid, "")
-
-
-def _written(subject: Subject, grid: Grid) -> Written:
-    """Fluency of the very texts that the report shows."""
-    tables = [
-        [perplexity(subject.model, made.batch()) for made in grid.generations],
-        [torch.tensor([repetition(ids) for ids in made.ids], dtype=torch.float64) for made in grid.generations],
-    ]
-    score = subject.score
-    if score is not None:
-        tables.append([torch.tensor([float(score(t)) for t in made.texts]).double() for made in grid.generations])
-    stacked = [torch.stack(rows) for rows in tables]
-    texts = tuple(made.texts for made in grid.generations)
-    return Written(grid.prompts, texts, stacked[0], stacked[1], stacked[2] if score else None, grid.computation)
+    return Measured(replace(dose, text=fluency(s.model, grid.generations, s.score, grid.computation)), grid, "")
 
 
 def texts_section(subject: Subject, results: Measured) -> Section:

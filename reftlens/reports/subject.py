@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from reftlens.analysis.causal.control_table import Controls
-from reftlens.analysis.strength.dose_results import DoseResponse
+from reftlens.analysis.strength.doses import DoseResponse
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.generation.decoding import Decoding

@@ -1,7 +1,6 @@
 """How strongly an edit should act: effect, divergence, size and fluency over its strength."""
 
-from reftlens.analysis.strength.dose_results import DoseResponse
-from reftlens.analysis.strength.doses import dose_response
+from reftlens.analysis.strength.doses import DoseResponse, dose_response
 from reftlens.analysis.strength.equal_kl import Dose, EqualKL, at_kl
 from reftlens.analysis.strength.sizes import edit_size
 

@@ -1,22 +1,198 @@
 """Dose and response: what an edit does, costs and breaks as its strength grows, for every kind of intervention."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import SupportsFloat
 
-from reftlens.analysis.strength.dose_results import DoseResponse
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens import figures
+from reftlens.analysis.statistics import Estimate, mean_of
+from reftlens.analysis.strength.curves import HalfEffect, Slopes, half_effect, not_dominated, slopes_of
 from reftlens.analysis.strength.sizes import edit_size
-from reftlens.analysis.strength.texts import written
+from reftlens.analysis.strength.texts import Written, written
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Where
 from reftlens.editing.variant import Variant
+from reftlens.figures import Axes, DataFrame
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.site_edits import check_writes
-from reftlens.scoring.responses import responses
+from reftlens.scoring.responses import Responses, responses
 from reftlens.text.batch import Batch
 from reftlens.text.template import Prompt
+
+MEASURES = {
+    "effect": "log-probability gained (nats per target token)",
+    "accuracy": "share of target tokens that are most likely",
+    "kl": "KL(edited ‖ unedited) (nats per token)",
+    "edit_size": "‖edit‖ / ‖activation‖ at strength, mean over sites",
+    "drift": "KL on unrelated prompts (nats per token)",
+    "perplexity": "perplexity of what is written, unedited model",
+    "repetition": "share of 3-grams that repeat",
+    "score": "score of what is written",
+}
+"""What is measured at every strength, with its unit."""
+
+
+@dataclass(frozen=True, eq=False)
+class DoseResponse:
+    """One entry per strength and example. Strength is relative to the edit as trained: 1 is that edit, 0 is none."""
+
+    strengths: tuple[float, ...]
+    on_data: Responses
+    """Effect, accuracy and KL on the examples, one plan per strength."""
+    unit_size: Float[Tensor, "site example"]
+    """‖h' - h‖ / ‖h‖ of each site's own edit of the unedited activation at strength 1; see `edit_size`."""
+    unrelated: Responses | None
+    """The same as `on_data` on unrelated prompts."""
+    text: Written | None
+    """What is written at each strength."""
+
+    @property
+    def computation(self) -> str:
+        """What was computed for each strength, and what was reused; or why everything was computed."""
+        return self.on_data.computation
+
+    def _tables(self) -> dict[str, Float[Tensor, "strength _"] | None]:
+        """Each of `MEASURES`, None where it was not measured."""
+        strengths, text = torch.tensor(self.strengths, dtype=torch.float64), self.text
+        return {
+            "effect": self.on_data.effect,
+            "accuracy": self.on_data.accuracy,
+            "kl": self.on_data.kl,
+            "edit_size": strengths.abs()[:, None] * self.unit_size.nanmean(dim=0),
+            "drift": None if self.unrelated is None else self.unrelated.kl,
+            "perplexity": None if text is None else text.perplexity,
+            "repetition": None if text is None else text.repetition,
+            "score": None if text is None else text.score,
+        }
+
+    def measure(self, name: str) -> Float[Tensor, "strength _"]:
+        """One of `MEASURES`, for each strength and example (or unrelated prompt, or prompt).
+
+        Raises:
+            ValueError: if it is none of them, or was not measured.
+        """
+        if name not in MEASURES:
+            raise ValueError(f"measure={name!r}, expected one of {', '.join(MEASURES)}")
+        table = self._tables()[name]
+        if table is None:
+            needs = {"drift": "unrelated=", "score": "prompts= and score="}.get(name, "prompts=")
+            raise ValueError(f"{name} was not measured: pass {needs} to dose_response")
+        return table
+
+    @property
+    def measured(self) -> list[str]:
+        """Names of what was measured."""
+        return [name for name, table in self._tables().items() if table is not None]
+
+    def estimate(self, name: str) -> list[Estimate]:
+        """Mean of a measure at each strength, bootstrapped over examples; of perplexity the geometric mean."""
+        if name != "perplexity":
+            return [mean_of(row[~row.isnan()]) for row in self.measure(name)]
+        logs = [mean_of(row.log()) for row in self.measure(name)]
+        return [Estimate(math.exp(e.value), math.exp(e.low), math.exp(e.high), e.count) for e in logs]
+
+    @property
+    def slopes(self) -> Slopes:
+        """Slope of each example's effect over all strengths given, and the share that moves the wrong way."""
+        return slopes_of(self.strengths, self.on_data.effect)
+
+    def ec50(self, measure: str = "effect", *, reference: float | None = None, seed: int = 0) -> HalfEffect:
+        """The strength of half the effect at `reference` (default: 1 where it was measured, else the largest).
+
+        Of another measure than `effect`: half of its change from strength 0, which then has to be among the strengths.
+        """
+        values = self.measure(measure)
+        if measure != "effect":
+            if 0.0 not in self.strengths:
+                raise ValueError(f"the change of {measure} is from strength 0: give 0 among the strengths")
+            values = values - values[self.strengths.index(0.0)]
+        largest = 1.0 if 1.0 in self.strengths else max(self.strengths, key=abs)
+        reference = largest if reference is None else reference
+        if reference in self.strengths and reference and not any(0 < s / reference < 1 for s in self.strengths):
+            raise ValueError(f"half of the effect at {reference:g}: give strengths between 0 and {reference:g}, too")
+        return half_effect(self.strengths, values, reference, seed=seed)
+
+    def by_strength(self) -> DataFrame:
+        """One row per strength: mean of everything measured, with 95 % intervals over examples."""
+        rows = [{"strength": strength} for strength in self.strengths]
+        for name in self.measured:
+            for row, estimate in zip(rows, self.estimate(name), strict=True):
+                row.update(estimate.as_columns(name))
+        return figures.table(rows, "strength")
+
+    def frontier(self, measure: str = "effect") -> DataFrame:
+        """The strengths that no other beats: `measure` (more is better), KL and, if measured, perplexity (less is)."""
+        names = [measure, "kl", *(["perplexity"] if "perplexity" in self.measured else [])]
+        means = {name: [estimate.value for estimate in self.estimate(name)] for name in names}
+        costs = torch.tensor([[-v for v in means[measure]], *(means[n] for n in names[1:])], dtype=torch.float64).T
+        frame = figures.table({"strength": self.strengths, **means}).loc[not_dominated(costs).tolist()]
+        return frame.sort_values("kl", kind="stable", ignore_index=True)
+
+    def to_frame(self) -> DataFrame:
+        """Tidy: one row per strength, kind of row (data, unrelated, prompts) and row; what it lacks is missing."""
+        groups = {
+            "data": ("effect", "accuracy", "kl", "edit_size"),
+            "unrelated": ("drift",),
+            "prompts": ("perplexity", "repetition", "score"),
+        }
+        records = []
+        for group, names in groups.items():
+            columns = {name: self.measure(name).tolist() for name in names if name in self.measured}
+            columns |= {"log_prob": self.on_data.log_prob.tolist()} if group == "data" else {}
+            columns |= {"text": self.text.texts} if group == "prompts" and self.text is not None else {}
+            for v, strength in enumerate(self.strengths if columns else ()):
+                for row, values in enumerate(zip(*(column[v] for column in columns.values()), strict=True)):
+                    record = dict(zip(columns, values, strict=True))
+                    records.append({"row": row, **record, "strength": strength, "rows": group})
+        return figures.table(records)
+
+    def plot(self, ax: Axes | None = None, *, measure: str = "effect") -> Axes:
+        """A measure over strength: mean with its 95 % band; of the effect also each example, in grey."""
+        ax = figures.axes(ax)
+        columns = zip(self.strengths, self.estimate(measure), self.measure(measure).tolist(), strict=True)
+        x, estimates, examples = zip(*sorted(columns, key=lambda column: column[0]), strict=True)
+        if measure == "effect":
+            ax.plot(x, examples, color=figures.GREY, linewidth=0.5, alpha=0.4)
+        band = [e.low for e in estimates], [e.high for e in estimates]
+        ax.fill_between(x, *band, color=figures.BLUE, alpha=0.2, linewidth=0, label="95 % interval")
+        ax.plot(x, [e.value for e in estimates], color=figures.BLUE, marker="o", markersize=4, label="mean")
+        if measure != "perplexity":
+            figures.level(ax, 0.0)
+        ax.set(xlabel="strength (0: unedited, 1: as trained)", ylabel=MEASURES[measure])
+        ax.legend(frameon=False)
+        return ax
+
+    def plot_frontier(self, ax: Axes | None = None, *, measure: str = "effect", cost: str = "kl") -> Axes:
+        """A measure over its cost, with both intervals at each strength; orange: those on the `frontier`."""
+        ax = figures.axes(ax)
+        best = set(self.frontier(measure)["strength"])
+        for strength, gain, price in zip(self.strengths, self.estimate(measure), self.estimate(cost), strict=True):
+            colour = figures.ORANGE if strength in best else figures.GREY
+            figures.interval(ax, price.value, gain, color=colour)
+            figures.interval(ax, gain.value, price, color=colour, horizontal=True)
+            ax.annotate(
+                f"{strength:g}", (price.value, gain.value), textcoords="offset points", xytext=(4, 4), fontsize=8
+            )
+        figures.level(ax, 0.0)
+        ax.set(xlabel=MEASURES[cost], ylabel=MEASURES[measure])
+        return ax
+
+    def __str__(self) -> str:
+        effect, kl = self.estimate("effect"), self.estimate("kl")
+        lines = [
+            f"strength {s:g}: effect {e} nats per target token, KL {k.value:.3g} nats per token"
+            for s, e, k in zip(self.strengths, effect, kl, strict=True)
+        ]
+        return figures.screenful([*lines, *([str(self.slopes)] if len(set(self.strengths)) > 1 else [])])
 
 
 def dose_response(
@@ -54,26 +230,22 @@ def dose_response(
     Raises:
         ValueError: for no strength, a row without target, or a site that chooses no token.
     """
-    chosen = tuple(float(s) for s in strengths)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"strengths={list(chosen)}, expected one or more, each of them once")
+    doses = tuple(map(float, strengths))
+    if not doses or len(set(doses)) < len(doses):
+        raise ValueError(f"strengths={list(doses)}, expected one or more, each of them once")
     if score is not None and prompts is None:
         raise ValueError("score is of what is written: pass prompts= too")
     if prompts is not None:
         check_writes(reft)
-    variants = [Variant(s, among, sites) for s in chosen]
-    plans = plans_of(reft, {f"{variant.strength}": variant for variant in variants})
+    variants = [Variant(s, among, sites) for s in doses]
+    plans = plans_of(reft, dict(zip(map(str, doses), variants, strict=True)))
+    score_on = partial(responses, model, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress)
     size = edit_size(reft, model, data, variant=Variant(1.0, among, sites), batch_size=batch_size)
-    on_data, off_target = (
-        responses(model, rows, plans, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress, describe=name)
-        if rows is not None
-        else None
-        for name, rows in (("dose response", data), ("unrelated prompts", unrelated))
-    )
-    assert on_data is not None
+    on_data = score_on(data, plans, describe="dose response")
+    off_target = None if unrelated is None else score_on(unrelated, plans, describe="unrelated prompts")
     text = None
     if prompts is not None:
         text = written(
             reft, model, prompts, variants, decoding, score=score, chat=chat, batch_size=batch_size, progress=progress
         )
-    return DoseResponse(chosen, on_data, size, off_target, text)
+    return DoseResponse(doses, on_data, size, off_target, text)

@@ -14,7 +14,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.prompt_cache import encoded, prefill
-from reftlens.generation.site_edits import check_writes
+from reftlens.generation.result import Generation
 from reftlens.generation.writing import generate
 from reftlens.scoring.comparison import per_example, pieces
 from reftlens.scoring.objectives import cross_entropy
@@ -33,12 +33,12 @@ def perplexity(model: Bridge, data: Batch, *, batch_size: int = 16) -> Float[Ten
     """
     check_deterministic(model)
     data.require_targets()
-    found: list[float] = []
+    losses: list[float] = []
     for rows in pieces(len(data), batch_size):
         batch = data[list(rows)].to(device_of(model))
         logits = forward(model, batch.tokens, batch.attention_mask).logits[batch.predicting]
-        found += per_example(cross_entropy(logits, batch).double(), batch)
-    return torch.tensor(found, dtype=torch.float64).exp()
+        losses += per_example(cross_entropy(logits, batch).double(), batch)
+    return torch.tensor(losses, dtype=torch.float64).exp()
 
 
 def repetition(ids: Sequence[int], *, n: int = 3) -> float:
@@ -56,7 +56,6 @@ def repetition(ids: Sequence[int], *, n: int = 3) -> float:
 class Written:
     """Continuations of the same prompts at several doses, and what they are like."""
 
-    prompts: tuple[Prompt, ...]
     texts: tuple[tuple[str, ...], ...]
     """For each dose the continuation of every prompt."""
     perplexity: Float[Tensor, "dose prompt"]
@@ -67,6 +66,27 @@ class Written:
     """What the caller's own function says of each text."""
     computation: str
     """What of the prompts was read once for all doses; or why nothing was."""
+
+
+def fluency(
+    model: Bridge,
+    generations: Sequence[Generation],
+    score: Callable[[str], float] | None,
+    computation: str,
+    *,
+    batch_size: int = 16,
+) -> Written:
+    """What continuations of the same prompts are like, one `Generation` for each dose."""
+    texts = tuple(generation.texts for generation in generations)
+    repeated = [[repetition(ids) for ids in generation.ids] for generation in generations]
+    scores = None if score is None else [[float(score(text)) for text in row] for row in texts]
+    return Written(
+        texts,
+        torch.stack([perplexity(model, generation.batch(), batch_size=batch_size) for generation in generations]),
+        torch.tensor(repeated, dtype=torch.float64),
+        None if scores is None else torch.tensor(scores, dtype=torch.float64),
+        computation,
+    )
 
 
 def written(
@@ -88,21 +108,15 @@ def written(
     Raises:
         ValueError: for an intervention that exchanges, as generation has no source to take from.
     """
-    check_writes(reft)
     batch = encoded(model, prompts, chat=chat, system=None)
-    tables = torch.zeros(3, len(variants), len(batch), dtype=torch.float64)
-    texts, said = [[""] * len(batch) for _ in variants], ""
+    parts: list[list[Generation]] = []
+    computation = ""
     with tqdm(total=len(batch) * len(variants), desc="texts", unit="text", disable=not progress) as bar:
         for rows in pieces(len(batch), batch_size):
-            prefilled = prefill(reft, model, batch[list(rows)])
-            said = said or prefilled.computation
+            cache = prefill(reft, model, batch[list(rows)])
+            computation = computation or cache.computation
             settings = replace(decoding, seed=decoding.seed + rows[0])
-            for v, made in enumerate(generate(reft, model, prefilled, settings, variant=variants)):
-                texts[v][rows[0] : rows[-1] + 1] = made.texts
-                tables[0, v, list(rows)] = perplexity(model, made.batch(), batch_size=len(rows))
-                tables[1, v, list(rows)] = torch.tensor([repetition(ids) for ids in made.ids], dtype=torch.float64)
-                if score is not None:
-                    tables[2, v, list(rows)] = torch.tensor([float(score(t)) for t in made.texts], dtype=torch.float64)
-                bar.update(len(rows))
-    asked = tuple(example.prompt for example in batch.examples)
-    return Written(asked, tuple(map(tuple, texts)), tables[0], tables[1], tables[2] if score else None, said)
+            parts.append(generate(reft, model, cache, settings, variant=variants))
+            bar.update(len(rows) * len(variants))
+    generations = [Generation.join(doses) for doses in zip(*parts, strict=True)]
+    return fluency(model, generations, score, computation, batch_size=batch_size)
