@@ -132,6 +132,8 @@ def test_every_site_starts_as_the_identity_and_learns(architecture, kind):
 
 @pytest.mark.parametrize("architecture, kind", LEARNING)
 def test_every_site_is_generated_with_and_strength_zero_is_the_unedited_model(architecture, kind):
+    import reftlens as rl
+
     reft, _ = trained(architecture, kind)
     plain = unedited(architecture)
     off, edited = two_tokens(reft, architecture, 0.0), two_tokens(reft, architecture, 3.0)
@@ -140,7 +142,7 @@ def test_every_site_is_generated_with_and_strength_zero_is_the_unedited_model(ar
         assert torch.equal(off.logits[row], plain.logits[row])
         assert (edited.logits[row][0] - plain.logits[row][0]).abs().max() > 1e-3
     batch = edited.batch()
-    forced = logits_on(reft, model, batch, rl.Variant(strength=3.0))
+    forced = logits_on(reft, bridge(architecture), batch, rl.Variant(strength=3.0))
     for row in range(2):
         start = len(edited.prompt_ids[row]) - 1
         same = forced[row, start : start + len(edited.ids[row])]

@@ -60,10 +60,10 @@ class SiteEdits:
     def at(self, rows: Rows, new: int) -> list[Edit]:
         """The edits of the last `new` columns; none at strength 0, so that the model computes bit for bit."""
         edits, view = [], rows.view
-        begun = rows.tokens.shape[1] > self.prompt_width
+        written_only = new == 1 and rows.tokens.shape[1] > self.prompt_width
         for i in self.sites:
             site = self.reft.sites[i]
-            if begun and not self.variant.reaches_response(site):
+            if written_only and not self.variant.reaches_response(site):
                 continue
             mask = self.variant.mask(site, view)[:, -new:].clone()
             mask[rows.done, -1] = False  # a row's stop token goes in only because others go on
