@@ -8,25 +8,10 @@ from reftlens.interventions.masks import BoundlessDAS, SAEMask, SigmoidMask
 from reftlens.interventions.pooled import ReFTr1
 from reftlens.interventions.subspace import orthonormal
 
+_FAMILY = (LoReFT, DiReFT, OrthoDiReFT, NoReFT, ConsReFT, LobiReFT)
+_EXCHANGES = (DAS, Interchange, BoundlessDAS, SigmoidMask, SAEMask)
 KINDS: dict[str, type[Intervention]] = {
-    c.kind: c
-    for c in (
-        LoReFT,
-        DiReFT,
-        OrthoDiReFT,
-        NoReFT,
-        ConsReFT,
-        LobiReFT,
-        SteeringVector,
-        Ablation,
-        DAS,
-        Interchange,
-        BoundlessDAS,
-        SigmoidMask,
-        SAEMask,
-        Noise,
-        ReFTr1,
-    )
+    c.kind: c for c in (*_FAMILY, *_EXCHANGES, SteeringVector, Ablation, Noise, ReFTr1)
 }
 
 __all__ = [

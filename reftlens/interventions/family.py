@@ -18,10 +18,14 @@ Init = Literal["paper", "identity"]
 
 
 class _Family(Intervention):
-    """What the six kinds share: reading `f(W h + b)` and the settings that are stored."""
+    """`h' = h + Bᵀ( source - B h )`, or without `- B h`, where `B = basisᵀ` and `source = f(W h + b)`, or `b` alone."""
 
     orthonormal: bool
-    reads: bool = True
+    """Whether the rows of `B` are: then `B` is called `R`, else `W2`."""
+    reads: bool
+    """Whether `source` depends on `h`."""
+    replaces: bool
+    """Whether `B h` is taken away, so that `source` takes its place."""
 
     def __init__(
         self,
@@ -85,21 +89,31 @@ class _Family(Intervention):
         if self.init == "identity":
             self._make_identity()
 
+    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
+        assert basis is not None
+        b = self.b.to(h.dtype)
+        if self.reads and self.replaces and self.activation == "linear":
+            # (W - B) h + b: one product, and exactly 0 at the identity start
+            return F.linear(h, self.W.to(h.dtype) - basis.T, b)
+        source = self._f(F.linear(h, self.W.to(h.dtype), b)) if self.reads else b.expand(*h.shape[:-1], self.rank)
+        return source - h @ basis if self.replaces else source
+
     def _make_identity(self) -> None:
-        raise NotImplementedError
-
-    def _source(self, h: Tensor) -> Tensor:
-        """The learned projected source of the paper, `f(W h + b)`."""
-        return self._f(F.linear(h, self.W.to(h.dtype), self.b.to(h.dtype)))
-
-    def _needs_linear(self) -> None:
-        if self.activation != "linear":
+        if self.replaces and not self.reads:
+            raise ValueError(f'{self.kind} sets a constant and so has no identity start: use init="paper"')
+        if self.replaces and self.activation != "linear":
             raise ValueError(
                 f'{self.kind} with activation={self.activation!r} has no identity start: use init="paper" or '
                 'activation="linear"'
             )
+        if self.replaces:
+            self.W.copy_(self.basis().T)
+        elif self.reads:
+            self._require_a_zero()
+            self.W.zero_()
+        self.b.zero_()
 
-    def _zero_source(self) -> None:
+    def _require_a_zero(self) -> None:
         with torch.enable_grad():
             zero = torch.zeros(1, requires_grad=True)
             value = self._f(zero)
@@ -107,102 +121,50 @@ class _Family(Intervention):
         if value.item() != 0.0 or slope.item() == 0.0:
             raise ValueError(
                 f"{self.kind} has an identity start where f(0) = 0, and learns from there where f'(0) is not 0; "
-                f"{self.activation} has f(0) = {value.item():.3g} and f'(0) = {slope.item():.3g}: use "
-                'init="paper"'
+                f'{self.activation} has f(0) = {value.item():.3g} and f\'(0) = {slope.item():.3g}: use init="paper"'
             )
-        self.W.zero_()
-        self.b.zero_()
 
 
 class LoReFT(_Family):
     """`h' = h + Rᵀ( f(W h + b) - R h )`, R orthonormal (paper, eq. 2)."""
 
     kind = "LoReFT"
-    orthonormal = True
-
-    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
-        assert basis is not None
-        if self.activation == "linear":  # (W - R) h + b: one product, and exactly 0 at the identity start
-            return F.linear(h, self.W.to(h.dtype) - basis.T, self.b.to(h.dtype))
-        return self._source(h) - h @ basis
-
-    def _make_identity(self) -> None:
-        self._needs_linear()
-        self.W.copy_(self.basis().T)
-        self.b.zero_()
+    orthonormal, reads, replaces = True, True, True
 
 
 class DiReFT(_Family):
     """`h' = h + W2ᵀ f(W h + b)`, W2 free (paper, eq. 3; in pyreft's code: `NodireftIntervention`)."""
 
     kind = "DiReFT"
-    orthonormal = False
-
-    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
-        return self._source(h)
-
-    def _make_identity(self) -> None:
-        self._zero_source()
+    orthonormal, reads, replaces = False, True, False
 
 
 class OrthoDiReFT(_Family):
     """`h' = h + Rᵀ f(W h + b)`, R orthonormal: the paper's ablation (pyreft's class `DireftIntervention`)."""
 
     kind = "OrthoDiReFT"
-    orthonormal = True
-
-    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
-        return self._source(h)
-
-    def _make_identity(self) -> None:
-        self._zero_source()
+    orthonormal, reads, replaces = True, True, False
 
 
 class NoReFT(_Family):
     """`h' = h + W2ᵀ( f(W h + b) - W2 h )`, W2 free (paper, Table 17)."""
 
     kind = "NoReFT"
-    orthonormal = False
-
-    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
-        assert basis is not None
-        if self.activation == "linear":
-            return F.linear(h, self.W.to(h.dtype) - basis.T, self.b.to(h.dtype))
-        return self._source(h) - h @ basis
-
-    def _make_identity(self) -> None:
-        self._needs_linear()
-        self.W.copy_(self.W2)
-        self.b.zero_()
+    orthonormal, reads, replaces = False, True, True
 
 
 class ConsReFT(_Family):
     """`h' = h + Rᵀ( b - R h )`, R orthonormal: the subspace is set to a constant (paper, section 4)."""
 
     kind = "ConsReFT"
-    orthonormal = True
-    reads = False
-
-    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
-        assert basis is not None
-        return self.b.to(h.dtype) - h @ basis
-
-    def _make_identity(self) -> None:
-        raise ValueError('ConsReFT sets a constant and so has no identity start: use init="paper"')
+    orthonormal, reads, replaces = True, False, True
 
 
 class LobiReFT(_Family):
     """`h' = h + Rᵀ b`, R orthonormal: a bias in a low-rank subspace."""
 
     kind = "LobiReFT"
-    orthonormal = True
-    reads = False
-
-    def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
-        return self.b.to(h.dtype).expand(*h.shape[:-1], self.rank)
-
-    def _make_identity(self) -> None:
-        self.b.zero_()
+    orthonormal, reads, replaces = True, False, False
 
 
 def _uniform(like: Tensor, low: float, high: float, generator: torch.Generator | None) -> Tensor:

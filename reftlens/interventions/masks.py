@@ -107,7 +107,24 @@ class BoundlessDAS(Gated):
         self.anneal(0.0)
 
 
-class SigmoidMask(Gated):
+class _Mask(Gated):
+    """A gate `m = σ(l / T)` for each unit, its logits `l` trained from 0."""
+
+    def __init__(self, d: int, rank: int, temperature: Temperature, sparsity: float) -> None:
+        super().__init__(d, rank, temperature, sparsity)
+        self.logits = nn.Parameter(torch.zeros(rank))
+
+    def gate(self) -> Float[Tensor, " {self.rank}"]:
+        return torch.sigmoid(self.logits / self.temperature_now)
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """Every unit half open."""
+        self.logits.zero_()
+        self.anneal(0.0)
+
+
+class SigmoidMask(_Mask):
     """Differential binary masking: which units are exchanged (Cao et al. 2020; De Cao et al. 2022).
 
     `h' = h + strength · (σ(l / T) ⊙ (source - h) B) Bᵀ`, the logits `l` trained from 0. `B` is fixed: the standard
@@ -137,10 +154,6 @@ class SigmoidMask(Gated):
         self.rotated = rank is not None
         directions = torch.zeros(d, rank or d) if basis is None else basis.detach().float().contiguous()
         self.register_buffer("directions", directions if self.rotated else None)
-        self.logits = nn.Parameter(torch.zeros(self.rank))
-
-    def gate(self) -> Float[Tensor, " {self.rank}"]:
-        return torch.sigmoid(self.logits / self.temperature_now)
 
     def basis(self) -> Float[Tensor, "{self.d} {self.rank}"] | None:
         return self.get_buffer("directions") if self.rotated else None
@@ -148,14 +161,8 @@ class SigmoidMask(Gated):
     def settings(self) -> dict[str, Any]:
         return {"d": self.d, "rank": self.rank if self.rotated else None, **self._gate_settings}
 
-    @torch.no_grad()
-    def reset(self, generator: torch.Generator | None = None) -> None:
-        """Every unit half open."""
-        self.logits.zero_()
-        self.anneal(0.0)
 
-
-class SAEMask(Gated):
+class SAEMask(_Mask):
     """A mask over the latents of a sparse autoencoder; what the autoencoder does not explain stays as it is.
 
     `h' = h + strength · (m ⊙ (z(source) - z(h))) W_dec` with `z(h) = relu((h - b_dec) W_enc + b_enc)` and
@@ -193,15 +200,11 @@ class SAEMask(Gated):
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
             self.register_buffer(name, torch.zeros(shape) if tensor is None else tensor.detach().float())
-        self.logits = nn.Parameter(torch.zeros(latents))
 
     def latents(self, h: Float[Tensor, "*units {self.d}"]) -> Float[Tensor, "*units {self.rank}"]:
         """`relu((h - b_dec) W_enc + b_enc)`."""
         encoder, bias = self.get_buffer("encoder").to(h.dtype), self.get_buffer("encoder_bias").to(h.dtype)
         return torch.relu((h - self.get_buffer("decoder_bias").to(h.dtype)) @ encoder + bias)
-
-    def gate(self) -> Float[Tensor, " {self.rank}"]:
-        return torch.sigmoid(self.logits / self.temperature_now)
 
     def exchanged(self, h: Tensor, basis: Tensor | None, away: Tensor) -> Tensor:
         return self.gate().to(h.dtype) * (self.latents(h + away[..., 0, :]) - self.latents(h))
@@ -211,9 +214,3 @@ class SAEMask(Gated):
 
     def settings(self) -> dict[str, Any]:
         return {"d": self.d, "latents": self.rank, **self._gate_settings}
-
-    @torch.no_grad()
-    def reset(self, generator: torch.Generator | None = None) -> None:
-        """Every latent half open."""
-        self.logits.zero_()
-        self.anneal(0.0)
