@@ -1,58 +1,101 @@
-"""Checkpoints of a training run: one safetensors file, replaced atomically, so that a kill never leaves half of one."""
+"""Checkpoints of a training run: its state after an optimizer step, written to one file and taken up again.
+
+The file is replaced atomically, so that a kill never leaves half of one.
+"""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from reftlens.bridge.fingerprint import fingerprint
 from reftlens.errors import CheckpointMismatch
 from reftlens.files import write_atomically
+from reftlens.training.run import History, Run
 
 FORMAT = 1
 
 
 @dataclass
 class Checkpoint:
-    """Everything that a run needs to go on: tensors, and a record of plain values."""
+    """The file at `path`, written after every so many steps of a run and at its end; without a path, nothing."""
 
-    tensors: dict[str, Tensor]
-    record: dict[str, Any]
+    run: Run
+    path: Path | None
+    every: int
 
-    def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        flat = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
-        payload = save(flat, metadata={"reftlens": json.dumps({"format": FORMAT, **self.record})})
-        write_atomically(path, payload)
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the file has to agree with; read off the model once, as it does not change in a run."""
+        run, model = self.run, fingerprint(self.run.model)
+        modules = zip(run.reft.items(), run.reft.which, strict=True)
+        return {
+            "format": FORMAT,
+            "settings": asdict(run.config),
+            "data": run.data.fingerprint,
+            "validation": None if run.validation is None else run.validation.fingerprint,
+            "model": [model.name, model.config, model.weights],
+            "sites": [[site.to_dict(), i, module.kind, module.settings()] for (site, module), i in modules],
+        }
+
+    def after_step(self) -> None:
+        """Write the file, if it is time to."""
+        run = self.run
+        if self.path is None or not (run.finished or run.done % self.every == 0):
+            return
+        tensors = {f"reft.{n}": p for n, p in run.reft.state_dict().items()}
+        tensors |= {f"best.{n}": p for n, p in run.best.items()}
+        for i, state in run.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{key}": value for key, value in state.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        record = json.dumps(self.identity | asdict(run.history))
+        write_atomically(self.path, safetensors.torch.save(flat, metadata={"reftlens": record}))
+
+    def resume(self) -> None:
+        """Bring the run to where the file says it was, if there is one.
+
+        Raises:
+            CheckpointMismatch: naming the first part of the run (settings, data, model, sites) that differs.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        saved, record = _read(self.path)
+        for key, value in json.loads(json.dumps(self.identity)).items():
+            if record.get(key) != value:
+                raise CheckpointMismatch(
+                    f"{self.path} belongs to another run, its {key} differ: {_difference(record.get(key), value)}; "
+                    "delete the file or give another path"
+                )
+        tensors: dict[str, dict[str, Tensor]] = {"reft": {}, "best": {}, "optimizer": {}}
+        for name, tensor in saved.items():
+            part, rest = name.split(".", 1)
+            tensors[part][rest] = tensor
+        run, state = self.run, dict[int, dict[str, Tensor]]()
+        for name, tensor in tensors["optimizer"].items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        run.reft.load_state_dict(tensors["reft"])
+        run.best = {n: t.to(run.device) for n, t in tensors["best"].items()}
+        run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": state})
+        history = {f.name: record[f.name] for f in fields(History)}
+        run.history = History(**{**history, "evaluations": [(step, loss) for step, loss in history["evaluations"]]})
 
 
-def read_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
-    """The checkpoint at `path`, or None where there is none yet.
-
-    Raises:
-        CheckpointMismatch: naming the first part of `identity` (settings, data, model, sites) that differs.
-    """
-    if not path.exists():
-        return None
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.is_dir():
         raise CheckpointMismatch(f"{path} is a folder, expected a file: checkpoint='{path}/run.pt', for example")
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads(file.metadata()["reftlens"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118
     except (SafetensorError, TypeError, KeyError) as error:
         raise CheckpointMismatch(f"{path} is no checkpoint that fit wrote: {error}") from None
-    expected = {"format": FORMAT, **identity}
-    for key, value in json.loads(json.dumps(expected)).items():
-        if record.get(key) != value:
-            raise CheckpointMismatch(
-                f"{path} belongs to another run, its {key} differ: {_difference(record.get(key), value)}; delete the "
-                "file or give another path"
-            )
-    return Checkpoint(tensors, record)
 
 
 def _difference(was: Any, now: Any) -> str:

@@ -36,19 +36,16 @@ class FitConfig:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "steps", "eval_every", "patience", "seed"):
-            if not isinstance(getattr(self, name), int | None):
-                raise TypeError(f"{name}={getattr(self, name)!r}, expected a whole number")
-        for name in ("lr", "warmup", "weight_decay", "clip"):
-            if not isinstance(getattr(self, name), int | float | None):
-                raise TypeError(f"{name}={getattr(self, name)!r}, expected a number")
-        for name in ("epochs", "batch_size", "accumulate", "steps", "eval_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
+        counts = ("epochs", "batch_size", "accumulate", "steps", "eval_every", "patience", "seed")
+        for name in (*counts, "lr", "warmup", "weight_decay", "clip"):
+            value, whole = getattr(self, name), name in counts
+            if not isinstance(value, int | None if whole else int | float | None):
+                raise TypeError(f"{name}={value!r}, expected a {'whole ' * whole}number")
+            if value is None or name == "seed":
+                continue
+            if whole and value < 1:
                 raise ValueError(f"{name}={value}, expected 1 or more")
-        for name in ("lr", "warmup", "weight_decay", "clip"):
-            value = getattr(self, name)
-            if value is not None and not (0 <= value < math.inf):
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value}, expected a finite number, 0 or more")
         if self.clip == 0:
             raise ValueError("clip=0 leaves no gradient: None switches clipping off")

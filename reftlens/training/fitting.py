@@ -17,10 +17,10 @@ from reftlens.editing.reft import ReFT, check_types, training_mode
 from reftlens.editing.variant import Variant
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
+from reftlens.training.checkpoint import Checkpoint
 from reftlens.training.config import FitConfig
 from reftlens.training.result import FitResult
 from reftlens.training.run import Run, Step, advance, decayed
-from reftlens.training.saving import Saver
 
 
 def fit(
@@ -63,13 +63,13 @@ def fit(
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every}, expected 1 or more")
     run = _run(reft, model, data, _replaced(config, settings), validation, objective)
-    saver = Saver(run, None if checkpoint is None else Path(checkpoint), checkpoint_every)
-    saver.resume()
+    saved = Checkpoint(run, None if checkpoint is None else Path(checkpoint), checkpoint_every)
+    saved.resume()
 
     def after(step: Step) -> None:
         if on_step is not None:
             on_step(step)
-        saver.after_step()
+        saved.after_step()
 
     (result,) = _train([run], Reuse.of(reuse), progress, after)
     return result
