@@ -576,7 +576,7 @@ def test_a_first_token_that_is_a_target_is_refused_for_nothing_predicts_it(rl):
     from reftlens.text.batch import batch_from_rows
 
     made = batch_from_rows([[5, 6], [7, 8]], [[1, 2], [2, 2]])
-    with pytest.raises(ValueError, match=r"the first token of row\(s\) \[1\] is a target"):
+    with pytest.raises(ValueError, match=r"the first token of row\(s\) \[1\] of data is a target"):
         made.predicting  # noqa: B018
 
 

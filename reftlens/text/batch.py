@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from reftlens.text.template import Prompt, Template
 from reftlens.text.view import Role, TokenView
@@ -59,14 +60,17 @@ class Batch:
             raise ValueError("the batches were encoded by different tokenizers")
         if other := [b.template for b in batches if b.template != first.template]:
             raise ValueError(f"the batches were encoded differently: {first.template} and {other[0]}")
-        width = max(b.tokens.shape[1] for b in batches)
+
+        def rows_of(name: str, fill: int = 0) -> Tensor:
+            return pad_sequence([row for b in batches for row in getattr(b, name)], True, padding_value=fill)
+
         offsets = [sum(len(b) for b in batches[:i]) for i in range(len(batches))]
         names = dict.fromkeys(name for b in batches for name in b.sources)
         return replace(
             first,
-            tokens=torch.cat([_wide(b.tokens, width, 0) for b in batches]),
-            role=torch.cat([_wide(b.role, width, int(Role.PAD)) for b in batches]),
-            target_mask=torch.cat([_wide(b.target_mask, width, 0) for b in batches]),
+            tokens=rows_of("tokens"),
+            role=rows_of("role", int(Role.PAD)),
+            target_mask=rows_of("target_mask"),
             examples=tuple(example for b in batches for example in b.examples),
             truncated=tuple(offset + i for b, offset in zip(batches, offsets, strict=True) for i in b.truncated),
             sources={name: _joined_source(batches, name) for name in names},
@@ -156,19 +160,21 @@ class Batch:
         """The row of each target."""
         return self.target_mask.nonzero()[:, 0]
 
-    def require_targets(self) -> None:
-        """Raise `ValueError` where a row has no target, so that there is nothing to score in it."""
+    def require_targets(self, name: str = "data") -> None:
+        """Raise `ValueError` where a row has no target, or one that no logits predict; `name` is what the rows are."""
         empty = (~self.target_mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
-            raise ValueError(f"row(s) {empty[:10]} have no target: nothing to score there")
+            raise ValueError(f"row(s) {empty[:10]} of {name} have no target: nothing to learn or score there")
+        first = self.target_mask[:, 0].nonzero().flatten().tolist()
+        if first:
+            raise ValueError(f"the first token of row(s) {first[:10]} of {name} is a target, and no logits predict it")
 
     @cached_property
     def predicting(self) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
         """Index `(row, column)` of the logits that predict the targets."""
         rows, columns = self.target_mask.nonzero().unbind(dim=1)
-        first = rows[columns == 0].tolist()
-        if first:
-            raise ValueError(f"the first token of row(s) {first[:10]} is a target, and no logits predict it")
+        if not columns.all():
+            self.require_targets()
         return rows, columns - 1
 
     @cached_property
@@ -227,8 +233,3 @@ def _joined_source(batches: Sequence[Batch], name: str) -> Source:
         parts.append(source.batch)
         begins += len(source.batch)
     return Source(Batch.join(parts), torch.cat(rows))
-
-
-def _wide(tensor: Tensor, width: int, fill: int) -> Tensor:
-    """Padded on the right to `width` columns."""
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=fill)

@@ -160,11 +160,7 @@ def _run(
 
 def _check_data(reft: ReFT, model: Bridge, batches: Mapping[str, Batch]) -> None:
     for name, batch in batches.items():
-        empty = (~batch.target_mask.any(dim=1)).nonzero().flatten().tolist()
-        if empty:
-            raise ValueError(f"row(s) {empty[:10]} of {name} have no target: nothing to learn or score there")
-        if bool(batch.target_mask[:, 0].any()):
-            raise ValueError(f"the first token of a row of {name} is a target, and no logits predict it")
+        batch.require_targets(name)
         Variant().require(reft.sites, batch.view)
 
 

@@ -64,14 +64,8 @@ class FitResult:
         """One row per optimizer step: loss, learning rate, gradient norm, and validation loss where measured."""
         import pandas as pd
 
-        frame = pd.DataFrame(
-            {
-                "loss": self.losses,
-                "learning_rate": self.learning_rates,
-                "gradient_norm": self.gradient_norms,
-            },
-            index=pd.RangeIndex(1, len(self.losses) + 1, name="step"),
-        )
+        columns = {"loss": self.losses, "learning_rate": self.learning_rates, "gradient_norm": self.gradient_norms}
+        frame = pd.DataFrame(columns, index=pd.RangeIndex(1, len(self.losses) + 1, name="step"))
         if self.validation:
             frame["validation_loss"] = pd.Series(dict(self.validation))
         return frame
