@@ -104,11 +104,6 @@ class Ablation(Intervention):
         """Nothing is trained, so nothing changes."""
 
 
-def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != expected:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(expected)}")
-
-
 class Noise(Intervention):
     """Gaussian noise, `h' = h + strength · scale · ε`, `ε ~ N(0, I)` drawn once from `seed`. Nothing is trained.
 
@@ -138,3 +133,8 @@ class Noise(Intervention):
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Draw the noise anew."""
         self.get_buffer("drawn").copy_(torch.randn(self.d, generator=generator))
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(expected)}")

@@ -141,11 +141,12 @@ def _run(
     reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation: Batch | None, objective: Objective
 ) -> Run:
     """A run that can start, or an error."""
-    check_types(reft, model, data)
-    if validation is not None:
-        check_types(reft, model, validation)
+    batches = {"data": data} if validation is None else {"data": data, "validation": validation}
+    for name, batch in batches.items():
+        check_types(reft, model, batch)
+        batch.require_targets(name)
+        Variant().require(reft.sites, batch.view)
     check_deterministic(model)
-    _check_data(reft, model, {"data": data} if validation is None else {"data": data, "validation": validation})
     for name in ("patience", "eval_every"):
         if getattr(config, name) is not None and validation is None:
             raise ValueError(f"{name}={getattr(config, name)} needs validation=…, a batch to evaluate")
@@ -156,12 +157,6 @@ def _run(
         raise ValueError(f"weight_decay={config.weight_decay} reaches no parameter: all are orthonormal frames")
     preflight(reft, model)
     return Run(reft.to(device_of(model)), model, data, config, validation, objective)
-
-
-def _check_data(reft: ReFT, model: Bridge, batches: Mapping[str, Batch]) -> None:
-    for name, batch in batches.items():
-        batch.require_targets(name)
-        Variant().require(reft.sites, batch.view)
 
 
 def _train(
