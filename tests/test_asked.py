@@ -85,7 +85,7 @@ CASES = {
 
 
 @cache
-def _said():
+def _messages():
     """What each case raises, `[type, message]`."""
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -94,18 +94,18 @@ def _said():
 def _run():
     import reftlens as rl
 
-    model, said = architectures.bridge("gpt2"), {}
+    model, messages = architectures.bridge("gpt2"), {}
     for name, (call, _) in CASES.items():
         try:
             call(rl, model)
         except Exception as error:
-            said[name] = [type(error).__name__, str(error)]
-    print(json.dumps(said))
+            messages[name] = [type(error).__name__, str(error)]
+    print(json.dumps(messages))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_wrong_thing_is_named(case):
-    kind, message = _said()[case]
+    kind, message = _messages()[case]
     assert kind == "TypeError" and re.search(CASES[case][1], message), (kind, message[:300])
 
 

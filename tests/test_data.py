@@ -151,7 +151,7 @@ def test_a_system_message_goes_in_front_and_never_twice(rl, gpt2):
 
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("prompt", ["the cat", "<bos>the cat"])
-def test_B21_a_bos_token_appears_once_and_first(rl, gpt2, prompt, chat):
+def test_a_bos_token_appears_once_and_first(rl, gpt2, prompt, chat):
     """pyreft's templates hold a literal one, and its tokenizer adds another."""
     if chat and prompt.startswith("<bos>"):
         model = with_tokenizer(gpt2, chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
@@ -166,14 +166,14 @@ def test_B21_a_bos_token_appears_once_and_first(rl, gpt2, prompt, chat):
         assert ids[0] == bos and ids.count(bos) == 1
 
 
-def test_B21_a_tokenizer_that_adds_no_bos_gets_none(rl, bare):
+def test_a_tokenizer_that_adds_no_bos_gets_none(rl, bare):
     batch = rl.encode(bare, [rl.Example("the cat", " sat")])
     assert bare.tokenizer.bos_token_id not in row_ids(batch)
     assert row_ids(batch) == [*bare.tokenizer("the cat sat").input_ids, bare.tokenizer.eos_token_id]
     assert row_ids(rl.encode_prompts(with_tokenizer(bare, bos_token=None), ["the cat"])) == row_ids(batch)[:2]
 
 
-def test_B10_no_token_is_added_for_short_prompts_and_positions_stay_where_they_were(rl, gpt2):
+def test_no_token_is_added_for_short_prompts_and_positions_stay_where_they_were(rl, gpt2):
     """pyreft prepends a pad token to every row, in training only, and so shifts every absolute position by one."""
     rows = [rl.Example("x", " the cat sat"), rl.Example("the cat sat on the mat and looked", " at")]
     together = rl.encode(gpt2, rows)
@@ -224,12 +224,12 @@ def test_batches_that_were_written_otherwise_are_not_joined(rl, gpt2):
         rl.encode(gpt2, examples(rl), chat=True, system="hill"),
         rl.encode(gpt2, examples(rl), chat=True, template_arguments={"loud": True}),
     ]
-    for i, one in enumerate(batches):
+    for i, batch in enumerate(batches):
         for j, other in enumerate(batches):
             if i != j:
                 with pytest.raises(ValueError, match="the batches were encoded differently"):
-                    rl.Batch.join([one, other])
-        assert len(rl.Batch.join([one, one])) == 2 * len(one)
+                    rl.Batch.join([batch, other])
+        assert len(rl.Batch.join([batch, batch])) == 2 * len(batch)
 
 
 def test_arguments_of_the_chat_template_reach_it_everywhere(rl, gpt2):
@@ -259,7 +259,7 @@ def test_the_fingerprint_is_of_tokens_and_not_of_the_template(rl, gpt2):
 # -- the boundary --------------------------------------------------------------------------------------------
 
 
-def test_B20_a_token_that_spans_prompt_and_completion_is_refused_or_split_on_request(rl, gpt2):
+def test_a_token_that_spans_prompt_and_completion_is_refused_or_split_on_request(rl, gpt2):
     rows = [rl.Example("the dog", " ran"), rl.Example("the c", "at sat")]
     with pytest.raises(ValueError, match=r"row 1: prompt and completion merge at the boundary 'the c' \+ 'at sat'"):
         rl.encode(gpt2, rows)
@@ -272,7 +272,7 @@ def test_B20_a_token_that_spans_prompt_and_completion_is_refused_or_split_on_req
     assert row_ids(split, 1) != [*gpt2.to_tokens("the cat sat")[0].tolist(), gpt2.tokenizer.eos_token_id]
 
 
-def test_B20_at_every_boundary_of_a_text_the_row_is_exact_or_refused(rl, gpt2):
+def test_at_every_boundary_of_a_text_the_row_is_exact_or_refused(rl, gpt2):
     text, exact, refused = "the cat sat on the mat 🍕!", 0, 0
     for cut in range(1, len(text)):
         example = rl.Example(text[:cut], text[cut:])
@@ -466,8 +466,8 @@ def records():
 
 @pytest.mark.parametrize("source", ["list", "generator", "tuple"])
 def test_examples_come_from_any_records(rl, source):
-    made = {"list": list, "generator": iter, "tuple": tuple}[source](records())
-    assert rl.load_examples(made) == examples(rl)
+    iterable = {"list": list, "generator": iter, "tuple": tuple}[source](records())
+    assert rl.load_examples(iterable) == examples(rl)
 
 
 def test_examples_come_from_a_data_set(rl):
@@ -499,9 +499,9 @@ ODD_TEXTS = [
 @pytest.mark.parametrize("as_path", [True, False])
 def test_any_text_survives_a_round_trip_through_jsonl(rl, tmp_path, ascii_only, newline, as_path):
     """U+2028 and its like end a line for Python, and mean nothing in JSON."""
-    made = [{"prompt": t, "completion": t[::-1]} for t in ODD_TEXTS]
+    rows = [{"prompt": t, "completion": t[::-1]} for t in ODD_TEXTS]
     file = tmp_path / "data.jsonl"
-    lines = [json.dumps(r, ensure_ascii=ascii_only) for r in made]
+    lines = [json.dumps(r, ensure_ascii=ascii_only) for r in rows]
     file.write_bytes((newline.join([*lines[:3], "", "  ", *lines[3:]]) + newline).encode())
     loaded = rl.load_examples(file if as_path else str(file))
     assert loaded == [rl.Example(t, t[::-1]) for t in ODD_TEXTS]
@@ -575,16 +575,16 @@ def test_a_first_token_that_is_a_target_is_refused_for_nothing_predicts_it(rl):
     """The column to its left would be the last one of the row."""
     from reftlens.text.batch import batch_from_rows
 
-    made = batch_from_rows([[5, 6], [7, 8]], [[1, 2], [2, 2]])
+    batch = batch_from_rows([[5, 6], [7, 8]], [[1, 2], [2, 2]])
     with pytest.raises(ValueError, match=r"the first token of row\(s\) \[1\] of data is a target"):
-        made.predicting  # noqa: B018
+        batch.predicting  # noqa: B018
 
 
 @pytest.mark.parametrize(
     "rows", [0, -1, 3, [1], [4, 0], [-1, 1], [2, 2], slice(1, 3), slice(None), slice(None, None, -1), (3, 1), []]
 )
 def test_choosing_rows_keeps_them_and_trims_the_padding(rl, batch, rows):
-    chosen = batch[rows]
+    selected = batch[rows]
     numbers = list(range(len(batch)))
     numbers = (
         [numbers[rows]]
@@ -593,14 +593,14 @@ def test_choosing_rows_keeps_them_and_trims_the_padding(rl, batch, rows):
         if isinstance(rows, slice)
         else [numbers[i] for i in rows]
     )
-    assert len(chosen) == len(numbers)
-    assert chosen.examples == tuple(batch.examples[i] for i in numbers)
-    assert chosen.tokens.shape[1] == max([len(row_ids(batch, i)) for i in numbers], default=0)
+    assert len(selected) == len(numbers)
+    assert selected.examples == tuple(batch.examples[i] for i in numbers)
+    assert selected.tokens.shape[1] == max([len(row_ids(batch, i)) for i in numbers], default=0)
     for new, old in enumerate(numbers):
         length = len(row_ids(batch, old))
         for name in ("tokens", "role", "target_mask"):
-            assert torch.equal(getattr(chosen, name)[new, :length], getattr(batch, name)[old, :length])
-        assert (chosen.role[new, length:] == PAD).all() and not chosen.target_mask[new, length:].any()
+            assert torch.equal(getattr(selected, name)[new, :length], getattr(batch, name)[old, :length])
+        assert (selected.role[new, length:] == PAD).all() and not selected.target_mask[new, length:].any()
 
 
 def test_choosing_rows_that_do_not_exist_raises_and_the_batch_can_be_iterated(batch):
@@ -692,7 +692,7 @@ def test_rows_do_not_run_into_each_other_in_the_fingerprint(rl):
     assert len(split) == 5
 
 
-def test_B22_real_end_tokens_are_attended_to_where_the_pad_token_is_the_same(rl, gpt2):
+def test_real_end_tokens_are_attended_to_where_the_pad_token_is_the_same(rl, gpt2):
     model = with_tokenizer(gpt2, pad_token="<eos>")
     eos = model.tokenizer.eos_token_id
     assert model.tokenizer.pad_token_id == eos
@@ -707,7 +707,7 @@ def test_B22_real_end_tokens_are_attended_to_where_the_pad_token_is_the_same(rl,
         assert rl.positions.Response().mask(batch.view)[row].nonzero().max() == len(row_ids(batch, row)) - 1
 
 
-def test_B22_a_prompt_that_holds_the_pad_token_keeps_it(rl, gpt2):
+def test_a_prompt_that_holds_the_pad_token_keeps_it(rl, gpt2):
     model = with_tokenizer(gpt2, pad_token="<eos>")
     batch = rl.encode(model, [rl.Example("the<eos>cat", " sat"), rl.Example("the cat sat on the mat and", " the")])
     ids = row_ids(batch)
@@ -720,12 +720,12 @@ def test_B22_a_prompt_that_holds_the_pad_token_keeps_it(rl, gpt2):
 def test_ragged_rows_make_a_batch_without_any_tokenizer(rl):
     from reftlens.text.batch import batch_from_rows
 
-    made = batch_from_rows([[5, 6, 7], [8]], [[1, 2, 3], [1]])
-    assert made.tokens.tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert made.role.tolist() == [[1, 2, 3], [1, 0, 0]]
-    assert made.target_mask.tolist() == [[False, True, False], [False] * 3]
-    given = batch_from_rows([[5, 6, 7], [8]], [[1, 2, 3], [1]], [[False, False, True], [False]])
-    assert given.target_ids.tolist() == [7]
+    batch = batch_from_rows([[5, 6, 7], [8]], [[1, 2, 3], [1]])
+    assert batch.tokens.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert batch.role.tolist() == [[1, 2, 3], [1, 0, 0]]
+    assert batch.target_mask.tolist() == [[False, True, False], [False] * 3]
+    marked = batch_from_rows([[5, 6, 7], [8]], [[1, 2, 3], [1]], [[False, False, True], [False]])
+    assert marked.target_ids.tolist() == [7]
 
 
 # -- the default model's tokenizer ---------------------------------------------------------------------------
@@ -733,12 +733,12 @@ def test_ragged_rows_make_a_batch_without_any_tokenizer(rl):
 
 @pytest.mark.slow
 def test_the_real_chat_template_is_applied_once_to_the_emoji_data(rl, smol):
-    made = rl.load_examples(DATA / "emoji.jsonl")
-    assert len(made) >= 20
-    batch, tokenizer = rl.encode(smol, made, chat=True), smol.tokenizer
-    prompts = rl.encode_prompts(smol, [e.prompt for e in made], chat=True)
+    rows = rl.load_examples(DATA / "emoji.jsonl")
+    assert len(rows) >= 20
+    batch, tokenizer = rl.encode(smol, rows, chat=True), smol.tokenizer
+    prompts = rl.encode_prompts(smol, [e.prompt for e in rows], chat=True)
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    for row, example in enumerate(made):
+    for row, example in enumerate(rows):
         conversation = [*turns(example.prompt), {"role": "assistant", "content": example.completion}]
         whole = tokenizer.apply_chat_template(conversation, tokenize=False)
         ids = row_ids(batch, row)
@@ -755,6 +755,6 @@ def test_the_real_tokenizer_keeps_plain_text_and_one_bos(rl, smol):
     batch = rl.encode(smol, [rl.Example("The pizza is", " 🍕👩‍👩‍👧 hot")])
     assert row_ids(batch) == [*smol.to_tokens("The pizza is 🍕👩‍👩‍👧 hot")[0].tolist(), smol.tokenizer.eos_token_id]
     assert row_ids(batch).count(smol.tokenizer.bos_token_id) == 1
-    assert smol.tokenizer.pad_token_id == smol.tokenizer.eos_token_id  # B22 is this model's own case
+    assert smol.tokenizer.pad_token_id == smol.tokenizer.eos_token_id  # as in the two tests of real end tokens above
     both = rl.encode(smol, [rl.Example("The pizza is", " hot"), rl.Example("The pizza on the table is", " hot")])
     assert both.attention_mask[0].sum() == len(smol.to_tokens("The pizza is hot")[0]) + 1

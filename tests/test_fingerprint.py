@@ -27,11 +27,11 @@ def test_inside_a_bridge_the_modules_are_those_of_the_plain_model(architecture):
     from reftlens.bridge.fingerprint import plain_modules
 
     plain = architectures.hf_model(architecture)
-    found = dict(plain_modules(architectures.bridge(architecture).original_model))
-    assert found.keys() == dict(plain.named_modules()).keys()
+    modules = dict(plain_modules(architectures.bridge(architecture).original_model))
+    assert modules.keys() == dict(plain.named_modules()).keys()
     for name, module in plain.named_modules():
         for key, parameter in module._parameters.items():
-            assert parameter is None or torch.equal(parameter, found[name]._parameters[key]), (name, key)
+            assert parameter is None or torch.equal(parameter, modules[name]._parameters[key]), (name, key)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_dtype_does_not_matter(architecture, dtype):
 
 @pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
 def test_another_checkpoint_of_the_same_configuration_differs(architecture):
-    found = _differences(architectures.hf_model(architecture), architectures.hf_model(architecture, seed=1))
-    assert len(found) == 1 and "weights are others" in found[0]
+    differences = _differences(architectures.hf_model(architecture), architectures.hf_model(architecture, seed=1))
+    assert len(differences) == 1 and "weights are others" in differences[0]
 
 
 def test_weights_that_all_moved_by_one_percent_differ_even_in_bfloat16():
@@ -66,19 +66,21 @@ def test_a_change_of_any_single_weight_is_noticed(architecture):
     model = architectures.hf_model(architecture)
     before = fingerprint(model)
     for name, parameter in model.named_parameters():
-        kept = parameter.detach().clone()
+        original = parameter.detach().clone()
         with torch.no_grad():
-            parameter.add_(0.1 * max(kept.norm().item(), 1e-3) / kept.numel() ** 0.5 * torch.randn_like(kept).sign())
-        (found,) = before.differences(fingerprint(model))
-        assert name in found, name
+            parameter.add_(
+                0.1 * max(original.norm().item(), 1e-3) / original.numel() ** 0.5 * torch.randn_like(original).sign()
+            )
+        (difference,) = before.differences(fingerprint(model))
+        assert name in difference, name
         with torch.no_grad():
-            parameter.copy_(kept)
+            parameter.copy_(original)
     assert before.differences(fingerprint(model)) == []
 
 
 def test_another_architecture_differs_by_its_type():
-    found = _differences(architectures.hf_model("llama"), architectures.hf_model("qwen2"))
-    assert "model_type was 'llama' and is 'qwen2'" in found
+    differences = _differences(architectures.hf_model("llama"), architectures.hf_model("qwen2"))
+    assert "model_type was 'llama' and is 'qwen2'" in differences
 
 
 def test_processed_weights_differ_and_the_mode_without_processing_does_not():
@@ -110,5 +112,5 @@ def test_a_fingerprint_survives_json(any_model):
 
     from reftlens.bridge.fingerprint import Fingerprint, fingerprint
 
-    found = fingerprint(any_model)
-    assert Fingerprint(**json.loads(json.dumps(found.to_dict()))) == found
+    stored = fingerprint(any_model)
+    assert Fingerprint(**json.loads(json.dumps(stored.to_dict()))) == stored

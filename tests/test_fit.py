@@ -119,7 +119,7 @@ def test_a_mean_of_micro_batch_means_would_be_another_step(gpt2_double):
     assert abs(per_row.mean() - (per_row * tokens).sum() / tokens.sum()) > 1e-3
 
 
-def test_B1_B2_weight_decay_reaches_every_parameter_but_frames_and_never_harms_a_frame(gpt2_double):
+def test_weight_decay_reaches_every_parameter_but_frames_and_never_harms_a_frame(gpt2_double):
     import reftlens as rl
 
     data = _data(gpt2_double)
@@ -145,7 +145,7 @@ def test_B1_B2_weight_decay_reaches_every_parameter_but_frames_and_never_harms_a
         assert (pulled - expected).abs().max() < 1e-14, name
 
 
-def test_B1_strong_weight_decay_over_many_steps_leaves_frames_orthonormal(gpt2):
+def test_strong_weight_decay_over_many_steps_leaves_frames_orthonormal(gpt2):
     import reftlens as rl
 
     reft = _reft(gpt2)
@@ -237,10 +237,10 @@ def test_early_stopping_keeps_the_best_weights(gpt2):
     import reftlens as rl
 
     data = _data(gpt2)
-    reft, kept = _reft(gpt2), {}
+    reft, snapshots = _reft(gpt2), {}
 
     def keep(step):
-        kept[step.step] = _tensors(step.reft.clone())
+        snapshots[step.step] = _tensors(step.reft.clone())
 
     run = rl.fit(
         reft,
@@ -257,7 +257,7 @@ def test_early_stopping_keeps_the_best_weights(gpt2):
     assert run.stopped_early
     assert len(run.losses) == run.best_step + 2 * 3
     best = _reft(gpt2)
-    best.load_state_dict(kept[run.best_step])
+    best.load_state_dict(snapshots[run.best_step])
     best.settle()
     assert _same(_tensors(reft), _tensors(best))
     steps, losses = zip(*run.validation, strict=True)

@@ -109,8 +109,8 @@ def test_sources_follow_their_rows_into_any_batch(gpt2, order):
     assert len(set(expected)) == 3
     for reuse in (False, True):
         for size in (1, 2, 3):
-            found = rl.evaluate(reft, gpt2, data[order], reuse=reuse, batch_size=size, progress=False)
-            assert found.loss[1].tolist() == pytest.approx([expected[i] for i in order], abs=1e-5)
+            evaluation = rl.evaluate(reft, gpt2, data[order], reuse=reuse, batch_size=size, progress=False)
+            assert evaluation.loss[1].tolist() == pytest.approx([expected[i] for i in order], abs=1e-5)
 
 
 def test_reuse_is_exact_for_das_at_several_sites_and_positions(gpt2_double):
@@ -271,13 +271,13 @@ def test_a_source_may_be_intervened_on_itself(gpt2):
         {site: _das(gpt2.cfg.d_model, variables={"first": 3}), later: _das(gpt2.cfg.d_model, variables={"second": 4})}
     )
     nobody = (source, torch.tensor([-1, -1, -1]))
-    found = rl.evaluate(reft, gpt2, base.with_sources({"first": nobody, "second": nested}), progress=False).loss[1]
+    losses = rl.evaluate(reft, gpt2, base.with_sources({"first": nobody, "second": nested}), progress=False).loss[1]
     plain = rl.evaluate(reft, gpt2, base.with_sources({"first": nobody, "second": source}), progress=False).loss[1]
-    assert (found - plain).abs().max() > 1e-4, "the inner exchange reaches the row"
+    assert (losses - plain).abs().max() > 1e-4, "the inner exchange reaches the row"
     full = rl.evaluate(
         reft, gpt2, base.with_sources({"first": nobody, "second": nested}), reuse=False, progress=False
     ).loss[1]
-    torch.testing.assert_close(found, full, atol=1e-5, rtol=0)
+    torch.testing.assert_close(losses, full, atol=1e-5, rtol=0)
     read = _after_block_2(gpt2, source, source.with_sources({"first": inner}), rl.ReFT({site: reft[0]}))
     expected = reft[1](_after_block_2(gpt2, base), source=read[:, None])
     data = base.with_sources({"first": nobody, "second": nested})

@@ -33,7 +33,7 @@ FUNCTIONS = {
 }
 READS = ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT")
 ORTHONORMAL = ("LoReFT", "OrthoDiReFT", "ConsReFT", "LobiReFT")
-# Every kind, the fixed ones in each of their forms. Ablations and steering vectors get random tensors in `made`.
+# Every kind, the fixed ones in each of their forms. Ablations and steering vectors get random tensors in `build`.
 EVERY = (*FORMULAS, "SteeringVector", "zero ablation", "mean ablation", "subspace ablation")
 PYREFT = {
     "LoReFT": "LoreftIntervention",
@@ -75,7 +75,7 @@ def rl():
 
 
 @torch.no_grad()
-def made(rl, name, d=D, rank=RANK, dtype=torch.float32, **settings):
+def build(rl, name, d=D, rank=RANK, dtype=torch.float32, **settings):
     """One intervention of a kind in eval mode, every parameter far from its start."""
     if name == "SteeringVector":
         return rl.SteeringVector(d, torch.randn(d)).to(dtype).eval()
@@ -102,8 +102,8 @@ def gram_schmidt(m):
 
 def weights(module):
     """The weights of a module in the letters of `FORMULAS`, the frame by Gram-Schmidt."""
-    found = {n: p for n, p in module.named_parameters() if n in ("W", "b", "W2")}
-    return found | ({} if module.frame is None else {"R": gram_schmidt(module.frame.matrix)})
+    parameters = {n: p for n, p in module.named_parameters() if n in ("W", "b", "W2")}
+    return parameters | ({} if module.frame is None else {"R": gram_schmidt(module.frame.matrix)})
 
 
 # -- the formulas --------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_on_equal_weights_each_kind_equals_pyrefts(rl, name, activation):
 
 @pytest.mark.parametrize(("name", "activation"), ACTIVATED)
 def test_each_kind_is_the_papers_formula(rl, name, activation):
-    module = made(rl, name, dtype=torch.float64, activation=activation)
+    module = build(rl, name, dtype=torch.float64, activation=activation)
     for shape in ((D,), (7, D), (2, 5, D), (0, D)):
         h = torch.randn(shape, dtype=torch.float64)
         expected = FORMULAS[name](h, FUNCTIONS[activation], **weights(module))
@@ -139,7 +139,7 @@ def test_each_kind_is_the_papers_formula(rl, name, activation):
 def test_the_kinds_are_told_apart_by_their_formulas(rl):
     """The oracle is no tautology: another kind's formula does not fit."""
     h = torch.randn(7, D, dtype=torch.float64)
-    module = made(rl, "LoReFT", dtype=torch.float64)
+    module = build(rl, "LoReFT", dtype=torch.float64)
     for name in ("OrthoDiReFT", "ConsReFT", "LobiReFT"):
         letters = {k: v for k, v in weights(module).items() if k in inspect.signature(FORMULAS[name]).parameters}
         assert not torch.allclose(module(h), FORMULAS[name](h, FUNCTIONS["linear"], **letters), atol=0.01)
@@ -147,7 +147,7 @@ def test_the_kinds_are_told_apart_by_their_formulas(rl):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_gradients_agree_with_finite_differences(rl, name):
-    module = made(rl, name, d=5, rank=2, dtype=torch.float64)
+    module = build(rl, name, d=5, rank=2, dtype=torch.float64)
     h = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     strength = torch.tensor([0.7] * module.rank, dtype=torch.float64, requires_grad=True)
     names = [n for n, _ in module.named_parameters()]
@@ -160,7 +160,7 @@ def test_gradients_agree_with_finite_differences(rl, name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_basis_that_was_kept_gives_the_same_edit(rl, name):
-    module, h = made(rl, name), torch.randn(7, D)
+    module, h = build(rl, name), torch.randn(7, D)
     basis = module.basis()
     assert torch.equal(module(h, basis=basis), module(h))
     if basis is not None and name in FORMULAS:  # and it is used: another basis gives another edit
@@ -169,7 +169,7 @@ def test_a_basis_that_was_kept_gives_the_same_edit(rl, name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_edit_lies_in_the_basis_and_each_unit_is_edited_alone(rl, name):
-    module, h = made(rl, name, dtype=torch.float64), torch.randn(4, 3, D, dtype=torch.float64)
+    module, h = build(rl, name, dtype=torch.float64), torch.randn(4, 3, D, dtype=torch.float64)
     out = module(h)
     assert torch.allclose(out[1, 2], module(h[1, 2]), atol=1e-14)
     basis = module.basis()
@@ -182,7 +182,7 @@ def test_the_edit_lies_in_the_basis_and_each_unit_is_edited_alone(rl, name):
 @pytest.mark.parametrize(("name", "activation"), [*((n, None) for n in EVERY), *((n, "relu") for n in READS)])
 def test_an_edit_is_affine_exactly_where_it_says_so(rl, name, activation):
     settings = {} if activation is None else {"activation": activation}
-    module = made(rl, name, dtype=torch.float64, **settings)
+    module = build(rl, name, dtype=torch.float64, **settings)
     a, b = torch.randn(2, 9, D, dtype=torch.float64)
     gap = (module(a) + module(b) - module(a + b) - module(torch.zeros_like(a))).abs().max().item()
     assert module.affine == (gap < 1e-12)
@@ -216,7 +216,7 @@ def test_every_kind_is_in_the_tables(rl):
 @pytest.mark.parametrize("strength", [0.0, 0, -0.0])
 @pytest.mark.parametrize("name", EVERY)
 def test_strength_zero_is_h_itself_even_where_the_edit_is_not_finite(rl, name, strength):
-    module, h = made(rl, name), torch.randn(7, D).bfloat16()
+    module, h = build(rl, name), torch.randn(7, D).bfloat16()
     with torch.no_grad():
         for tensor in module.state_dict().values():
             tensor.fill_(torch.nan)
@@ -227,14 +227,14 @@ def test_strength_zero_is_h_itself_even_where_the_edit_is_not_finite(rl, name, s
 def test_h_is_left_as_it_was(rl, name):
     h = torch.randn(7, D)
     before = h.clone()
-    made(rl, name)(h)
+    build(rl, name)(h)
     assert torch.equal(h, before)
 
 
 @pytest.mark.parametrize("strength", [-1.0, 0.25, 0.5, 1, 2, 10.0])
 @pytest.mark.parametrize("name", EVERY)
 def test_strength_scales_the_edit(rl, name, strength):
-    module, h = made(rl, name, dtype=torch.float64), torch.randn(7, D, dtype=torch.float64)
+    module, h = build(rl, name, dtype=torch.float64), torch.randn(7, D, dtype=torch.float64)
     full = module(h) - h
     assert full.abs().max() > 0.1
     assert torch.allclose(module(h, strength=strength), h + strength * full, rtol=0, atol=1e-12)
@@ -242,7 +242,7 @@ def test_strength_scales_the_edit(rl, name, strength):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_one_strength_per_direction_turns_each_direction_on_its_own(rl, name):
-    module, h = made(rl, name, dtype=torch.float64), torch.randn(7, D, dtype=torch.float64)
+    module, h = build(rl, name, dtype=torch.float64), torch.randn(7, D, dtype=torch.float64)
     basis = module.basis()
     columns = torch.eye(D, dtype=torch.float64) if basis is None else basis
     parts = []
@@ -261,7 +261,7 @@ def test_one_strength_per_direction_turns_each_direction_on_its_own(rl, name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_equal_strengths_per_direction_or_per_token_are_one_strength(rl, name):
-    module, h = made(rl, name), torch.randn(7, D)
+    module, h = build(rl, name), torch.randn(7, D)
     expected = module(h, strength=0.3)
     assert torch.equal(module(h, strength=torch.full((module.rank,), 0.3)), expected)
     assert torch.equal(module(h, strength=torch.full((7, 1), 0.3)), expected)
@@ -276,7 +276,7 @@ def test_equal_strengths_per_direction_or_per_token_are_one_strength(rl, name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_strength_of_another_dtype_changes_neither_the_arithmetic_nor_the_result(rl, name):
-    module, h = made(rl, name), torch.randn(7, D)
+    module, h = build(rl, name), torch.randn(7, D)
     half = [0.5] * module.rank
     for dtype in (torch.float64, torch.bfloat16):
         out = module(h, strength=torch.tensor(half, dtype=dtype))
@@ -290,7 +290,7 @@ def test_a_strength_of_another_dtype_changes_neither_the_arithmetic_nor_the_resu
 @pytest.mark.parametrize("name", FORMULAS)
 def test_dropout_falls_on_the_code_and_never_on_h(rl, name):
     """In pyreft it zeroes the hidden state itself, and doubles the rest."""
-    module, h = made(rl, name, dtype=torch.float64, dropout=0.5), torch.randn(200, D, dtype=torch.float64)
+    module, h = build(rl, name, dtype=torch.float64, dropout=0.5), torch.randn(200, D, dtype=torch.float64)
     basis = module.basis().detach()
     plain = module(h) - h
     code = torch.linalg.lstsq(basis, plain.T).solution.T
@@ -303,15 +303,15 @@ def test_dropout_falls_on_the_code_and_never_on_h(rl, name):
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_dropout_leaves_everything_outside_the_basis_alone(rl, name):
-    module, h = made(rl, name, dtype=torch.float64, dropout=0.5).train(), torch.randn(50, D, dtype=torch.float64)
+    module, h = build(rl, name, dtype=torch.float64, dropout=0.5).train(), torch.randn(50, D, dtype=torch.float64)
     q, _ = torch.linalg.qr(module.basis().detach())
     edit = module(h) - h
     assert torch.allclose(edit - edit @ q @ q.T, torch.zeros_like(edit), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_B17_eval_turns_dropout_off_and_train_turns_it_on_again(rl, name):
-    module, h = made(rl, name, dropout=0.5), torch.randn(50, D)
+def test_eval_turns_dropout_off_and_train_turns_it_on_again(rl, name):
+    module, h = build(rl, name, dropout=0.5), torch.randn(50, D)
     undropped = made_equal(module, dropout=0.0)
     assert torch.equal(module.eval()(h), undropped(h))
     assert not torch.equal(module.train()(h), module(h))
@@ -409,7 +409,7 @@ def test_the_papers_start_draws_uniformly_within_its_bounds(rl, name):
 def test_a_seed_gives_one_start_by_the_constructor_and_by_reset(rl, name):
     kind = getattr(rl.interventions, name)
     first = kind(D, RANK, generator=torch.Generator().manual_seed(3))
-    module = made(rl, name)
+    module = build(rl, name)
     torch.manual_seed(77)
     module.reset(torch.Generator().manual_seed(3))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), module.parameters(), strict=True))
@@ -420,7 +420,7 @@ def test_a_seed_gives_one_start_by_the_constructor_and_by_reset(rl, name):
 
 
 def test_reset_takes_a_steering_vector_back_to_zero_and_leaves_an_ablation(rl):
-    vector, ablation = made(rl, "SteeringVector"), made(rl, "subspace ablation")
+    vector, ablation = build(rl, "SteeringVector"), build(rl, "subspace ablation")
     before = {k: v.clone() for k, v in ablation.state_dict().items()}
     vector.reset()
     ablation.reset()
@@ -435,7 +435,7 @@ def test_reset_takes_a_steering_vector_back_to_zero_and_leaves_an_ablation(rl):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", EVERY)
 def test_half_precision_is_edited_in_single_precision_and_rounded_once(rl, name, dtype, autocast):
-    module, h = made(rl, name), (5 * torch.randn(50, D)).to(dtype)
+    module, h = build(rl, name), (5 * torch.randn(50, D)).to(dtype)
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         out = module(h)
     assert out.dtype == dtype
@@ -443,14 +443,14 @@ def test_half_precision_is_edited_in_single_precision_and_rounded_once(rl, name,
 
 
 def test_half_precision_arithmetic_would_have_given_something_else(rl):
-    module, h = made(rl, "LoReFT"), (5 * torch.randn(50, D)).bfloat16()
+    module, h = build(rl, "LoReFT"), (5 * torch.randn(50, D)).bfloat16()
     letters = {k: v.bfloat16() for k, v in weights(module).items()}
     assert not torch.equal(FORMULAS["LoReFT"](h, FUNCTIONS["linear"], **letters), module(h))
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_autocast_changes_neither_values_nor_gradients(rl, name):
-    module, h = made(rl, name), torch.randn(20, D, requires_grad=True)
+    module, h = build(rl, name), torch.randn(20, D, requires_grad=True)
     inputs = [h, *module.parameters()]
     plain = module(h)
     expected = torch.autograd.grad(plain.square().sum(), inputs)
@@ -464,11 +464,11 @@ def test_autocast_changes_neither_values_nor_gradients(rl, name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_wider_hidden_states_or_parameters_widen_the_arithmetic(rl, name):
-    wide = made(rl, name, dtype=torch.float64)
+    wide = build(rl, name, dtype=torch.float64)
     h = torch.randn(20, D)
     assert wide(h).dtype == torch.float32
     assert torch.equal(wide(h), wide(h.double()).float())
-    narrow = made(rl, name)
+    narrow = build(rl, name)
     out = narrow(h.double())
     assert out.dtype == torch.float64
     assert not torch.equal(out, narrow(h).double()) or name == "zero ablation"
@@ -478,7 +478,7 @@ def test_wider_hidden_states_or_parameters_widen_the_arithmetic(rl, name):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", EVERY)
 def test_a_module_kept_in_half_precision_still_computes_in_single(rl, name, dtype):
-    module, h = made(rl, name, dtype=dtype), torch.randn(20, D)
+    module, h = build(rl, name, dtype=dtype), torch.randn(20, D)
     again = made_equal(module.float())
     assert torch.equal(module.to(dtype)(h), again(h))
     assert torch.equal(module(h.to(dtype)), again(h.to(dtype).float()).to(dtype))
@@ -495,7 +495,7 @@ def test_the_default_works_on_a_float32_model(rl):
 
 
 @pytest.mark.parametrize("name", ORTHONORMAL)
-def test_B1_weight_decay_on_everything_harms_no_frame(rl, name):
+def test_weight_decay_on_everything_harms_no_frame(rl, name):
     module, h = getattr(rl.interventions, name)(D, RANK), torch.randn(20, D)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=0.1)
     for _ in range(20):
@@ -508,7 +508,7 @@ def test_B1_weight_decay_on_everything_harms_no_frame(rl, name):
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_B3_loading_in_mid_training_changes_nothing_about_the_rest_of_it(rl, name):
+def test_loading_in_mid_training_changes_nothing_about_the_rest_of_it(rl, name):
     """In pyreft the frame is a new parameter after loading, unknown to the optimizer and no longer orthonormal."""
     h, goal = torch.randn(20, D), torch.randn(20, D)
 
@@ -546,9 +546,9 @@ SETTINGS = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("name", "settings"), [*SETTINGS, *((n, {}) for n in EVERY if n not in FORMULAS)])
-def test_B4_B5_settings_and_tensors_make_an_equal_intervention(rl, name, settings, dtype):
+def test_settings_and_tensors_make_an_equal_intervention(rl, name, settings, dtype):
     """pyreft loses activation, dropout and dtype on the way, and cannot build NoReFT and NodiReFT again."""
-    module = made(rl, name, dtype=dtype, **settings)
+    module = build(rl, name, dtype=dtype, **settings)
     stored = json.loads(json.dumps(module.settings()))
     assert stored == module.settings()
     assert settings.items() <= stored.items()
@@ -568,7 +568,7 @@ def test_B4_B5_settings_and_tensors_make_an_equal_intervention(rl, name, setting
 @pytest.mark.parametrize("name", EVERY)
 def test_the_state_of_a_module_that_holds_one_is_not_empty(rl, name):
     """pyreft's nested `state_dict()` is."""
-    module = made(rl, name)
+    module = build(rl, name)
     outer = nn.ModuleDict({"a": nn.Sequential(module)})
     own = module.state_dict()
     assert own and outer.state_dict().keys() == {f"a.0.{k}" for k in own}
@@ -628,7 +628,7 @@ def test_degrees_of_freedom_leave_out_the_constraints_of_the_frame(rl, name, d, 
 
 def test_fixed_edits_count_what_can_be_trained(rl):
     assert rl.SteeringVector(D).stored_parameters == rl.SteeringVector(D).degrees_of_freedom == D
-    assert made(rl, "subspace ablation").stored_parameters == 0
+    assert build(rl, "subspace ablation").stored_parameters == 0
 
 
 # Section 3.1 of the peers' notes: class, d, rank, how many, stored, parameters of the model, the paper's percentage.
@@ -681,8 +681,8 @@ def test_tied_interventions_are_counted_and_stored_once(rl):
 def test_nothing_of_size_d_times_d_is_stored(rl, name):
     """pyreft keeps 64 MiB per intervention at this size."""
     module = getattr(rl.interventions, name)(4096, 4)
-    kept = {**dict(module.named_parameters()), **dict(module.named_buffers()), **module.state_dict()}
-    assert max(t.numel() for t in kept.values()) == 4096 * 4
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers()), **module.state_dict()}
+    assert max(t.numel() for t in tensors.values()) == 4096 * 4
 
 
 class _Largest(TorchDispatchMode):
@@ -701,7 +701,7 @@ class _Largest(TorchDispatchMode):
 @pytest.mark.parametrize("name", [n for n in EVERY if n in FORMULAS or n == "subspace ablation"])
 def test_nothing_of_size_d_times_d_is_computed_forward_or_backward(rl, name):
     d, rank, tokens = 512, 4, 4
-    module = made(rl, name, d, rank)
+    module = build(rl, name, d, rank)
     with _Largest() as seen:
         h = torch.randn(tokens, d, requires_grad=True)
         module(h).square().sum().backward()
@@ -783,10 +783,10 @@ def test_an_ablation_of_a_direction_that_h_lacks_changes_nothing(rl):
 
 
 def test_an_ablation_trains_nothing_and_stores_everything(rl):
-    module = made(rl, "subspace ablation")
+    module = build(rl, "subspace ablation")
     assert not list(module.parameters())
     assert module.state_dict().keys() == {"reference", "directions"}
-    assert made(rl, "zero ablation").state_dict().keys() == {"reference"}
+    assert build(rl, "zero ablation").state_dict().keys() == {"reference"}
 
 
 def test_an_ablation_keeps_copies(rl):
@@ -828,7 +828,7 @@ def test_tensors_of_another_width_are_refused(rl):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_units_may_have_any_number_of_axes(rl, name):
-    module, h = made(rl, name), torch.randn(2, 3, 4, D)
+    module, h = build(rl, name), torch.randn(2, 3, 4, D)
     assert torch.allclose(module(h).view(-1, D), module(h.view(-1, D)), atol=1e-6)
     assert module(torch.empty(0, D)).shape == (0, D)
     assert F.mse_loss(module(h), h) > 0

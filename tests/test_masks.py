@@ -46,13 +46,13 @@ def test_shut_it_is_the_identity_and_open_the_exchange_in_its_subspace(name, cou
     module = MAKE[name]()
     h, source = torch.randn(2, count, D, generator=_seeded(2))
     torch.testing.assert_close(_gate(module, -1e4)(h, source=source[:, None]), h)
-    found = _gate(module, 1e4)(h, source=source[:, None])
+    edited = _gate(module, 1e4)(h, source=source[:, None])
     if name == "SAE":
         expected = h + (module.latents(source) - module.latents(h)) @ module.decoder
     else:
         basis = torch.eye(D) if module.basis() is None else module.basis().float()
         expected = h + (source - h) @ basis @ basis.T
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(edited, expected)
     assert torch.equal(module(h, 0.0, source=source[:, None]), h)
     left = torch.full_like(source, torch.nan)
     torch.testing.assert_close(module(h, source=left[:, None]), h)
@@ -118,8 +118,8 @@ def test_boundless_das_finds_a_planted_width():
     module = rl.interventions.BoundlessDAS(32, 8, sparsity=0.1, generator=_seeded(2))
     assert _fitted(module, steps=200) > 0.95
     assert module.is_open().tolist() == [True, True, *[False] * 6]
-    chosen = module.basis()[:, :2].detach()
-    assert torch.linalg.svdvals(chosen.T @ planted().subspace).min() > 0.95
+    opened = module.basis()[:, :2].detach()
+    assert torch.linalg.svdvals(opened.T @ planted().subspace).min() > 0.95
 
 
 def test_a_mask_finds_planted_components_and_nothing_where_there_is_nothing():
@@ -139,14 +139,14 @@ def test_the_penalty_shuts_what_is_not_needed_and_only_it():
 
 def test_masks_that_train_together_train_as_alone():
     truth, train, _ = _planted_data()
-    made = [rl.ReFT({rl.resid_post(1, "last"): rl.interventions.SigmoidMask(32, sparsity=s)}) for s in (0.0, 0.1)]
-    alone = [reft.clone() for reft in made]
+    together = [rl.ReFT({rl.resid_post(1, "last"): rl.interventions.SigmoidMask(32, sparsity=s)}) for s in (0.0, 0.1)]
+    alone = [reft.clone() for reft in together]
     config = rl.FitConfig(steps=4, lr=5e-2, batch_size=16)
-    rl.training.fit_many(dict(zip("ab", made, strict=True)), truth.model, train, config, progress=False)
-    for one, expected in zip(made, alone, strict=True):
+    rl.training.fit_many(dict(zip("ab", together, strict=True)), truth.model, train, config, progress=False)
+    for reft, expected in zip(together, alone, strict=True):
         rl.fit(expected, truth.model, train, config, progress=False)
-        torch.testing.assert_close(one[0].logits, expected[0].logits, atol=1e-5, rtol=1e-4)
-        assert one[0].temperature_now == expected[0].temperature_now
+        torch.testing.assert_close(reft[0].logits, expected[0].logits, atol=1e-5, rtol=1e-4)
+        assert reft[0].temperature_now == expected[0].temperature_now
 
 
 def test_what_makes_no_mask_is_said():
@@ -177,10 +177,10 @@ def test_joined_batches_are_their_rows(gpt2):
     both = rl.Batch.join([cause, isolate])
     assert len(both) == 8 and set(both.sources) == {"a", "source"}
     assert both.sources["a"].rows.tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
-    for name, one in (("a", cause), ("source", isolate)):
+    for name, batch in (("a", cause), ("source", isolate)):
         rows = (both.sources[name].rows >= 0).nonzero().flatten().tolist()
         mine = both[rows]
-        assert mine.with_sources(mine.sources[name]).fingerprint == one.with_sources(one.sources[name]).fingerprint
+        assert mine.with_sources(mine.sources[name]).fingerprint == batch.with_sources(batch.sources[name]).fingerprint
     with pytest.raises(ValueError, match="no batches"):
         rl.Batch.join([])
     with pytest.raises(ValueError, match="different tokenizers"):

@@ -46,9 +46,9 @@ def test_padding_batches_reuse_and_generation_do_not_matter(gpt2):
     alone = [rl.evaluate(reft, gpt2, data[[i]], progress=False).loss[1].item() for i in range(3)]
     torch.testing.assert_close(together.loss, full.loss, atol=1e-5, rtol=0)
     assert together.loss[1].tolist() == pytest.approx(alone, abs=1e-5)
-    made = rl.generate(reft, gpt2, texts, rl.Decoding(max_new_tokens=4), progress=False)
+    generation = rl.generate(reft, gpt2, texts, rl.Decoding(max_new_tokens=4), progress=False)
     single = [rl.generate(reft, gpt2, [t], rl.Decoding(max_new_tokens=4), progress=False).texts[0] for t in texts]
-    assert list(made.texts) == single
+    assert list(generation.texts) == single
 
 
 def test_it_trains_as_without_reuse_and_is_stored(gpt2, tmp_path):
@@ -93,14 +93,14 @@ def _rows(count, seed, arbitrary=False):
 def test_a_planted_concept_is_found_and_arbitrary_answers_find_none(arbitrary):
     truth = planted()
     config = rl.FitConfig(steps=150, lr=5e-2, batch_size=64, seed=1)
-    found = rl.directions.reft_r1(
+    trained = rl.directions.reft_r1(
         truth.model, *_rows(256, 0, arbitrary), rl.resid_post(1, "prompt"), k=1, config=config, progress=False
     )
     direction = torch.nn.functional.normalize(truth.subspace @ CORNERS[CONCEPT], dim=0).double()
-    cosine = (found.basis[:, 0] @ direction).item()
+    cosine = (trained.basis[:, 0] @ direction).item()
     positive, negative = _rows(100, 7)
     score = [
-        (rl.activations(truth.model, d, rl.resid_post(1, "prompt"), progress=False).double() @ found.basis[:, 0])
+        (rl.activations(truth.model, d, rl.resid_post(1, "prompt"), progress=False).double() @ trained.basis[:, 0])
         .view(-1, 5)
         .amax(dim=1)
         for d in (positive, negative)
@@ -109,8 +109,8 @@ def test_a_planted_concept_is_found_and_arbitrary_answers_find_none(arbitrary):
     if arbitrary:
         assert cosine < 0.6 and auroc < 0.8
     else:
-        assert cosine > 0.9 and auroc > 0.99 and found.scale[0] > 1
-        steered = rl.ReFT({rl.resid_post(1, "last"): found.as_steering()})
+        assert cosine > 0.9 and auroc > 0.99 and trained.scale[0] > 1
+        steered = rl.ReFT({rl.resid_post(1, "last"): trained.as_steering()})
         data = replace(negative, tokens=negative.tokens.masked_fill(negative.target_mask, ANSWERS[CONCEPT]))
         told = rl.evaluate(steered, truth.model, data, progress=False)
         assert told.accuracy[1].sum() > 90 and told.accuracy[0].sum() < 10

@@ -121,7 +121,7 @@ def test_each_choice_is_what_its_definition_on_plain_lists_says(rl, name, side, 
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_B9_padding_on_either_side_and_other_rows_do_not_matter(rl, name):
+def test_padding_on_either_side_and_other_rows_do_not_matter(rl, name):
     positions = TABLE[name][0](rl)
     together = chosen(positions, view_of(ROWS, "right"))
     assert chosen(positions, view_of(ROWS, "left", extra=3)) == together
@@ -148,7 +148,7 @@ def test_a_choice_of_the_users_own_cannot_choose_padding_either(rl):
         assert chosen(Everything(), view_of(ROWS, side)) == chosen(rl.positions.All(), view_of(ROWS, side))
 
 
-def test_B6_a_short_prompt_chooses_fewer_tokens_and_never_one_of_the_response(rl):
+def test_a_short_prompt_chooses_fewer_tokens_and_never_one_of_the_response(rl):
     rows = [(p, 5, 0) for p in (1, 2, 3, 5)]
     for text in ("f3+l3", "f7+l7", "l5", "f5"):
         for (p, _, _), places in zip(rows, chosen(rl.positions.parse(text), view_of(rows)), strict=True):
@@ -157,18 +157,18 @@ def test_B6_a_short_prompt_chooses_fewer_tokens_and_never_one_of_the_response(rl
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_B7_last_is_the_last_prompt_token_with_and_without_a_response(rl, side):
+def test_last_is_the_last_prompt_token_with_and_without_a_response(rl, side):
     rows = [(5, 3, 0), (5, 0, 0), (1, 2, 0)]
     assert chosen(rl.positions.parse("l1"), view_of(rows, side)) == [[4], [4], [0]]
 
 
-def test_B8_one_sided_choices_are_not_halved(rl):
+def test_one_sided_choices_are_not_halved(rl):
     assert chosen(rl.positions.parse("f5"), view_of([(8, 0, 0)])) == [[0, 1, 2, 3, 4]]
     assert chosen(rl.positions.parse("l5"), view_of([(8, 0, 0)])) == [[3, 4, 5, 6, 7]]
     assert chosen(rl.positions.parse("l1"), view_of([(1, 0, 0)])) == [[0]]
 
 
-def test_B12_two_explicit_places_are_two_places(rl):
+def test_two_explicit_places_are_two_places(rl):
     assert chosen(rl.positions.At(2, 5), view_of([(8, 0, 0)])) == [[2, 5]]
     assert (
         rl.positions.At([2, 5])
@@ -179,7 +179,7 @@ def test_B12_two_explicit_places_are_two_places(rl):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
-def test_B23_an_overlapping_union_edits_each_token_once(rl, gpt2, n):
+def test_an_overlapping_union_edits_each_token_once(rl, gpt2, n):
     from reftlens.editing.bound import Bound
 
     reft = rl.ReFT({rl.resid_post(1, rl.positions.First(3) | rl.positions.Last(3)): rl.LoReFT(gpt2.cfg.d_model)})
@@ -325,8 +325,8 @@ def test_positions_survive_a_round_trip_through_json(rl, name):
 
 
 def test_different_positions_are_different(rl):
-    made = [make(rl) for make, _ in TABLE.values()]
-    assert all((a == b) == (i == j) for i, a in enumerate(made) for j, b in enumerate(made))
+    kinds = [make(rl) for make, _ in TABLE.values()]
+    assert all((a == b) == (i == j) for i, a in enumerate(kinds) for j, b in enumerate(kinds))
 
 
 def test_every_kind_of_positions_is_in_the_table(rl):
@@ -379,8 +379,8 @@ def test_a_missing_text_raises_with_its_rows_or_is_skipped(rl):
     view, _ = text_view(["the cat", "the dog", "a cat", "x"])
     with pytest.raises(ValueError, match=r"no such token in the prompt in row\(s\) \[1, 3\]"):
         rl.positions.Tokens("cat").mask(view)
-    found = rl.positions.Tokens("cat", missing="skip").mask(view).any(dim=1)
-    assert found.tolist() == [True, False, True, False]
+    rows = rl.positions.Tokens("cat", missing="skip").mask(view).any(dim=1)
+    assert rows.tolist() == [True, False, True, False]
 
 
 # -- by text -------------------------------------------------------------------------------------------------
@@ -405,8 +405,8 @@ def text_view(texts, side="right", response=0):
 
 
 def overlapping(spans, text, pattern):
-    found = [m.span() for m in re.finditer(pattern, text)]
-    return [i for i, (s, e) in enumerate(spans) if any(s < b and a < e for a, b in found)]
+    matches = [m.span() for m in re.finditer(pattern, text)]
+    return [i for i, (s, e) in enumerate(spans) if any(s < b and a < e for a, b in matches)]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -430,9 +430,9 @@ def test_every_piece_of_text_finds_exactly_the_tokens_that_carry_it(rl, side):
 def test_a_text_may_span_several_tokens_and_occur_more_than_once(rl):
     texts = ["the 🍕 cat 🍕 on", "🍕"]
     view, spans = text_view(texts)
-    found = chosen(rl.positions.Tokens("🍕"), view)
-    assert found == [overlapping(s, t, "🍕") for s, t in zip(spans, texts, strict=True)]
-    assert [len(row) for row in found] == [8, 4]  # four bytes of UTF-8 each
+    places = chosen(rl.positions.Tokens("🍕"), view)
+    assert places == [overlapping(s, t, "🍕") for s, t in zip(spans, texts, strict=True)]
+    assert [len(row) for row in places] == [8, 4]  # four bytes of UTF-8 each
     assert chosen(rl.positions.Tokens("the cat"), text_view(["on the cat sat"])[0]) == [[1, 2]]
 
 

@@ -123,7 +123,7 @@ def test_scaling_columns_leaves_the_frame_and_mixing_them_turns_it(rl, shape):
         assert not torch.allclose(rl.interventions.orthonormal(m.flip(1)), q, atol=0.01)
 
 
-def test_B1_weight_decay_alone_never_moves_the_frame():
+def test_weight_decay_alone_never_moves_the_frame():
     """pyreft's rotation is zero after one AdamW step with any weight decay, its default included."""
     f = shaken(24, 3, torch.float32)
     before, norm = f().detach().clone(), f.matrix.norm().item()
@@ -136,7 +136,7 @@ def test_B1_weight_decay_alone_never_moves_the_frame():
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 1e-3, 0.01, 1.0])
-def test_B1_the_frame_stays_orthonormal_and_learns_under_any_weight_decay(weight_decay):
+def test_the_frame_stays_orthonormal_and_learns_under_any_weight_decay(weight_decay):
     f, goal = frame(24, 3), frame(24, 3, seed=1)().detach()
     optimizer = torch.optim.AdamW(f.parameters(), lr=0.02, weight_decay=weight_decay)
     losses = []
