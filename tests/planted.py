@@ -1,6 +1,7 @@
 """A network whose causal subspace is known, because it was written by hand."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,9 +23,13 @@ class Planted:
     """Of every token of the vocabulary."""
 
 
+@cache
 @torch.no_grad()
 def planted(seed: int = 0) -> Planted:
-    """A neox whose blocks add nothing: the embedding writes the value into a plane, the unembedding reads it there."""
+    """A neox whose blocks add nothing: the embedding writes the value into a plane, the unembedding reads it there.
+
+    One for each seed and process; read-only.
+    """
     generator = torch.Generator().manual_seed(seed)
     model = hf_model("neox", seed)
     frame = torch.linalg.qr(torch.randn(D, D, generator=generator)).Q
@@ -80,6 +85,7 @@ class PlantedNeurons:
     """Of every token of the vocabulary: 0 or 1, or for one that carries none 0."""
 
 
+@cache
 @torch.no_grad()
 def planted_neurons(seed: int = 0) -> PlantedNeurons:
     """A neox whose only active part is the MLP of block 1, in its linear range; answers are read from what it writes.

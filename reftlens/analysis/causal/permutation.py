@@ -12,6 +12,7 @@ from reftlens.editing.variant import Variant
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch
 
+_TOGETHER = 1000  # shuffles that are scored at once
 CANNOT = (
     "no shuffle can change an answer: pairs with equal own answers all have one label; sample some that change the "
     "answer and some that do not (task.pairs(…, changed=0.5))"
@@ -40,11 +41,13 @@ def shuffled_p(
     scored = gained.double()
     observed = scored[rows, labels].mean()
     slots = torch.argsort(groups, stable=True)
-    for _ in range(shuffles):
-        drawn = torch.rand(len(labels), generator=generator, dtype=torch.float64).argsort()
-        shuffled = torch.empty_like(labels)
-        shuffled[slots] = labels[drawn[torch.argsort(groups[drawn], stable=True)]]
-        reached += int(scored[rows, shuffled].mean() >= observed - 1e-12)
+    for start in range(0, shuffles, _TOGETHER):
+        count = min(_TOGETHER, shuffles - start)
+        drawn = torch.rand(count, len(labels), generator=generator, dtype=torch.float64).argsort(dim=1)
+        by_stratum = drawn.gather(1, groups[drawn].argsort(dim=1, stable=True))
+        shuffled = torch.empty_like(drawn)
+        shuffled[:, slots] = labels[by_stratum]
+        reached += int((scored[rows, shuffled].mean(dim=1) >= observed - 1e-12).sum())
     return (1 + reached) / (1 + shuffles)
 
 
