@@ -19,14 +19,19 @@ TEMPLATE = (
 
 @cache
 def tokenizer() -> Any:
-    """A byte-level BPE tokenizer of about 330 tokens, loaded from a folder, with a chat template."""
+    """A byte-level BPE tokenizer of about 330 tokens, with a chat template."""
+    return train_tokenizer([TEXT] * 5, vocabulary=330)
+
+
+def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer, loaded from a folder, with a chat template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     special = ["<bos>", "<eos>", "<pad>", "<turn>", "<end>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        [TEXT] * 5, trainers.BpeTrainer(vocab_size=330, special_tokens=special, initial_alphabet=alphabet)
+        texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet)
     )
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=bpe,

@@ -20,10 +20,15 @@ torch.set_num_threads(1)  # on tiny models a second thread only waits, and on a 
 
 
 def pytest_collection_modifyitems(items):
-    """Slow tests follow one another on one worker: two language models at once slow each other down several times."""
+    """Tests of a file follow one another on one worker, as they share what the first of them computed.
+
+    So do all that take the default model, since two of them at once slow each other down; other slow ones go anywhere.
+    """
     for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group("slow"))
+        if "smol" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("smol"))
+        elif not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

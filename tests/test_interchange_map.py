@@ -79,18 +79,8 @@ def test_two_runs_may_fill_one_folder(tmp_path):
 def test_any_executor_gives_the_same_cells():
     with pytest.raises(ValueError, match="a function that loads"):
         _map(executor=ProcessPoolExecutor(1))
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert _map(_loaded, executor=pool) == _map()
-
-
-@pytest.mark.slow
-def test_a_dask_cluster_gives_the_same_cells():
-    distributed = pytest.importorskip("distributed")
-    with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        assert _map(_loaded, executor=client.get_executor()) == _map()
 
 
 def test_too_few_pairs_are_refused():

@@ -1,15 +1,34 @@
-"""Notebooks run from top to bottom, at a small setting, into a scratch folder; the committed ones keep outputs.
+"""Notebooks run from top to bottom into a scratch folder, and the committed ones keep their outputs.
 
-A notebook names its small setting in its metadata, `reftlens.small`: Python that replaces the cell tagged
-`parameters`.
+A notebook names two small settings in its metadata, Python that replaces the cell tagged `parameters`: `reftlens.tiny`
+for a stand-in of 30 thin layers, in this process; `reftlens.small` for the model itself, in a kernel (slow).
 """
 
+import ast
 from pathlib import Path
 
 import nbformat
 import pytest
+import stand_in
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    """A folder for a notebook, with the data beside it."""
+    (tmp_path / "data").symlink_to(NOTEBOOKS[0].parents[1] / "data")
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    return folder
+
+
+def at_setting(path, setting):
+    """A notebook with its parameters replaced."""
+    notebook = nbformat.read(path, as_version=4)
+    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    parameters.source = notebook.metadata["reftlens"][setting]
+    return notebook
 
 
 def test_there_are_notebooks():
@@ -24,19 +43,38 @@ def test_a_committed_notebook_has_outputs_and_no_errors(path):
     outputs = [output for cell in code for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [output for output in outputs if output.output_type == "error"]
-    assert notebook.metadata["reftlens"]["small"]
+    assert notebook.metadata["reftlens"]["small"] and notebook.metadata["reftlens"]["tiny"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs_on_a_stand_in_for_the_model(path, scratch, monkeypatch):
+    """Every cell, the last value of each written out as a notebook shows it."""
+    import matplotlib.pyplot as plt
+
+    import reftlens as rl
+
+    monkeypatch.setattr(rl, "load_model", lambda *, progress: stand_in.model())
+    monkeypatch.chdir(scratch)
+    names = {"__name__": "notebook"}
+    for cell in at_setting(path, "tiny").cells:
+        if cell.cell_type == "code":
+            value = run_cell(cell.source, names)
+            assert (getattr(value, "_repr_html_", None) or value.__repr__)()
+    plt.close("all")
+
+
+def run_cell(source, names):
+    """Run a cell; the value of its last line."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "<cell>", "exec"), names)
+    return None if last is None else eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_runs_at_its_small_setting(path, tmp_path):
+def test_a_notebook_runs_at_its_small_setting(path, scratch):
     from nbclient import NotebookClient
 
-    notebook = nbformat.read(path, as_version=4)
-    (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    parameters.source = notebook.metadata["reftlens"]["small"]
-    (tmp_path / "data").symlink_to(path.parents[1] / "data")
-    scratch = tmp_path / "notebooks"
-    scratch.mkdir()
+    notebook = at_setting(path, "small")
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(scratch)}}).execute()
-    nbformat.write(notebook, scratch / path.name)

@@ -5,12 +5,12 @@ import json
 import os
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -279,23 +279,13 @@ def test_a_hub_that_hangs_is_left_after_its_time(world, monkeypatch):
 
     assert pretrained._HUB_SECONDS == 5.0
     monkeypatch.setattr(pretrained, "_HUB_SECONDS", 0.2)
-    world.hub = lambda: time.sleep(30)
-    start = time.monotonic()
+    released, answered = Event(), Event()
+    world.hub = lambda: released.wait(600) and answered.set()
     with pytest.raises(rl.errors.ModelNotAvailable, match=r"Hugging Face hub: no answer within 0.2 s"):
         _find(DEFAULT)
-    assert 0.2 <= time.monotonic() - start < 2
+    assert not answered.is_set()  # it was not waited for
+    released.set()
     assert world.asked == ["cache", "hub", "pip"] and world.timeout == 0.2
-
-
-@pytest.mark.slow
-def test_a_hub_that_hangs_is_left_after_five_seconds(world):
-    import reftlens as rl
-
-    world.hub = lambda: time.sleep(60)
-    start = time.monotonic()
-    with pytest.raises(rl.errors.ModelNotAvailable, match="Hugging Face hub: no answer within 5 s"):
-        _find("someone/model")
-    assert 5 <= time.monotonic() - start < 7 and world.asked == ["cache", "hub"]
 
 
 def test_no_pickled_weights_and_no_second_copy_of_the_weights_is_downloaded(world):
@@ -496,17 +486,13 @@ def test_loading_draws_no_random_numbers(world):
 # -- the real thing ------------------------------------------------------------------------------------------
 
 LOAD = """
-import json, sys, time
-import torch, transformers, transformer_lens
+import json
+import torch
 import reftlens as rl
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformer_lens.model_bridge import TransformerBridge
-wall, cpu = time.perf_counter(), time.process_time()
 model = rl.load_model(progress=False)
-wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 tokens = torch.tensor([model.tokenizer("The capital of France is").input_ids])
 logits = model(tokens)[0, -1]
-print(json.dumps({"wall": wall, "cpu": cpu, "text": model.tokenizer.decode(logits.argmax()), "sum": logits.sum().item(),
+print(json.dumps({"text": model.tokenizer.decode(logits.argmax()), "sum": logits.sum().item(),
                   "template": bool(model.tokenizer.chat_template)}))
 """
 
@@ -520,16 +506,13 @@ def _run(code, **environment):
 
 
 @pytest.mark.slow
-def test_the_default_model_comes_from_the_wheel_once_and_loads_from_the_cache_in_under_five_seconds(tmp_path):
+def test_the_default_model_comes_from_the_wheel_once_and_then_from_the_cache(tmp_path):
     places = {"REFTLENS_CACHE": str(tmp_path / "own"), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    first, heard = _run(LOAD, **places)
-    assert "%|" not in heard
-    second, heard = _run(LOAD, **places)
-    assert "%|" not in heard
-    print(f"first load_model() {first['wall']:.1f} s, second {second['wall']:.2f} s (CPU {second['cpu']:.2f} s)")
-    # The shorter of wall and CPU time: on a busy machine the wall clock measures the neighbours.
-    assert min(second["wall"], second["cpu"]) < 5
-    assert first["text"] == second["text"] == " Paris" and first["sum"] == second["sum"] and second["template"]
+    first, log = _run(LOAD, **places)
+    assert "%|" not in log
+    second, log = _run(LOAD, **places, PIP_INDEX_URL="http://127.0.0.1:9")  # nobody answers there
+    assert "%|" not in log
+    assert first == second and first["text"] == " Paris" and first["template"]
     assert len(list((tmp_path / "own").iterdir())) == 1
 
 
@@ -538,16 +521,14 @@ def test_importing_reads_no_gguf():
 
 
 @pytest.mark.slow
-def test_importing_takes_under_three_seconds_beyond_torch_and_transformer_lens():
+def test_importing_imports_no_library_that_only_some_functions_need():
     code = """
-import json, time
+import json, sys
 import torch, transformer_lens
-wall, cpu = time.perf_counter(), time.process_time()
+before = set(sys.modules)
 import reftlens
-print(json.dumps({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}))
+print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - before})))
 """
-    _run(code)
-    runs = [_run(code)[0] for _ in range(3)]
-    wall, cpu = (statistics.median(run[key] for run in runs) for key in ("wall", "cpu"))
-    print(f"import reftlens: {wall:.2f} s beyond torch and transformer_lens (CPU {cpu:.2f} s)")
-    assert min(wall, cpu) < 3  # as above
+    imported = set(_run(code)[0])
+    assert "reftlens" in imported
+    assert not imported & {"pandas", "matplotlib", "datasets", "peft", "accelerate", "gguf", "ipywidgets", "IPython"}

@@ -24,7 +24,8 @@ def test_the_readme_is_short_and_its_pictures_exist():
 
 def test_ci_runs_the_readmes_test_command():
     assert ".venv/bin/pytest" in README.splitlines()
-    assert "test_command=$(sed -n" in (ROOT / ".ci" / "run").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "test_command=$(sed -n" in script and "pytest -m slow" in script
 
 
 @pytest.mark.slow
