@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.bridge.protocol import device_of
-from reftlens.cone.body import Body, Gather
+from reftlens.cone.body import Body
 from reftlens.cone.layout import PlanCone, plan_cones, right_padded
 from reftlens.cone.plans import Job, Scored
 from reftlens.cone.prefix import Capture, Entering, Prefilled, Stub, assemble, cache_of, entering
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span, Window, buckets, spans, window
+from reftlens.cone.stand_ins import Gather
 from reftlens.cone.store import RowStore
 from reftlens.cone.trim import Trimmed
 from reftlens.editing.bound import Bound

@@ -17,8 +17,9 @@ from torch.nn import Module
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from reftlens.cone.body import Body, Entry, Exit, Observe, Skip, Slot
+from reftlens.cone.body import Body, Slot
 from reftlens.cone.spans import Span, Window
+from reftlens.cone.stand_ins import Entry, Exit, Observe, Skip
 from reftlens.editing.engine import Stop, forward_inside
 from reftlens.text.batch import Batch
 

@@ -163,8 +163,8 @@ def _probe(model: Bridge, points: Sequence[HookPoint]) -> list[tuple[tuple[int, 
         readout = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
         grads = _gradients((logits * readout).sum(), list(zeros.values()))
     gradient = dict(zip(zeros, grads, strict=True))
-    found = {i: (p.shape, p.problem(gradient.get(i), (_ROWS, _LENGTH))) for i, p in unique.items()}
-    return [found[id(p)] for p in points]
+    outcomes = {i: (p.shape, p.problem(gradient.get(i), (_ROWS, _LENGTH))) for i, p in unique.items()}
+    return [outcomes[id(p)] for p in points]
 
 
 def _run(model: Bridge) -> Tensor:

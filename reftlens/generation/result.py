@@ -118,10 +118,10 @@ class Generation:
 def pieces_of(tokenizer: Any, ids: Sequence[int], edited: Sequence[bool]) -> list[tuple[str, bool]]:
     """The text of each token and whether it was edited; tokens that share a character come as one piece."""
     text, spans = token_spans(tokenizer, ids)
-    found: dict[tuple[int, int], bool] = {}
+    hits: dict[tuple[int, int], bool] = {}
     for span, hit in zip(spans, edited, strict=True):
-        found[span] = found.get(span, False) or hit
-    return [(text[start:end], hit) for (start, end), hit in found.items()]
+        hits[span] = hits.get(span, False) or hit
+    return [(text[start:end], hit) for (start, end), hit in hits.items()]
 
 
 def marked_tokens(tokenizer: Any, ids: Sequence[int], edited: Sequence[bool]) -> str:

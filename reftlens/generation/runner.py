@@ -12,8 +12,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.bridge.protocol import Bridge
-from reftlens.cone.body import Body, Exit, Gather, Observe, Slot
+from reftlens.cone.body import Body, Slot
 from reftlens.cone.prefix import NO_HOOK, Stub, cache_of, entering
+from reftlens.cone.stand_ins import Exit, Gather, Observe
 from reftlens.editing.edits import Edit, used_points
 from reftlens.editing.engine import Stop, attached, forward, forward_inside
 from reftlens.generation.rows import Rows

@@ -140,10 +140,10 @@ def _read(folder: Path) -> _Stored:
         tensors = safetensors_tensors(weights)
     except SafetensorError as error:
         raise StoreMismatch(f"{folder / WEIGHTS_FILE} is not a safetensors file, or damaged: {error}") from None
-    found = digest(tensors)
-    if record.get("weights_sha256") != found:
+    actual = digest(tensors)
+    if record.get("weights_sha256") != actual:
         record = _header_record(weights)
-    if record.get("weights_sha256") != found:
+    if record.get("weights_sha256") != actual:
         raise StoreMismatch(f"{folder / WEIGHTS_FILE} are not the weights that {SETTINGS_FILE} was written with")
     return _Stored(folder, record, tensors)
 
@@ -183,13 +183,13 @@ def _as_written(record: dict[str, Any], model: Any) -> dict[str, Any]:
 
 
 def _fill(reft: ReFT, stored: _Stored) -> None:
-    expected, found, path = reft.interventions.state_dict(), stored.tensors, stored.folder / WEIGHTS_FILE
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
+    expected, tensors, path = reft.interventions.state_dict(), stored.tensors, stored.folder / WEIGHTS_FILE
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
             raise StoreMismatch(f"{path} has no tensor {name!r}, which {SETTINGS_FILE} calls for")
         if name not in expected:
             raise StoreMismatch(f"{path} has a tensor {name!r}, which {SETTINGS_FILE} does not call for")
-        theirs, ours = found[name], expected[name]
+        theirs, ours = tensors[name], expected[name]
         if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
             raise StoreMismatch(f"{path}: {name} is {shape_of(theirs)}, and {SETTINGS_FILE} calls for {shape_of(ours)}")
-    reft.interventions.load_state_dict(found)
+    reft.interventions.load_state_dict(tensors)

@@ -13,6 +13,30 @@ from reftlens.storage.folder import SETTINGS_FILE, load, save
 from reftlens.training.result import FitResult
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_CARD = """---
+library_name: reftlens
+{base_model}
+tags: [reft, interpretability, representation-finetuning]
+---
+# {repo_id}
+
+An intervention on the hidden states of `{name}`, trained with reftlens; the model's own
+weights are unchanged.
+
+| hook | positions | intervention |
+|---|---|---|
+{rows}
+
+{parameters}. Made with {versions}.
+
+```python
+import reftlens as rl
+
+model = rl.load_model("{source}")
+reft = rl.storage.from_hub("{repo_id}", model)
+print(rl.generate(reft, model, ["…"]{chat}))
+```
+"""
 
 
 def push_to_hub(
@@ -64,30 +88,16 @@ def model_card(reft: ReFT, repo_id: str, model: Any, folder: Path) -> str:
         for spec, (site, module) in zip(record["sites"], reft.items(), strict=True)
     )
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return f"""---
-library_name: reftlens
-{f"base_model: {base}" if on_hub else "# base_model: a model that is not on the hub"}
-tags: [reft, interpretability, representation-finetuning]
----
-# {repo_id}
-
-An intervention on the hidden states of `{base if on_hub else Path(base).name}`, trained with reftlens; the model's own
-weights are unchanged.
-
-| hook | positions | intervention |
-|---|---|---|
-{rows}
-
-{reft.parameter_count(model)}. Made with {versions}.
-
-```python
-import reftlens as rl
-
-model = rl.load_model("{base if on_hub else "path/to/the/model"}")
-reft = rl.storage.from_hub("{repo_id}", model)
-print(rl.generate(reft, model, ["…"]{", chat=True" if chat else ""}))
-```
-"""
+    return _CARD.format(
+        repo_id=repo_id,
+        base_model=f"base_model: {base}" if on_hub else "# base_model: a model that is not on the hub",
+        name=base if on_hub else Path(base).name,
+        source=base if on_hub else "path/to/the/model",
+        rows=rows,
+        parameters=reft.parameter_count(model),
+        versions=versions,
+        chat=", chat=True" if chat else "",
+    )
 
 
 def _cell(value: object) -> str:

@@ -54,14 +54,14 @@ def merged_weights(reft: ReFT, model: Bridge, *, strength: float = 1.0) -> dict[
     with training_mode(reft, training=False):
         for place, module in placed:
             _fold(place, module, strength, exact)
-    given = {f"{place.name}.{n}": p for place, _ in placed for n, p in place.layer.named_parameters()}
-    return {name: value.to(given[name].dtype).contiguous() for name, value in exact.items()}
+    parameters = {f"{place.name}.{n}": p for place, _ in placed for n, p in place.layer.named_parameters()}
+    return {name: value.to(parameters[name].dtype).contiguous() for name, value in exact.items()}
 
 
 def _place(site: Site, module: Intervention, model: Bridge) -> _Place:
     hook = resolve_hook(model, site.hook).name or site.hook
-    found = _LINEAR_OUTPUT.fullmatch(hook)
-    layer = None if found is None else _submodule(model, f"{found[1]}.{_LAYERS[found[2]]}")
+    match = _LINEAR_OUTPUT.fullmatch(hook)
+    layer = None if match is None else _submodule(model, f"{match[1]}.{_LAYERS[match[2]]}")
     if not isinstance(layer, nn.Linear | Conv1D) or not layer.weight.is_floating_point():
         raise ValueError(f"{hook} is not the output of a linear layer, so no weights can hold an edit there")
     if site.positions != All():

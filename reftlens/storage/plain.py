@@ -65,25 +65,25 @@ def on_transformers(reft: ReFT, hf_model: nn.Module, batch: Batch, variant: Vari
 def _blocks(hf_model: nn.Module) -> nn.ModuleList:
     for path in _BLOCKS:
         try:
-            found = hf_model.get_submodule(path)
+            stack = hf_model.get_submodule(path)
         except AttributeError:
             continue
-        if isinstance(found, nn.ModuleList):
-            return found
+        if isinstance(stack, nn.ModuleList):
+            return stack
     raise ValueError(f"cannot find the blocks of {type(hf_model).__name__}; looked at {', '.join(_BLOCKS)}")
 
 
 def _place(edit: "_PlainEdit", blocks: nn.ModuleList) -> tuple[nn.Module, bool]:
     """The block of a site, and whether the site is the stream after it."""
-    found = _RESIDUAL.fullmatch(edit.site.hook)
-    if found is None:
+    match = _RESIDUAL.fullmatch(edit.site.hook)
+    if match is None:
         raise ValueError(
             f"{edit.site.hook} is not the residual stream before or after a block: run {edit.module.kind} on a "
             "TransformerBridge"
         )
-    if int(found[1]) >= len(blocks):
+    if int(match[1]) >= len(blocks):
         raise ValueError(f"{edit.site.hook}: this model has blocks 0 to {len(blocks) - 1}")
-    return blocks[int(found[1])], found[2] in ("hook_resid_post", "hook_out")
+    return blocks[int(match[1])], match[2] in ("hook_resid_post", "hook_out")
 
 
 class _Call:
@@ -92,29 +92,29 @@ class _Call:
     def __init__(self, hf_model: nn.Module, batch: Batch) -> None:
         self.signature = inspect.signature(hf_model.forward)
         self.real = batch.attention_mask
-        self.continues, self.given = False, None
+        self.continues, self.mask = False, None
 
     def __call__(self, hf_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        told = self.signature.bind_partial(*args, **kwargs).arguments
-        told = {**told.pop("kwargs", {}), **told}
-        cache, self.given = told.get("past_key_values"), told.get("attention_mask")
+        arguments = self.signature.bind_partial(*args, **kwargs).arguments
+        arguments = {**arguments.pop("kwargs", {}), **arguments}
+        cache, self.mask = arguments.get("past_key_values"), arguments.get("attention_mask")
         self.continues = cache is not None and cache.get_seq_length() > 0
 
     def placed(self, mask: Tensor, shape: torch.Size) -> Tensor:
         """`mask`, chosen on the right-padded batch, moved to where the tokens lie in this call."""
-        given = self.real if self.given is None else self.given
-        if not isinstance(given, Tensor) or given.ndim != 2:
+        real = self.real if self.mask is None else self.mask
+        if not isinstance(real, Tensor) or real.ndim != 2:
             raise ValueError(
                 "the model was called with an attention mask that does not show the padding: pass [batch, seq]"
             )
-        given = given.bool().to(mask.device)
-        if given.shape != shape or not torch.equal(given.sum(dim=1), self.real.sum(dim=1).to(mask.device)):
+        real = real.bool().to(mask.device)
+        if real.shape != shape or not torch.equal(real.sum(dim=1), self.real.sum(dim=1).to(mask.device)):
             raise ValueError(
-                f"the model was called on {given.sum(dim=1).tolist()} tokens per row (in {list(shape)}), and the batch "
+                f"the model was called on {real.sum(dim=1).tolist()} tokens per row (in {list(shape)}), and the batch "
                 f"has {self.real.sum(dim=1).tolist()}"
             )
-        moved = torch.zeros_like(given)
-        moved[given] = mask[self.real.to(mask.device)]
+        moved = torch.zeros_like(real)
+        moved[real] = mask[self.real.to(mask.device)]
         return moved
 
 

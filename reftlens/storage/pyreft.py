@@ -63,12 +63,12 @@ def load_pyreft(
 
 
 def _hook(key: str) -> str:
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"layer[._](\d+)[._]comp[._](.+?)[._]unit[._]pos[._]nunit[._]\d+#\d+", key
     )  # older files have dots
-    if found is None or found[2] not in _COMPONENTS:
+    if match is None or match[2] not in _COMPONENTS:
         raise ValueError(f"cannot place {key!r}: expected a layer and one of {', '.join(_COMPONENTS)}, by position")
-    return f"blocks.{found[1]}.{_COMPONENTS[found[2]]}"
+    return f"blocks.{match[1]}.{_COMPONENTS[match[2]]}"
 
 
 def _class_name(kind: str) -> str:

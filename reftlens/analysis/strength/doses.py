@@ -179,9 +179,8 @@ class DoseResponse:
             colour = figures.ORANGE if strength in best else figures.GREY
             figures.interval(ax, price.value, gain, color=colour)
             figures.interval(ax, gain.value, price, color=colour, horizontal=True)
-            ax.annotate(
-                f"{strength:g}", (price.value, gain.value), textcoords="offset points", xytext=(4, 4), fontsize=8
-            )
+            where = (price.value, gain.value)
+            ax.annotate(f"{strength:g}", where, textcoords="offset points", xytext=(4, 4), fontsize=8)
         figures.level(ax, 0.0)
         ax.set(xlabel=MEASURES[cost], ylabel=MEASURES[measure])
         return ax
