@@ -39,7 +39,7 @@ from reftlens.storage import load, save
 from reftlens.text import positions
 from reftlens.text.batch import Batch, Example
 from reftlens.text.encoding import encode, encode_prompts, load_examples
-from reftlens.training import FitConfig, fit
+from reftlens.training import FitConfig, fit, fit_many
 from reftlens.widgets.live import slider
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "evaluate",
     "final_norm",
     "fit",
+    "fit_many",
     "generate",
     "generation",
     "hooks",
