@@ -193,7 +193,7 @@ def test_the_edit_is_as_large_as_by_hand(gpt2):
 
 def test_only_the_light_cone_is_computed_and_never_a_full_pass_for_each_strength(gpt2, monkeypatch):
     from reftlens.analysis.strength.doses import dose_response
-    from reftlens.cone import scorer
+    from reftlens.cone import full
     from reftlens.editing import engine, sources
 
     calls = []
@@ -202,7 +202,7 @@ def test_only_the_light_cone_is_computed_and_never_a_full_pass_for_each_strength
         calls.append(1)
         return engine.forward(*args, **kwargs)
 
-    for module in (scorer, sources):
+    for module in (full, sources):
         monkeypatch.setattr(module, "forward", counted)
     found = dose_response(_reft("LoReFT", 2), gpt2, _data(gpt2), [i / 20 for i in range(40)], progress=False)
     assert found.computation.startswith("light cone: ")
