@@ -3,6 +3,7 @@
 import ast
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,7 +30,7 @@ KWARGS_ALLOWED = {
     ("training/fitting.py", "fit"): "fields of FitConfig by name; FitConfig.replace raises for any other",
     ("training/fitting.py", "fit_many"): "fields of FitConfig by name; FitConfig.replace raises for any other",
     ("bridge/protocol.py", "__call__"): "the Protocol says how TransformerLens is called, and that is its signature",
-    ("cone/body.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
+    ("cone/stand_ins.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
     ("cone/trim.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
     ("cone/trim.py", "update"): "the signature of transformers' cache layers",
     ("cone/prefix.py", "update"): "the signature of transformers' cache layers",
@@ -313,6 +314,35 @@ def test_every_module_says_what_it_is():
     assert not silent, f"no docstring: {', '.join(silent)}"
 
 
+# -- sizes ---------------------------------------------------------------------------------------------------
+
+MOST_LINES, MOST_STATEMENTS = 250, 30
+
+
+def body_lines(function):
+    """Lines of a function's body, its docstring not counted."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def long_functions(tree):
+    functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    return [f"{n.name} {body_lines(n)}" for n in functions if body_lines(n) > MOST_STATEMENTS]
+
+
+def test_files_and_functions_are_short():
+    files = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in FILES}
+    assert not {name: lines for name, lines in files.items() if lines > MOST_LINES}
+    functions = {str(p.relative_to(ROOT)): long_functions(parsed(p)) for p in FILES}
+    assert not {name: long for name, long in functions.items() if long}
+
+
+def test_a_docstring_does_not_make_a_function_long():
+    statements = "\n".join("    x = 1" for _ in range(MOST_STATEMENTS))
+    assert not long_functions(ast.parse(f'def f():\n    """{"a line" + chr(10) * 50}"""\n{statements}'))
+    assert long_functions(ast.parse(f"def f():\n{statements}\n    return x"))
+
+
 # -- the public names ----------------------------------------------------------------------------------------
 
 
@@ -339,3 +369,20 @@ def test_every_public_name_has_a_docstring_of_its_own():
         assert not doc.startswith(f"{name}("), f"{name} has only the signature that dataclass writes"
         bases = value.__mro__[1:] if isinstance(value, type) else ()
         assert all(doc != base.__doc__ for base in bases), f"{name} has the docstring of its base class"
+
+
+def test_no_public_name_hides_a_module_and_namespaces_are_modules():
+    import reftlens
+
+    for path in FILES:
+        owner = reftlens
+        for part in name_of(path).split(".") if path.name not in ("__init__.py", "__main__.py") else ():
+            owner = getattr(owner, part, None)  # a module that nobody imported yet is not hidden
+            if owner is None:
+                break
+        assert owner is None or isinstance(owner, ModuleType), f"{name_of(path)} is hidden by {owner!r}"
+    namespaces = [name for name, value in public().items() if isinstance(value, ModuleType)]
+    assert len(namespaces) <= 12 and len(reftlens.__all__) <= 60
+    for name in namespaces:
+        for inner in getattr(getattr(reftlens, name), "__all__", ()):
+            assert getattr(getattr(reftlens, name), inner).__doc__, f"{name}.{inner} has no docstring"
