@@ -339,7 +339,7 @@ def test_a_kill_during_capture_leaves_nothing(tmp_path):
     """The file that is captured into has lost its name before the first number is in it."""
     script = (
         "import sys, time, torch\n"
-        "from reftlens.cone.kept import Shelf\n"
+        "from reftlens.cone.store import Shelf\n"
         "shelf = Shelf('disk', torch.device('cpu'), 1 << 20)\n"
         "kept = shelf.put(torch.ones(1000))\n"
         "print(kept.sum().item(), flush=True)\n"
