@@ -1,0 +1,198 @@
+"""Edits of what leaves a block, or its MLP: training, scores, generation and storage, each beside the oracle."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import zoo
+from architecture_checks import TEXT, Checked, Wrong
+from oracle import Oracle, Row
+from torch import Tensor
+
+import reftlens as rl
+
+EXAMPLES = [  # of 2 to 50 tokens: within and beyond a window of 16 and an original context of 24, in one batch
+    ("the cat sat on the mat", " over the green hill"),
+    (f"{TEXT} the mat and the moon looked over the hill", " while a cat ran by the mat"),
+    ("a dog ran by", " and looked"),
+    (f"over the hill {TEXT}", " and the dog sat on the green mat"),
+    ("green", " moon"),
+    (f"{TEXT} the mat and the dog {TEXT}", " ran"),
+    (f"{TEXT} the mat and the moon looked at a cat", " on the mat"),
+    ("at the green moon a cat looked over the dog and", " the hill"),
+    (f"while {TEXT}", " the cat looked"),
+]
+PROMPTS = ["the cat sat", f"{TEXT} and the green hill", "a dog", "the moon looked over the hill while the cat sat on it"]
+PLACES: dict[str, Callable[[int, int], Sequence[int]]] = {
+    "last": lambda prompt, length: [prompt - 1],
+    "f1+l2": lambda prompt, length: sorted({0, max(0, prompt - 2), prompt - 1}),
+    "all": lambda prompt, length: range(length),
+}
+BLOCK, MLP = "hook_resid_post", "hook_mlp_out"
+NEW_TOKENS = 6
+TIE = 1e-4
+"""A lead of one logit over the next that rounding may turn round."""
+
+
+class Seen(NamedTuple):
+    """One optimizer step: the weights it began with, its batch, and what the library computed of it."""
+
+    weights: dict[str, Tensor]
+    batch: Any
+    logits: Tensor
+    loss: float
+    gradients: list[Tensor]
+
+
+class BrokenOff(Exception):
+    """Raised by the check itself, to let a run go on from its checkpoint."""
+
+
+def check_edits(checked: Checked, bridge: Any, model: Any, folder: Path) -> None:
+    """The last prompt token in the middle, a few at the bottom, all at the top, and the last at an MLP."""
+    try:
+        top = len(zoo.blocks(model)) - 1
+    except StopIteration:
+        top = bridge.cfg.n_layers - 1
+    for hook, layer, where in ((BLOCK, 1, "last"), (BLOCK, 0, "f1+l2"), (BLOCK, top, "all"), (MLP, 1, "last")):
+        edit = Edit(checked, bridge, model, hook, layer, where, folder)
+        if edit.name:
+            edit.check()
+
+
+def examples(bridge: Any) -> tuple[rl.Batch, list[Row]]:
+    """The examples as a batch, and each as a row of the oracle; in two of them not every answer token is a target."""
+    data = rl.encode(bridge, [rl.Example(*pair) for pair in EXAMPLES])
+    targets = data.target_mask.clone()
+    for row, hidden in ((1, slice(2, None)), (3, slice(0, 3))):
+        targets[row, data.target_mask[row].nonzero().flatten()[hidden]] = False
+    data = replace(data, target_mask=targets)
+    parts = zip(data.tokens, data.attention_mask, data.prompt_mask, targets, strict=True)
+    return data, [Row(i[r].tolist(), int(p.sum()), t.nonzero().flatten().tolist()) for i, r, p, t in parts]
+
+
+@dataclass
+class Edit:
+    """One LoReFT at one place."""
+
+    checked: Checked
+    bridge: Any
+    model: Any
+    hook: str
+    layer: int
+    where: str
+    folder: Path
+    texts: dict[tuple[int, ...], tuple[list[int], list[float]]] = field(default_factory=dict)
+    """What the oracle writes after a prompt."""
+
+    @property
+    def name(self) -> str:
+        """Of the hook: where the bridge has it in its encoder and decoder only, the decoder's; "" for no MLP."""
+        usual, hooks = f"blocks.{self.layer}.{self.hook}", self.bridge.hook_dict
+        if self.hook == MLP:
+            return usual if usual in hooks and getattr(self.bridge.blocks[self.layer].mlp, "name", None) else ""
+        return usual if usual in hooks else ([n for n in hooks if n.endswith(usual)] or [usual])[-1]
+
+    def check(self) -> None:
+        place, part = f"block {self.layer}{' MLP' if self.hook == MLP else ''}, {self.where}", self.checked.part
+        self.reft = rl.ReFT({rl.Site(self.name, self.where): rl.LoReFT(self.bridge.cfg.d_model, rank=2)})
+        self.reft.reset(0)
+        run = part(f"fit ({place})", self.fit)
+        if run is not None:
+            self.checked.computation[place] = run.computation
+        if self.where != "f1+l2":
+            part(f"generate batch ({place})", lambda: self.generate(PROMPTS))
+            part(f"generate alone ({place})", lambda: [self.generate([prompt]) for prompt in PROMPTS])
+        if (self.hook, self.where) == (BLOCK, "last"):
+            part("generate prefilled", lambda: self.generate(rl.generation.prefill(self.reft, self.bridge, PROMPTS)))
+            part("evaluate", self.evaluate)
+            part("save and load", lambda: self.store(run))
+
+    def oracle(self, strength: float = 1.0) -> Oracle:
+        module = zoo.blocks(self.model)[self.layer]
+        if self.hook == MLP:
+            module = module.get_submodule(self.bridge.blocks[self.layer].mlp.name)
+        return Oracle(self.model, module, deepcopy(self.reft[0]), PLACES[self.where], strength)
+
+    def fit(self) -> Any:
+        """Logits, loss and gradients of every step, at the weights that it began with; and the loss falls."""
+        data, rows = examples(self.bridge)
+        run, steps = self.train(data)
+        oracle = self.oracle()
+        for number, step in enumerate(steps, start=1):
+            oracle.module.load_state_dict(step.weights)
+            logits, loss, gradients = oracle.step([rows[data.examples.index(e)] for e in step.batch.examples])
+            floor = 1e-3 * max(g.abs().max().item() for g in gradients)  # what is 0 in theory is mere rounding
+            self.checked.equal(f"step {number}: logits", step.logits, logits)
+            self.checked.equal(f"step {number}: loss", torch.tensor(step.loss), loss)
+            for ours, expected in zip(step.gradients, gradients, strict=True):
+                self.checked.equal(f"step {number}: gradients", ours, expected, floor)
+        if len(run.losses) > 3 and not run.losses[-1] < run.losses[0]:  # the same rows in both
+            raise Wrong(f"the loss went from {run.losses[0]:.4f} to {run.losses[-1]:.4f}")
+        return run
+
+    def train(self, data: rl.Batch) -> tuple[Any, list[Seen]]:
+        """A few steps; in the middle, the run is broken off: it goes on with a batch of one row, then mixed ones."""
+        scored: list[tuple[Tensor, Any]] = []
+        steps: list[Seen] = []
+        weights = [deepcopy(self.reft[0].state_dict())]
+
+        def objective(logits: Tensor, batch: rl.Batch) -> Tensor:
+            scored.append((logits.detach().clone(), batch))
+            return rl.training.cross_entropy(logits, batch)
+
+        def on_step(step: Any) -> None:
+            logits, batch = scored[-1]
+            gradients = [p.grad.clone() for p in step.reft.parameters()]
+            steps.append(Seen(weights[-1], batch, logits, step.loss, gradients))
+            weights.append(deepcopy(step.reft[0].state_dict()))
+
+        def until_second(step: Any) -> None:
+            if step.step == 2:
+                raise BrokenOff
+            on_step(step)
+
+        settings: dict[str, Any] = {"objective": objective, "lr": 0.02, "clip": None, "progress": False}
+        if (self.hook, self.where) == (BLOCK, "last"):
+            settings |= {"steps": 7, "batch_size": 8, "shuffle": False}
+            settings |= {"checkpoint": self.folder / "run", "checkpoint_every": 1}
+            try:
+                rl.fit(self.reft, self.bridge, data, on_step=until_second, **settings)
+            except BrokenOff:
+                pass
+        else:
+            settings |= {"steps": 3, "batch_size": 4}
+        return rl.fit(self.reft, self.bridge, data, on_step=on_step, **settings), steps
+
+    def evaluate(self) -> None:
+        """Losses of each row, unedited and at half strength."""
+        data, rows = examples(self.bridge)
+        half = rl.Variant(strength=0.5)
+        evaluation = rl.evaluate(self.reft, self.bridge, data, variant=half, batch_size=4, progress=False)
+        for strength, losses in ((0.0, evaluation.base_loss), (0.5, evaluation.loss)):
+            oracle = self.oracle(strength)
+            expected = torch.stack([oracle.scores(row)[1].mean() for row in rows]).detach()
+            self.checked.equal(f"losses at strength {strength:g}", torch.tensor(losses), expected)
+
+    def generate(self, prompts: Any) -> None:
+        """Greedy tokens; where the oracle's two best tokens are equal but for rounding, the rest is not compared."""
+        generation = rl.generate(self.reft, self.bridge, prompts, max_new_tokens=NEW_TOKENS)
+        oracle, stops = self.oracle(), {self.bridge.tokenizer.eos_token_id}
+        for prompt, ids in zip(generation.prompt_ids, generation.ids, strict=True):
+            if prompt not in self.texts:
+                self.texts[prompt] = oracle.greedy(list(prompt), NEW_TOKENS, stops)
+            expected, leads = self.texts[prompt]
+            sure = next((n for n, lead in enumerate(leads) if lead < TIE), len(leads))
+            if list(ids[:sure]) != expected[:sure]:
+                raise Wrong(f"tokens {list(ids)} after {len(prompt)} of a prompt, the oracle's {expected}")
+
+    def store(self, run: Any) -> None:
+        rl.save(self.reft, self.folder / "reft", self.bridge, run=run)
+        loaded = rl.load(self.folder / "reft", self.bridge)
+        if loaded.sites != self.reft.sites:
+            raise Wrong("the sites that were loaded are others")
+        for key, tensor in self.reft.state_dict().items():
+            self.checked.equal(key, loaded.state_dict()[key], tensor)
