@@ -13,6 +13,8 @@ import multiprocessing
 import os
 import sys
 import time
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 import zoo
-from architecture_checks import TOLERANCE, check
+from architecture_checks import TOLERANCE, Checked, check
 
 SECONDS = 120
-CONE, FULL, PARTLY, REFUSED, RAW, WRONG = (
-    "right on the cone", "right in full", "right, the rest refused", "refused in one sentence",
-    "an error, not a sentence", "silently wrong",
-)  # fmt: skip
+CONE, FULL, PARTLY = "right on the cone", "right in full", "right, the rest refused"
+REFUSED, RAW, WRONG = "refused in one sentence", "an error, not a sentence", "silently wrong"
+FIRST = "fit (block 1, last)"
+KINDS = {"class": zoo.CLASSES, "setting of a class": zoo.VARIANTS, "class without an adapter": zoo.NO_ADAPTER}
 
 
 def guarded(name: str) -> dict[str, Any]:
@@ -37,18 +39,18 @@ def guarded(name: str) -> dict[str, Any]:
     process = context.Process(target=_child, args=(name, sender))
     process.start()
     sender.close()
-    told: dict[str, Any] = {"name": name, "parts": {}, "computation": {}, "error": 0.0, "warnings": [], "commands": [], "seconds": 0}
+    checked = asdict(Checked(name))
     try:
-        if not receiver.poll(SECONDS):
-            told["parts"]["all"] = ("raw", f"no answer within {SECONDS} s")
+        if receiver.poll(SECONDS):
+            checked = receiver.recv()
         else:
-            told = receiver.recv()
+            checked["parts"]["all"] = ("raw", f"no answer within {SECONDS} s")
     except EOFError:
         process.join()
-        told["parts"]["all"] = ("raw", f"the process ended with status {process.exitcode}")
+        checked["parts"]["all"] = ("raw", f"the process ended with status {process.exitcode}")
     process.kill()
     process.join()
-    return told
+    return checked
 
 
 def _child(name: str, sender: Any) -> None:
@@ -57,92 +59,92 @@ def _child(name: str, sender: Any) -> None:
     sender.send(check(name))
 
 
-def verdict(told: dict[str, Any]) -> str:
-    parts = told["parts"]
+def verdict(checked: dict[str, Any]) -> str:
+    """One of six; where nothing boots, what counts is what a user meets, `load_model`."""
+    parts = checked["parts"]
     if any(status == "wrong" for status, _ in parts.values()):
         return WRONG
-    if "fit (block 1, last)" not in parts:  # nothing booted: what the user meets is load_model
-        return REFUSED if parts.get("load_model", parts.get("transformers", ("raw", "")))[0] == "refused" else RAW
-    used = {part: status for part, (status, _) in parts.items() if part.startswith(("fit", "eval", "gen", "save"))}
+    if FIRST not in parts:
+        return REFUSED if parts.get("load_model", ("", ""))[0] == "refused" else RAW
+    used = {part: status for part, (status, _) in parts.items() if part not in ("boot", "hooks", "load_model")}
     if "raw" in used.values():
         return RAW
-    if used["fit (block 1, last)"] == "refused":
+    if used[FIRST] == "refused":
         return REFUSED
     if "refused" in used.values():
         return PARTLY
-    return CONE if all(text.startswith("light cone") for place, text in told["computation"].items() if "MLP" not in place) else FULL
+    ways = [text for place, text in checked["computation"].items() if "MLP" not in place]
+    return CONE if all(text.startswith("light cone") for text in ways) else FULL
 
 
-def notes(told: dict[str, Any]) -> str:
-    """What was not right, each part of the check with the words that ended it, equal words once."""
-    said: dict[str, list[str]] = {}
-    for part, (status, text) in told["parts"].items():
+def notes(checked: dict[str, Any]) -> str:
+    """Every part that did not end right, with the words that ended it; equal words once."""
+    endings: dict[str, list[str]] = {}
+    for part, (status, text) in checked["parts"].items():
         if status != "right":
-            said.setdefault(f"{status}: {text}", []).append(part)
-    lines = [f"{', '.join(parts)} {text if len(text) < 240 else text[:200] + f' … ({len(text)} characters)'}" for text, parts in said.items()]
-    if any("pip" in command for command in told["commands"]):
-        lines.append("tried to run `pip install torchvision`")
-    return "; ".join(lines).replace("\n", " ").replace("|", "\\|")
+            words = text if len(text) < 260 else f"{text[:200]} … ({len(text)} characters)"
+            endings.setdefault(f"{status}: {words}", []).append(part)
+    lines = [f"{', '.join(parts)} {words}" for words, parts in endings.items()]
+    lines += ["tried to run `pip install torchvision`"] * any("pip" in command for command in checked["commands"])
+    return _cell("; ".join(lines))
 
 
-def computed(told: dict[str, Any]) -> str:
-    """Cone or full, and why; where an edit at an MLP is computed otherwise, that too."""
+def computation(checked: dict[str, Any]) -> str:
+    """On the cone, or in full and why, and at which places where they differ."""
     ways: dict[str, list[str]] = {}
-    for place, text in told["computation"].items():
-        way = "cone" if text.startswith("light cone") else text.removeprefix("full computation: ").join(("full (", ")"))
+    for place, text in checked["computation"].items():
+        way = "cone" if text.startswith("light cone") else f"full ({text.removeprefix('full computation: ')})"
         ways.setdefault(way, []).append(place)
-    said = [way if len(ways) == 1 else f"{way} at {'; '.join(places)}" for way, places in ways.items()]
-    return ", ".join(said).replace("|", "\\|")
+    return _cell(", ".join(way if len(ways) == 1 else f"{way} at {'; '.join(at)}" for way, at in ways.items()))
 
 
-def write(results: list[dict[str, Any]], path: Path, seconds: float) -> None:
-    import transformers
-    from importlib.metadata import version
+def _cell(text: str) -> str:
+    return text.replace("\n", " ").replace("|", "\\|")
 
-    verdicts = {told["name"]: verdict(told) for told in results}
-    groups = {"class": zoo.CLASSES, "setting of a class": zoo.VARIANTS, "class without an adapter": zoo.NO_ADAPTER}
+
+def document(results: list[dict[str, Any]], seconds: float) -> str:
+    """docs/architectures.md."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "transformer-lens"))
+    verdicts = {checked["name"]: verdict(checked) for checked in results}
+    booted = sum(checked["parts"].get("boot", ("",))[0] == "right" for checked in results)
     lines = [
-        "# Architectures",
-        "",
-        f"`python benchmarks/architectures.py`, {seconds / 60:.0f} minutes on one core: reftlens with torch "
-        f"{torch.__version__}, transformers {transformers.__version__}, TransformerLens {version('transformer-lens')}.",
-        "",
-        "A tiny random model (float32, CPU) of every transformers class that TransformerLens has an adapter for, remote code "
-        "apart, beside a plain transformers model with one forward hook, one row at a time. Right means: the loss falls; "
-        f"logits, loss and gradients of every step and the losses of `evaluate` differ by at most {TOLERANCE:g} of the "
-        "largest value; greedy tokens of a batch, of each prompt alone and of prefilled prompts are the same; saved and "
-        "loaded again.",
-        "",
-        "| verdict | " + " | ".join(f"{kind}" for kind in groups) + " |",
-        "|---|" + "---:|" * len(groups),
+        f"# Architectures\n\n`python benchmarks/architectures.py`, {seconds / 60:.0f} minutes on one core ({versions}).\n",
+        "A tiny random model, float32 on a CPU, of every transformers class that TransformerLens has an adapter for, "
+        "remote code apart, beside a plain transformers model with one forward hook that computes one row at a time. "
+        "Right means: the loss falls; logits, loss and gradients of every step and the losses of `evaluate` differ by at "
+        f"most {TOLERANCE:g} of the largest value; greedy tokens of a batch, of each prompt alone and of prefilled "
+        "prompts are the same; what was saved can be loaded. Edits are at the output of blocks, and at that of an MLP. "
+        f"{booted} of {len(results)} rows boot; `load_model` is asked for the same weights in a folder.\n",
+        f"| verdict | {' | '.join(KINDS)} |\n|---|{'---:|' * len(KINDS)}",
     ]
     for kind in (CONE, FULL, PARTLY, REFUSED, RAW, WRONG):
-        lines.append(f"| {kind} | " + " | ".join(str(sum(verdicts.get(n) == kind for n in g)) for g in groups.values()) + " |")
-    booted = [told for told in results if told["parts"].get("boot", ("",))[0] == "right"]
-    lines += ["", f"{len(booted)} of {len(results)} rows boot. `load_model` is asked for the same weights in a folder.", ""]
-    lines += ["| row | verdict | computed | largest difference | `load_model` | what was said |", "|---|---|---|---:|---|---|"]
-    for told in results:
-        loaded = told["parts"].get("load_model", ("",))[0]
-        lines.append(f"| {told['name']} | {verdict(told)} | {computed(told)} | {told['error']:.0e} | {loaded} | {notes(told)} |")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        counts = [str(sum(verdicts.get(name) == kind for name in names)) for names in KINDS.values()]
+        lines.append(f"| {kind} | {' | '.join(counts)} |")
+    lines.append("\n| row | verdict | computed | largest difference | `load_model` | what was not right |")
+    lines.append("|---|---|---|---:|---|---|")
+    for checked in results:
+        name, loaded = checked["name"], checked["parts"].get("load_model", ("",))[0]
+        cells = (name, verdicts[name], computation(checked), f"{checked['error']:.0e}", loaded, notes(checked))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these rows, and no file")
-    parser.add_argument("--json", type=Path, help="also write everything that was found")
+    parser.add_argument("--only", nargs="+", choices=list(zoo.ROWS), metavar="NAME", help="these rows, and no document")
+    parser.add_argument("--json", type=Path, help="also write everything that came out")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "architectures.md")
     options = parser.parse_args()
     began, results = time.perf_counter(), []
     zoo.tokenizer()
     for name in options.only or zoo.ROWS:
-        told = guarded(name)
-        results.append(told)
-        print(f"{name}: {verdict(told)} ({told['error']:.0e}, {told['seconds']:.0f} s) {notes(told)}", flush=True)
+        checked = guarded(name)
+        results.append(checked)
+        print(f"{name}: {verdict(checked)} ({checked['error']:.0e}, {checked['seconds']:.0f} s) {notes(checked)}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     if not options.only:
-        write(results, options.out, time.perf_counter() - began)
+        options.out.write_text(document(results, time.perf_counter() - began), encoding="utf-8")
 
 
 if __name__ == "__main__":

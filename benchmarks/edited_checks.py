@@ -170,12 +170,12 @@ class Edit:
     def evaluate(self) -> None:
         """Losses of each row, unedited and at half strength."""
         data, rows = examples(self.bridge)
-        half = rl.Variant(strength=0.5)
-        evaluation = rl.evaluate(self.reft, self.bridge, data, variant=half, batch_size=4, progress=False)
-        for strength, losses in ((0.0, evaluation.base_loss), (0.5, evaluation.loss)):
+        strengths = (0.0, 0.5)
+        evaluation = rl.evaluate(self.reft, self.bridge, data, strengths, batch_size=4, progress=False)
+        for strength, losses in zip(strengths, evaluation.loss, strict=True):
             oracle = self.oracle(strength)
             expected = torch.stack([oracle.scores(row)[1].mean() for row in rows]).detach()
-            self.checked.equal(f"losses at strength {strength:g}", torch.tensor(losses), expected)
+            self.checked.equal(f"losses at strength {strength:g}", losses, expected)
 
     def generate(self, prompts: Any) -> None:
         """Greedy tokens; where the oracle's two best tokens are equal but for rounding, the rest is not compared."""
