@@ -108,11 +108,12 @@ def document(results: list[dict[str, Any]], seconds: float) -> str:
     verdicts = {checked["name"]: verdict(checked) for checked in results}
     booted = sum(checked["parts"].get("boot", ("",))[0] == "right" for checked in results)
     lines = [
-        f"# Architectures\n\n`python benchmarks/architectures.py`, {seconds / 60:.0f} minutes on one core ({versions}).\n",
+        "# Architectures\n",
+        f"`python benchmarks/architectures.py`, {seconds / 60:.0f} minutes on one core ({versions}).\n",
         "A tiny random model, float32 on a CPU, of every transformers class that TransformerLens has an adapter for, "
         "remote code apart, beside a plain transformers model with one forward hook that computes one row at a time. "
-        "Right means: the loss falls; logits, loss and gradients of every step and the losses of `evaluate` differ by at "
-        f"most {TOLERANCE:g} of the largest value; greedy tokens of a batch, of each prompt alone and of prefilled "
+        "Right means: the loss falls; logits, loss and gradients of every step and the losses of `evaluate` differ by "
+        f"at most {TOLERANCE:g} of the largest value; greedy tokens of a batch, of each prompt alone and of prefilled "
         "prompts are the same; what was saved can be loaded. Edits are at the output of blocks, and at that of an MLP. "
         f"{booted} of {len(results)} rows boot; `load_model` is asked for the same weights in a folder.\n",
         f"| verdict | {' | '.join(KINDS)} |\n|---|{'---:|' * len(KINDS)}",
@@ -140,7 +141,8 @@ def main() -> None:
     for name in options.only or zoo.ROWS:
         checked = guarded(name)
         results.append(checked)
-        print(f"{name}: {verdict(checked)} ({checked['error']:.0e}, {checked['seconds']:.0f} s) {notes(checked)}", flush=True)
+        how = f"{checked['error']:.0e}, {checked['seconds']:.0f} s"
+        print(f"{name}: {verdict(checked)} ({how}) {notes(checked)}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     if not options.only:

@@ -25,7 +25,7 @@ EXAMPLES = [  # of 2 to 50 tokens: within and beyond a window of 16 and an origi
     ("at the green moon a cat looked over the dog and", " the hill"),
     (f"while {TEXT}", " the cat looked"),
 ]
-PROMPTS = ["the cat sat", f"{TEXT} and the green hill", "a dog", "the moon looked over the hill while the cat sat on it"]
+PROMPTS = ["the cat sat", f"{TEXT} and the green hill", "a dog", "the moon looked at the hill while a cat sat on it"]
 PLACES: dict[str, Callable[[int, int], Sequence[int]]] = {
     "last": lambda prompt, length: [prompt - 1],
     "f1+l2": lambda prompt, length: sorted({0, max(0, prompt - 2), prompt - 1}),

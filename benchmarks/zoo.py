@@ -82,14 +82,15 @@ def _config(cls: Any, special: dict[str, Any], shared: dict[str, Any]) -> Any:
     vocab = len(tokenizer())
     words = {"vocab_size": vocab, "vocab_size_per_layer_input": vocab} if shared is COMMON else {}
     known = {field.name for field in dataclasses.fields(cls)}
-    given = {name: value for name, value in (shared | words).items() if name in known}
+    settings = {name: value for name, value in (shared | words).items() if name in known}
     for part, usual in getattr(cls, "sub_configs", {}).items():
         inner = dict(special.get(part, {}))
         kind = inner.pop("model_type", None)
         chosen = CONFIG_MAPPING[kind] if kind else usual
         if chosen is not transformers.AutoConfig:
-            given[part] = _config(chosen, inner, COMMON if part in ("text_config", "encoder", "decoder") else TOWER)
-    return cls(**given | {name: value for name, value in special.items() if name not in getattr(cls, "sub_configs", {})})
+            settings[part] = _config(chosen, inner, COMMON if part in ("text_config", "encoder", "decoder") else TOWER)
+    own = {name: value for name, value in special.items() if name not in getattr(cls, "sub_configs", {})}
+    return cls(**settings | own)
 
 
 @torch.no_grad()

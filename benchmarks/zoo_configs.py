@@ -21,7 +21,8 @@ COMMON: dict[str, Any] = {
     **_same(HEADS, "num_attention_heads n_head n_heads num_heads attention_heads encoder_attention_heads"),
     **_same(HEADS, "decoder_attention_heads n_mamba_heads mamba_n_heads mamba_num_heads index_n_heads"),
     **_same(KV_HEADS, "num_key_value_heads num_global_key_value_heads linear_num_key_heads"),
-    **_same(D_HEAD, "hidden_size_per_layer_input head_dim global_head_dim d_kv kv_channels linear_key_head_dim linear_value_head_dim"),
+    **_same(D_HEAD, "head_dim global_head_dim d_kv kv_channels linear_key_head_dim linear_value_head_dim"),
+    **_same(D_HEAD, "hidden_size_per_layer_input"),
     **_same(D_MLP, "intermediate_size n_inner ffn_dim d_ff encoder_ffn_dim decoder_ffn_dim ffn_hidden_size"),
     **_same(D_MLP, "shared_intermediate_size intermediate_size_mlp hidden_dim"),
     **_same(CONTEXT, "max_position_embeddings n_positions n_ctx max_seq_len context_length"),
@@ -72,6 +73,7 @@ def _of(names: str, **special: Any) -> dict[str, dict[str, Any]]:
 _CLIP = {"vision_config": {"model_type": "clip_vision_model"}}
 _SIGLIP = {"vision_config": {"model_type": "siglip_vision_model"}}
 _LLAMA, _QWEN2 = {"text_config": {"model_type": "llama"}}, {"text_config": {"model_type": "qwen2"}}
+_MISTRAL = {"text_config": {"model_type": "mistral"}}
 _HYBRID = {"layer_types": [_LINEAR, _FULL, _LINEAR]}
 _MAMBA = {"layer_types": ["mamba", "attention", "mamba"]}
 _MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
@@ -87,7 +89,8 @@ CLASSES: dict[str, dict[str, Any]] = {
     # dense decoders with rotary positions
     **_of("LlamaForCausalLM ArceeForCausalLM ApertusForCausalLM GraniteForCausalLM SeedOssForCausalLM GlmForCausalLM"),
     **_of("Glm4ForCausalLM Ernie4_5ForCausalLM HunYuanDenseV1ForCausalLM Jais2ForCausalLM NemotronForCausalLM"),
-    **_of("BitNetForCausalLM CohereForCausalLM OlmoForCausalLM Olmo2ForCausalLM NanoChatForCausalLM HrmTextForCausalLM"),
+    **_of("BitNetForCausalLM CohereForCausalLM OlmoForCausalLM Olmo2ForCausalLM NanoChatForCausalLM"),
+    **_of("HrmTextForCausalLM"),
     **_of("GemmaForCausalLM StableLmForCausalLM PhiForCausalLM GPTNeoXForCausalLM GPTJForCausalLM CodeGenForCausalLM"),
     **_of("Qwen2ForCausalLM Qwen3ForCausalLM"),
     "SmolLM3ForCausalLM": {"no_rope_layers": [1, 0, 1]},
@@ -127,7 +130,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     **_of("Gemma4ForConditionalGeneration Gemma4UnifiedForConditionalGeneration", text_config=_GEMMA4),
     **_of("LlavaForConditionalGeneration LlavaNextForConditionalGeneration", **_LLAMA, **_CLIP),
     "LlavaOnevisionForConditionalGeneration": {**_QWEN2, **_SIGLIP},
-    "Mistral3ForConditionalGeneration": {"text_config": {"model_type": "mistral"}, "vision_config": {"model_type": "pixtral"}},
+    "Mistral3ForConditionalGeneration": {**_MISTRAL, "vision_config": {"model_type": "pixtral"}},
     "Llama4ForConditionalGeneration": {"text_config": _CHUNKED},
     "Idefics3ForConditionalGeneration": _LLAMA,
     "Emu3ForConditionalGeneration": {"vocabulary_map": {"<image>": 3, "<|visual token 000000|>": 4}, "vq_config": _VQ},
@@ -178,7 +181,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "Gemma3ForCausalLM:bidirectional": {"layer_types": _MIXED, "use_bidirectional_attention": True},
     "Gemma4ForCausalLM:shared-keys": {
-        "num_hidden_layers": 4, "layer_types": [_SLIDING, _FULL] * 2, "num_kv_shared_layers": 2, "global_head_dim": D_HEAD,
+        "num_hidden_layers": 4,
+        "layer_types": [_SLIDING, _FULL] * 2,
+        "num_kv_shared_layers": 2,
+        "global_head_dim": D_HEAD,
     },
     "Gemma4ForCausalLM:experts": {**_GEMMA4, "enable_moe_block": True},
     "GraniteMoeHybridForCausalLM:nope": {**_MAMBA, "position_embedding_type": "nope"},
