@@ -32,7 +32,7 @@ PLACES: dict[str, Callable[[int, int], Sequence[int]]] = {
     "all": lambda prompt, length: range(length),
 }
 BLOCK, MLP = "hook_resid_post", "hook_mlp_out"
-NEW_TOKENS = 6
+DECODING = rl.Decoding(max_new_tokens=6)
 TIE = 1e-4
 """A lead of one logit over the next that rounding may turn round."""
 
@@ -179,11 +179,11 @@ class Edit:
 
     def generate(self, prompts: Any) -> None:
         """Greedy tokens; where the oracle's two best tokens are equal but for rounding, the rest is not compared."""
-        generation = rl.generate(self.reft, self.bridge, prompts, max_new_tokens=NEW_TOKENS)
+        generation = rl.generate(self.reft, self.bridge, prompts, DECODING)
         oracle, stops = self.oracle(), {self.bridge.tokenizer.eos_token_id}
         for prompt, ids in zip(generation.prompt_ids, generation.ids, strict=True):
             if prompt not in self.texts:
-                self.texts[prompt] = oracle.greedy(list(prompt), NEW_TOKENS, stops)
+                self.texts[prompt] = oracle.greedy(list(prompt), DECODING.max_new_tokens, stops)
             expected, leads = self.texts[prompt]
             sure = next((n for n, lead in enumerate(leads) if lead < TIE), len(leads))
             if list(ids[:sure]) != expected[:sure]:
