@@ -21,9 +21,9 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"] = "1", "false"
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import torch
-import zoo
-from architecture_checks import TOLERANCE, Checked, check
+import torch  # noqa: E402 (torch reads the number of threads when it is imported)
+import zoo  # noqa: E402
+from architecture_checks import TOLERANCE, Checked, check  # noqa: E402
 
 SECONDS = 120
 CONE, FULL, PARTLY = "right on the cone", "right in full", "right, the rest refused"

@@ -1,6 +1,7 @@
 """Edits of what leaves a block, or its MLP: training, scores, generation and storage, each beside the oracle."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -159,10 +160,8 @@ class Edit:
         if (self.hook, self.where) == (BLOCK, "last"):
             settings |= {"steps": 7, "batch_size": 8, "shuffle": False}
             settings |= {"checkpoint": self.folder / "run", "checkpoint_every": 1}
-            try:
+            with suppress(BrokenOff):
                 rl.fit(self.reft, self.bridge, data, on_step=until_second, **settings)
-            except BrokenOff:
-                pass
         else:
             settings |= {"steps": 3, "batch_size": 4}
         return rl.fit(self.reft, self.bridge, data, on_step=on_step, **settings), steps

@@ -163,21 +163,36 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "FalconForCausalLM:new-decoder": {"new_decoder_architecture": True, "num_kv_heads": KV_HEADS},
     "Phi3ForCausalLM:longrope": {
         "original_max_position_embeddings": 24,
-        "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": CONTEXT / 24,
-                            "short_factor": [1.0] * _QUARTER, "long_factor": [2.0, 3.0, 4.0, 5.0][:_QUARTER],
-                            "original_max_position_embeddings": 24},
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "factor": CONTEXT / 24,
+            "short_factor": [1.0] * _QUARTER,
+            "long_factor": [2.0, 3.0, 4.0, 5.0][:_QUARTER],
+            "original_max_position_embeddings": 24,
+        },
     },
     "LlamaForCausalLM:dynamic": {
         "max_position_embeddings": CONTEXT,
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
     },
     "LlamaForCausalLM:yarn": {
-        "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
-                            "original_max_position_embeddings": 24},
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 24,
+        },
     },
     "LlamaForCausalLM:llama3": {
-        "rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0,
-                            "high_freq_factor": 4.0, "original_max_position_embeddings": 24},
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 24,
+        },
     },
     "Gemma3ForCausalLM:bidirectional": {"layer_types": _MIXED, "use_bidirectional_attention": True},
     "Gemma4ForCausalLM:shared-keys": {
