@@ -82,8 +82,7 @@ class DoseResponse:
         """
         if name not in MEASURES:
             raise ValueError(f"measure={name!r}, expected one of {', '.join(MEASURES)}")
-        table = self._tables()[name]
-        if table is None:
+        if (table := self._tables()[name]) is None:
             needs = {"drift": "unrelated=", "score": "prompts= and score="}.get(name, "prompts=")
             raise ValueError(f"{name} was not measured: pass {needs} to dose_response")
         return table
