@@ -90,8 +90,8 @@ def _numbers(text):
 def _price(prompt):
     """`(price, lower, upper)` read from a prompt, whatever stands first in it."""
     low, high = sorted(_numbers(prompt))[0], sorted(_numbers(prompt))[-1]
-    found = re.search(r"(\d+\.\d+) dollars(?::| lie| within)", prompt)
-    price = float(found.group(1))
+    match = re.search(r"(\d+\.\d+) dollars(?::| lie| within)", prompt)
+    price = float(match.group(1))
     rest = [n for n in _numbers(prompt) if n != price] or [low, high]
     return price, min(rest), max(rest)
 

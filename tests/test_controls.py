@@ -60,21 +60,21 @@ def test_too_small_a_rank_does_not():
 
 @pytest.mark.slow
 def test_a_planted_subspace_survives_every_control():
-    found = _controls(2, random=40)
-    assert found.p < 0.01 and found.rank == 1 and len(found.random) == 40
-    assert found["trained"].accuracy.low > 0.97 and found["full vector"].accuracy.value > 0.99
-    assert found.selectivity.low > 0.5
-    assert found["random model"].accuracy.high < 0.6
-    assert found["random subspaces"].accuracy.value < 0.6
-    untrained = [w for w in found.warnings if "without training" not in w]
+    table = _controls(2, random=40)
+    assert table.p < 0.01 and table.rank == 1 and len(table.random) == 40
+    assert table["trained"].accuracy.low > 0.97 and table["full vector"].accuracy.value > 0.99
+    assert table.selectivity.low > 0.5
+    assert table["random model"].accuracy.high < 0.6
+    assert table["random subspaces"].accuracy.value < 0.6
+    untrained = [w for w in table.warnings if "without training" not in w]
     assert not untrained, "what is planted linearly, difference of means may find too; nothing else is said"
 
 
 @pytest.mark.slow
 def test_shuffled_labels_do_not_survive_them():
-    found = _controls(2, shuffled=True, random=10, random_model=False)
-    assert found.p > 0.05 and found["trained"].accuracy.value < 0.5
-    assert any("shuffled labels" in w for w in found.warnings) and any("no edit" in w for w in found.warnings)
+    table = _controls(2, shuffled=True, random=10, random_model=False)
+    assert table.p > 0.05 and table["trained"].accuracy.value < 0.5
+    assert any("shuffled labels" in w for w in table.warnings) and any("no edit" in w for w in table.warnings)
 
 
 @pytest.mark.slow
@@ -86,9 +86,9 @@ def test_random_subspaces_do_not_survive_them():
     for seed in (11, 12, 13):
         das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(D, rank=2, generator=torch.Generator().manual_seed(seed))})
         settings = dict(base=base[:80], random=30, random_model=False, progress=False)
-        found = rl.controls(das, truth.model, train[:64], test[:80], rl.FitConfig(steps=1), **settings)
-        ranks.append(found.rank)
-        assert any("no edit" in w for w in found.warnings)
+        table = rl.controls(das, truth.model, train[:64], test[:80], rl.FitConfig(steps=1), **settings)
+        ranks.append(table.rank)
+        assert any("no edit" in w for w in table.warnings)
     assert sum(ranks) > 15, "their place among others of their kind is anywhere"
 
 

@@ -30,20 +30,20 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_a_planted_direction_is_found_and_points_to_the_later_class(name):
     x, labels, direction = _planted()
-    found = METHODS[name](x, labels)
-    cosine = (found.basis[:, 0] @ direction).item()
+    estimate = METHODS[name](x, labels)
+    cosine = (estimate.basis[:, 0] @ direction).item()
     assert (abs(cosine) if name == "PCA" else cosine) > 0.95
-    assert found.name == name
+    assert estimate.name == name
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "PCA"])
 def test_shuffled_labels_find_nothing(name):
     x, labels, direction = _planted(gap=1.0)
     shuffled = labels[torch.randperm(N, generator=torch.Generator().manual_seed(3))]
-    found = METHODS[name](x, shuffled)
-    assert abs(found.basis[:, 0] @ direction) < 0.8
+    estimate = METHODS[name](x, shuffled)
+    assert abs(estimate.basis[:, 0] @ direction) < 0.8
     if name in ("difference of means", "CAA"):
-        assert found.scale[0] < 0.5
+        assert estimate.scale[0] < 0.5
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "LDA"])
@@ -58,10 +58,10 @@ def test_against_numpy():
     x, labels, _ = _planted(2)
     data, classes = x.numpy(), labels.numpy()
     values, vectors = numpy.linalg.eigh(numpy.cov(data.T, bias=True))
-    found = rl.directions.pca(x, 3)
+    estimate = rl.directions.pca(x, 3)
     for i in range(3):
-        assert abs(found.basis[:, i].numpy() @ vectors[:, -1 - i]) == pytest.approx(1.0)
-        assert found.scale[i] == pytest.approx(values[-1 - i] ** 0.5)
+        assert abs(estimate.basis[:, i].numpy() @ vectors[:, -1 - i]) == pytest.approx(1.0)
+        assert estimate.scale[i] == pytest.approx(values[-1 - i] ** 0.5)
     difference = data[classes == 1].mean(0) - data[classes == 0].mean(0)
     means = rl.directions.difference_of_means(x, labels)
     assert numpy.allclose(means.basis[:, 0].numpy() * means.scale[0].item(), difference)
@@ -74,7 +74,7 @@ def test_against_numpy():
 
 def test_the_probe_is_at_the_minimum():
     x, labels, _ = _planted(4)
-    found = rl.directions.linear_probe(x, labels, l2=0.1).basis[:, 0]
+    estimate = rl.directions.linear_probe(x, labels, l2=0.1).basis[:, 0]
     z = (x - x.mean(0)) / x.std(0).mean()
     weight = torch.zeros(D, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
@@ -84,7 +84,7 @@ def test_the_probe_is_at_the_minimum():
         loss = torch.nn.functional.binary_cross_entropy_with_logits(z @ weight + bias, labels.double())
         (loss + 0.1 * weight.square().sum() / 4).backward()
         optimizer.step()
-    assert torch.nn.functional.cosine_similarity(found, weight.detach(), dim=0) == pytest.approx(1.0, abs=1e-6)
+    assert torch.nn.functional.cosine_similarity(estimate, weight.detach(), dim=0) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_several_classes_span_their_means():
@@ -102,12 +102,12 @@ def test_several_classes_span_their_means():
 
 def test_what_is_done_with_a_direction():
     x, labels, _ = _planted()
-    found, h = rl.directions.difference_of_means(x, labels), torch.randn(5, D)
-    v = found.basis[:, 0].float()
-    torch.testing.assert_close(found.as_steering()(h), h + found.scale[0].float() * v)
-    torch.testing.assert_close(found.as_ablation()(h) @ v, torch.zeros(5), atol=1e-6, rtol=0)
+    estimate, h = rl.directions.difference_of_means(x, labels), torch.randn(5, D)
+    v = estimate.basis[:, 0].float()
+    torch.testing.assert_close(estimate.as_steering()(h), h + estimate.scale[0].float() * v)
+    torch.testing.assert_close(estimate.as_ablation()(h) @ v, torch.zeros(5), atol=1e-6, rtol=0)
     source = torch.randn(5, D)
-    torch.testing.assert_close(found.as_exchange()(h, source=source[:, None]) @ v, source @ v)
+    torch.testing.assert_close(estimate.as_exchange()(h, source=source[:, None]) @ v, source @ v)
     torch.testing.assert_close(rl.directions.mean_ablation(x)(h), x.mean(0).float().expand(5, D))
     assert torch.equal(
         rl.directions.random_subspace(D, 3, seed=4).basis, rl.directions.random_subspace(D, 3, seed=4).basis

@@ -25,14 +25,14 @@ def test_the_tokens_that_move_most_carry_the_planted_value():
     diagonal = (world.subspace @ CORNERS[0])[:, None]
     reft = rl.ReFT({rl.resid_post(1, "last"): rl.Ablation(D, torch.zeros(D), diagonal)})
     data = replace(pairs(world.value, 60, 0)[1], tokenizer=world.model.tokenizer)
-    found = _examples(reft, world.model, data, top=5)
+    examples = _examples(reft, world.model, data, top=5)
     ids = data.tokens[torch.arange(60), data.target_mask.long().argmax(dim=1) - 1]
-    values = {(r.end, int(world.value[ids[r.row]])) for r in found.rows}
+    values = {(r.end, int(world.value[ids[r.row]])) for r in examples.rows}
     assert values in ({("largest", 0), ("smallest", 3)}, {("largest", 3), ("smallest", 0)})
-    for r in found.rows:
+    for r in examples.rows:
         assert abs(r.code) == pytest.approx(3 * 2**0.5, rel=1e-4) and r.position == 3
-    assert [r.code for r in found.rows if r.end == "largest"] == sorted(
-        (r.code for r in found.rows if r.end == "largest"), reverse=True
+    assert [r.code for r in examples.rows if r.end == "largest"] == sorted(
+        (r.code for r in examples.rows if r.end == "largest"), reverse=True
     )
 
 
@@ -43,15 +43,15 @@ def test_a_token_is_shown_in_its_text(context):
     model = bridge("gpt2")
     data = rl.encode_prompts(model, PROMPTS)
     reft = rl.ReFT({rl.resid_post(1, "all"): rl.LoReFT(D, 2)})
-    found = _examples(reft, model, data, top=3, context=context)
-    assert len(found.rows) == 12
-    for r in found.rows:
+    examples = _examples(reft, model, data, top=3, context=context)
+    assert len(examples.rows) == 12
+    for r in examples.rows:
         ids = data.tokens[r.row][data.attention_mask[r.row]].tolist()
         assert r.token == model.tokenizer.decode([ids[r.position]])
         near = ids[max(0, r.position - context) : r.position + context + 1]
         assert r.before + r.token + r.after == model.tokenizer.decode(near)
-    codes = found.codes[:, 0]
-    assert found.rows[0].code == codes.max() and found.rows[3].code == codes.min()
+    codes = examples.codes[:, 0]
+    assert examples.rows[0].code == codes.max() and examples.rows[3].code == codes.min()
 
 
 def test_html_shows_text_and_does_not_run_it():
@@ -59,11 +59,11 @@ def test_html_shows_text_and_does_not_run_it():
 
     model = bridge("gpt2")
     data = rl.encode_prompts(model, ["<script>alert(1)</script> & the cat"])
-    found = _examples(rl.ReFT({rl.resid_post(1, "all"): rl.LoReFT(D, 1)}), model, data, top=50)
-    page = found._repr_html_()
-    assert "<script" not in page and "&lt;" in page and page.count("<mark>") == len(found.rows)
-    assert found.plot().get_ylabel() == "tokens" and len(found.to_frame()) == len(found.rows)
-    assert "[" in str(found)
+    examples = _examples(rl.ReFT({rl.resid_post(1, "all"): rl.LoReFT(D, 1)}), model, data, top=50)
+    page = examples._repr_html_()
+    assert "<script" not in page and "&lt;" in page and page.count("<mark>") == len(examples.rows)
+    assert examples.plot().get_ylabel() == "tokens" and len(examples.to_frame()) == len(examples.rows)
+    assert "[" in str(examples)
 
 
 def test_examples_that_cannot_be_shown_are_refused():
@@ -120,12 +120,12 @@ def _planted_plane(**kwargs):
 
 
 def test_the_planted_corners_are_where_they_were_planted():
-    found, values, _ = _planted_plane()
+    plane, values, _ = _planted_plane()
     corners = 3 * CORNERS[values].double()
     torch.testing.assert_close(
-        torch.cdist(found.points, found.points), torch.cdist(corners, corners), atol=1e-4, rtol=0
+        torch.cdist(plane.points, plane.points), torch.cdist(corners, corners), atol=1e-4, rtol=0
     )
-    assert found.labels == tuple(values.tolist())
+    assert plane.labels == tuple(values.tolist())
 
 
 def test_before_after_and_edit():
@@ -136,11 +136,11 @@ def test_before_after_and_edit():
 
 
 def test_labels_have_colours_and_markers():
-    found, _, _ = _planted_plane()
-    axes = found.plot()
+    plane, _, _ = _planted_plane()
+    axes = plane.plot()
     faces = {tuple(c.get_facecolor()[0]) for c in axes.collections}
     assert len(axes.collections) == 4 and len(faces) == 4
-    assert set(found.to_frame()["label"]) == {0, 1, 2, 3}
+    assert set(plane.to_frame()["label"]) == {0, 1, 2, 3}
     import reftlens as rl
 
     model = bridge("gpt2")
@@ -155,8 +155,8 @@ def test_every_edited_token_has_the_label_of_its_row():
 
     model = bridge("gpt2")
     data, reft = rl.encode_prompts(model, PROMPTS), rl.ReFT({rl.resid_post(1, "f1+l1"): rl.LoReFT(D, 2)})
-    found = _plane(reft, model, data, list("abcde"))
-    assert found.labels == tuple("aabbccddee") and len(found.points) == 10
+    plane = _plane(reft, model, data, list("abcde"))
+    assert plane.labels == tuple("aabbccddee") and len(plane.points) == 10
 
 
 def test_what_is_no_plane_is_refused():

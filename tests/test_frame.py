@@ -77,16 +77,16 @@ def test_numpy_finds_the_same_axes():
     with torch.no_grad():
         edits = reft[0](h) - h
     _, values, right = numpy.linalg.svd(edits.numpy(), full_matrices=False)
-    found = _canonical(reft, model, data)[0]
-    numpy.testing.assert_allclose(found.singular_values.numpy(), values[:3])
-    cosines = numpy.abs((right[:3] * found.basis.T.numpy()).sum(axis=1))
+    principal = _canonical(reft, model, data)[0]
+    numpy.testing.assert_allclose(principal.singular_values.numpy(), values[:3])
+    cosines = numpy.abs((right[:3] * principal.basis.T.numpy()).sum(axis=1))
     numpy.testing.assert_allclose(cosines, 1.0)
-    assert (edits.mean(dim=0) @ found.basis >= 0).all(), "each axis points towards the mean edit"
+    assert (edits.mean(dim=0) @ principal.basis >= 0).all(), "each axis points towards the mean edit"
     shares = values[:3] ** 2 / (values[:3] ** 2).sum()
-    assert found.effective_rank == pytest.approx(1 / (shares**2).sum())
-    assert found.entropy_rank == pytest.approx(numpy.exp(-(shares * numpy.log(shares)).sum()))
-    torch.testing.assert_close(found.mean_square, (edits @ found.basis).square().mean(dim=0))
-    torch.testing.assert_close(reft[0].basis() @ found.rotation, found.basis, atol=1e-6, rtol=0)
+    assert principal.effective_rank == pytest.approx(1 / (shares**2).sum())
+    assert principal.entropy_rank == pytest.approx(numpy.exp(-(shares * numpy.log(shares)).sum()))
+    torch.testing.assert_close(principal.mean_square, (edits @ principal.basis).square().mean(dim=0))
+    torch.testing.assert_close(reft[0].basis() @ principal.rotation, principal.basis, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["LoReFT", "DiReFT"])
@@ -99,11 +99,12 @@ def test_an_edit_of_rank_1_has_effective_rank_1(kind):
     with torch.no_grad():
         module.b[2] = 1.0
     reft = rl.ReFT({rl.resid_post(1, "all"): module})
-    found = _canonical(reft, model, _data(model))[0]
-    assert found.effective_rank == pytest.approx(1.0, abs=1e-9) and found.entropy_rank == pytest.approx(1.0, abs=1e-6)
+    principal = _canonical(reft, model, _data(model))[0]
+    assert principal.effective_rank == pytest.approx(1.0, abs=1e-9)
+    assert principal.entropy_rank == pytest.approx(1.0, abs=1e-6)
     direction = torch.nn.functional.normalize(module.basis()[:, 2].detach().double(), dim=0)
-    assert found.basis[:, 0] @ direction == pytest.approx(1.0, abs=1e-6)
-    assert found.basis.shape == (D, 4) and found.singular_values[1:].max() < 1e-6
+    assert principal.basis[:, 0] @ direction == pytest.approx(1.0, abs=1e-6)
+    assert principal.basis.shape == (D, 4) and principal.singular_values[1:].max() < 1e-6
 
 
 def test_an_even_edit_has_effective_rank_2():
@@ -122,12 +123,12 @@ def test_an_exchange_has_the_axes_of_what_is_exchanged():
     world = planted()
     das = rl.DAS(D, basis=world.subspace)
     data = pairs(world.value, 50, 0)[0]
-    found = _canonical(rl.ReFT({rl.resid_post(1, "last"): das}), world.model, data)[0]
+    principal = _canonical(rl.ReFT({rl.resid_post(1, "last"): das}), world.model, data)[0]
     column = data.target_mask.long().argmax(dim=1)
     values = [world.value[b.tokens[torch.arange(50), column - 1]] for b in (data, data.sources["source"].batch)]
     away = 3 * (CORNERS[values[1]] - CORNERS[values[0]])
     torch.testing.assert_close(
-        found.singular_values,
+        principal.singular_values,
         torch.linalg.svdvals(away.double()),
         atol=1e-4,
         rtol=1e-5,  # activations are float32
@@ -143,11 +144,11 @@ def test_a_later_site_sees_what_an_earlier_one_has_done():
     early, late = rl.resid_pre(1, "all"), rl.resid_pre(1, "last")
     data = _data(model)
     h = rl.activations(model, data, late, progress=False)
-    found = _canonical(rl.ReFT({early: first, late: second}), model, data)
+    principal = _canonical(rl.ReFT({early: first, late: second}), model, data)
     torch.testing.assert_close(
-        found[late].singular_values[:5], torch.linalg.svdvals((h + 1).double()), atol=1e-4, rtol=0
+        principal[late].singular_values[:5], torch.linalg.svdvals((h + 1).double()), atol=1e-4, rtol=0
     )
-    assert set(found.bases) == {early, late} and found[early].basis.shape == (D, 1)
+    assert set(principal.bases) == {early, late} and principal[early].basis.shape == (D, 1)
     alone = _canonical(rl.ReFT({late: second}), model, data)
     torch.testing.assert_close(alone[0].singular_values[:5], torch.linalg.svdvals(h.double()), atol=1e-4, rtol=0)
 
@@ -163,20 +164,20 @@ def test_rows_that_a_site_leaves_out_do_not_shift_the_others(batch_size):
     reft = rl.ReFT(
         {rl.resid_post(0, where): rl.Ablation(D).double(), rl.resid_post(1, "last"): rl.Ablation(D).double()}
     )
-    found = edits_of(reft, model, data, batch_size=batch_size, progress=False)
+    edits = edits_of(reft, model, data, batch_size=batch_size, progress=False)
     h = rl.activations(model, data, reft.sites[0], progress=False)
-    torch.testing.assert_close(found[0].hidden @ found[0].span.T, h)
-    torch.testing.assert_close(found[0].edits, -found[0].hidden)
-    assert set(found[0].rows.tolist()) == {1, 3} and found[1].rows.tolist() == list(range(5))
+    torch.testing.assert_close(edits[0].hidden @ edits[0].span.T, h)
+    torch.testing.assert_close(edits[0].edits, -edits[0].hidden)
+    assert set(edits[0].rows.tolist()) == {1, 3} and edits[1].rows.tolist() == list(range(5))
 
 
 def test_heads_are_read_as_they_are_edited():
     import reftlens as rl
 
     model, site = bridge("gpt2"), rl.attn_z(1, "last", heads=[1, 3])
-    found = _canonical(rl.ReFT({site: rl.Ablation(16)}), model, _data(model))[0]
+    principal = _canonical(rl.ReFT({site: rl.Ablation(16)}), model, _data(model))[0]
     h = rl.activations(model, _data(model), site, progress=False)
-    torch.testing.assert_close(found.singular_values[:5], torch.linalg.svdvals(h.double()), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(principal.singular_values[:5], torch.linalg.svdvals(h.double()), atol=1e-5, rtol=1e-5)
 
 
 def test_nothing_is_left_on_the_model_and_no_edit_has_no_axes():
@@ -191,10 +192,10 @@ def test_nothing_is_left_on_the_model_and_no_edit_has_no_axes():
 
 def test_table_and_figure():
     model, reft = bridge("gpt2", torch.float64), _loreft()
-    found = _canonical(reft, model, _data(model))
-    frame = found.to_frame()
+    principal = _canonical(reft, model, _data(model))
+    frame = principal.to_frame()
     assert frame.share.sum() == pytest.approx(1.0) and frame.cumulative.iloc[-1] == pytest.approx(1.0)
     assert frame.share.is_monotonic_decreasing and len(frame) == 3
-    axes = found.plot()
+    axes = principal.plot()
     assert [line.get_ydata()[0] for line in axes.lines][1] == pytest.approx(1 / 3)
-    assert "effective rank" in str(found)
+    assert "effective rank" in str(principal)

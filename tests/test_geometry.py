@@ -24,28 +24,28 @@ def test_equal_is_1_and_orthogonal_is_0():
     whole = _frame(6, 0)
     one, other = whole[:, :3], whole[:, 3:]
     rotated = 5 * one @ torch.randn(3, 3, dtype=torch.float64)  # another basis of the same span
-    found = _overlap({"one": one, "rotated": rotated, "twice": torch.cat([one, one], dim=1), "other": other})
-    assert found.ranks == (3, 3, 3, 3), "columns that depend on others do not count"
-    torch.testing.assert_close(found.overlap[:3, :3], torch.ones(3, 3, dtype=torch.float64))
-    torch.testing.assert_close(found.overlap[:3, 3], torch.zeros(3, dtype=torch.float64))
-    assert found.angles[0][1].max() < 1e-4 and found.angles[0][3].min() > 90 - 1e-4
+    overlaps = _overlap({"one": one, "rotated": rotated, "twice": torch.cat([one, one], dim=1), "other": other})
+    assert overlaps.ranks == (3, 3, 3, 3), "columns that depend on others do not count"
+    torch.testing.assert_close(overlaps.overlap[:3, :3], torch.ones(3, 3, dtype=torch.float64))
+    torch.testing.assert_close(overlaps.overlap[:3, 3], torch.zeros(3, dtype=torch.float64))
+    assert overlaps.angles[0][1].max() < 1e-4 and overlaps.angles[0][3].min() > 90 - 1e-4
 
 
 def test_part_of_a_subspace_overlaps_with_it_by_1():
     whole = _frame(6, 0)
-    found = _overlap({"part": whole[:, :2], "whole": whole})
-    assert found.overlap[0, 1].item() == pytest.approx(1.0)
-    assert found.chance(0, 1).mean == pytest.approx(6 / WIDE)
+    overlaps = _overlap({"part": whole[:, :2], "whole": whole})
+    assert overlaps.overlap[0, 1].item() == pytest.approx(1.0)
+    assert overlaps.chance(0, 1).mean == pytest.approx(6 / WIDE)
 
 
 @pytest.mark.parametrize(("a", "b"), [(1, 1), (2, 5), (4, 4)])
 def test_numpy_finds_the_same_angles(a, b):
     one, other = (torch.randn(WIDE, n, generator=torch.Generator().manual_seed(n + i)) for i, n in enumerate((a, b)))
-    found = _overlap({"one": one, "other": other})
+    overlaps = _overlap({"one": one, "other": other})
     u, v = (numpy.linalg.svd(x.double().numpy(), full_matrices=False)[0] for x in (one, other))
     cosines = numpy.linalg.svd(u.T @ v, compute_uv=False)
-    assert found.overlap[0, 1].item() == pytest.approx((cosines**2).mean())
-    numpy.testing.assert_allclose(found.angles[0][1].numpy(), numpy.degrees(numpy.arccos(cosines)), atol=1e-6)
+    assert overlaps.overlap[0, 1].item() == pytest.approx((cosines**2).mean())
+    numpy.testing.assert_allclose(overlaps.angles[0][1].numpy(), numpy.degrees(numpy.arccos(cosines)), atol=1e-6)
 
 
 @pytest.mark.parametrize(("a", "b", "d"), [(1, 1, 40), (2, 5, 40), (4, 4, 12)])
@@ -63,8 +63,8 @@ def test_the_chance_level_is_that_of_random_subspaces(a, b, d):
 def test_an_unrelated_subspace_is_at_chance_and_a_related_one_is_not():
     base = _frame(3, 0)
     near = base + 0.1 * torch.randn(WIDE, 3, generator=torch.Generator().manual_seed(1)).double()
-    found = _overlap({"base": base, "near": near} | {f"random {i}": _frame(3, 10 + i) for i in range(30)})
-    frame = found.to_frame()
+    overlaps = _overlap({"base": base, "near": near} | {f"random {i}": _frame(3, 10 + i) for i in range(30)})
+    frame = overlaps.to_frame()
     mine = frame[(frame.a == "base") & frame.b.str.startswith("random")]
     assert abs(mine.z.mean()) < 4 / 30**0.5 and mine.z.max() < 5
     assert frame[(frame.a == "base") & (frame.b == "near")].z.item() > 10
@@ -80,11 +80,11 @@ def test_everything_that_spans_is_taken():
     gated.frame.set(rl.interventions.orthonormal(torch.cat([plane, _frame(2, 5, D)], dim=1)).float())
     gated.anneal(1.0)  # half of it is open: the first two columns
     reft = rl.ReFT({rl.resid_post(0, "last"): das, rl.resid_post(1, "last"): rl.LoReFT(D, 2)})
-    found = _overlap({"PCA": rl.directions.pca(x, 2), "ReFT": reft, "DAS": das, "boundless": gated, "tensor": plane})
-    assert [n for n in found.names if n.startswith("ReFT, ")] == [f"ReFT, {s}" for s in reft.sites]
-    same = [i for i, name in enumerate(found.names) if name != f"ReFT, {reft.sites[1]}"]
+    overlaps = _overlap({"PCA": rl.directions.pca(x, 2), "ReFT": reft, "DAS": das, "boundless": gated, "tensor": plane})
+    assert [n for n in overlaps.names if n.startswith("ReFT, ")] == [f"ReFT, {s}" for s in reft.sites]
+    same = [i for i, name in enumerate(overlaps.names) if name != f"ReFT, {reft.sites[1]}"]
     torch.testing.assert_close(
-        found.overlap[same][:, same],
+        overlaps.overlap[same][:, same],
         torch.ones(5, 5, dtype=torch.float64),
         atol=1e-6,
         rtol=0,  # frames are float32
@@ -111,8 +111,8 @@ def test_what_has_no_angle_is_said():
 
 def test_the_figure_shows_overlap_and_chance():
     axes = _overlap({"a": _frame(2, 0), "b": _frame(2, 1)}).plot()
-    said = [text.get_text() for text in axes.texts]
-    assert "1.00" in said and "0.05±0.03" in said and len(said) == 8
+    labels = [text.get_text() for text in axes.texts]
+    assert "1.00" in labels and "0.05±0.03" in labels and len(labels) == 8
 
 
 # -- weights -------------------------------------------------------------------------------------------------
@@ -134,16 +134,16 @@ def test_the_planted_plane_is_what_embedding_writes_and_unembedding_reads():
     import reftlens as rl
 
     world = planted()
-    found = _weights(_at(rl.resid_post(1, "last"), world.subspace), world.model)
-    assert [r.weight for r in found.rows if r.role == "writes"] == ["embed"], "blocks that write nothing are left out"
-    assert found["embed"].chance.z(found["embed"].share) > 4 and found["unembed"].share > 0.95
+    shares = _weights(_at(rl.resid_post(1, "last"), world.subspace), world.model)
+    assert [r.weight for r in shares.rows if r.role == "writes"] == ["embed"], "blocks that write nothing are left out"
+    assert shares["embed"].chance.z(shares["embed"].share) > 4 and shares["unembed"].share > 0.95
     unrelated = _weights(_at(rl.resid_post(1, "last"), rl.directions.random_subspace(D, 2, seed=5).basis), world.model)
     assert abs(unrelated["embed"].chance.z(unrelated["embed"].share)) < 3
     assert abs(unrelated["unembed"].chance.z(unrelated["unembed"].share)) < 3
     read = world.model.W_U.double()  # the norm's gain is 1: it only centres
     centred = read - read.mean(dim=0)
     share = (world.subspace.double().T @ centred).square().sum() / centred.square().sum()
-    assert found["unembed"].share == pytest.approx(share.item())
+    assert shares["unembed"].share == pytest.approx(share.item())
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "gemma2", "llama"])
@@ -190,11 +190,11 @@ def test_the_spread_of_a_share_is_that_of_random_subspaces():
     model, site = bridge("llama"), rl.resid_post(1, "last")
     drawn = {"unembed": [], "blocks.0.attn.o.1": [], "blocks.2.mlp.in": []}
     for seed in range(150):
-        found = _weights(_at(site, rl.directions.random_subspace(D, 2, seed=seed).basis), model)
+        weights = _weights(_at(site, rl.directions.random_subspace(D, 2, seed=seed).basis), model)
         for name, values in drawn.items():
-            values.append(found[name].share)
+            values.append(weights[name].share)
     for name, values in drawn.items():
-        shares, chance = torch.tensor(values), found[name].chance
+        shares, chance = torch.tensor(values), weights[name].chance
         assert abs(shares.mean() - chance.mean) < 4 * chance.spread / 150**0.5
         assert shares.std().item() == pytest.approx(chance.spread, rel=0.25), "4 standard errors"
 
@@ -202,16 +202,16 @@ def test_the_spread_of_a_share_is_that_of_random_subspaces():
 def test_sites_outside_the_stream_are_refused():
     import reftlens as rl
 
-    with pytest.raises(ValueError, match="what reads the residual stream"):
+    with pytest.raises(ValueError, match="directly are not known"):
         _weights(_at(rl.attn_z(1, "last"), _frame(2, 0, D)), bridge("gpt2"))
 
 
 def test_weights_have_a_figure_and_a_table():
     import reftlens as rl
 
-    found = _weights(_at(rl.resid_post(1, "last"), _frame(2, 0, D)), bridge("gpt2"))
-    frame = found.to_frame()
+    shares = _weights(_at(rl.resid_post(1, "last"), _frame(2, 0, D)), bridge("gpt2"))
+    frame = shares.to_frame()
     assert frame.loc["blocks.0.attn.o.0"].overlap_chance == 8 / D and frame.loc["unembed"].chance == 2 / D
-    assert "subspace at blocks.1" in found.plot().get_xlabel() and "chance 0.062" in str(found)
+    assert "subspace at blocks.1" in shares.plot().get_xlabel() and "chance 0.062" in str(shares)
     with pytest.raises(KeyError, match="no weight"):
-        found["blocks.9.mlp.in"]
+        shares["blocks.9.mlp.in"]

@@ -46,20 +46,20 @@ def _drawn(truth, seed):
 
 def test_real_and_illusory_directions_are_told_apart():
     """AUROC of the retained share over 24 of each: four in each of six networks."""
-    found = []
+    meters = []
     for seed in NETWORKS:
         truth = planted_neurons(seed)
         data = pairs(truth.value, 48, seed)[0]
-        found += [
+        meters += [
             [_meter(truth, v, data, batch_size=48, reuse=False) for v in _drawn(truth, 10 * seed + i)] for i in DRAWS
         ]
-    real, illusory = torch.tensor([[m.retained("seen part").value for m in pair] for pair in found]).T
-    assert all(m.has_effect for pair in found for m in pair), "both kinds do something, so there is something to tell"
+    real, illusory = torch.tensor([[m.retained("seen part").value for m in pair] for pair in meters]).T
+    assert all(m.has_effect for pair in meters for m in pair), "both kinds do something, so there is something to tell"
     auroc = (real[:, None] > illusory[None]).double().mean().item()
     assert auroc > 0.95
     assert real.min() > 0.5 > illusory.max(), "and the threshold of the warning lies between them"
-    told = [[any("illusion" in w for w in m.warnings) for m in pair] for pair in found]
-    assert told == [[False, True]] * len(found)
+    told = [[any("illusion" in w for w in m.warnings) for m in pair] for pair in meters]
+    assert told == [[False, True]] * len(meters)
 
 
 def test_the_second_sign_is_seen_too():
@@ -74,19 +74,19 @@ def test_the_second_sign_is_seen_too():
 @pytest.mark.parametrize("name", ["dormant", "disconnected"])
 def test_either_half_of_an_illusion_alone_does_nothing(name):
     truth, data = _planted()
-    found = _meter(truth, getattr(truth, name), data)
-    assert abs(found.effect("subspace").value) < 0.1
-    assert [w for w in found.warnings if "does not raise the answer" in w] == list(found.warnings)
+    meter = _meter(truth, getattr(truth, name), data)
+    assert abs(meter.effect("subspace").value) < 0.1
+    assert [w for w in meter.warnings if "does not raise the answer" in w] == list(meter.warnings)
 
 
 def test_the_unseen_part_of_neurons_does_exactly_nothing():
     truth, data = _planted()
     for direction in _drawn(truth, 3):
-        found = _meter(truth, direction, data)
-        unseen = found.gained[3]
+        meter = _meter(truth, direction, data)
+        unseen = meter.gained[3]
         assert torch.allclose(unseen, torch.zeros(()), atol=1e-5), "but for float32 rounding in W_out"
-        assert torch.equal(found.hits[3], found.hits[0])
-        assert found.effect("subspace").value > 1
+        assert torch.equal(meter.hits[3], meter.hits[0])
+        assert meter.effect("subspace").value > 1
 
 
 def test_the_null_space_of_w_out_is_found():
@@ -125,13 +125,13 @@ def test_the_parts_make_up_the_subspace():
 
 def _outputs(model, hooks, site_hook, change=None):
     """What `hooks` hold at the last token when `change` is applied to the hidden state there at `site_hook`."""
-    kept = {}
+    values = {}
 
     def read(h, hook, name):
-        kept[name] = h[0, -1].flatten().double()
+        values[name] = h[0, -1].flatten().double()
 
     def edit(h, hook):
-        kept["h"] = h[0, -1].double()
+        values["h"] = h[0, -1].double()
         if change is None:
             return None
         out = h.clone()
@@ -141,7 +141,7 @@ def _outputs(model, hooks, site_hook, change=None):
     readers = [(name, lambda h, hook, name=name: read(h, hook, name)) for name in hooks]
     with torch.no_grad():
         model.run_with_hooks(torch.arange(40, 49)[None], fwd_hooks=[(site_hook, edit), *readers])
-    return kept
+    return values
 
 
 def _mirrored(direction):
@@ -181,10 +181,10 @@ def test_readers_are_what_the_model_reads_with(name):
         for reader, out in computed.items():
             heads = [weight for n, weight in pieces if n == reader or re.fullmatch(rf"{re.escape(reader)}\.\d+", n)]
             weight = torch.cat(heads, dim=1)
-            found = after[out] - before[out]
-            assert weight.norm() == pytest.approx(1.0) and found.norm() > 1e-3
+            difference = after[out] - before[out]
+            assert weight.norm() == pytest.approx(1.0) and difference.norm() > 1e-3
             # transformers computes some norms in float32 whatever the model's dtype
-            assert torch.allclose(normalize(found, dim=0), normalize(change @ weight, dim=0), atol=1e-5), reader
+            assert torch.allclose(normalize(difference, dim=0), normalize(change @ weight, dim=0), atol=1e-5), reader
 
 
 @cache
@@ -278,10 +278,10 @@ def test_a_plane_planted_in_the_residual_stream_is_no_illusion():
     data = pairs(truth.value, 64, 3)[0]
     das = rl.DAS(D, basis=torch.linalg.qr(truth.subspace).Q)
     site = rl.resid_post(LAYERS - 1, "last")
-    found = subspace_illusion(rl.ReFT({site: das}), truth.model, data, progress=False)
-    assert found.splits[0].seen.shape[1] == 2 and found.norm_shares[0] > 0.9
-    assert found.retained("seen part").low > 0.9 and abs(found.retained("unseen part").value) < 0.1
-    assert found.accuracy("seen part").low > 0.9 and not found.warnings
+    meter = subspace_illusion(rl.ReFT({site: das}), truth.model, data, progress=False)
+    assert meter.splits[0].seen.shape[1] == 2 and meter.norm_shares[0] > 0.9
+    assert meter.retained("seen part").low > 0.9 and abs(meter.retained("unseen part").value) < 0.1
+    assert meter.accuracy("seen part").low > 0.9 and not meter.warnings
 
 
 def test_one_of_several_variables_is_looked_at_alone():
@@ -292,19 +292,19 @@ def test_one_of_several_variables_is_looked_at_alone():
     das = rl.DAS(D_MLP, variables={"value": 1, "nothing": 1}, basis=torch.cat([truth.real, truth.dormant], dim=1))
     both = data.with_sources({"value": data.sources["source"], "nothing": data.sources["source"]})
     reft = rl.ReFT({rl.mlp_post(1, "last"): das})
-    found = {v: subspace_illusion(reft, truth.model, both, variable=v, progress=False) for v in ("value", "nothing")}
-    assert found["value"].has_effect and not found["nothing"].has_effect
-    assert torch.equal(found["value"].hits, _meter(truth, truth.real, data).hits)
+    meters = {v: subspace_illusion(reft, truth.model, both, variable=v, progress=False) for v in ("value", "nothing")}
+    assert meters["value"].has_effect and not meters["nothing"].has_effect
+    assert torch.equal(meters["value"].hits, _meter(truth, truth.real, data).hits)
 
 
 def test_the_meter_can_be_read_and_seen():
     from reftlens.analysis.causal.illusion import WAYS
 
     truth, data = _planted()
-    found = _meter(truth, truth.dormant + truth.disconnected, data[:20])
-    assert list(found.to_frame().index) == list(WAYS)
-    assert "retained share" in str(found) and "subspace illusion" in str(found)
-    assert "nats" in found.plot().get_xlabel()
+    meter = _meter(truth, truth.dormant + truth.disconnected, data[:20])
+    assert list(meter.to_frame().index) == list(WAYS)
+    assert "retained share" in str(meter) and "subspace illusion" in str(meter)
+    assert "nats" in meter.plot().get_xlabel()
     assert "no sign" in str(_meter(truth, truth.real, data))
     empty = _meter(truth, truth.real, data[:20], readers="blocks.1.mlp.out", share=0.01)
     assert empty.splits[0].seen.shape[1] == 1
@@ -323,7 +323,7 @@ def test_what_cannot_be_split_is_said():
         subspace_illusion(rl.ReFT({site: rl.interventions.BoundlessDAS(D_MLP, rank=2)}), model, data)
     with pytest.raises(ValueError, match="no source"):
         _meter(truth, truth.real, pairs(truth.value, 8, 1)[1])
-    with pytest.raises(ValueError, match=r"no weights are known to read blocks.1.attn.hook_q"):
+    with pytest.raises(ValueError, match=r"the weights that read blocks.1.attn.hook_q directly are not known"):
         seen_split(model, rl.attn_q(1, "last"))
     with pytest.raises(ValueError, match=r"matches none of the weights.*blocks.1.mlp.out"):
         seen_split(model, site, readers="unembed")

@@ -25,18 +25,18 @@ def _map(model=None, positions=("last", "first"), layers=(0, 2), **kwargs):
 
 
 def test_the_variable_is_at_the_last_token_and_nowhere_else():
-    found = _map()
-    cell, accuracy = found.best
+    grid = _map()
+    cell, accuracy = grid.best
     assert cell.position == "last" and accuracy.value > 0.8
-    frame = found.to_frame().set_index(["layer", "position", "rank"])
+    frame = grid.to_frame().set_index(["layer", "position", "rank"])
     for layer in (0, 2):
         assert frame.loc[(layer, "last", 0), "accuracy"] == 1.0
         assert frame.loc[(layer, "last", 2), "p_holm"] < 0.1
         for rank in (0, 2):
-            assert frame.loc[(layer, "first", rank), "accuracy"] == pytest.approx(found.unedited, abs=0.2)
+            assert frame.loc[(layer, "first", rank), "accuracy"] == pytest.approx(grid.unedited, abs=0.2)
             assert frame.loc[(layer, "first", rank), "p_holm"] > 0.1
-    assert found.accuracy(2).shape == (2, 2)
-    assert found.plot().get_xlabel() == "position"
+    assert grid.accuracy(2).shape == (2, 2)
+    assert grid.plot().get_xlabel() == "position"
 
 
 def test_a_cell_is_what_a_separate_run_gives():

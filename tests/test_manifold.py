@@ -40,11 +40,11 @@ def test_natural_vectors_exchanged_for_natural_ones_are_not_off_the_manifold(nam
     import reftlens as rl
 
     model, whole = bridge(name), rl.ReFT({_site(): rl.Interchange(D)})
-    found = [_distance(whole, model, _pairs(seed=s), seed=s) for s in range(20)]
-    small = sum(f.rows[0].p < 0.05 for f in found)
+    runs = [_distance(whole, model, _pairs(seed=s), seed=s) for s in range(20)]
+    small = sum(f.rows[0].p < 0.05 for f in runs)
     assert small <= 4, "of 20 draws at a rate of 5 %, five or more have a chance of 0.3 %"
-    assert 35 < sum(f.rows[0].percentiles.median().item() for f in found) / 20 < 65
-    assert 0.5 < sum(f.rows[0].ratio for f in found) / 20 < 1.5
+    assert 35 < sum(f.rows[0].percentiles.median().item() for f in runs) / 20 < 65
+    assert 0.5 < sum(f.rows[0].ratio for f in runs) / 20 < 1.5
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -57,15 +57,15 @@ def test_a_steering_vector_of_ten_times_the_norm_is(name):
 def test_strength_is_how_far():
     model, data = bridge("gpt2"), _pairs()
     reft = _steering(model, data, 10.0)
-    found = [_distance(reft, model, data, strength=s).rows[0] for s in (0.0, 0.05, 0.2, 1.0)]
-    assert torch.equal(found[0].edited, found[0].natural), "strength 0 is the unedited model"
-    assert found[0].p > 0.05 and found[-1].p < 0.05
-    means = [row.edited.mean().item() for row in found]
+    sites = [_distance(reft, model, data, strength=s).rows[0] for s in (0.0, 0.05, 0.2, 1.0)]
+    assert torch.equal(sites[0].edited, sites[0].natural), "strength 0 is the unedited model"
+    assert sites[0].p > 0.05 and sites[-1].p < 0.05
+    means = [row.edited.mean().item() for row in sites]
     assert means == sorted(means)
 
 
 def test_p_is_calibrated_and_has_power():
-    from reftlens.analysis.causal.manifold import _distance
+    from reftlens.analysis.causal.manifold import _site_distance
 
     small = {0.0: 0, 0.5: 0}
     for seed in range(200):
@@ -74,39 +74,39 @@ def test_p_is_calibrated_and_has_power():
         natural, other = (x @ mixing for x in drawn)
         for shift in small:
             edited = other + shift * natural.std(dim=0)
-            small[shift] += _distance(_site(), natural, edited, torch.arange(40), 0.1, 199, seed).p <= 0.05
+            small[shift] += _site_distance(_site(), natural, edited, torch.arange(40), 0.1, 199, seed).p <= 0.05
     assert 3 <= small[0.0] <= 19, "10 expected of 200; the interval holds 99.5 % of such counts"
     assert small[0.5] > 150
 
 
 def test_rows_are_split_as_a_whole():
     """Two equal tokens in each row: no more evidence than one."""
-    from reftlens.analysis.causal.manifold import _distance
+    from reftlens.analysis.causal.manifold import _site_distance
 
     generator = torch.Generator().manual_seed(3)
     natural, edited = torch.randn(2, 30, 8, generator=generator, dtype=torch.float64)
-    once = _distance(_site(), natural, edited, torch.arange(30), 0.1, 99, 0)
+    once = _site_distance(_site(), natural, edited, torch.arange(30), 0.1, 99, 0)
     twice = [x.repeat_interleave(2, dim=0) for x in (natural, edited)]
-    again = _distance(_site(), *twice, torch.arange(30).repeat_interleave(2), 0.1, 99, 0)
+    again = _site_distance(_site(), *twice, torch.arange(30).repeat_interleave(2), 0.1, 99, 0)
     assert again.p == pytest.approx(once.p, abs=0.03) and again.ratio == pytest.approx(once.ratio, rel=0.05)
 
 
 def test_distances_are_those_of_the_formulas():
-    from reftlens.analysis.causal.manifold import _distance, _energies, _Mahalanobis
+    from reftlens.analysis.causal.manifold import _energies, _mahalanobis, _site_distance
 
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 12, 5, generator=generator, dtype=torch.float64)
     covariance = 0.8 * torch.cov(x.T) + 0.2 * torch.cov(x.T).trace() / 5 * torch.eye(5)
     away = y - x.mean(dim=0)
     oracle = torch.stack([(a @ torch.linalg.inv(covariance) @ a / 5).sqrt() for a in away])
-    assert torch.allclose(_Mahalanobis(x, 0.2).of(y), oracle)
+    assert torch.allclose(_mahalanobis(y, x, 0.2), oracle)
     both = torch.cat([x, y])
     scaled = both / both.std(dim=0)
     a, b = scaled[:12], scaled[12:]
     mean = lambda p, q: torch.stack([(i - j).norm() for i in p for j in q]).mean()  # noqa: E731
     energy = _energies(both, torch.arange(24)[None] < 12)
     assert torch.allclose(energy, 2 * mean(a, b) - mean(a, a) - mean(b, b))
-    row = _distance(_site(), both, both, torch.arange(24), 0.1, 9, 0)
+    row = _site_distance(_site(), both, both, torch.arange(24), 0.1, 9, 0)
     assert torch.equal(row.edited, row.natural) and row.percentiles.max() == 100
 
 
@@ -126,13 +126,13 @@ def test_any_intervention_is_measured_and_each_site_corrected():
 
     model, data = bridge("gpt2"), _pairs(24, sources=False)
     loreft = rl.ReFT({_site("f1+l1"): rl.LoReFT(D, rank=2), rl.resid_post(2, "last"): rl.LoReFT(D, rank=2)})
-    found = _distance(loreft, model, data)
-    assert len(found.rows) == 2 and len(found.rows[0].edited) == 24 and len(found.rows[1].edited) == 12
-    assert found.p[0] >= found.rows[0].p
-    frame = found.to_frame()
-    assert list(frame["p"]) == [row.p for row in found.rows] and list(frame["p_holm"]) == found.p.tolist()
-    assert "percentile" in found.plot().get_xlabel()
-    assert str(found).count("natural manifold") == 2
+    distances = _distance(loreft, model, data)
+    assert len(distances.rows) == 2 and len(distances.rows[0].edited) == 24 and len(distances.rows[1].edited) == 12
+    assert distances.p[0] >= distances.rows[0].p
+    frame = distances.to_frame()
+    assert list(frame["p"]) == [row.p for row in distances.rows] and list(frame["p_holm"]) == distances.p.tolist()
+    assert "percentile" in distances.plot().get_xlabel()
+    assert str(distances).count("natural manifold") == 2
     assert _distance(loreft, model, data).to_frame().equals(frame)
 
 

@@ -117,35 +117,35 @@ def test_where_one_ending_ends_another_the_longer_one_counts(gpt2):
 
 
 def test_known_is_what_the_model_answers_by_itself(ravel, gpt2):
-    found = known(gpt2, ravel, progress=False)
-    assert len(found.questions) == 2 * len(CITIES), "each city with the templates of its split"
-    for (city, template), hit in zip(found.questions, found.hits.tolist(), strict=True):
+    answered = known(gpt2, ravel, progress=False)
+    assert len(answered.questions) == 2 * len(CITIES), "each city with the templates of its split"
+    for (city, template), hit in zip(answered.questions, answered.hits.tolist(), strict=True):
         row = rl.encode(gpt2, [ask(city, template)], end=False)
         place = int(row.target_mask.long().argmax())
         logits = gpt2(row.tokens[:, :place])[0, -1]
         assert hit == (int(logits.argmax()) == int(row.tokens[0, place]))
-    frame = found.to_frame()
-    assert frame.hit.mean() == pytest.approx(found.hits.float().mean().item())
+    frame = answered.to_frame()
+    assert frame.hit.mean() == pytest.approx(answered.hits.float().mean().item())
 
 
 def test_only_what_is_known_is_asked(ravel, gpt2):
-    found = known(gpt2, ravel, progress=False)
-    country = torch.tensor([t.attribute == "Country" for _, t in found.questions])
-    taught = replace(found, hits=country)
-    kept = taught.keep()
-    assert {a for c in kept.cities for a in c.known} == {"Country"}
+    answered = known(gpt2, ravel, progress=False)
+    country = torch.tensor([t.attribute == "Country" for _, t in answered.questions])
+    taught = replace(answered, hits=country)
+    cut = taught.keep()
+    assert {a for c in cut.cities for a in c.known} == {"Country"}
     assert taught.accuracy("Country").value == 1 and taught.accuracy("Language").value == 0
-    assert kept.cause("Country", 2) and len(kept.cities) == len(CITIES)
+    assert cut.cause("Country", 2) and len(cut.cities) == len(CITIES)
     with pytest.raises(ValueError, match="no train city can be asked for 'Language'"):
-        kept.cause("Language", 2)
-    assert not replace(found, hits=~(country | ~country)).keep().cities
+        cut.cause("Language", 2)
+    assert not replace(answered, hits=~(country | ~country)).keep().cities
 
 
 def test_the_best_templates_stay(gpt2):
     cities = tuple(City(n, "train", {"Country": "Xland"}, frozenset({"Country"})) for n in NAMES)
     good, bad = (Template(f"{word} %s is in", "train", "Country") for word in ("good", "bad"))
-    found = known(gpt2, Ravel(cities, (bad, good)), progress=False)
-    taught = replace(found, hits=torch.tensor([t == good for _, t in found.questions]))
+    answered = known(gpt2, Ravel(cities, (bad, good)), progress=False)
+    taught = replace(answered, hits=torch.tensor([t == good for _, t in answered.questions]))
     assert taught.best(1).templates == (good,) and taught.of_template(bad) == 0
 
 
@@ -171,12 +171,12 @@ def test_the_hub_is_asked_where_no_folder_is_given(monkeypatch):
     import datasets
 
     upper = [{"ID": "1", "City": r["entity"], "Country": r["Country"], "Language": r["Language"]} for r in CITIES[::3]]
-    asked = [{"Template": PROMPTS[0]["prompt"], "Attribute": "Country", "Source": "", "Entity": ""}]
-    tables = {"city_entity": {"train": upper}, "city_prompt": {"train": asked}}
+    prompts = [{"Template": PROMPTS[0]["prompt"], "Attribute": "Country", "Source": "", "Entity": ""}]
+    tables = {"city_entity": {"train": upper}, "city_prompt": {"train": prompts}}
     monkeypatch.setattr(datasets, "load_dataset", lambda name, part: tables[part])
-    found = ravel_cities()
-    assert [c.name for c in found.cities] == list(NAMES[::3]) and found.attributes == ("Country",)
-    assert len(found.cause("Country", 2)) == 2
+    ravel = ravel_cities()
+    assert [c.name for c in ravel.cities] == list(NAMES[::3]) and ravel.attributes == ("Country",)
+    assert len(ravel.cause("Country", 2)) == 2
 
     def offline(name, part):
         raise ConnectionError("no network")
@@ -191,12 +191,12 @@ def test_the_hub_is_asked_where_no_folder_is_given(monkeypatch):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the folder with RAVEL's files is not here")
 def test_the_real_files_are_read():
-    found = ravel_cities(REAL)
-    assert len(found.cities) == 3552 and len(found.templates) == 273 + 938
-    assert set(found.attributes) == {"Country", "Continent", "Language", "Latitude", "Longitude", "Timezone"}
-    table = {c.name: c for c in found.cities}
+    ravel = ravel_cities(REAL)
+    assert len(ravel.cities) == 3552 and len(ravel.templates) == 273 + 938
+    assert set(ravel.attributes) == {"Country", "Continent", "Language", "Latitude", "Longitude", "Timezone"}
+    table = {c.name: c for c in ravel.cities}
     assert table["Aalborg"].split == "test" and table["Aalborg"].answer("Timezone") == "Europe/Copenhagen"
     for split in ("train", "val", "test"):
-        cause, isolate = found.cause("Country", 50, split=split), found.isolate("Country", 50, split=split)
+        cause, isolate = ravel.cause("Country", 50, split=split), ravel.isolate("Country", 50, split=split)
         assert all(b.completion != c for b, c in zip(cause.base, cause.counterfactual, strict=True))
         assert all(b.completion == c for b, c in zip(isolate.base, isolate.counterfactual, strict=True))

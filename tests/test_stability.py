@@ -38,16 +38,16 @@ def test_equal_seeds_overlap_by_1_and_unrelated_ones_by_chance():
     same = _stability(_frames(_base(), 0.0, range(4))).sites[0]
     assert same.mean.value == pytest.approx(1.0) and same.mean.low == pytest.approx(1.0) and len(same.overlaps) == 6
     assert same.z > 50
-    found = [_stability(_frames(_base(), 1e4, range(10 * i, 10 * i + 4))).sites[0] for i in range(30)]
-    z = torch.tensor([one.z for one in found])
+    sites = [_stability(_frames(_base(), 1e4, range(10 * i, 10 * i + 4))).sites[0] for i in range(30)]
+    z = torch.tensor([one.z for one in sites])
     assert abs(z.mean()) < 4 / 30**0.5 and 0.6 < z.std() < 1.5, "pairs of random subspaces are uncorrelated"
-    assert all(one.chance.mean == pytest.approx(3 / 40) for one in found)
+    assert all(one.chance.mean == pytest.approx(3 / 40) for one in sites)
 
 
 def test_the_interval_covers_the_mean_overlap():
     truth = _stability(_frames(_base(), 1.0, range(1000, 1080))).sites[0].mean.value
-    found = [_stability(_frames(_base(), 1.0, range(6 * i, 6 * i + 6))).sites[0].mean for i in range(100)]
-    covered = sum(one.low <= truth <= one.high for one in found)
+    means = [_stability(_frames(_base(), 1.0, range(6 * i, 6 * i + 6))).sites[0].mean for i in range(100)]
+    covered = sum(one.low <= truth <= one.high for one in means)
     assert 0.2 < truth < 0.8 and covered >= 88, "95 of 100 expected; 88 or fewer have a chance of 0.5 %"
 
 
@@ -74,11 +74,11 @@ def test_seeds_trained_on_a_planted_plane_find_it():
     config = rl.FitConfig(steps=80, lr=3e-2, batch_size=64)
     trained = das.seeds([0, 1, 2])
     rl.training.fit_many(trained, world.model, data, config, progress=False)
-    found = _stability(trained)
-    assert found.sites[0].mean.value > 0.9 and found.sites[0].z > 10
+    stable = _stability(trained)
+    assert stable.sites[0].mean.value > 0.9 and stable.sites[0].z > 10
     assert _stability(das.seeds(range(3))).sites[0].z < 4
-    assert found.to_frame().chance.item() == pytest.approx(2 / D)
-    assert "overlap between seeds" in found.plot().get_xlabel() and "overlap of 3 seeds" in str(found)
+    assert stable.to_frame().chance.item() == pytest.approx(2 / D)
+    assert "overlap between seeds" in stable.plot().get_xlabel() and "overlap of 3 seeds" in str(stable)
 
 
 # -- the path ------------------------------------------------------------------------------------------------
@@ -143,16 +143,16 @@ def test_the_elbow_of_a_planted_plane_is_2():
     import reftlens as rl
 
     world = planted()
-    found = _sweep(world, (4, 1, 2))
-    assert found.ranks == (1, 2, 4) and found.elbow == 2
-    assert found.means[0] > found.means[1] + 5 * found.errors[1] and found.means[0] < found.unedited.mean()
+    sweep = _sweep(world, (4, 1, 2))
+    assert sweep.ranks == (1, 2, 4) and sweep.elbow == 2
+    assert sweep.means[0] > sweep.means[1] + 5 * sweep.errors[1] and sweep.means[0] < sweep.unedited.mean()
     test = pairs(world.value, 100, 1)[0]
-    alone = rl.evaluate(found.refts[2][1], world.model, test, progress=False)  # oracle: scored by itself
-    torch.testing.assert_close(found.losses[1, 1], alone.loss[1], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.unedited, alone.loss[0], atol=1e-5, rtol=1e-5)
-    frame = found.to_frame()
+    alone = rl.evaluate(sweep.refts[2][1], world.model, test, progress=False)  # oracle: scored by itself
+    torch.testing.assert_close(sweep.losses[1, 1], alone.loss[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sweep.unedited, alone.loss[0], atol=1e-5, rtol=1e-5)
+    frame = sweep.to_frame()
     assert len(frame) == 6 and set(frame[frame.elbow]["rank"]) == {2}
-    assert "elbow: rank 2" in [t.get_text() for t in found.plot().get_legend().get_texts()] and "elbow 2" in str(found)
+    assert "elbow: rank 2" in [t.get_text() for t in sweep.plot().get_legend().get_texts()] and "elbow 2" in str(sweep)
 
 
 def test_each_rank_trains_as_it_would_alone():
@@ -160,12 +160,12 @@ def test_each_rank_trains_as_it_would_alone():
 
     world = planted()
     config = rl.FitConfig(steps=5, lr=3e-2, batch_size=16)
-    found = _sweep(world, (1, 3), config=config)
-    alone = rl.ReFT({found.site: rl.DAS(D, 3)})
+    sweep = _sweep(world, (1, 3), config=config)
+    alone = rl.ReFT({sweep.site: rl.DAS(D, 3)})
     train = pairs(world.value, 300, 0)[0]
     alone.reset(1)
     rl.fit(alone, world.model, train, config, seed=1, progress=False)
-    torch.testing.assert_close(alone[0].basis(), found.refts[3][1][0].basis(), atol=1e-5, rtol=0)  # stacked, in float32
+    torch.testing.assert_close(alone[0].basis(), sweep.refts[3][1][0].basis(), atol=1e-5, rtol=0)  # stacked, in float32
 
 
 def _table(means, spread=0.0):

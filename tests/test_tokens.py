@@ -22,11 +22,11 @@ def _tokens(reft, model, **kwargs):
 @pytest.mark.parametrize("corner", range(4))
 def test_the_answer_of_a_planted_corner_is_promoted_most(corner):
     world = planted()
-    found = _tokens(_steer(world.subspace @ CORNERS[corner]), world.model, top=3)
-    first = {r.effect: r.id for r in found.rows if r.place == 1}
+    tokens = _tokens(_steer(world.subspace @ CORNERS[corner]), world.model, top=3)
+    first = {r.effect: r.id for r in tokens.rows if r.place == 1}
     opposite = next(i for i in range(4) if torch.equal(CORNERS[i], -CORNERS[corner]))
     assert first == {"promotes": ANSWERS[corner], "suppresses": ANSWERS[opposite]}
-    assert found.p(0) < 0.02 and found.rows[0].logit > found.chance
+    assert tokens.p(0) < 0.02 and tokens.rows[0].logit > tokens.chance
 
 
 def test_a_direction_that_is_not_read_is_at_chance():
@@ -44,7 +44,7 @@ def test_what_is_read_is_the_final_norm_and_the_unembedding(name):
     """Oracle: the norm written out. The length of the direction does not matter, biases do not either."""
     model = bridge(name)
     vector = torch.randn(D, generator=torch.Generator().manual_seed(0))
-    found = _tokens(_steer(vector), model, top=5)
+    tokens = _tokens(_steer(vector), model, top=5)
     norm = model.ln_final
     centred = vector if norm.uses_rms_norm else vector - vector.mean()
     unit = centred / centred.square().mean().sqrt() * (norm.weight.detach() + float(norm.uses_weight_offset))
@@ -52,11 +52,11 @@ def test_what_is_read_is_the_final_norm_and_the_unembedding(name):
     if name == "gemma2":
         logits = 30 * torch.tanh(logits / 30)
     expected = logits.sort(descending=True)
-    assert [r.id for r in found.rows[:5]] == expected.indices[:5].tolist()
-    assert [r.logit for r in found.rows[:5]] == pytest.approx(expected.values[:5].tolist(), abs=1e-3)
-    assert [r.id for r in found.rows[5:]] == expected.indices.flip(0)[:5].tolist()
+    assert [r.id for r in tokens.rows[:5]] == expected.indices[:5].tolist()
+    assert [r.logit for r in tokens.rows[:5]] == pytest.approx(expected.values[:5].tolist(), abs=1e-3)
+    assert [r.id for r in tokens.rows[5:]] == expected.indices.flip(0)[:5].tolist()
     longer = _tokens(_steer(100 * vector), model, top=5)
-    assert [r.id for r in longer.rows] == [r.id for r in found.rows]
+    assert [r.id for r in longer.rows] == [r.id for r in tokens.rows]
 
 
 def test_with_data_the_directions_are_the_canonical_ones():
@@ -70,9 +70,9 @@ def test_with_data_the_directions_are_the_canonical_ones():
         module.frame.set(world.subspace @ turn)
         module.b.copy_(turn.T @ CORNERS[2])
     reft, data = rl.ReFT({rl.resid_post(1, "last"): module}), pairs(world.value, 20, 0)[1]
-    found = _tokens(reft, world.model, data=data)
-    assert found.rows[0].id == ANSWERS[2] and found.principal and found.basis.shape == (D, 2)
-    assert found.top(0)[0] == world.model.tokenizer.decode([ANSWERS[2]])
+    tokens = _tokens(reft, world.model, data=data)
+    assert tokens.rows[0].id == ANSWERS[2] and tokens.principal and tokens.basis.shape == (D, 2)
+    assert tokens.top(0)[0] == world.model.tokenizer.decode([ANSWERS[2]])
     only = _tokens(reft, world.model, data=data, directions=[1], top=2)
     assert {r.direction for r in only.rows} == {1} and only.basis.shape == (D, 1) and "direction 1" in str(only)
     assert not _tokens(reft, world.model).principal
@@ -83,9 +83,9 @@ def test_after_the_final_norm_there_is_no_norm():
 
     model = bridge("gpt2")
     vector = torch.randn(D, generator=torch.Generator().manual_seed(0))
-    found = _tokens(_steer(vector, rl.final_norm("last")), model, top=4)
+    tokens = _tokens(_steer(vector, rl.final_norm("last")), model, top=4)
     logits = torch.nn.functional.normalize(vector, dim=0) @ model.W_U.detach()
-    assert [r.logit for r in found.rows[:4]] == pytest.approx(logits.topk(4).values.tolist(), abs=1e-5)
+    assert [r.logit for r in tokens.rows[:4]] == pytest.approx(logits.topk(4).values.tolist(), abs=1e-5)
 
 
 def test_the_jacobian_lens_reads_through_the_blocks():
@@ -97,12 +97,12 @@ def test_the_jacobian_lens_reads_through_the_blocks():
     matrix = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(0))).Q
     lens = JacobianLens({1: matrix}, n_prompts=1, d_model=D)
     vector = torch.randn(D, generator=torch.Generator().manual_seed(1))
-    found = _tokens(_steer(vector), model, lens=lens)
+    tokens = _tokens(_steer(vector), model, lens=lens)
     plain = _tokens(_steer(matrix @ vector), model)
-    assert [r.id for r in found.rows] == [r.id for r in plain.rows] and found.lens == "Jacobian lens"
-    assert [r.id for r in _tokens(_steer(vector), model).rows] != [r.id for r in found.rows]
+    assert [r.id for r in tokens.rows] == [r.id for r in plain.rows] and tokens.lens == "Jacobian lens"
+    assert [r.id for r in _tokens(_steer(vector), model).rows] != [r.id for r in tokens.rows]
     before = _tokens(_steer(vector, rl.resid_pre(2, "last")), model, lens=lens)
-    assert [r.id for r in before.rows] == [r.id for r in found.rows]
+    assert [r.id for r in before.rows] == [r.id for r in tokens.rows]
     last = _tokens(_steer(vector, rl.resid_post(2, "last")), model, lens=lens)
     assert [r.id for r in last.rows] == [r.id for r in _tokens(_steer(vector), model).rows], "nothing is behind it"
     with pytest.raises(ValueError, match="not fitted for layer 0"):
@@ -127,8 +127,8 @@ def test_a_fitted_jacobian_lens_is_taken():
         show_progress=False,
     )
     vector = world.subspace @ CORNERS[1]
-    found = _tokens(_steer(vector), world.model, lens=lens, top=1)
-    assert [r.id for r in found.rows] == [r.id for r in _tokens(_steer(vector), world.model, top=1).rows]
+    tokens = _tokens(_steer(vector), world.model, lens=lens, top=1)
+    assert [r.id for r in tokens.rows] == [r.id for r in _tokens(_steer(vector), world.model, top=1).rows]
 
 
 def test_what_the_unembedding_cannot_read_is_refused():
@@ -148,12 +148,12 @@ def test_what_the_unembedding_cannot_read_is_refused():
 
 
 def test_tokens_have_a_figure_and_a_table():
-    found = _tokens(_steer(torch.arange(D).float()), bridge("gpt2"), top=4)
-    assert len(found.to_frame()) == 8 and found.to_frame().logit.is_monotonic_decreasing is False
-    axes = found.plot()
+    tokens = _tokens(_steer(torch.arange(D).float()), bridge("gpt2"), top=4)
+    assert len(tokens.to_frame()) == 8 and tokens.to_frame().logit.is_monotonic_decreasing is False
+    axes = tokens.plot()
     assert len(axes.patches) == 8 and "random directions" in axes.get_xlabel()
     with pytest.raises(ValueError, match="no direction 3"):
-        found.plot(direction=3)
+        tokens.plot(direction=3)
 
 
 def test_bytes_of_a_character_are_shown_as_bytes():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -94,29 +95,32 @@ class _Battery:
     reuse: Reuse | None
     progress: bool
 
+    @cached_property
+    def classes(self) -> Int[Tensor, " classes"]:
+        """The answers that occur."""
+        data = [self.test, self.train, *([] if self.base is None else [self.base])]
+        return torch.cat([first_targets(batch) for batch in data]).unique()
+
     def table(
         self, values: Sequence[Hashable] | None, random: int, shuffles: int, random_model: Bridge | bool
     ) -> Controls:
-        labels = first_targets(self.test)
-        own = None if self.base is None else first_targets(self.base)
-        classes = torch.cat([labels, first_targets(self.train), *([] if own is None else [own])]).unique()
-        column = torch.searchsorted(classes, labels)
         fixed = self._untrained(values)
         placebos = [self._everywhere(lambda m, i=i: Placebo(basis_of(m), self.seed + i)) for i in range(random)]
         refts = [*fixed.values(), *placebos]
-        scores, gained = self._scores(self.model, self.test, refts, classes, progress=self.progress)
+        scores, gained = self._scores(self.model, self.test, refts, progress=self.progress)
         names = ["no edit", *fixed]
         rows = {n: Control(n, share_of(scores.hits[i]), mean_of(gained[i])) for i, n in enumerate(names)}
-        accuracy = self._scores(self.model, self.train, [self.reft], classes)[0].hits[1].float().mean().item()
+        accuracy = self._scores(self.model, self.train, [self.reft])[0].hits[1].float().mean().item()
         rows["trained"] = replace(rows["trained"], train_accuracy=accuracy)
         drawn = torch.stack([x[len(names) :].float().mean(dim=1) for x in (scores.hits, gained)])
         if random:
             rows["random subspaces"] = Control("random subspaces", _spread(drawn[0]), _spread(drawn[1]))
-        rows["arbitrary labels"], arbitrary = self._arbitrary(classes)
+        rows["arbitrary labels"], arbitrary = self._arbitrary()
         if random_model is not False:
-            rows["random model"] = self._random_model(random_model, classes)
+            rows["random model"] = self._random_model(random_model)
         trained = names.index("trained")
-        gains = scores.log_probs[trained] - scores.log_probs[0]
+        gains, column = scores.log_probs[trained] - scores.log_probs[0], self._column(self.test)
+        own = None if self.base is None else first_targets(self.base)
         p = shuffled_p(gains, column, own, shuffles, self.seed) if movable(column, own) else math.nan
         selectivity = difference_of(scores.hits[trained], arbitrary)
         return Controls(tuple(rows.values()), tuple(map(tuple, drawn.T.tolist())), p, shuffles, selectivity)
@@ -152,39 +156,36 @@ class _Battery:
         fit(copy, model, data, self.config, reuse=self.reuse or False, progress=self.progress)
         return copy
 
+    def _column(self, data: Batch) -> Int[Tensor, " pair"]:
+        """The place of each row's answer among the classes."""
+        return torch.searchsorted(self.classes, first_targets(data))
+
     def _scores(
-        self,
-        model: Bridge,
-        data: Batch,
-        refts: Sequence[ReFT],
-        classes: Int[Tensor, " classes"],
-        *,
-        progress: bool = False,
+        self, model: Bridge, data: Batch, refts: Sequence[ReFT], *, progress: bool = False
     ) -> tuple[Answers, Float[Tensor, "plan pair"]]:
         """Of the unedited model and each of `refts`; and how much log-probability the answer gains."""
         plans = {"no edit": Plan(refts[0], Variant(strength=0.0))}
         plans |= {str(number): Plan(reft) for number, reft in enumerate(refts)}
-        tokens = classes.expand(len(data), -1)
+        tokens = self.classes.expand(len(data), -1)
         scores = answers(model, data, plans, tokens, reuse=self.reuse, progress=progress, describe="controls")
-        column = torch.searchsorted(classes, first_targets(data))
-        return scores, (scores.log_probs - scores.log_probs[:1])[:, torch.arange(len(data)), column]
+        return scores, (scores.log_probs - scores.log_probs[:1])[:, torch.arange(len(data)), self._column(data)]
 
-    def _arbitrary(self, classes: Int[Tensor, " classes"]) -> tuple[Control, Bool[Tensor, " pair"]]:
+    def _arbitrary(self) -> tuple[Control, Bool[Tensor, " pair"]]:
         """The control, and its hits."""
-        train, test = (relabelled(data, classes, self.seed) for data in (self.train, self.test))
+        train, test = (relabelled(data, self.classes, self.seed) for data in (self.train, self.test))
         reft = self._trained_anew(self.model, train)
-        scores, gained = self._scores(self.model, test, [reft], classes)
-        accuracy = self._scores(self.model, train, [reft], classes)[0].hits[1].float().mean().item()
+        scores, gained = self._scores(self.model, test, [reft])
+        accuracy = self._scores(self.model, train, [reft])[0].hits[1].float().mean().item()
         return Control("arbitrary labels", share_of(scores.hits[1]), mean_of(gained[1]), accuracy), scores.hits[1]
 
-    def _random_model(self, network: Bridge | bool, classes: Int[Tensor, " classes"]) -> Control:
+    def _random_model(self, network: Bridge | bool) -> Control:
         """Hits are among the candidate answers: of all tokens, an untrained model hardly ever names one of them."""
         model = untrained_copy(self.model, self.seed) if isinstance(network, bool) else network
         reft = self._trained_anew(model, self.train)
         hits = []
         for data in (self.train, self.test):
-            scores, gained = self._scores(model, data, [reft], classes)
-            hits.append(classes[scores.log_probs[1].argmax(dim=1)] == first_targets(data))
+            scores, gained = self._scores(model, data, [reft])
+            hits.append(scores.log_probs[1].argmax(dim=1) == self._column(data))
         return Control("random model", share_of(hits[1]), mean_of(gained[1]), hits[0].float().mean().item())
 
 

@@ -146,11 +146,11 @@ def manifold_distance(
     rows = []
     for site, x, y in zip(reft.sites, natural, edited, strict=True):
         owner = site.positions.mask(data.view).nonzero()[:, 0].cpu()
-        rows.append(_distance(site, x, y, owner, shrinkage, splits, seed))
+        rows.append(_site_distance(site, x, y, owner, shrinkage, splits, seed))
     return ManifoldDistance(tuple(rows), strength)
 
 
-def _distance(
+def _site_distance(
     site: Site,
     natural: Float[Tensor, "tokens d"],
     edited: Float[Tensor, "tokens d"],
@@ -168,9 +168,9 @@ def _distance(
     halves = (drawn.argsort(dim=1) < len(rows) // 2)[:, which]
     mine = halves[0]
     energy = _energies(torch.where(mine[:, None], edited, natural), halves[:1])[0].item()
-    judge = _Mahalanobis(natural[~mine], shrinkage)
     null = _energies(natural, halves[1:])
-    return SiteDistance(site, judge.of(edited[mine]), judge.of(natural[mine]), energy, null)
+    of_edited, of_natural = (_mahalanobis(x[mine], natural[~mine], shrinkage) for x in (edited, natural))
+    return SiteDistance(site, of_edited, of_natural, energy, null)
 
 
 def _energies(x: Float[Tensor, "n d"], halves: Bool[Tensor, "splits n"]) -> Float[Tensor, " splits"]:
@@ -182,13 +182,8 @@ def _energies(x: Float[Tensor, "n d"], halves: Bool[Tensor, "splits n"]) -> Floa
     return (2 * to_inside * outside - to_inside * inside - to_outside * outside).sum(dim=1)
 
 
-class _Mahalanobis:
-    """Distance from the mean of `x` in its shrunk covariance, over `√d`."""
-
-    def __init__(self, x: Float[Tensor, "n d"], shrinkage: float) -> None:
-        self.mean = x.mean(dim=0)
-        self.factor = torch.linalg.cholesky(shrunk_covariance(x - self.mean, len(x) - 1, shrinkage))
-
-    def of(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        white = torch.linalg.solve_triangular(self.factor, (x - self.mean).T, upper=False)
-        return white.norm(dim=0) / x.shape[1] ** 0.5
+def _mahalanobis(x: Float[Tensor, "n d"], others: Float[Tensor, "m d"], shrinkage: float) -> Float[Tensor, " n"]:
+    """Distance of `x` from the mean of others in their shrunk covariance, over `√d`."""
+    mean = others.mean(dim=0)
+    factor = torch.linalg.cholesky(shrunk_covariance(others - mean, len(others) - 1, shrinkage))
+    return torch.linalg.solve_triangular(factor, (x - mean).T, upper=False).norm(dim=0) / x.shape[1] ** 0.5

@@ -81,9 +81,6 @@ class DirectionExamples:
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
     def __repr__(self) -> str:
-        return str(self)
-
-    def __str__(self) -> str:
         return "\n".join(
             f"direction {r.direction} {r.end} {r.code:+.3f}  {r.before!r} [{r.token!r}] {r.after!r}" for r in self.rows
         )

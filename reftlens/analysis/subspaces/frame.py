@@ -88,22 +88,19 @@ class PrincipalFrame:
             ranks = {"effective_rank": frame.effective_rank, "entropy_rank": frame.entropy_rank}
             columns = frame.mean_square.sqrt(), frame.singular_values, frame.shares, frame.shares.cumsum(dim=0)
             for i, values in enumerate(torch.stack(columns, dim=1).tolist()):
-                records.append(
-                    {"site": str(frame.site), "direction": i, **dict(zip(names, values, strict=True)), **ranks}
-                )
+                place = {"site": str(frame.site), "direction": i}
+                records.append(place | dict(zip(names, values, strict=True)) | ranks)
         return figures.table(records)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Share of the mean squared edit along each direction; dashed: an edit that is the same along all."""
-        from matplotlib.ticker import MaxNLocator
-
         ax = figures.axes(ax)
         for i, frame in enumerate(self.sites):
             label = f"{frame.site}: effective rank {frame.effective_rank:.2f}"
             ax.plot(frame.shares.tolist(), marker="o", markersize=4, color=figures.colour(i), label=label)
             figures.level(ax, 1 / len(frame.shares))
         ax.set(xlabel="direction (principal axis of the edit)", ylabel="share of the mean squared edit", ylim=(0, 1.05))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.locator_params(axis="x", integer=True)
         ax.legend(frameon=False)
         return ax
 

@@ -110,7 +110,7 @@ def stream_readers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tenso
     The heads of one q, k or v are divided by their common norm. float64 on the CPU.
     """
     bridge: Any = model
-    layer, attention = _first(model, site)
+    layer, attention = first_reader(model, site)
     for i in range(layer, model.cfg.n_layers):
         block, name = bridge.blocks[i], f"blocks.{i}"
         if attention or i > layer:
@@ -142,8 +142,12 @@ def _direct(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tensor, "d o
         yield reader, weight
 
 
-def _first(model: Bridge, site: Site) -> tuple[int, bool]:
-    """The first block that reads the stream after `site`, and whether its attention does."""
+def first_reader(model: Bridge, site: Site) -> tuple[int, bool]:
+    """The first block that reads the residual stream after `site` (their number, for none), and if its attention does.
+
+    Raises:
+        ValueError: for a site that is not part of the stream.
+    """
     hooks = model.hook_dict
     point = resolve_hook(model, site.hook, hooks)
     block = re.match(r"blocks\.(\d+)\.", point.name or "")
@@ -154,8 +158,8 @@ def _first(model: Bridge, site: Site) -> tuple[int, bool]:
             parallel = alias == "hook_attn_out" and getattr(model.cfg, "parallel_attn_mlp", False)
             return int(block[1]) + (1 if parallel else later), parallel or attention
     raise ValueError(
-        f"no weights are known to read {site.hook} directly: use resid_pre, resid_mid, resid_post, attn_out, mlp_out, "
-        "mlp_post, attn_z or final_norm"
+        f"the weights that read {site.hook} directly are not known: use resid_pre, resid_mid, resid_post, attn_out, "
+        "mlp_out, mlp_post, attn_z or final_norm"
     )
 
 

@@ -14,7 +14,7 @@ from transformer_lens.tools.analysis.logit_lens import logit_readout
 from reftlens import figures
 from reftlens.analysis.subspaces.frame import PrincipalFrame, directions_of, site_frame
 from reftlens.analysis.subspaces.geometry import columns_of, site_index
-from reftlens.analysis.subspaces.weights import first_reader
+from reftlens.analysis.subspaces.readers import first_reader
 from reftlens.bridge.protocol import Bridge, device_of, resolve_hook
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site

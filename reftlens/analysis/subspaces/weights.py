@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, overlap_of, site_index, span
-from reftlens.analysis.subspaces.readers import stream_readers
+from reftlens.analysis.subspaces.readers import first_reader, stream_readers
 from reftlens.bridge.protocol import Bridge, resolve_hook
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
@@ -66,8 +66,6 @@ class WeightOverlap:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Share of each weight over the layers; dashed: random subspaces, ± 2 deviations (the median weight's)."""
-        from matplotlib.ticker import MaxNLocator
-
         ax = figures.axes(ax, width=7.0)
         level, spread = self.rows[0].chance.mean, median(r.chance.spread for r in self.rows)
         ax.axhspan(max(0.0, level - 2 * spread), level + 2 * spread, color=figures.GREY, alpha=0.2, linewidth=0)
@@ -84,7 +82,7 @@ class WeightOverlap:
             ylabel="share of the weight in the subspace",
             ylim=(0, None),
         )
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.locator_params(axis="x", integer=True)
         ax.legend(frameon=False, fontsize=7)
         return ax
 
@@ -121,20 +119,6 @@ def weight_overlap(reft: ReFT, model: Bridge, *, site: Site | int | None = None)
         if bool(weight.any())
     ]
     return WeightOverlap(place, basis.shape[1], tuple(rows))
-
-
-def first_reader(model: Bridge, site: Site) -> tuple[int, bool]:
-    """The first block that reads the residual stream after `site` (their number, for none), and if its attention does.
-
-    Raises:
-        ValueError: for a site that is not part of the stream.
-    """
-    try:
-        name = next(stream_readers(model, site))[0]
-    except ValueError as error:
-        raise ValueError(f"what reads the residual stream at {site} is not known: {error}") from error
-    block = re.match(r"blocks\.(\d+)\.(attn)?", name)
-    return (int(block[1]), block[2] is not None) if block else (int(model.cfg.n_layers), True)
 
 
 def stream_writers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tensor, "d out"]]]:
