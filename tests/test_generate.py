@@ -101,7 +101,7 @@ def test_at_least_half_of_the_continuations_are_distinct(architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_B9_prompts_padded_on_the_left_give_what_prompts_padded_on_the_right_give(architecture):
+def test_prompts_padded_on_the_left_give_what_prompts_padded_on_the_right_give(architecture):
     right, left = generated(architecture, "right"), generated(architecture, "left")
     assert right == left
     assert all(torch.equal(a, b) for a, b in zip(right.logits, left.logits, strict=True))
@@ -122,13 +122,13 @@ def alone(architecture, rows):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_B10_a_prompt_alone_gives_what_it_gives_in_a_batch(architecture):
+def test_a_prompt_alone_gives_what_it_gives_in_a_batch(architecture):
     alone(architecture, range(0, PROMPTS, 40))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_B10_every_prompt_alone_gives_what_it_gives_in_a_batch(architecture):
+def test_every_prompt_alone_gives_what_it_gives_in_a_batch(architecture):
     alone(architecture, range(PROMPTS))
 
 
@@ -296,7 +296,7 @@ def test_what_is_edited_is_what_the_hook_sees_changed(architecture):
     assert not point.fwd_hooks
 
 
-def test_B8_five_positions_of_an_eight_token_prompt_are_five_and_of_one_token_one():
+def test_five_positions_of_an_eight_token_prompt_are_five_and_of_one_token_one():
     import reftlens as rl
 
     for positions in ("f5", "l5"):
@@ -305,7 +305,7 @@ def test_B8_five_positions_of_an_eight_token_prompt_are_five_and_of_one_token_on
         assert [sum(row) for row in found.edited] == [5, 1]
 
 
-def test_B7_the_last_token_is_the_last_token_of_the_prompt():
+def test_the_last_token_is_the_last_token_of_the_prompt():
     import reftlens as rl
 
     model = bridge("gpt2")
@@ -448,7 +448,7 @@ def test_penalties_equal_those_of_transformers_alone_and_in_a_batch(architecture
     assert plain.ids != found.ids
 
 
-def test_B22_a_penalty_does_not_see_padding(llama):
+def test_a_penalty_does_not_see_padding(llama):
     # transformers penalises the pad token of padded rows; where pad is eos, such rows would end later
     import reftlens as rl
 

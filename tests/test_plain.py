@@ -171,7 +171,7 @@ def _left_padded(batch):
 
 
 @pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
-def test_B9_padding_on_the_left_edits_the_same_tokens(architecture):
+def test_padding_on_the_left_edits_the_same_tokens(architecture):
     bridge, plain = architectures.bridge(architecture), _plain(architecture)
     batch, reft = _batch(bridge), _reft()
     tokens, mask = _left_padded(batch)
@@ -251,7 +251,7 @@ def test_generate_with_a_left_padded_batch_equals_each_prompt_alone(pair):
     assert ours.ids != base.ids
 
 
-def test_B11_a_prompt_of_one_token_is_edited_once_and_not_at_every_step():
+def test_a_prompt_of_one_token_is_edited_once_and_not_at_every_step():
     """Later steps have the shape of such a prompt; what tells them apart is the cache."""
     import reftlens as rl
 
@@ -301,7 +301,7 @@ def test_narrowed_to_the_prompt_by_a_variant_such_positions_generate():
 # -- whose hooks, whose model --------------------------------------------------------------------------------
 
 
-def test_B16_hooks_are_gone_afterwards_and_those_of_the_user_stay():
+def test_hooks_are_gone_afterwards_and_those_of_the_user_stay():
     plain, batch = _plain("gpt2"), _batch(architectures.bridge("gpt2"))
     fired = []
     handle = plain.transformer.h[1].register_forward_hook(lambda *a: fired.append(1))

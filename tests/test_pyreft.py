@@ -123,7 +123,7 @@ def test_two_interventions_of_one_layer_need_positions_of_their_own(tmp_path):
 
 
 def test_activation_and_dropout_are_the_users_to_give(reference, batch):
-    """B4: pyreft's own load forgets them and computes something else without a word."""
+    """pyreft's own load forgets them and computes something else without a word."""
     import reftlens as rl
 
     reft = rl.storage.load_pyreft(HERE / "pyreft_saved", positions="last", activation="relu", dropout=0.25)
@@ -135,7 +135,7 @@ def test_activation_and_dropout_are_the_users_to_give(reference, batch):
 @pytest.mark.parametrize(
     "stored, kept", [(torch.float32, torch.float32), (torch.float64, torch.float64), (torch.bfloat16, torch.float32)]
 )
-def test_B4_the_numbers_of_the_file_are_kept_whatever_their_dtype(tmp_path, folder, stored, kept):
+def test_the_numbers_of_the_file_are_kept_whatever_their_dtype(tmp_path, folder, stored, kept):
     import reftlens as rl
 
     target = _copy(folder, tmp_path)

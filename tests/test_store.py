@@ -135,7 +135,7 @@ PLAIN_KINDS = ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT", "ConsReFT", "LobiReF
     + [(name, dtype) for name in (*PLAIN_KINDS, "Ablation subspace") for dtype in (torch.float64, torch.bfloat16)],
     ids=str,
 )
-def test_B4_B5_every_kind_and_setting_comes_back_bit_for_bit(gpt2, tmp_path, name, dtype):
+def test_every_kind_and_setting_comes_back_bit_for_bit(gpt2, tmp_path, name, dtype):
     import reftlens as rl
 
     batch = rl.encode_prompts(gpt2, TEXTS)
@@ -344,7 +344,7 @@ def _train(reft, model, **kwargs):
 
 
 @pytest.mark.parametrize("name", ["LoReFT", "LoReFT dropout", "DiReFT relu", "NoReFT", "ConsReFT", "SteeringVector"])
-def test_B3_training_after_a_reload_equals_training_without_it_bit_for_bit(gpt2, tmp_path, name):
+def test_training_after_a_reload_equals_training_without_it_bit_for_bit(gpt2, tmp_path, name):
     import reftlens as rl
 
     reft = rl.ReFT({rl.resid_post(1, "last"): _kinds()[name](D)})
@@ -357,7 +357,7 @@ def test_B3_training_after_a_reload_equals_training_without_it_bit_for_bit(gpt2,
 
 
 @pytest.mark.parametrize("kind", ["LoReFT", "LobiReFT"])
-def test_B3_frames_stay_orthonormal_after_a_reload(gpt2, tmp_path, kind):
+def test_frames_stay_orthonormal_after_a_reload(gpt2, tmp_path, kind):
     import reftlens as rl
 
     reft = rl.ReFT({rl.resid_post(1, "last"): getattr(rl.interventions, kind)(D, 4)})
@@ -371,7 +371,7 @@ def test_B3_frames_stay_orthonormal_after_a_reload(gpt2, tmp_path, kind):
     assert (basis - before).abs().max() > 1e-3
 
 
-def test_B3_after_a_reload_the_optimizer_holds_the_parameters_that_act(gpt2, tmp_path):
+def test_after_a_reload_the_optimizer_holds_the_parameters_that_act(gpt2, tmp_path):
     """style.md: there, a loaded rotation is a new Parameter, which the optimizer does not know."""
     again = _reload(_lo(), gpt2, tmp_path)
     before = {n: p.detach().clone() for n, p in again.named_parameters()}

@@ -19,10 +19,7 @@ from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention
 from reftlens.text.batch import Batch
 
-_BLOCKS = (
-    "model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers", "model.language_model.layers", "layers",
-    "h",
-)  # fmt: skip
+_BLOCKS = "model.layers transformer.h gpt_neox.layers model.decoder.layers model.language_model.layers layers h".split()
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.(hook_resid_post|hook_out|hook_resid_pre|hook_in)")
 
 
