@@ -315,6 +315,17 @@ def test_the_last_token_is_the_last_token_of_the_prompt():
         assert [i for i, hit in enumerate(marks) if hit] == [len(found.prompt_ids[row]) - 1]
 
 
+@pytest.mark.parametrize("variant", [0, 0.0, (0.0, 0.0, 0.0)])
+def test_at_strength_zero_no_token_is_edited_and_none_is_marked(llama, variant):
+    import reftlens as rl
+
+    reft, rows, decoding = sites_at("both"), batch_of(some()), rl.Decoding(max_new_tokens=3)
+    variant, plain = rl.Variant(variant), rl.generate(None, llama, rows, decoding)
+    assert rl.generate(reft, llama, rows, decoding, variant=variant) == plain
+    off, on = rl.generate(reft, llama, rows, decoding, variant=[variant, 1])
+    assert off == plain and all(any(marks) for marks in on.edited)
+
+
 def test_a_site_that_can_only_act_on_the_prompt_and_chooses_nothing_there_is_refused(llama):
     import reftlens as rl
 

@@ -70,8 +70,8 @@ class SiteEdits:
             if not mask.any():
                 continue
             self.unused.discard(i)
-            rows.edited[:, -new:] |= mask
             mask &= (self.strengths[i] != 0).any(dim=1).to(mask.device)[:, None]
+            rows.edited[:, -new:] |= mask
             if mask.any():
                 tokens = TokenIndex.of(mask)
                 strengths = self.strengths[i][tokens.rows.cpu()]

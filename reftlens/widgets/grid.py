@@ -108,11 +108,11 @@ class Grid:
 
     def cell(self, row: int, strength: float) -> str:
         """HTML of what was written at a strength, edited tokens marked."""
-        return marked_text(self.at(strength), row, acted=strength != 0.0) or "<em>(nothing)</em>"
+        return marked_text(self.at(strength), row) or "<em>(nothing)</em>"
 
     def read(self, row: int) -> str:
         """HTML of the prompt as the model reads it, from shortly before its first edited token; or nothing."""
-        generation = self.at(self.strengths[-1])
+        generation = self.at(max(self.strengths, key=abs))
         ids, edited = generation.prompt_ids[row], generation.edited[row][: len(generation.prompt_ids[row])]
         if not any(edited):
             return ""
@@ -160,12 +160,12 @@ def prompt_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(f"{t['role']}: {t['content']}" for t in prompt)
 
 
-def marked_text(generation: Generation, row: int, *, acted: bool) -> str:
-    """HTML of what was written, edited tokens marked if the edit `acted`, without the special token that ends it."""
+def marked_text(generation: Generation, row: int) -> str:
+    """HTML of what was written, edited tokens marked, without the special token that ends it."""
     ids, edited = list(generation.ids[row]), generation.edited[row][len(generation.prompt_ids[row]) :]
     while ids and ids[-1] in generation.tokenizer.all_special_ids:
         ids.pop()
-    return marked_tokens(generation.tokenizer, ids, [hit and acted for hit in edited[: len(ids)]])
+    return marked_tokens(generation.tokenizer, ids, edited[: len(ids)])
 
 
 def _listed(strengths: Sequence[float]) -> str:

@@ -149,13 +149,13 @@ class Slider:
             if self.first_token is None:
                 self.first_token = time.perf_counter() - start
             self.edited = generation
-            self.edited_view.value = _block(f"Edited, strength {self.strength.value:g}", generation, variant)
+            self.edited_view.value = _block(f"Edited, strength {self.strength.value:g}", generation)
             yield
         seconds = time.perf_counter() - start
         if self._unedited_with != decoding:
             for generation in self._drafts(Variant(0.0), decoding):
                 self.unedited = generation
-                self.base_view.value = _block("Unedited", generation, Variant(0.0))
+                self.base_view.value = _block("Unedited", generation)
                 yield
             self._unedited_with = decoding
         times = f"first token after {self.first_token:.2f} s, all after {seconds:.1f} s"
@@ -230,8 +230,8 @@ def _shared_rank(reft: ReFT) -> int:
     return max(ranks) if len(ranks) == 1 and max(ranks) <= _MOST_DIRECTIONS else 0
 
 
-def _block(title: str, generation: Generation, variant: Variant) -> str:
-    text = marked_text(generation, 0, acted=variant.strength != 0.0)
+def _block(title: str, generation: Generation) -> str:
+    text = marked_text(generation, 0)
     return f'<div class="reftlens-grid"><b>{escape(title)}</b><pre>{text}</pre></div>'
 
 
