@@ -604,6 +604,14 @@ def test_a_misspelt_setting_is_refused(misspelt):
         rl.Decoding(**misspelt)
 
 
+@pytest.mark.parametrize("variant", [0.5, [0, 1]])
+def test_a_variant_of_no_edit_is_refused(llama, variant):
+    import reftlens as rl
+
+    with pytest.raises(ValueError, match="reft=None edits nothing"):
+        rl.generate(None, llama, ["the cat"], variant=variant)
+
+
 def test_a_row_without_a_prompt_is_refused(llama):
     import reftlens as rl
 

@@ -87,7 +87,7 @@ def generate(
     prompts = _checked(reft, model, prompts, decoding, chat, system)
     if keep_logits and decoding.beams > 1:
         raise ValueError("keep_logits needs beams=1: hypotheses change places between steps")
-    variants = _variants(variant)
+    variants = _variants(reft, variant)
     alike: dict[Variant, list[int]] = {}
     for i, each in enumerate(variants):
         alike.setdefault(replace(each, strength=1.0), []).append(i)
@@ -120,7 +120,7 @@ def stream(
         raise ValueError(f"a stream is of one prompt, and {len(prompts)} were prefilled: use generate")
     if decoding.beams > 1:
         raise ValueError("a stream needs beams=1: text of a beam can still be given up")
-    session, text = Session(reft, model, prompts, _variants([variant]), decoding), TextStream(model.tokenizer)
+    session, text = Session(reft, model, prompts, _variants(reft, [variant]), decoding), TextStream(model.tokenizer)
     for _ in session.greedy_or_sampled():
         piece = text.push(session.rows.ids(0)[-1], last=session.finished)
         if piece:
@@ -145,14 +145,17 @@ def _checked(
     return prompts
 
 
-def _variants(variant: Any) -> list[Variant]:
+def _variants(reft: ReFT | None, variant: Any) -> list[Variant]:
     every: list[Any] = list(variant) if isinstance(variant, Iterable) and not isinstance(variant, str) else [variant]
     for each in every:
         if not isinstance(each, Variant | SupportsFloat):
             raise TypeError(f"variant={each!r}, expected a Variant, a number for that strength, or a list of them")
     if not every:
         raise ValueError("variant=[], expected one or more")
-    return [each if isinstance(each, Variant) else Variant(each) for each in every]
+    variants = [each if isinstance(each, Variant) else Variant(each) for each in every]
+    if reft is None and variants != [Variant()]:
+        raise ValueError("variant= says how an edit acts, and reft=None edits nothing: drop it")
+    return variants
 
 
 def _finish(session: Session, keep_logits: bool, bar: Any) -> Generation:

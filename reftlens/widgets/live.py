@@ -3,7 +3,7 @@
 import sys
 
 from reftlens.bridge.protocol import Bridge
-from reftlens.editing.reft import ReFT
+from reftlens.editing.reft import ReFT, check_types
 from reftlens.generation.decoding import Decoding, check_decoding
 from reftlens.generation.prompt_cache import prefill
 from reftlens.generation.site_edits import check_writes
@@ -41,6 +41,7 @@ def slider(
         ValueError: for an intervention that exchanges, as generation has no source to take from; and for beams in
             the panel.
     """
+    check_types(reft, model)
     check_writes(reft)
     check_decoding(decoding)
     if not (in_kernel() if live is None else live):
