@@ -82,8 +82,10 @@ def run_demo(options: argparse.Namespace) -> int:
     questions = emoji.questions()
     answers = {s: emoji.answers(reft, model, questions, strength=s) for s in STRENGTHS}
     _show(questions, answers)
-    for path, what in _write(options.out, reft, run, model, questions, answers):
-        print(f"{what:<18} {path}")
+    _write(options.out, reft, run, model, questions, answers)
+    print(f"loss curve         {options.out / 'loss.png'}")
+    print(f"answers            {options.out / 'answers.jsonl'}")
+    print(f"saved intervention {options.out}")
     print(f"\nTalk to it:        reftlens chat {options.out}")
     print(f"Read about it:     reftlens report {options.out}")
     return 0
@@ -103,18 +105,13 @@ def _show(questions: list[str], answers: dict[float, Generation]) -> None:
 
 def _write(
     folder: Path, reft: ReFT, run: FitResult, model: Any, questions: list[str], answers: dict[float, Generation]
-) -> list[tuple[Path, str]]:
+) -> None:
     save(reft, folder, model, run=run)
     figures.write(run.plot(), folder / "loss.png")
     columns = {"prompt": questions} | {f"strength {s:g}": list(g.texts) for s, g in answers.items()}
     rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [
-        (folder / "loss.png", "loss curve"),
-        (folder / "answers.jsonl", "answers"),
-        (folder, "saved intervention"),
-    ]
 
 
 def run_chat(options: argparse.Namespace) -> int:
@@ -123,7 +120,7 @@ def run_chat(options: argparse.Namespace) -> int:
     print(_explanation(reft, options.strength))
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     turns: list[dict[str, str]] = []
-    while line := _read():
+    while line := _line():
         turns.append({"role": "user", "content": line})
         reply = ""
         for piece in stream(reft, model, turns, decoding, chat=True, variant=options.strength):
@@ -171,7 +168,7 @@ def _explanation(reft: ReFT, strength: float) -> str:
     )
 
 
-def _read() -> str:
+def _line() -> str:
     try:
         return input("> ").strip()
     except EOFError:

@@ -66,6 +66,7 @@ CASES = {
         lambda rl, m: rl.generation.prefill(rl.LoReFT(D, 2), m, ["a"]),
         r"put it at a site",
     ),
+    "an intervention for a slider": (lambda rl, m: rl.slider(rl.LoReFT(D, 2), m, "a"), r"put it at a site"),
     "a model's name to write": (lambda rl, m: rl.generate(None, "gpt2", ["a"]), r"expected a TransformerBridge"),
     "one text to write from": (lambda rl, m: rl.generate(None, m, "a"), r"expected a list, got one str"),
     "one site of a variant": (lambda rl, m: rl.Variant(sites=0), r"sites=0, expected a list of indices"),

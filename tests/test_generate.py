@@ -1,5 +1,6 @@
 """Generation on the cache says what a full forward pass per token says, and edits the tokens it is told to."""
 
+import html
 import warnings
 from functools import cache
 
@@ -541,9 +542,9 @@ def test_a_batch_comes_with_its_template(llama, settings):
     import reftlens as rl
 
     batch, reft = rl.encode_prompts(llama, ["the cat"]), rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D)})
-    with pytest.raises(ValueError, match="a Batch comes with the template it was encoded with"):
+    with pytest.raises(ValueError, match="a Batch comes with the template of its prompts"):
         rl.generate(reft, llama, batch, **settings)
-    with pytest.raises(ValueError, match="a Batch comes with the template it was encoded with"):
+    with pytest.raises(ValueError, match="a Batch comes with the template of its prompts"):
         rl.generation.prefill(reft, llama, batch, **settings)
 
 
@@ -735,7 +736,7 @@ def test_text_is_escaped_in_html(llama):
     shown = rl.generate(reft, llama, [prompt], rl.Decoding(max_new_tokens=2))._repr_html_()
     assert "<script" not in shown and "<b>" not in shown
     bare = shown.replace('<mark title="edited">', "").replace("</mark>", "")
-    assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; &lt;b&gt;" in bare
+    assert prompt in html.unescape(bare) and "&lt;script&gt;" in bare
     assert shown.count('<mark title="edited">') > 3
     assert "<mark" not in rl.generate(None, llama, [prompt], rl.Decoding(max_new_tokens=2))._repr_html_()
 

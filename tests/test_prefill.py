@@ -99,7 +99,7 @@ def test_what_does_not_belong_together_is_refused(llama):
     prefilled = rl.generation.prefill(_reft("last"), llama, PROMPTS)
     with pytest.raises(ValueError, match="the prompts were read for edits at"):
         rl.generate(_reft("first"), llama, prefilled, rl.Decoding(max_new_tokens=2))
-    with pytest.raises(ValueError, match="come with their template"):
+    with pytest.raises(ValueError, match="a PromptCache comes with the template of its prompts"):
         rl.generate(_reft("last"), llama, prefilled, rl.Decoding(max_new_tokens=2), chat=True)
 
 

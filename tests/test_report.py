@@ -162,7 +162,7 @@ def test_the_slider_holds_what_generate_gives(page):
 
 def test_text_of_the_data_and_of_the_model_is_escaped(page):
     assert 'alert("x")' not in re.sub(r'<script type="application/json".*?</script>', "", page, flags=re.DOTALL)
-    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; the cat" in page
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; the cat" in page
     assert [tag for tag, _ in Page(page).elements].count("script") == 2
     assert numbers(page)["texts"][0]["prompt"] == EVIL
     assert EVIL in unescape(page)

@@ -52,6 +52,9 @@ class PromptCache:
             raise ValueError("the model or its weights changed since the prompts were read: call prefill again")
 
 
+Prompts = Sequence[Prompt] | Batch | PromptCache
+
+
 @torch.no_grad()
 def prefill(
     reft: ReFT, model: Bridge, prompts: Sequence[Prompt] | Batch, *, chat: bool = False, system: str | None = None
@@ -76,17 +79,17 @@ def prefill(
     return PromptCache(batch, reft.sites, computation, read(body, rows, first, start), weights_state(model))
 
 
-def encoded(model: Bridge, prompts: Sequence[Prompt] | Batch, *, chat: bool, system: str | None) -> Batch:
+def encoded(model: Bridge, prompts: Prompts, *, chat: bool, system: str | None) -> Batch:
     """The prompts as a batch.
 
     Raises:
-        ValueError: where `chat` or `system` is given for a batch.
+        ValueError: where `chat` or `system` is given for prompts that are encoded already.
     """
-    if not isinstance(prompts, Batch):
+    if not isinstance(prompts, Batch | PromptCache):
         return encode_prompts(model, prompts, chat=chat, system=system)
     if chat or system is not None:
-        raise ValueError("a Batch comes with the template it was encoded with: drop chat and system")
-    return prompts
+        raise ValueError(f"a {type(prompts).__name__} comes with the template of its prompts: drop chat and system")
+    return prompts if isinstance(prompts, Batch) else prompts.prompts
 
 
 def _listed(sites: Sequence[Site]) -> str:

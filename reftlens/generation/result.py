@@ -1,12 +1,12 @@
 """What generation gives back: texts, tokens, and which of them were edited."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
+from markupsafe import Markup
 from torch import Tensor
 
 from reftlens import figures
@@ -29,8 +29,8 @@ class Generation:
     ids: tuple[tuple[int, ...], ...]
     """The generated tokens, the stop token included where one was reached."""
     edited: tuple[tuple[bool, ...], ...]
-    """For every token of prompt and continuation, whether an edit acted on it; at strength 0 none does. The last token generated is
-    never an input of the model, so nothing can act on it."""
+    """For every token of prompt and continuation, whether an edit acted on it; at strength 0 none does. The last token
+    generated is never an input of the model, so nothing can act on it."""
     tokenizer: Any = field(default=None, repr=False, compare=False)
     logits: tuple[Float[Tensor, "_steps vocab"], ...] = field(default=(), repr=False, compare=False)
     """Per prompt the logits that each generated token was chosen from, if `keep_logits` was set."""
@@ -80,10 +80,10 @@ class Generation:
 
     def marked(self, row: int = 0) -> str:
         """Prompt and continuation of a row as text, every edited token in ⟦brackets⟧."""
-        return "".join(f"⟦{piece}⟧" if hit else piece for piece, hit in self._pieces(row))
+        return "".join(f"⟦{piece}⟧" if hit else piece for piece, hit in pieces_of(*self._tokens(row)))
 
-    def _pieces(self, row: int) -> list[tuple[str, bool]]:
-        return pieces_of(self.tokenizer, [*self.prompt_ids[row], *self.ids[row]], self.edited[row])
+    def _tokens(self, row: int) -> tuple[Any, list[int], tuple[bool, ...]]:
+        return self.tokenizer, [*self.prompt_ids[row], *self.ids[row]], self.edited[row]
 
     def to_frame(self) -> "DataFrame":
         """One row per prompt: the text, and how many tokens were generated and edited."""
@@ -108,11 +108,8 @@ class Generation:
         return figures.screenful([row for line in lines for row in line.split("\n")])
 
     def _repr_html_(self) -> str:
-        blocks = []
-        for row in range(len(self)):
-            shown = marked_tokens(self.tokenizer, [*self.prompt_ids[row], *self.ids[row]], self.edited[row])
-            blocks.append(f'<p style="white-space:pre-wrap">{shown}</p>')
-        return "".join(blocks)
+        paragraph = Markup('<p style="white-space:pre-wrap">{}</p>')
+        return "".join(paragraph.format(marked_tokens(*self._tokens(row))) for row in range(len(self)))
 
 
 def pieces_of(tokenizer: Any, ids: Sequence[int], edited: Sequence[bool]) -> list[tuple[str, bool]]:
@@ -124,10 +121,10 @@ def pieces_of(tokenizer: Any, ids: Sequence[int], edited: Sequence[bool]) -> lis
     return [(text[start:end], hit) for (start, end), hit in hits.items()]
 
 
-def marked_tokens(tokenizer: Any, ids: Sequence[int], edited: Sequence[bool]) -> str:
+def marked_tokens(tokenizer: Any, ids: Sequence[int], edited: Sequence[bool]) -> Markup:
     """HTML of tokens, the edited ones marked."""
-    shown = [(html.escape(piece), hit) for piece, hit in pieces_of(tokenizer, ids, edited)]
-    return "".join(f'<mark title="edited">{piece}</mark>' if hit else piece for piece, hit in shown)
+    mark = Markup('<mark title="edited">{}</mark>')
+    return Markup().join(mark.format(piece) if hit else piece for piece, hit in pieces_of(tokenizer, ids, edited))
 
 
 class TextStream:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -64,7 +64,7 @@ def read(body: Body, prompts: Rows, first: int, start: int) -> PromptStates:
     end = Exit()
     places: list[tuple[Slot, nn.Module]] = [(body.blocks[i], block) for i, block in blocks.items()]
     with suppress(Stop):
-        _run(body, prompts.tokens, prompts.real, cache, [*places, (body.norm, end)], NO_HOOK)
+        _run(body, prompts, prompts.tokens.shape[1], cache, [*places, (body.norm, end)], NO_HOOK)
     entered = blocks[first].seen if first in blocks else end.seen
     stream = entered[:, start:] if first > 0 and entered is not None else None
     filled = [(layer.keys, layer.values) for layer in cache.layers if isinstance(layer, DynamicLayer)]
@@ -90,50 +90,40 @@ class Runner:
         return self.problem if self.body is None else self.body.obstacle()
 
     def step(
-        self,
-        tokens: Int[Tensor, "row new"],
-        real: Bool[Tensor, "row column"],
-        edits: Sequence[Edit],
-        cache: Any,
-        states: PromptStates | None = None,
+        self, rows: Rows, new: int, edits: Sequence[Edit], cache: Any, states: PromptStates | None
     ) -> tuple[Float[Tensor, "row vocab"], Any]:
-        """Logits after the last of `tokens`, and the cache with all of them; `real` covers the cached ones too."""
+        """Logits after the last of the `new` columns that are not in the cache, and the cache with all columns."""
         body = self.body
         if body is None or body.obstacle():
             with attached(edits):
-                out = forward(self.model, tokens, real, cache=cache, use_cache=True)
+                out = forward(self.model, rows.tokens[:, -new:], rows.real, cache=cache, use_cache=True)
             return out.logits[:, -1], out.cache
         used = used_points(edits)
-        places: list[tuple[Slot, nn.Module]] = [(body.head, _last_of(tokens, body, used))]
+        places: list[tuple[Slot, nn.Module]] = [(body.head, _last_of(rows, new, body, used))]
         if states is not None:
             cache, below = states.enter(body)
             places += below
         elif cache is None:
             cache = cache_of([DynamicLayer() for _ in body.blocks])
         with attached(edits):
-            logits = _run(body, tokens, real, cache, places, used)
+            logits = _run(body, rows, new, cache, places, used)
         if states is not None:
             cache.layers[: states.first] = states.layers(range(states.first))
         return logits[0], cache
 
 
-def _last_of(tokens: Int[Tensor, "row new"], body: Body, used: frozenset[int]) -> Gather:
-    """The unembedding, of the last token of each row alone."""
-    gather, rows = Gather(None), torch.arange(len(tokens), device=tokens.device)
+def _last_of(rows: Rows, new: int, body: Body, used: frozenset[int]) -> Gather:
+    """The unembedding, of the last of `new` columns alone."""
+    gather, every = Gather(None), torch.arange(len(rows), device=rows.tokens.device)
     gather.last, gather.unembed = True, body.piece(body.head, plain=body.may_be_plain, used=used)
-    gather.at = (rows, torch.full_like(rows, tokens.shape[1] - 1))
+    gather.at = (every, torch.full_like(every, new - 1))
     return gather
 
 
 def _run(
-    body: Body,
-    tokens: Tensor,
-    real: Tensor,
-    cache: DynamicCache,
-    places: Sequence[tuple[Slot, nn.Module]],
-    used: frozenset[int],
+    body: Body, rows: Rows, new: int, cache: DynamicCache, places: list[tuple[Slot, nn.Module]], used: frozenset[int]
 ) -> Tensor:
-    """The logits of one forward pass."""
-    columns = (real.long().cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+    """The logits of one forward pass over the last `new` columns."""
+    index = (rows.real.long().cumsum(dim=1) - 1).clamp(min=0)[:, -new:]
     with body.arranged(places, plain=body.may_be_plain, used=used):
-        return forward_inside(body.model, tokens, real, columns, cache).logits
+        return forward_inside(body.model, rows.tokens[:, -new:], rows.real, index, cache).logits

@@ -67,8 +67,7 @@ class Session:
         new = 1 if self.cache is not None else self.rows.tokens.shape[1] - (0 if states is None else states.start)
         edits = [] if self.edits is None else self.edits.at(self.rows, new)
         with nullcontext() if self.reft is None else training_mode(self.reft, training=False):
-            tokens, real = self.rows.tokens[:, -new:], self.rows.real
-            logits, self.cache = self.runner.step(tokens, real, edits, self.cache, states)
+            logits, self.cache = self.runner.step(self.rows, new, edits, self.cache, states)
         check_fired(edits)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

@@ -4,7 +4,7 @@ Positions are absolute. The prompt is run once with the edits that act on it; ea
 the edits whose positions choose it. Hooks are attached for the length of one forward pass and no longer.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, SupportsFloat, overload
 
@@ -17,13 +17,10 @@ from reftlens.editing.reft import ReFT, check_types
 from reftlens.editing.variant import Variant
 from reftlens.generation.beams import beam_search
 from reftlens.generation.decoding import Decoding, check_decoding
-from reftlens.generation.prompt_cache import PromptCache, encoded
+from reftlens.generation.prompt_cache import PromptCache, Prompts, encoded
 from reftlens.generation.result import Generation, TextStream
 from reftlens.generation.session import Session
-from reftlens.text.batch import Batch
 from reftlens.text.template import Prompt
-
-Prompts = Sequence[Prompt] | Batch | PromptCache
 
 
 @overload
@@ -136,11 +133,9 @@ def _checked(
     if reft is not None:
         check_types(reft, model)
     check_decoding(decoding)
+    batch = encoded(model, prompts, chat=chat, system=system)
     if not isinstance(prompts, PromptCache):
-        batch = encoded(model, prompts, chat=chat, system=system)
         return PromptCache(batch, () if reft is None else reft.sites, "nothing was read before")
-    if chat or system is not None:
-        raise ValueError("prefilled prompts come with their template: drop chat and system")
     prompts.check(reft, model)
     return prompts
 

@@ -69,11 +69,7 @@ def save(reft: ReFT, folder: str | Path, model: Any, *, run: FitResult | None = 
 
 
 def load(
-    folder: str | Path,
-    model: Any,
-    *,
-    kinds: Mapping[str, type[Intervention]] | None = None,
-    other_model: bool = False,
+    folder: str | Path, model: Any, *, kinds: Mapping[str, type[Intervention]] | None = None, other_model: bool = False
 ) -> ReFT:
     """Read what `save` wrote, onto the device of `model`, in eval mode.
 

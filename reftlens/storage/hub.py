@@ -7,36 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader
+
 from reftlens.editing.reft import ReFT
 from reftlens.interventions import Intervention
 from reftlens.storage.folder import SETTINGS_FILE, load, save
 from reftlens.training.result import FitResult
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_CARD = """---
-library_name: reftlens
-{base_model}
-tags: [reft, interpretability, representation-finetuning]
----
-# {repo_id}
-
-An intervention on the hidden states of `{name}`, trained with reftlens; the model's own
-weights are unchanged.
-
-| hook | positions | intervention |
-|---|---|---|
-{rows}
-
-{parameters}. Made with {versions}.
-
-```python
-import reftlens as rl
-
-model = rl.load_model("{source}")
-reft = rl.storage.from_hub("{repo_id}", model)
-print(rl.generate(reft, model, ["…"]{chat}))
-```
-"""
 
 
 def push_to_hub(
@@ -80,26 +58,17 @@ def from_hub(
 def model_card(reft: ReFT, repo_id: str, model: Any, folder: Path) -> str:
     """A README for the hub: what it is, where it acts, how to load it."""
     record = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    base, chat = record["model"]["name"], record["model"]["chat_template"] is not None
+    base = record["model"]["name"]
     on_hub = _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
-    rows = "\n".join(
-        f"| `{spec['hook']}`{'' if site.heads is None else f' heads {list(site.heads)}'} | `{_cell(site.positions)}` "
-        f"| {module.kind}, rank {module.rank} |"
-        for spec, (site, module) in zip(record["sites"], reft.items(), strict=True)
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True
     )
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return _CARD.format(
+    return templates.get_template("model_card.md.j2").render(
         repo_id=repo_id,
-        base_model=f"base_model: {base}" if on_hub else "# base_model: a model that is not on the hub",
-        name=base if on_hub else Path(base).name,
-        source=base if on_hub else "path/to/the/model",
-        rows=rows,
+        base=base if on_hub else Path(base).name,
+        on_hub=on_hub,
+        rows=zip(record["sites"], reft.items(), strict=True),
         parameters=reft.parameter_count(model),
-        versions=versions,
-        chat=", chat=True" if chat else "",
+        versions=record["versions"],
+        chat=record["model"]["chat_template"] is not None,
     )
-
-
-def _cell(value: object) -> str:
-    """Text for a cell of a Markdown table."""
-    return str(value).replace("|", "\\|")

@@ -3,11 +3,12 @@
 import inspect
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.protocol import Bridge
@@ -19,7 +20,8 @@ from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention
 from reftlens.text.batch import Batch
 
-_BLOCKS = "model.layers transformer.h gpt_neox.layers model.decoder.layers model.language_model.layers layers h".split()
+_BODIES = ("model.", "model.decoder.", "model.language_model.", "gpt_neox.", "")
+_BLOCKS = (*(f"{body}layers" for body in _BODIES), "transformer.h", "h")
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.(hook_resid_post|hook_out|hook_resid_pre|hook_in)")
 
 
@@ -38,22 +40,13 @@ def on_transformers(reft: ReFT, hf_model: nn.Module, batch: Batch, variant: Vari
     if isinstance(hf_model, Bridge):
         raise ValueError("this is a TransformerBridge: use reft.on(model, batch)")
     variant.require(reft.sites, batch.view)
-    call = _Call(hf_model, batch)
+    call, blocks = _Call(hf_model, batch), _blocks(hf_model)
     edits = [_PlainEdit(reft.sites[i], reft[i], batch, variant, call) for i in variant.active(reft.sites)]
-    blocks = _blocks(hf_model)
-    handles = []
-    try:
-        handles.append(hf_model.register_forward_pre_hook(call, with_kwargs=True))
+    with ExitStack() as handles:
+        handles.callback(hf_model.register_forward_pre_hook(call, with_kwargs=True).remove)
         for edit in edits:
-            block, after = _place(edit, blocks)
-            if after:
-                handles.append(block.register_forward_hook(edit.after))
-            else:
-                handles.append(block.register_forward_pre_hook(edit.before, with_kwargs=True))
+            handles.callback(edit.register(blocks).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     for edit in edits:
         if not edit.fired:
             raise RuntimeError(f"no hidden state passed through {edit.site.hook} inside this block")
@@ -68,19 +61,6 @@ def _blocks(hf_model: nn.Module) -> nn.ModuleList:
         if isinstance(stack, nn.ModuleList):
             return stack
     raise ValueError(f"cannot find the blocks of {type(hf_model).__name__}; looked at {', '.join(_BLOCKS)}")
-
-
-def _place(edit: "_PlainEdit", blocks: nn.ModuleList) -> tuple[nn.Module, bool]:
-    """The block of a site, and whether the site is the stream after it."""
-    match = _RESIDUAL.fullmatch(edit.site.hook)
-    if match is None:
-        raise ValueError(
-            f"{edit.site.hook} is not the residual stream before or after a block: run {edit.module.kind} on a "
-            "TransformerBridge"
-        )
-    if int(match[1]) >= len(blocks):
-        raise ValueError(f"{edit.site.hook}: this model has blocks 0 to {len(blocks) - 1}")
-    return blocks[int(match[1])], match[2] in ("hook_resid_post", "hook_out")
 
 
 class _Call:
@@ -121,13 +101,25 @@ class _PlainEdit:
     def __init__(self, site: Site, module: Intervention, batch: Batch, variant: Variant, call: _Call) -> None:
         if site.heads is not None:
             raise ValueError(f"{site.hook} has no heads: drop heads={list(site.heads)}")
-        self.site, self.module, self.call, self.fired = site, module, call, False
+        self.site, self.call, self.fired = site, call, False
         self.reaches_response = variant.reaches_response(site)
         self.mask = variant.mask(site, batch.view)
         point = HookPoint()
         point.name = site.hook
         self.place = Place(site, module, point)
         self.strength = self.place.strength(variant)
+
+    def register(self, blocks: nn.ModuleList) -> RemovableHandle:
+        """Act where the stream of the site enters or leaves a block, until the handle is removed."""
+        name = _RESIDUAL.fullmatch(self.site.hook)
+        if name is None:
+            raise ValueError(f"{self.site.hook} is not the residual stream beside a block: use a TransformerBridge")
+        if int(name[1]) >= len(blocks):
+            raise ValueError(f"{self.site.hook}: this model has blocks 0 to {len(blocks) - 1}")
+        block = blocks[int(name[1])]
+        if name[2] in ("hook_resid_post", "hook_out"):
+            return block.register_forward_hook(self.after)
+        return block.register_forward_pre_hook(self.before, with_kwargs=True)
 
     def edited(self, h: Tensor) -> Tensor:
         if self.call.continues:

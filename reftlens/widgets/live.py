@@ -51,7 +51,7 @@ def slider(
     if decoding.beams > 1:
         raise ValueError("the panel shows each token as it is written, and needs beams=1: ask for live=False")
     prompts = prefill(reft, model, [prompt], chat=chat, system=system)
-    return Slider(reft, model, prompts, decoding, strength=strength, low=low, high=high)
+    return Slider(reft, model, prompts, decoding, (low, strength, high))
 
 
 def in_kernel() -> bool:

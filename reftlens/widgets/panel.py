@@ -8,10 +8,10 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from html import escape
 from typing import Any
 
 import torch
+from markupsafe import Markup
 
 from reftlens.analysis.places.measuring import edited_positions
 from reftlens.bridge.protocol import Bridge
@@ -33,7 +33,7 @@ _MOST_DIRECTIONS = 16
 
 
 def widgets() -> Any:
-    """The module ipywidgets, or an error that says how to get it."""
+    """The module ipywidgets; an error says how to get it."""
     try:
         import ipywidgets
     except ImportError as error:
@@ -44,18 +44,13 @@ def widgets() -> Any:
 
 
 class Slider:
-    """What `slider` shows in a kernel. Each control is a widget, so a program can move it as well."""
+    """What `slider` shows in a kernel. Each control is a widget, so a program can move it as well.
+
+    `dial` is where the control of strength begins, stands and ends.
+    """
 
     def __init__(
-        self,
-        reft: ReFT,
-        model: Bridge,
-        prompts: PromptCache,
-        decoding: Decoding,
-        *,
-        strength: float,
-        low: float,
-        high: float,
+        self, reft: ReFT, model: Bridge, prompts: PromptCache, decoding: Decoding, dial: tuple[float, float, float]
     ) -> None:
         self.reft, self.model, self.prompts = reft, model, prompts
         self.places = _places(reft, prompts.prompts)
@@ -69,11 +64,11 @@ class Slider:
         self._saved_texts: dict[float, Generation] = {}
         self._saved_view: Any = None
         self._task: asyncio.Task[None] | None = None
-        self._build(strength, low, high)
+        self._build(*dial)
 
     # -- the panel ---------------------------------------------------------------------------------------------
 
-    def _build(self, strength: float, low: float, high: float) -> None:
+    def _build(self, low: float, strength: float, high: float) -> None:
         w, decoding = widgets(), self._decoding
         look = {"style": {"description_width": "7em"}, "layout": w.Layout(width="32em")}
         self.strength = w.FloatSlider(strength, min=low, max=high, step=0.05, description="strength", **look)
@@ -194,8 +189,8 @@ class Slider:
         masks = [variant.mask(self.reft.sites[i], batch.view)[0] for i in sites]
         acted = [bool(hit) and variant.strength != 0.0 for hit in torch.stack(masks).any(dim=0)]
         shown = marked_tokens(batch.tokenizer, batch.tokens[0].tolist(), acted)
-        read = f'<pre class="reftlens-read">{shown}</pre>'
-        self.prompt_view.value = f'<style>{STYLE}</style><div class="reftlens-grid">{read}</div>'
+        read = Markup('<div class="reftlens-grid"><pre class="reftlens-read">{}</pre></div>').format(shown)
+        self.prompt_view.value = f"<style>{STYLE}</style>{read}"
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -231,12 +226,11 @@ def _shared_rank(reft: ReFT) -> int:
 
 
 def _block(title: str, generation: Generation) -> str:
-    text = marked_text(generation, 0)
-    return f'<div class="reftlens-grid"><b>{escape(title)}</b><pre>{text}</pre></div>'
+    return Markup('<div class="reftlens-grid"><b>{}</b><pre>{}</pre></div>').format(title, marked_text(generation, 0))
 
 
 def _status(text: str) -> str:
-    return f'<small role="status">{escape(text)}</small>'
+    return Markup('<small role="status">{}</small>').format(text)
 
 
 def _details(html: str) -> Any:
