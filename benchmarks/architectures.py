@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402 (torch reads the number of threads when it is imported)
 import zoo  # noqa: E402
-from architecture_checks import TOLERANCE, Checked, check  # noqa: E402
+from architecture_checks import TOLERANCE, Checked, check, ending  # noqa: E402
 
 SECONDS = 120
 CONE, FULL, PARTLY = "right on the cone", "right in full", "right, the rest refused"
@@ -56,7 +56,10 @@ def guarded(name: str) -> dict[str, Any]:
 def _child(name: str, sender: Any) -> None:
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    sender.send(check(name))
+    try:
+        sender.send(check(name))
+    except Exception as error:  # of the check itself
+        sender.send(asdict(Checked(name, {"all": ("raw", f"the check failed: {ending(error)[1]}")})))
 
 
 def verdict(checked: dict[str, Any]) -> str:

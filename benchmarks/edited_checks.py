@@ -32,7 +32,6 @@ PLACES: dict[str, Callable[[int, int], Sequence[int]]] = {
     "f1+l2": lambda prompt, length: sorted({0, max(0, prompt - 2), prompt - 1}),
     "all": lambda prompt, length: range(length),
 }
-BLOCK, MLP = "hook_resid_post", "hook_mlp_out"
 DECODING = rl.Decoding(max_new_tokens=6)
 TIE = 1e-4
 """A lead of one logit over the next that rounding may turn round."""
@@ -54,14 +53,37 @@ class BrokenOff(Exception):
 
 def check_edits(checked: Checked, bridge: Any, model: Any, folder: Path) -> None:
     """The last prompt token in the middle, a few at the bottom, all at the top, and the last at an MLP."""
-    try:
-        top = len(zoo.blocks(model)) - 1
-    except StopIteration:
-        top = bridge.cfg.n_layers - 1
-    for hook, layer, where in ((BLOCK, 1, "last"), (BLOCK, 0, "f1+l2"), (BLOCK, top, "all"), (MLP, 1, "last")):
-        edit = Edit(checked, bridge, model, hook, layer, where, folder)
-        if edit.name:
-            edit.check()
+    stacks = {name: part.name for name, part in bridge.adapter.component_mapping.items() if name.endswith("blocks")}
+    stack = "blocks" if "blocks" in stacks else list(stacks)[-1]  # of an encoder and a decoder, the decoder's
+    path, top = stacks[stack], len(model.get_submodule(stacks[stack])) - 1
+    for layer, where in ((1, "last"), (0, "f1+l2"), (top, "all")):
+        hook = f"{stack}.{layer}.hook_resid_post"
+        Edit(checked, bridge, model, hook, f"{path}.{layer}", where, folder, f"block {layer}, {where}").check()
+    mlp = module_of(bridge, model, f"{stack}.1.hook_mlp_out", f"{path}.1")
+    if mlp:
+        Edit(checked, bridge, model, f"{stack}.1.hook_mlp_out", mlp, "last", folder, "MLP 1, last").check()
+
+
+def module_of(bridge: Any, model: Any, hook: str, block: str) -> str:
+    """The plain model's module that puts out what passes `hook` inside `block`, or "" where none does."""
+    point = bridge.hook_dict.get(hook)
+    name = (getattr(point, "name", None) or "").split(".")[2:-1]
+    component = getattr(bridge, hook.split(".")[0])[1] if name else None
+    for part in name:
+        component = getattr(component, part, None)
+    path = f"{block}.{getattr(component, 'name', None)}"
+    if point is None or component is None or path not in dict(model.named_modules()):
+        return ""
+    seen: list[Any] = []
+    ids = torch.tensor([zoo.tokenizer()(TEXT).input_ids])
+    handles = [m.register_forward_hook(lambda *call: seen.append(call[2])) for m in (model.get_submodule(path), point)]
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+        bridge(ids, return_type="logits")
+    for handle in handles:
+        handle.remove()
+    first, second = (out[0] if isinstance(out, tuple) else out for out in seen[:2])
+    return path if first.shape == second.shape and torch.allclose(first, second, atol=1e-4) else ""
 
 
 def examples(bridge: Any) -> tuple[rl.Batch, list[Row]]:
@@ -83,23 +105,17 @@ class Edit:
     bridge: Any
     model: Any
     hook: str
-    layer: int
+    module: str
+    """Of the plain model, what puts out what the hook sees."""
     where: str
     folder: Path
+    place: str
     texts: dict[tuple[int, ...], tuple[list[int], list[float]]] = field(default_factory=dict)
     """What the oracle writes after a prompt."""
 
-    @property
-    def name(self) -> str:
-        """Of the hook: where the bridge has it in its encoder and decoder only, the decoder's; "" for no MLP."""
-        usual, hooks = f"blocks.{self.layer}.{self.hook}", self.bridge.hook_dict
-        if self.hook == MLP:
-            return usual if usual in hooks and getattr(self.bridge.blocks[self.layer].mlp, "name", None) else ""
-        return usual if usual in hooks else ([n for n in hooks if n.endswith(usual)] or [usual])[-1]
-
     def check(self) -> None:
-        place, part = f"block {self.layer}{' MLP' if self.hook == MLP else ''}, {self.where}", self.checked.part
-        self.reft = rl.ReFT({rl.Site(self.name, self.where): rl.LoReFT(self.bridge.cfg.d_model, rank=2)})
+        place, part = self.place, self.checked.part
+        self.reft = rl.ReFT({rl.Site(self.hook, self.where): rl.LoReFT(self.bridge.cfg.d_model, rank=2)})
         self.reft.reset(0)
         run = part(f"fit ({place})", self.fit)
         if run is not None:
@@ -107,15 +123,18 @@ class Edit:
         if self.where != "f1+l2":
             part(f"generate batch ({place})", lambda: self.generate(PROMPTS))
             part(f"generate alone ({place})", lambda: [self.generate([prompt]) for prompt in PROMPTS])
-        if (self.hook, self.where) == (BLOCK, "last"):
+        if self.whole:
             part("generate prefilled", lambda: self.generate(rl.generation.prefill(self.reft, self.bridge, PROMPTS)))
             part("evaluate", self.evaluate)
             part("save and load", lambda: self.store(run))
 
+    @property
+    def whole(self) -> bool:
+        """Whether everything is checked of this place."""
+        return self.place == "block 1, last"
+
     def oracle(self, strength: float = 1.0) -> Oracle:
-        module = zoo.blocks(self.model)[self.layer]
-        if self.hook == MLP:
-            module = module.get_submodule(self.bridge.blocks[self.layer].mlp.name)
+        module = self.model.get_submodule(self.module)
         return Oracle(self.model, module, deepcopy(self.reft[0]), PLACES[self.where], strength)
 
     def fit(self) -> Any:
@@ -157,7 +176,7 @@ class Edit:
             on_step(step)
 
         settings: dict[str, Any] = {"objective": objective, "lr": 0.02, "clip": None, "progress": False}
-        if (self.hook, self.where) == (BLOCK, "last"):
+        if self.whole:
             settings |= {"steps": 7, "batch_size": 8, "shuffle": False}
             settings |= {"checkpoint": self.folder / "run", "checkpoint_every": 1}
             with suppress(BrokenOff):

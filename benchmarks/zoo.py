@@ -22,7 +22,7 @@ os.environ["PIP_FIND_LINKS"] = os.environ["PIP_EXTRA_INDEX_URL"] = ""
 import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from zoo_configs import CLASSES, COMMON, LAYERS, NO_ADAPTER, TOWER, VARIANTS
+from zoo_configs import CLASSES, COMMON, NO_ADAPTER, TOWER, VARIANTS
 
 ROWS = CLASSES | VARIANTS | NO_ADAPTER
 FORBIDDEN: list[str] = []
@@ -63,7 +63,7 @@ def plain(name: str, seed: int = 0) -> Any:
     cls = _class(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = cls._from_config(config_of(name), attn_implementation="eager")
+        model = cls._from_config(config_of(name))  # the attention that transformers chooses
         _shake(model)
     model.config.architectures = [cls.__name__]
     return model.eval()
@@ -104,13 +104,6 @@ def _shake(model: Any) -> None:
             tensor.add_(0.1 * torch.randn_like(tensor))
     if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
         model.get_input_embeddings().weight.mul_(0.3)
-
-
-def blocks(model: Any) -> Any:
-    """The decoder blocks of a plain model: its list of so many modules, an image's or a sound's encoder aside."""
-    depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", LAYERS)
-    lists = [m for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and not n.count("tower")]
-    return next(found for found in lists if len(found) == depth)
 
 
 def _tests() -> Any:
