@@ -69,7 +69,7 @@ def verdict(checked: dict[str, Any]) -> str:
         return WRONG
     if FIRST not in parts:
         return REFUSED if parts.get("load_model", ("", ""))[0] == "refused" else RAW
-    used = {part: status for part, (status, _) in parts.items() if part not in ("boot", "hooks", "load_model")}
+    used = {part: status for part, (status, _) in parts.items() if part not in ("boot", "load_model")}
     if "raw" in used.values():
         return RAW
     if used[FIRST] == "refused":

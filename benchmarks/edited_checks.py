@@ -77,12 +77,14 @@ def module_of(bridge: Any, model: Any, hook: str, block: str) -> str:
     seen: list[Any] = []
     ids = torch.tensor([zoo.tokenizer()(TEXT).input_ids])
     handles = [m.register_forward_hook(lambda *call: seen.append(call[2])) for m in (model.get_submodule(path), point)]
-    with torch.no_grad():
+    with torch.no_grad(), suppress(Exception):  # of a model that does not read tokens alone
         model(input_ids=ids, use_cache=False)
         bridge(ids, return_type="logits")
     for handle in handles:
         handle.remove()
-    first, second = (out[0] if isinstance(out, tuple) else out for out in seen[:2])
+    if len(seen) != 2:
+        return ""
+    first, second = (out[0] if isinstance(out, tuple) else out for out in seen)
     return path if first.shape == second.shape and torch.allclose(first, second, atol=1e-4) else ""
 
 
