@@ -129,7 +129,7 @@ def test_B11_positions_are_not_remembered_from_one_batch_to_the_next(any_model):
 
 
 def test_the_cache_may_be_filled_in_pieces_of_any_size(any_model):
-    from reftlens.editing.engine import forward
+    from reftlens.editing.engine import forward_cached
 
     batch = left_padded(encoded(any_model))
     whole = run(any_model, batch)
@@ -137,9 +137,9 @@ def test_the_cache_may_be_filled_in_pieces_of_any_size(any_model):
     for size in (4, 1, 3, batch.tokens.shape[1] - 8):
         stop = start + size
         with torch.no_grad():
-            out = forward(any_model, batch.tokens[:, start:stop], mask[:, :stop], cache=cache, use_cache=True)
-        parts.append(out.logits)
-        start, cache = stop, out.cache
+            logits, cache = forward_cached(any_model, batch.tokens[:, start:stop], mask[:, :stop], cache)
+        parts.append(logits)
+        start = stop
     torch.testing.assert_close(torch.cat(parts, dim=1)[mask], whole[mask], atol=1e-5, rtol=0)
 
 

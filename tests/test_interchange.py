@@ -80,9 +80,9 @@ def test_interchange_at_the_last_token_gives_the_sources_own_next_token(any_mode
     last = any_model.cfg.n_layers - 1
     reft = rl.ReFT({rl.resid_post(last, "last"): rl.Interchange(any_model.cfg.d_model)})
     with torch.no_grad(), reft.on(any_model, data):
-        edited = forward(any_model, data.tokens, data.attention_mask).logits
+        edited = forward(any_model, data.tokens, data.attention_mask)
     with torch.no_grad():
-        theirs = forward(any_model, source.tokens, source.attention_mask).logits
+        theirs = forward(any_model, source.tokens, source.attention_mask)
     for row in range(3):
         here, there = int(base.prompt_mask[row].sum()) - 1, int(source.attention_mask[row].sum()) - 1
         torch.testing.assert_close(edited[row, here], theirs[row, there], atol=1e-5, rtol=1e-4)

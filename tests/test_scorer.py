@@ -340,7 +340,7 @@ def test_a_kill_during_capture_leaves_nothing(tmp_path):
     script = (
         "import sys, time, torch\n"
         "from reftlens.cone.store import Shelf\n"
-        "shelf = Shelf('disk', torch.device('cpu'), 1 << 20)\n"
+        "shelf = Shelf('on disk', torch.device('cpu'), 1 << 20)\n"
         "kept = shelf.put(torch.ones(1000))\n"
         "print(kept.sum().item(), flush=True)\n"
         "time.sleep(60)\n"

@@ -1,12 +1,10 @@
 """The full computation: the whole model for every job."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from reftlens.bridge.protocol import Bridge, device_of
-from reftlens.cone.plans import Job, Scored
+from reftlens.cone.plans import Autocast, Job, Scored
 from reftlens.editing.bound import Bound
 from reftlens.editing.engine import attached, check_fired, forward
 from reftlens.text.batch import Batch
@@ -20,7 +18,7 @@ class Full:
     data: Batch
     bounds: Sequence[Bound]
     """Of each plan."""
-    autocast: Callable[[], AbstractContextManager[Any]]
+    autocast: Autocast
 
     def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
         """Each job by itself; its hooks are attached until the next one is asked for."""
@@ -28,6 +26,6 @@ class Full:
             batch = self.data[list(job.rows)].to(device_of(self.model))
             edits = self.bounds[job.plan].edits(batch.view, job.rows)
             with attached(edits), self.autocast():
-                logits = forward(self.model, batch.tokens, batch.attention_mask).logits
+                logits = forward(self.model, batch.tokens, batch.attention_mask)
                 yield [Scored(job, batch, logits[batch.predicting])]
             check_fired(edits)

@@ -41,11 +41,8 @@ class PlanCone:
         for i, mask in self.masks.items():
             rows, columns = (part.cut(mask[numbers]) & part.real).nonzero().unbind(dim=1)
             if len(rows):
-                place, source = self.bound.places[i], None
-                if i in self.bound.donors:
-                    source = self.bound.donors[i].of(numbers[rows], columns + part.starts[rows])
                 tokens = TokenIndex(places[rows], columns, (window.real.shape[0], window.real.shape[1]))
-                edits[i] = place.edit(tokens, place.strength(self.bound.variant), source=source)
+                edits[i] = self.bound.edit_on(i, tokens, numbers[rows], columns + part.starts[rows])
         return edits
 
 

@@ -1,8 +1,7 @@
 """The light cone: only what the edits can change and the targets need; the rest was captured once."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,18 +11,17 @@ from transformers.cache_utils import DynamicLayer
 
 from reftlens.bridge.protocol import device_of
 from reftlens.cone.body import Body
+from reftlens.cone.full import Full
 from reftlens.cone.layout import PlanCone, plan_cones, right_padded
 from reftlens.cone.plans import Job, Scored
-from reftlens.cone.prefix import Capture, Entering, Prefilled, Stub, assemble, cache_of, entering
+from reftlens.cone.prefix import Capture, Captured, Prefilled, Stub, assemble, cache_of, entering
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span, Window, buckets, spans, window
 from reftlens.cone.stand_ins import Gather
 from reftlens.cone.store import RowStore
 from reftlens.cone.trim import Trimmed
-from reftlens.editing.bound import Bound
 from reftlens.editing.edits import Edit, joined, used_points
 from reftlens.editing.engine import attached, check_fired, forward_inside
-from reftlens.text.batch import Batch
 from reftlens.text.view import Mask
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
@@ -50,34 +48,24 @@ class Cone:
     """Scores jobs whose cones begin at one block together, in a few groups of rows of similar length.
 
     Args:
-        bounds: of each plan.
+        full: the same, in full.
         uses: how often each row will be scored, about; what is used once is not stored.
     """
 
-    def __init__(
-        self,
-        body: Body,
-        data: Batch,
-        bounds: Sequence[Bound],
-        reuse: Reuse,
-        *,
-        uses: float,
-        autocast: Callable[[], AbstractContextManager[Any]],
-        progress: bool,
-    ) -> None:
-        self.body, self.data, self.reuse, self.autocast = body, data, reuse, autocast
+    def __init__(self, body: Body, full: Full, reuse: Reuse, *, uses: float, progress: bool) -> None:
+        self.body, self.data, self.reuse, self.autocast = body, full.data, reuse, full.autocast
         self.device = device_of(body.model)
-        self.tidy = right_padded(data).to(self.device)
-        self.plans = plan_cones(self.tidy, bounds, body.depth, reuse)
+        self.tidy = right_padded(full.data).to(self.device)
+        self.plans = plan_cones(self.tidy, full.bounds, body.depth, reuse)
         self.first = min(plan.first for plan in self.plans)
         edited = torch.stack([mask for plan in self.plans for mask in plan.masks.values()]).any(dim=0)
         self.spans = spans(self.tidy, edited, tokens=reuse.tokens)
         """Of each row, those of all plans together."""
         self.plain = reuse.plain and body.may_be_plain
-        latest = [max(plan.spans[row].start for plan in self.plans) for row in range(len(data))]
+        latest = [max(plan.spans[row].start for plan in self.plans) for row in range(len(self.data))]
         firsts = tuple(sorted({plan.first for plan in self.plans}))
-        self.capture = Capture(body, self.tidy, self.spans, latest, firsts, self.plain)
-        self.store = RowStore(body.model, self.capture, reuse, uses, autocast, progress)
+        self.capture = Capture(body, self.tidy, self.spans, latest, firsts, self.plain, full.autocast)
+        self.store = RowStore(self.capture, reuse, uses, progress)
 
     @property
     def computation(self) -> str:
@@ -130,12 +118,12 @@ class Cone:
         return [Scored(*parts) for parts in zip(jobs, batches, scored.split(sizes), strict=True)]
 
     def _pass(
-        self, rows: Sequence[_Row], captured: Sequence[Entering], gather: Gather
+        self, rows: Sequence[_Row], captured: Sequence[Captured], gather: Gather
     ) -> Float[Tensor, "targets vocab"]:
         """One pass through the blocks of the cone, for rows of similar length."""
         first, numbers = rows[0].plan.first, torch.tensor([row.number for row in rows], device=self.device)
         win = window([row.span for row in rows], self.device)
-        stream, mask, layers = assemble(captured, win, next(self.body.head.original.parameters()))
+        stream, mask, layers = assemble(captured, first, win, next(self.body.head.original.parameters()))
         edits = self._edits(rows, numbers, win)
         used, at = used_points(edits), _predicting(win, self.tidy.target_mask[numbers])
         places = entering(self.body, first, stream, self.capture.as_tuple)
@@ -152,7 +140,7 @@ class Cone:
             places.append((self.body.blocks[-1], Trimmed(self.body, cache, layers[-1], before, at)))
         with attached(edits), self.body.arranged(places, plain=self.plain, used=used):
             tokens = win.cut(self.tidy.tokens[numbers])
-            logits = forward_inside(self.body.model, tokens, mask, win.columns, cache).logits
+            logits = forward_inside(self.body.model, tokens, mask, win.columns, cache)
         check_fired(edits)
         return logits[0] if self.reuse.scored_only else logits[at]
 

@@ -1,8 +1,9 @@
 """What is to be scored: ways of editing, rows under one of them, and what came out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
 from reftlens.text.batch import Batch
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""Makes the context of a forward pass."""
 
 
 class Plan(NamedTuple):

@@ -18,8 +18,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.cone.body import Body, Slot
+from reftlens.cone.plans import Autocast
 from reftlens.cone.spans import Span, Window
-from reftlens.cone.stand_ins import Entry, Exit, Observe, Skip
+from reftlens.cone.stand_ins import Entry, Observe, Skip
 from reftlens.editing.engine import Stop, forward_inside
 from reftlens.text.batch import Batch
 
@@ -44,23 +45,14 @@ class Captured:
         streams, rest = dict(zip(self.streams, tensors, strict=False)), tensors[len(self.streams) :]
         return Captured(streams, tuple(rest[: len(self.keys)]), tuple(rest[len(self.keys) :]))
 
-    def cut(self, whole: Span, cone: Span, first: int, skip: int) -> "Entering":
+    def cut(self, whole: Span, cone: Span, first: int, skip: int) -> "Captured":
         """What a cone within `whole` needs that begins at block `first`, `skip` blocks above the lowest captured."""
-        stream = self.streams.get(first)
-        cut = None if stream is None else stream[cone.start - whole.start : cone.stop - whole.start]
+        part = slice(cone.start - whole.start, cone.stop - whole.start)
+        streams = {first: self.streams[first][part]} if first in self.streams else {}
         if cone.start == 0:
-            return Entering(cut, (), ())
+            return Captured(streams, (), ())
         keys, values = (tuple(t[:, : cone.start] for t in every[skip:]) for every in (self.keys, self.values))
-        return Entering(cut, keys, values)
-
-
-@dataclass(frozen=True)
-class Entering:
-    """What one cone of a row needs: the stream entering it (None: the embedding), and keys and values before it."""
-
-    stream: Float[Tensor, "cone d"] | None
-    keys: tuple[Float[Tensor, "heads before d_head"], ...]
-    values: tuple[Float[Tensor, "heads before d_value"], ...]
+        return Captured(streams, keys, values)
 
 
 @dataclass
@@ -76,15 +68,16 @@ class Capture:
     latest: list[int]
     firsts: tuple[int, ...]
     plain: bool
+    autocast: Autocast
     as_tuple: bool = False
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[int]) -> list[Captured]:
-        batch = self.data[list(rows)].to(next(iter(self.body.head.original.parameters())).device)
-        streams = self._streams(batch)
-        before = [self.latest[r] for r in rows]
-        lowest = streams.get(self.first)
-        keys, values = ([], []) if max(before) == 0 else self._keys_and_values(batch, lowest, max(before))
+        batch, before = self.data[list(rows)], [self.latest[r] for r in rows]
+        with self.autocast():
+            streams = self._streams(batch)
+            lowest = streams.get(self.first)
+            keys, values = ([], []) if max(before) == 0 else self._keys_and_values(batch, lowest, max(before))
         result = []
         for i, row in enumerate(rows):
             cone = self.cones[row]
@@ -103,10 +96,10 @@ class Capture:
         if not firsts:
             return {}
         blocks = {i: Observe(body.piece(body.blocks[i], plain=self.plain, used=NO_HOOK)) for i in (0, *firsts[:-1])}
-        exit_, end = Exit(), body.blocks[firsts[-1]] if firsts[-1] < body.depth else body.norm
-        self._run(batch, [*((body.blocks[i], block) for i, block in blocks.items()), (end, exit_)])
+        end, last = Observe(None), body.blocks[firsts[-1]] if firsts[-1] < body.depth else body.norm
+        self._run(batch, [*((body.blocks[i], block) for i, block in blocks.items()), (last, end)])
         self.as_tuple = blocks[0].as_tuple
-        entered = {i: blocks[i].seen for i in firsts[:-1]} | {firsts[-1]: exit_.seen}
+        entered = {i: blocks[i].entered for i in firsts[:-1]} | {firsts[-1]: end.entered}
         return {i: stream for i, stream in entered.items() if stream is not None}
 
     def _keys_and_values(self, batch: Batch, stream: Tensor | None, length: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -140,34 +133,25 @@ def entering(body: Body, first: int, stream: Tensor | None, as_tuple: bool) -> l
 
 
 def assemble(
-    captured: Sequence[Entering], window: Window, like: Tensor
+    captured: Sequence[Captured], first: int, window: Window, like: Tensor
 ) -> tuple[Tensor | None, Bool[Tensor, "rows keys"], list[DynamicLayer]]:
-    """The stream of several rows side by side, the attention mask, and cache layers for the blocks of the cone.
+    """The stream entering block `first` of several rows, the attention mask, and cache layers from that block on.
 
     Prefixes are padded on the left and cones on the right, so that neighbouring tokens are neighbours.
     """
-    device = window.real.device
-    longest = int(window.starts.max())
+    device, longest = window.real.device, int(window.starts.max())
     before = torch.arange(longest, device=device) >= longest - window.starts[:, None]
-    mask = torch.cat([before, window.real], dim=1)
-    stream = None
-    if captured[0].stream is not None:
-        stream = torch.zeros(*window.real.shape, captured[0].stream.shape[-1], device=device, dtype=like.dtype)
+    stream, layers = None, list[DynamicLayer]()
+    if first in captured[0].streams:
+        width = captured[0].streams[first].shape[-1]
+        stream = torch.zeros(*window.real.shape, width, device=device, dtype=like.dtype)
         for i, row in enumerate(captured):
-            assert row.stream is not None
-            stream[i, : len(row.stream)] = row.stream
-    if longest == 0:
-        return stream, mask, []
-    depth = max(len(row.keys) for row in captured)
-    layers: list[DynamicLayer] = [
-        Prefilled(
-            [row.keys[i] if row.keys else None for row in captured],
-            [row.values[i] if row.values else None for row in captured],
-            longest,
-        )
-        for i in range(depth)
-    ]
-    return stream, mask, layers
+            stream[i, : len(row.streams[first])] = row.streams[first]
+    for i in range(max(len(row.keys) for row in captured)):
+        keys = [row.keys[i] if row.keys else None for row in captured]
+        values = [row.values[i] if row.values else None for row in captured]
+        layers.append(Prefilled(keys, values, longest))
+    return stream, torch.cat([before, window.real], dim=1), layers
 
 
 def cache_of(layers: Sequence[DynamicLayer]) -> DynamicCache:

@@ -5,16 +5,15 @@ rest from what was captured once; where that would not be valid it runs the whol
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from copy import copy
-from typing import Any
 
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.body import Body
 from reftlens.cone.full import Full
 from reftlens.cone.light_cone import Cone
-from reftlens.cone.plans import Job, Plan, Scored
+from reftlens.cone.plans import Autocast, Job, Plan, Scored
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import first_block
 from reftlens.cone.verify import difference
@@ -38,7 +37,7 @@ class Scorer:
         reuse: Reuse | None,
         *,
         uses: float = float("inf"),
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        autocast: Autocast = nullcontext,
         progress: bool = False,
     ) -> None:
         self.model, self.plans, self.reuse = model, list(plans), reuse
@@ -57,12 +56,10 @@ class Scorer:
 
     def _open(self, data: Batch, uses: float) -> None:
         plans = [(places, plan.variant) for places, plan in zip(self._places, self.plans, strict=True)]
-        bounds = bound_to(self.model, data, plans)
         self.data, self._cone, self._verified = data, None, self.reuse is None or not self.reuse.verify
-        self._full = Full(self.model, data, bounds, self.autocast)
+        self._full = Full(self.model, data, bound_to(self.model, data, plans), self.autocast)
         if self._body is not None and self.reuse is not None:
-            settings: dict[str, Any] = {"uses": uses, "autocast": self.autocast, "progress": self.progress}
-            self._cone = Cone(self._body, data, bounds, self.reuse, **settings)
+            self._cone = Cone(self._body, self._full, self.reuse, uses=uses, progress=self.progress)
 
     @property
     def computation(self) -> str:

@@ -33,28 +33,18 @@ class Entry(nn.Module):
         return (out,) if self.as_tuple else out
 
 
-class Exit(nn.Module):
-    """Notes what would enter here, and ends the forward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Tensor | None = None
-
-    def forward(self, hidden_states: Tensor, *args: Any, **_: Any) -> Any:
-        self.seen = hidden_states
-        raise Stop
-
-
 class Observe(nn.Module):
-    """A block that is run as it is, and noted for what enters it and whether it returns a tuple."""
+    """A block (or None, to end the pass here), noted for what enters it and whether it returns a tuple."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module | None) -> None:
         super().__init__()
         self.block, self.as_tuple = block, False
-        self.seen: Tensor | None = None
+        self.entered: Tensor | None = None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.seen = hidden_states
+        self.entered = hidden_states
+        if self.block is None:
+            raise Stop
         out = self.block(hidden_states, *args, **kwargs)
         self.as_tuple = isinstance(out, tuple)
         return out

@@ -7,51 +7,41 @@ is gone when the process ends, however it ends, and no later run can take it for
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reftlens.bridge.protocol import Bridge, device_of, version_of, weights_state
+from reftlens.bridge.protocol import device_of, version_of, weights_state
 from reftlens.cone.prefix import Capture, Captured
 from reftlens.cone.reuse import Reuse
 
-Tier = Literal["device", "host", "disk", "nowhere"]
-
-_WHERE: dict[Tier, str] = {
-    "device": "on the device",
-    "host": "in host memory",
-    "disk": "on disk",
-    "nowhere": "nowhere, recomputed",
-}
+Tier = Literal["on the device", "in host memory", "on disk", "nowhere, recomputed"]
 
 
 @dataclass
 class RowStore:
     """Captured rows, by their number; rows that are used once (`uses` of 1 or less) are not stored."""
 
-    model: Bridge
     capture: Capture
     reuse: Reuse
     uses: float
-    autocast: Callable[[], AbstractContextManager[Any]]
     progress: bool
-    tier: Tier = field(default="nowhere", init=False)
+    tier: Tier = field(default="nowhere, recomputed", init=False)
     size: int = field(default=0, init=False)
     _rows: dict[int, Captured] = field(default_factory=dict, init=False, repr=False)
     _state: tuple[int, ...] = field(default=(), init=False, repr=False)
 
     def __str__(self) -> str:
-        return _WHERE[self.tier] + (f" ({self.size / 1e6:.1f} MB)" if self.tier != "nowhere" else "")
+        return f"{self.tier} ({self.size / 1e6:.1f} MB)" if self.size else self.tier
 
     def prepare(self) -> None:
         """Capture all rows, if they are to be stored and this was not done before for the model as it is now."""
         data = self.capture.data
-        state = (*weights_state(self.model), *version_of(data.tokens), *version_of(data.role))
+        state = (*weights_state(self.capture.body.model), *version_of(data.tokens), *version_of(data.role))
         if self._state == state:
             return
         self._rows, self._state = {}, state
@@ -60,10 +50,11 @@ class RowStore:
         cones = self.capture.cones
         order = sorted(range(len(data)), key=lambda r: (cones[r].stop, r))
         need = self._bytes_needed(max(order, key=lambda r: self.capture.latest[r]))
-        self.tier = choose_tier(need, device_of(self.model), self.reuse.memory, self.reuse.disk)
-        if self.tier == "nowhere":
+        device = device_of(self.capture.body.model)
+        self.tier = choose_tier(need, device, self.reuse.memory, self.reuse.disk)
+        if self.tier == "nowhere, recomputed":
             return
-        shelf = Shelf(self.tier, device_of(self.model), need)
+        shelf = Shelf(self.tier, device, need)
         with tqdm(total=len(order), desc="capture", unit="example", disable=not self.progress, leave=False) as bar:
             for rows in _chunks(order, [c.stop for c in cones], most=4096):
                 for row, captured in zip(rows, self._captured(rows), strict=True):
@@ -75,7 +66,7 @@ class RowStore:
         """What was captured of these rows; those that are not stored are captured now, each once."""
         missing = sorted({r for r in rows if r not in self._rows})
         if missing:
-            if self.tier == "nowhere":
+            if self.tier == "nowhere, recomputed":
                 self._rows = {r: c for r, c in self._rows.items() if r in rows}
             self._rows |= dict(zip(missing, self._captured(missing), strict=True))
         return [self._rows[r] for r in rows]
@@ -94,8 +85,7 @@ class RowStore:
         return int(need) + 4096
 
     def _captured(self, rows: Sequence[int]) -> list[Captured]:
-        with self.autocast():
-            captured = self.capture(rows)
+        captured = self.capture(rows)
         if self.reuse.half:
             return [row.rebuilt([t.to(torch.bfloat16) for t in row.tensors()]) for row in captured]
         return captured
@@ -118,11 +108,11 @@ def choose_tier(need: int, device: torch.device, memory: int | None = None, disk
     `memory` and `disk` are budgets in bytes; by default, half of what is free now.
     """
     if device.type == "cuda" and need <= (torch.cuda.mem_get_info(device)[0] // 2 if memory is None else memory):
-        return "device"
+        return "on the device"
     if need <= (_free_memory() // 2 if memory is None else memory):
-        return "host" if device.type == "cuda" else "device"
+        return "in host memory" if device.type == "cuda" else "on the device"
     room = shutil.disk_usage(tempfile.gettempdir()).free // 2 if disk is None else disk
-    return "disk" if need <= room else "nowhere"
+    return "on disk" if need <= room else "nowhere, recomputed"
 
 
 def _free_memory() -> int:
@@ -152,9 +142,9 @@ class Shelf:
     def put(self, tensor: Tensor) -> Tensor:
         """The same values, on this tier; keeps nothing else of `tensor` alive."""
         self.used += padded_bytes(tensor)
-        if self.tier == "disk":
+        if self.tier == "on disk":
             return self._room_for(tensor).copy_(tensor)
-        where = self.device if self.tier == "device" else torch.device("cpu")
+        where = self.device if self.tier == "on the device" else torch.device("cpu")
         pinned = where.type == "cpu" and self.device.type == "cuda"
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=where, pin_memory=pinned).copy_(tensor)
 

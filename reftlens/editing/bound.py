@@ -11,8 +11,9 @@ from transformer_lens.hook_points import HookPoint
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.edits import Edit, Observer, Part, TokenIndex
 from reftlens.editing.engine import attached
+from reftlens.editing.reading import Editing
 from reftlens.editing.site import Site
-from reftlens.editing.sources import Donor, Editing, Exchanged, check_sources, read_donors
+from reftlens.editing.sources import Donor, Exchanged, check_sources, read_donors
 from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention, Strength
 from reftlens.text.batch import Batch
@@ -96,14 +97,19 @@ class Bound:
 
         `rows` of the data set are those that `view` holds, None for all.
         """
-        place = self.places[i]
-        mask = self.variant.mask(place.site, view)
+        mask = self.variant.mask(self.places[i].site, view)
         if not mask.any():
             return None
-        tokens, source = TokenIndex.of(mask), None
-        if i in self.donors:
-            numbers = tokens.rows if rows is None else torch.tensor(rows, device=mask.device)[tokens.rows]
-            source = self.donors[i].of(numbers, view.index[tokens.rows, tokens.columns])
+        tokens = TokenIndex.of(mask)
+        owners = tokens.rows if rows is None else torch.tensor(rows, device=mask.device)[tokens.rows]
+        return self.edit_on(i, tokens, owners, view.index[tokens.rows, tokens.columns], observer)
+
+    def edit_on(
+        self, i: int, tokens: TokenIndex, rows: Tensor, numbers: Tensor, observer: Observer | None = None
+    ) -> Edit:
+        """The edit at place `i` on `tokens`; of each its row in the data, and its number there, padding not counted."""
+        place = self.places[i]
+        source = self.donors[i].of(rows, numbers) if i in self.donors else None
         return place.edit(tokens, place.strength(self.variant), source=source, observer=observer)
 
     def edits(self, view: TokenView, rows: Sequence[int] | None = None) -> list[Edit]:

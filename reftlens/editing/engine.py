@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -53,33 +52,23 @@ def check_fired(edits: Sequence[Edit]) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Output:
-    """What one forward pass gives: logits, and the key/value cache where one was asked for."""
-
-    logits: Float[Tensor, "batch seq vocab"]
-    cache: Any = None
-
-
 def forward(
-    model: Bridge,
-    tokens: Int[Tensor, "batch seq"],
-    attention_mask: Bool[Tensor, "batch keys"],
-    *,
-    cache: Any = None,
-    use_cache: bool = False,
-) -> Output:
-    """Run the model once, with whatever edits are attached.
+    model: Bridge, tokens: Int[Tensor, "batch seq"], attention_mask: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq vocab"]:
+    """The logits of one pass, with whatever edits are attached.
 
-    `attention_mask` covers the cached tokens too. Position ids follow from it, so padding on either side, and
-    a cache, leave every token at its own absolute position.
+    Position ids follow from the mask, so padding on either side leaves every token at its own absolute position.
     """
+    return model(tokens, attention_mask=attention_mask.long(), return_type="logits", use_cache=False)
+
+
+def forward_cached(
+    model: Bridge, tokens: Int[Tensor, "batch seq"], attention_mask: Bool[Tensor, "batch keys"], cache: Any = None
+) -> tuple[Float[Tensor, "batch seq vocab"], Any]:
+    """`forward` after the tokens in `cache`, which the mask covers too; and the cache with all of them."""
+    kwargs = {} if cache is None else {"past_key_values": cache}
     mask = attention_mask.long()
-    if use_cache or cache is not None:
-        kwargs = {} if cache is None else {"past_key_values": cache}
-        logits, cache = model(tokens, attention_mask=mask, return_type="logits_and_cache", use_cache=True, **kwargs)
-        return Output(logits, cache)
-    return Output(model(tokens, attention_mask=mask, return_type="logits", use_cache=False))
+    return model(tokens, attention_mask=mask, return_type="logits_and_cache", use_cache=True, **kwargs)
 
 
 def forward_inside(
@@ -88,13 +77,12 @@ def forward_inside(
     attention_mask: Bool[Tensor, "batch keys"],
     position_ids: Int[Tensor, "batch seq"],
     cache: Any = None,
-) -> Output:
-    """`forward` for a model whose parts were rearranged: run the transformers model inside the bridge once."""
-    out = model.original_model(
+) -> Float[Tensor, "_ _ vocab"]:
+    """`forward` for a model whose parts were rearranged: the transformers model inside the bridge is run once."""
+    return model.original_model(
         input_ids=tokens,
         attention_mask=attention_mask.long(),
         position_ids=position_ids,
         past_key_values=cache,
         use_cache=cache is not None,
-    )
-    return Output(out.logits, cache)
+    ).logits

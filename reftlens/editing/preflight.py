@@ -8,19 +8,17 @@ changes nothing is refused.
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from reftlens import figures
 from reftlens.bridge.protocol import Bridge, device_of, frozen, resolve_hook
 from reftlens.editing.engine import forward, hooked
 from reftlens.editing.reft import ReFT
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from reftlens.figures import DataFrame
 
 _ROWS, _LENGTH = 2, 11  # two rows, and a length that is no usual number of heads
 
@@ -57,12 +55,8 @@ class Sites:
                 return row
         raise KeyError(f"no row for {hook!r}; hooks(model, unusable=True) lists the unusable hooks too")
 
-    def to_frame(self) -> "DataFrame":
-        import pandas as pd
-
-        records = [{"hook": r.hook, "aliases": ", ".join(r.aliases), "shape": r.shape, "width": r.width,
-                    "heads": r.heads, "problem": r.problem} for r in self.rows]  # fmt: skip
-        return pd.DataFrame(records)
+    def to_frame(self) -> DataFrame:
+        return figures.table([asdict(row) | {"aliases": ", ".join(row.aliases)} for row in self.rows])
 
     def _repr_html_(self) -> str:
         return self.to_frame().to_html(index=False)
@@ -104,27 +98,30 @@ class _Probe:
 
 def hooks(model: Bridge, *, unusable: bool = False) -> Sites:
     """The hooks of `model` that can be sites, with their shapes; with `unusable`, the others too and why not."""
-    hooks = model.hook_dict
-    points = {id(p): p for p in hooks.values()}
-    aliases = {i: tuple(n for n, p in hooks.items() if id(p) == i and n != p.name) for i in points}
-    gated: dict[int, str] = {}
-    for i, point in points.items():
-        try:
-            resolve_hook(model, point.name or "", hooks)
-        except (KeyError, ValueError) as error:
-            gated[i] = str(error)
-    probed = [p for i, p in points.items() if i not in gated]
-    rows = {id(p): row for p, row in zip(probed, _probe(model, probed), strict=True)}
-    result = []
-    for i, point in points.items():
-        shape, problem = rows[i] if i in rows else ((), gated[i])
-        if problem and not unusable:
-            continue
-        heads = shape[2] if len(shape) == 4 and not problem else None
-        width = 0 if problem else math.prod(shape[2:])
-        axes = str(list(shape)) if problem else " ".join(["batch", "seq", *map(str, shape[2:])])
-        result.append(SiteInfo(point.name or "?", aliases[i], axes, width, heads, problem))
-    return Sites(tuple(result))
+    every, names = model.hook_dict, dict[HookPoint, list[str]]()
+    for name, point in every.items():
+        names.setdefault(point, []).append(name)
+    gates = {point: _gate(model, point.name or "", every) for point in names}
+    probes = _probe(model, [point for point, gate in gates.items() if not gate])
+    rows = []
+    for point, aliases in names.items():
+        shape, problem = probes.get(point, ((), gates[point]))
+        if unusable or not problem:
+            heads = shape[2] if len(shape) == 4 and not problem else None
+            width = 0 if problem else math.prod(shape[2:])
+            axes = str(list(shape)) if problem else " ".join(["batch", "seq", *map(str, shape[2:])])
+            others = tuple(name for name in aliases if name != point.name)
+            rows.append(SiteInfo(point.name or "?", others, axes, width, heads, problem))
+    return Sites(tuple(rows))
+
+
+def _gate(model: Bridge, name: str, every: dict[str, HookPoint]) -> str:
+    """Which switch of the model has to be on before anything passes through a hook; empty where it does already."""
+    try:
+        resolve_hook(model, name, every)
+    except (KeyError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def preflight(reft: ReFT, model: Bridge) -> None:
@@ -135,10 +132,11 @@ def preflight(reft: ReFT, model: Bridge) -> None:
             edit there changes nothing, heads that do not exist, or the width differs.
     """
     places = reft.bind(model)
-    for place, (shape, problem) in zip(places, _probe(model, [place.point for place in places]), strict=True):
-        site, module = place.site, place.intervention
-        if not problem and place.carry is not None and not _adds_up(model, place.point, place.carry):
-            problem = f"{place.carry.name} is not what passed there plus a function of it, so it is no residual stream"
+    probes = _probe(model, [place.point for place in places])
+    for place in places:
+        (shape, problem), site, module, carry = probes[place.point], place.site, place.intervention, place.carry
+        if not problem and carry is not None and not _adds_up(model, place.point, carry):
+            problem = f"{carry.name} is not what passed there plus a function of it, so it is no residual stream"
         if problem:
             raise ValueError(f"{site.hook} cannot be a site on {model.cfg.model_name}: {problem}")
         if site.heads is not None and len(shape) != 4:
@@ -152,26 +150,24 @@ def preflight(reft: ReFT, model: Bridge) -> None:
             )
 
 
-def _probe(model: Bridge, points: Sequence[HookPoint]) -> list[tuple[tuple[int, ...], str]]:
+def _probe(model: Bridge, points: Sequence[HookPoint]) -> dict[HookPoint, tuple[tuple[int, ...], str]]:
     """Shape and problem (or "") of each hook, from one forward and one backward pass on a few tokens."""
-    unique = {id(p): _Probe(p) for p in points}
+    probes = {point: _Probe(point) for point in points}
     with frozen(model), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the bridge warns of edits at norms, which add zero here
-        with hooked([(probe.point, probe) for probe in unique.values()]):
+        with hooked(list(probes.items())):
             logits = _run(model)
-        zeros = {i: p.zero for i, p in unique.items() if p.zero is not None}
+        zeros = {point: probe.zero for point, probe in probes.items() if probe.zero is not None}
         readout = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
-        grads = _gradients((logits * readout).sum(), list(zeros.values()))
-    gradient = dict(zip(zeros, grads, strict=True))
-    outcomes = {i: (p.shape, p.problem(gradient.get(i), (_ROWS, _LENGTH))) for i, p in unique.items()}
-    return [outcomes[id(p)] for p in points]
+        gradients = dict(zip(zeros, _gradients((logits * readout).sum(), list(zeros.values())), strict=True))
+    return {p: (probe.shape, probe.problem(gradients.get(p), (_ROWS, _LENGTH))) for p, probe in probes.items()}
 
 
 def _run(model: Bridge) -> Tensor:
     """Logits of a few random tokens, always the same."""
     high = min(int(model.cfg.d_vocab), 1000)
     tokens = torch.randint(0, high, (_ROWS, _LENGTH), generator=torch.Generator().manual_seed(0)).to(device_of(model))
-    return forward(model, tokens, torch.ones_like(tokens, dtype=torch.bool)).logits
+    return forward(model, tokens, torch.ones_like(tokens, dtype=torch.bool))
 
 
 def _gradients(value: Tensor, zeros: Sequence[Tensor]) -> Sequence[Tensor | None]:

@@ -1,13 +1,72 @@
-"""Collect hidden states at a site: what mean ablation, fixed directions and many analyses start from."""
+"""Hidden states at sites: what mean ablation, fixed directions, exchanges and many analyses start from."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.hook_points import HookPoint
 
-from reftlens.bridge.protocol import Bridge, check_deterministic, check_model, resolve_hook
+from reftlens.bridge.foreign import has_foreign_hook
+from reftlens.bridge.protocol import Bridge, check_deterministic, check_model, device_of, resolve_hook
+from reftlens.editing.edits import token_vectors
+from reftlens.editing.engine import Stop, forward, hooked
 from reftlens.editing.site import Site
-from reftlens.editing.sources import read_sites
 from reftlens.text.batch import Batch
+
+Editing = Callable[[Batch, Sequence[int]], AbstractContextManager[None]]
+"""Makes the context in which a batch is read, given which rows of the data set it has."""
+
+
+@dataclass
+class _Reader:
+    """Stores the hidden states that pass through a hook, and may end the pass once all of `readers` have theirs."""
+
+    readers: list["_Reader"] = field(repr=False)
+    ends: bool
+    states: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, h: Tensor, hook: HookPoint) -> None:
+        self.states.append(h)
+        if self.ends and all(reader.states for reader in self.readers):
+            raise Stop
+
+
+@torch.no_grad()
+def read_sites(
+    model: Bridge,
+    data: Batch,
+    places: Sequence[tuple[Site, HookPoint]],
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+    edited: Editing | None = None,
+) -> list[Float[Tensor, "tokens d"]]:
+    """Hidden states at the positions of each site, row by row, in the model's dtype.
+
+    Of the unedited model, or inside the context that `edited` makes. A pass ends at the deepest site, unless hooks of
+    the user wait above it.
+    """
+    vectors: list[list[Tensor]] = [[] for _ in places]
+    device, ends = device_of(model), not has_foreign_hook(model)
+    with tqdm(total=len(data), desc="activations", unit="example", disable=not progress) as bar:
+        for start in range(0, len(data), batch_size):
+            batch = data[start : start + batch_size].to(device)
+            readers: list[_Reader] = []
+            readers += [_Reader(readers, ends) for _ in places]
+            context = edited(batch, range(start, start + len(batch))) if edited else nullcontext()
+            hooks = [(point, reader) for (_, point), reader in zip(places, readers, strict=True)]
+            with context, hooked(hooks), suppress(Stop):
+                forward(model, batch.tokens, batch.attention_mask)
+            for (site, _), reader, read in zip(places, readers, vectors, strict=True):
+                if len(reader.states) != 1:
+                    raise ValueError(f"{site.hook} fired {len(reader.states)} times in one forward pass, expected once")
+                read.append(token_vectors(reader.states[0], site.heads, site.hook)[site.positions.mask(batch.view)])
+            bar.update(len(batch))
+    return [torch.cat(read) for read in vectors]
 
 
 @torch.no_grad()
@@ -23,8 +82,7 @@ def activations(
     check_model(model)
     check_deterministic(model)
     place = (site, resolve_hook(model, site.hook))
-    (read,) = read_sites(model, data, [place], batch_size=batch_size, progress=progress)
-    result = read.to("cpu", torch.promote_types(read.dtype, torch.float32))
-    if not len(result):
+    (states,) = read_sites(model, data, [place], batch_size=batch_size, progress=progress)
+    if not len(states):
         raise ValueError(f"{site} chooses no token in any of {len(data)} row(s)")
-    return result
+    return states.to("cpu", torch.promote_types(states.dtype, torch.float32))

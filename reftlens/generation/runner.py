@@ -14,9 +14,9 @@ from transformers.cache_utils import DynamicLayer
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.body import Body, Slot
 from reftlens.cone.prefix import NO_HOOK, Stub, cache_of, entering
-from reftlens.cone.stand_ins import Exit, Gather, Observe
+from reftlens.cone.stand_ins import Gather, Observe
 from reftlens.editing.edits import Edit, used_points
-from reftlens.editing.engine import Stop, attached, forward, forward_inside
+from reftlens.editing.engine import Stop, attached, forward_cached, forward_inside
 from reftlens.generation.rows import Rows
 
 
@@ -61,11 +61,11 @@ def read(body: Body, prompts: Rows, first: int, start: int) -> PromptStates:
     """Run prompts through the unedited model, as far as the residual stream entering block `first`."""
     plain, cache = body.may_be_plain, cache_of([DynamicLayer() for _ in body.blocks])
     blocks = {i: Observe(body.piece(body.blocks[i], plain=plain, used=NO_HOOK)) for i in {0, first} if i < body.depth}
-    end = Exit()
+    end = Observe(None)
     places: list[tuple[Slot, nn.Module]] = [(body.blocks[i], block) for i, block in blocks.items()]
     with suppress(Stop):
         _run(body, prompts, prompts.tokens.shape[1], cache, [*places, (body.norm, end)], NO_HOOK)
-    entered = blocks[first].seen if first in blocks else end.seen
+    entered = blocks[first].entered if first in blocks else end.entered
     stream = entered[:, start:] if first > 0 and entered is not None else None
     filled = [(layer.keys, layer.values) for layer in cache.layers if isinstance(layer, DynamicLayer)]
     keys, values = zip(*filled, strict=True)
@@ -96,8 +96,8 @@ class Runner:
         body = self.body
         if body is None or body.obstacle():
             with attached(edits):
-                out = forward(self.model, rows.tokens[:, -new:], rows.real, cache=cache, use_cache=True)
-            return out.logits[:, -1], out.cache
+                logits, cache = forward_cached(self.model, rows.tokens[:, -new:], rows.real, cache)
+            return logits[:, -1], cache
         used = used_points(edits)
         places: list[tuple[Slot, nn.Module]] = [(body.head, _last_of(rows, new, body, used))]
         if states is not None:
@@ -126,4 +126,4 @@ def _run(
     """The logits of one forward pass over the last `new` columns."""
     index = (rows.real.long().cumsum(dim=1) - 1).clamp(min=0)[:, -new:]
     with body.arranged(places, plain=body.may_be_plain, used=used):
-        return forward_inside(body.model, rows.tokens[:, -new:], rows.real, index, cache).logits
+        return forward_inside(body.model, rows.tokens[:, -new:], rows.real, index, cache)

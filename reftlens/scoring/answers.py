@@ -55,7 +55,7 @@ def answers(
     for scored in scored_batches(scorer, every, batch_size=batch_size, describe=describe, progress=progress):
         plan, index = scored.job.plan, torch.tensor(scored.job.rows)
         right = scored.logits.argmax(dim=-1) == scored.batch.target_ids
-        hits[plan, index] = torch.tensor(per_example(right.double(), scored.batch)) == 1.0
+        hits[plan, index] = per_example(right.double(), scored.batch) == 1.0
         begins = torch.searchsorted(scored.batch.target_rows, torch.arange(len(index), device=right.device))
         logs = scored.logits[begins].float().log_softmax(dim=-1)
         log_probs[plan, index] = logs.gather(1, tokens[index].to(logs.device)).cpu()

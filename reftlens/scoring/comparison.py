@@ -65,9 +65,9 @@ def pieces(count: int, size: int) -> list[tuple[int, ...]]:
     return [tuple(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
-def per_example(values: Float[Tensor, " n"], batch: Batch) -> list[float]:
-    """Mean of per-target values within each example; values that are per example already stay."""
+def per_example(values: Float[Tensor, " n"], batch: Batch) -> Float[Tensor, " example"]:
+    """Mean of per-target values within each example, float64 on the CPU; values that are per example already stay."""
     if len(values) == len(batch) != len(batch.target_rows):
-        return values.tolist()
+        return values.detach().cpu().double()
     sums = torch.zeros(len(batch), device=values.device, dtype=values.dtype).index_add(0, batch.target_rows, values)
-    return (sums / batch.target_mask.sum(dim=1)).tolist()
+    return (sums / batch.target_mask.sum(dim=1)).detach().cpu().double()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import SupportsFloat
 
 import torch
 from jaxtyping import Float
@@ -15,13 +15,10 @@ from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import ReFT, check_types
 from reftlens.editing.variant import Variant
+from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.comparison import per_example, scored_batches, scorer_of
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,23 +35,22 @@ class Evaluation:
     computation: str
     """What was computed for each variant, and what was reused; or why everything was computed."""
 
-    def to_frame(self) -> "DataFrame":
-        """Tidy: one row per variant and example."""
-        import pandas as pd
+    def to_frame(self) -> DataFrame:
+        """One row per variant and example."""
+        settings = [
+            {"variant": v, "strength": variant.strength, "among": str(variant.among or ""), "sites": variant.sites}
+            for v, variant in enumerate(self.variants)
+        ]
+        numbers = zip(settings, self.loss.tolist(), self.accuracy.tolist(), strict=True)
+        return figures.table(
+            [
+                setting | {"example": e, "loss": loss, "accuracy": accuracy}
+                for setting, losses, accuracies in numbers
+                for e, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+            ]
+        )
 
-        count, strengths = self.loss.shape[1], [v.strength for v in self.variants]
-        columns = {
-            "variant": range(len(self.variants)),
-            "strength": strengths,
-            "among": [str(v.among or "") for v in self.variants],
-            "sites": [v.sites for v in self.variants],
-        }
-        frame = pd.DataFrame(columns)
-        frame = frame.loc[frame.index.repeat(count)].reset_index(drop=True)
-        values = {"loss": self.loss.flatten().tolist(), "accuracy": self.accuracy.flatten().tolist()}
-        return frame.assign(example=list(range(count)) * len(self.variants), **values)
-
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Loss of each example and their mean; over strength, where the variants differ in nothing else."""
         ax = figures.axes(ax)
         numbers = [v.strength for v in self.variants if isinstance(v.strength, float)]
@@ -112,13 +108,9 @@ def losses_of(
         plan, rows = scored.job.plan, list(scored.job.rows)
         right = (scored.logits.argmax(dim=-1) == scored.batch.target_ids).double()
         with torch.no_grad():
-            loss[plan, rows] = _column(objective(scored.logits, scored.batch), scored.batch)
-        accuracy[plan, rows] = _column(right, scored.batch)
+            loss[plan, rows] = per_example(objective(scored.logits, scored.batch), scored.batch)
+        accuracy[plan, rows] = per_example(right, scored.batch)
     return loss, accuracy
-
-
-def _column(values: Float[Tensor, " n"], batch: Batch) -> Float[Tensor, " example"]:
-    return torch.tensor(per_example(values, batch), dtype=torch.float64)
 
 
 @torch.no_grad()

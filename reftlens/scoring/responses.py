@@ -62,17 +62,9 @@ def responses(
     for scored in scored_batches(scorer, every, batch_size=batch_size, describe=describe, progress=progress):
         before = scored.logits if scored.job.plan == 0 or before is None else before
         measures[:, scored.job.plan, list(scored.job.rows)] = _measured(scored, before)
-    log_prob, accuracy, kl = measures
-    return Responses(
-        tuple(plans),
-        log_prob[1:],
-        log_prob[1:] - log_prob[0],
-        accuracy[1:],
-        kl[1:],
-        accuracy[0],
-        scorer.computation,
-        scorer.reuses,
-    )
+    (base, log_prob), (base_accuracy, accuracy), (_, kl) = ((values[0], values[1:]) for values in measures)
+    labels, computation = tuple(plans), scorer.computation
+    return Responses(labels, log_prob, log_prob - base, accuracy, kl, base_accuracy, computation, scorer.reuses)
 
 
 @torch.no_grad()
@@ -85,7 +77,7 @@ def _measured(scored: Scored, before: Float[Tensor, "targets vocab"]) -> Float[T
         right = (logits.argmax(dim=-1) == ids).double()
         columns.append(torch.stack([p.gather(1, ids[:, None])[:, 0], right, _divergence(p, q)]))
     values = torch.cat(columns, dim=1)
-    return torch.tensor([per_example(row, scored.batch) for row in values], dtype=torch.float64)
+    return torch.stack([per_example(row, scored.batch) for row in values])
 
 
 def _divergence(p: Float[Tensor, "tokens vocab"], q: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:

@@ -76,7 +76,7 @@ def equality_network(seed: int = 0, *, steps: int = 1600, progress: bool = False
         for group in optimizer.param_groups:
             group["lr"] = _LR * min(1.0, (step + 1) / 100, 2.5 * (1 - step / steps))
         tokens, answers = _rows(generator, pair=step < _PAIR_STEPS)
-        logits = forward(bridge, tokens, torch.ones_like(tokens).bool()).logits[:, -1]
+        logits = forward(bridge, tokens, torch.ones_like(tokens).bool())[:, -1]
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(logits, answers).backward()
         optimizer.step()

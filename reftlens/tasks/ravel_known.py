@@ -107,5 +107,5 @@ def _right(model: Bridge, questions: Sequence[tuple[City, Template]]) -> Bool[Te
     last = data.prompt_mask.sum(dim=1) - 1
     rows = torch.arange(len(data), device=last.device)
     short = int(last.max()) + 1
-    logits = forward(model, data.tokens[:, :short], data.prompt_mask[:, :short]).logits
+    logits = forward(model, data.tokens[:, :short], data.prompt_mask[:, :short])
     return (logits[rows, last].argmax(dim=-1) == data.tokens[rows, last + 1]).cpu()

@@ -149,7 +149,7 @@ def _source_odds(model: Bridge, data: Batch, tokens: Int[Tensor, "pair 2"], batc
         mine = ((rows >= 0) & (count == 1)).nonzero().flatten()
         for some in mine.split(batch_size):
             batch = data.sources[name].batch[rows[some].tolist()].to(device_of(model))
-            logits = forward(model, batch.tokens, batch.attention_mask).logits
+            logits = forward(model, batch.tokens, batch.attention_mask)
             last = batch.prompt_mask.sum(dim=1) - 1
             log_probs = logits[torch.arange(len(some)), last].float().log_softmax(dim=-1).cpu()
             odds[some] = log_probs.gather(1, tokens[some]) @ torch.tensor([1.0, -1.0])

@@ -135,9 +135,9 @@ def edit_path(
             here = data[list(rows)].to("cpu")
             batch, other = here.to(device_of(model)), None if against is None else against[list(rows)].target_ids
             changes, change = _changes_of(model, batch, other, bound.edits(batch.view, rows), layout)
-            attributed.append(torch.tensor([per_example(share, here) for share in changes], dtype=torch.float64))
-            total += per_example(change, here)
-    return EditPath(layout.components, torch.cat(attributed, dim=1), torch.tensor(total, dtype=torch.float64))
+            attributed.append(torch.stack([per_example(share, here) for share in changes]))
+            total.append(per_example(change, here))
+    return EditPath(layout.components, torch.cat(attributed, dim=1), torch.cat(total))
 
 
 @dataclass(eq=False, repr=False)
@@ -226,7 +226,7 @@ def _states(
     start = [(point, _AtTargets(batch.predicting)) for point in [*layout.stream, *layout.embedded]]
     end = [(point, _AtTargets(batch.predicting)) for point in [*layout.stream, *layout.outputs, *layout.final]]
     with hooked(start), attached(edits), hooked(end):  # hooks are called in the order they were added
-        logits = forward(model, batch.tokens, batch.attention_mask).logits[batch.predicting]
+        logits = forward(model, batch.tokens, batch.attention_mask)[batch.predicting]
     for point, reader in [*start, *end]:
         if len(reader.passed) != 1:
             raise ValueError(f"{point.name} fired {len(reader.passed)} times in one forward pass, expected once")

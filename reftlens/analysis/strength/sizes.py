@@ -6,8 +6,8 @@ from torch import Tensor
 
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.edits import Edit
+from reftlens.editing.reading import read_sites
 from reftlens.editing.reft import ReFT, training_mode
-from reftlens.editing.sources import read_sites
 from reftlens.editing.variant import Variant
 from reftlens.scoring.comparison import pieces
 from reftlens.text.batch import Batch

@@ -33,12 +33,12 @@ def perplexity(model: Bridge, data: Batch, *, batch_size: int = 16) -> Float[Ten
     """
     check_deterministic(model)
     data.require_targets()
-    losses: list[float] = []
+    losses = []
     for rows in pieces(len(data), batch_size):
         batch = data[list(rows)].to(device_of(model))
-        logits = forward(model, batch.tokens, batch.attention_mask).logits[batch.predicting]
-        losses += per_example(cross_entropy(logits, batch).double(), batch)
-    return torch.tensor(losses, dtype=torch.float64).exp()
+        logits = forward(model, batch.tokens, batch.attention_mask)[batch.predicting]
+        losses.append(per_example(cross_entropy(logits, batch).double(), batch))
+    return torch.cat(losses).exp()
 
 
 def repetition(ids: Sequence[int], *, n: int = 3) -> float:

@@ -12,9 +12,9 @@ from reftlens.analysis.subspaces.geometry import span
 from reftlens.bridge.protocol import Bridge, check_deterministic
 from reftlens.editing.edits import Observer, Part
 from reftlens.editing.engine import attached
+from reftlens.editing.reading import read_sites
 from reftlens.editing.reft import ReFT, training_mode
 from reftlens.editing.site import Site
-from reftlens.editing.sources import read_sites
 from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention
 from reftlens.text.batch import Batch
