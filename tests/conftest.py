@@ -22,13 +22,12 @@ torch.set_num_threads(1)  # on tiny models a second thread only waits, and on a 
 def pytest_collection_modifyitems(items):
     """Tests of a file follow one another on one worker, as they share what the first of them computed.
 
-    So do all that take the default model, since two of them at once slow each other down; other slow ones go anywhere.
+    So do all that take the default model, since two of them at once slow each other down.
     """
     for item in items:
-        if "smol" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("smol"))
-        elif not item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if item.get_closest_marker("xdist_group") is None:
+            name = "smol" if "smol" in item.fixturenames else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(autouse=True)

@@ -104,6 +104,7 @@ def test_das_finds_nothing_elsewhere(site):
     assert accuracy < 0.65
 
 
+@pytest.mark.slow
 def test_das_finds_nothing_in_an_untrained_network():
     accuracy, right = _scored(_network(0), rl.resid_post(0, B), rank=4)
     assert accuracy < 0.75 and right < 0.75

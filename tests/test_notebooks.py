@@ -72,7 +72,7 @@ def run_cell(source, names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [pytest.param(p, marks=pytest.mark.xdist_group(p.stem), id=p.stem) for p in NOTEBOOKS])
 def test_a_notebook_runs_at_its_small_setting(path, scratch):
     from nbclient import NotebookClient
 

@@ -87,8 +87,10 @@ def doubles(monkeypatch):
 # -- the laws ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture, kind", CELLS)
-def test_the_cone_equals_the_full_computation(architecture, kind):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["resid_post", "k head 1"])
+def test_the_cone_equals_the_full_computation_up_to_rounding(architecture, kind):
+    """In the precision of use; in float64 the same is shown below at every kind of site."""
     model, reft = bridge(architecture), one_site(architecture, kind)
     expected, _ = scored(model, reft, texts(architecture), None)
     found, said = scored(model, reft, texts(architecture), off())
@@ -105,7 +107,7 @@ def test_depth_alone_is_equal_bit_for_bit(architecture, kind):
 
 
 @pytest.mark.parametrize("architecture, kind", CELLS)
-def test_the_difference_vanishes_in_float64(architecture, kind, doubles):
+def test_the_difference_vanishes_in_float64_at_every_kind_of_site(architecture, kind, doubles):
     model, reft = bridge(architecture, torch.float64), one_site(architecture, kind, dtype=torch.float64)
     expected, _ = scored(model, reft, texts(architecture), None)
     found, said = scored(model, reft, texts(architecture), off())
@@ -341,8 +343,8 @@ def test_a_kill_during_capture_leaves_nothing(tmp_path):
         "import sys, time, torch\n"
         "from reftlens.cone.store import Shelf\n"
         "shelf = Shelf('on disk', torch.device('cpu'), 1 << 20)\n"
-        "kept = shelf.put(torch.ones(1000))\n"
-        "print(kept.sum().item(), flush=True)\n"
+        "stored = shelf.put(torch.ones(1000))\n"
+        "print(stored.sum().item(), flush=True)\n"
         "time.sleep(60)\n"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path)}

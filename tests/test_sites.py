@@ -33,8 +33,9 @@ KINDS = {
 }
 ABSENT = {("neox", "resid_mid"): "its blocks compute attention and MLP in parallel from one residual stream"}
 CELLS = [(a, k) for a in ARCHITECTURES for k in KINDS if (a, k) not in ABSENT]
-LEARNING = [pytest.param(a, k, marks=pytest.mark.slow if a == "gemma2" else ()) for a, k in CELLS]
-"""Fast on gpt2, neox, qwen2, gemma3 and llama; what sets gemma2 apart from gemma3 is left to the other laws."""
+FAST = ("gpt2", "neox", "gemma3")
+LEARNING = [pytest.param(a, k, marks=() if a in FAST else pytest.mark.slow) for a, k in CELLS]
+"""Fast where q, k and v are one matrix (gpt2), blocks are parallel (neox), heads are grouped and normed (gemma3)."""
 
 
 def site(kind, positions):
