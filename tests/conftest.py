@@ -19,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # for child processes; more threads tha
 torch.set_num_threads(1)  # on tiny models a second thread only waits, and on a busy machine it waits long
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups; 3.8 cannot with pytest 9.2
 def pytest_collection_modifyitems(items):
     """Tests of a file follow one another on one worker, as they share what the first of them computed.
 
