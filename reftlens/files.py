@@ -1,4 +1,4 @@
-"""Files that a kill never leaves half written, and digests of what is in them."""
+"""Files that a kill never leaves half written, digests of what is in them, and templates to write them from."""
 
 import hashlib
 import os
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
 
@@ -22,6 +23,18 @@ def write_atomically(path: Path, payload: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def templates(folder: Path, *, html: bool = True) -> Environment:
+    """The Jinja templates of a folder, where a name that is missing raises; of HTML, what is no markup is escaped."""
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=not html,
+    )
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -5,13 +5,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import SupportsFloat
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from reftlens.analysis.causal.control_table import Controls
 from reftlens.bridge.protocol import Bridge, check_deterministic
 from reftlens.editing.reft import ReFT
+from reftlens.files import templates
 from reftlens.generation.decoding import Decoding
 from reftlens.reports.directions import directions_section, geometry_section
 from reftlens.reports.parts import Section, number, records
@@ -131,14 +132,11 @@ def _page(subject: Subject, stamp: datetime) -> str:
 
 
 def _templates() -> Environment:
-    """The page and its sections. What is not marked as HTML is escaped, and a name that is missing raises."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    templates = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    templates.filters["number"] = number
-    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False}
-    return templates
+    """The page and its sections."""
+    environment = templates(Path(__file__).parent)
+    environment.filters["number"] = number
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False}
+    return environment
 
 
 def _file(name: str) -> str:

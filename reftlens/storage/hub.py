@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
-
 from reftlens.editing.reft import ReFT
+from reftlens.files import templates
 from reftlens.interventions import Intervention
 from reftlens.storage.folder import SETTINGS_FILE, load, save
 from reftlens.training.result import FitResult
@@ -60,10 +59,8 @@ def model_card(reft: ReFT, repo_id: str, model: Any, folder: Path) -> str:
     record = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     base = record["model"]["name"]
     on_hub = _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True
-    )
-    return templates.get_template("model_card.md.j2").render(
+    card = templates(Path(__file__).parent, html=False).get_template("model_card.md.j2")
+    return card.render(
         repo_id=repo_id,
         base=base if on_hub else Path(base).name,
         on_hub=on_hub,

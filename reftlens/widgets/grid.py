@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
-from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
+from reftlens.files import templates
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.prompt_cache import prefill
 from reftlens.generation.result import Generation, marked_tokens
@@ -61,8 +61,7 @@ class Grid:
 
     def html(self) -> str:
         """The slider without style and script; with them it moves, and without them every strength is shown."""
-        template = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True).get_template("grid.html.j2")
-        return template.render(grid=self, prompts=map(prompt_text, self.prompts))
+        return templates(_FOLDER).get_template("grid.html.j2").render(grid=self, prompts=map(prompt_text, self.prompts))
 
     def cell(self, row: int, strength: float) -> Markup:
         """HTML of what was written at a strength, edited tokens marked."""
