@@ -55,6 +55,13 @@ def gpt2_double():
 
 
 @pytest.fixture
+def doubles(monkeypatch):
+    """Norms, rotary angles and softmax in float64, too: llama-like models compute them in float32 otherwise."""
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+@pytest.fixture
 def llama():
     """The tiny Llama, float32; read-only."""
     return architectures.bridge("llama")

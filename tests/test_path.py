@@ -45,7 +45,7 @@ def _places(rl, model):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_components_add_up_to_the_change_of_the_logits(architecture):
+def test_components_add_up_to_the_change_of_the_logits(architecture, doubles):
     import reftlens as rl
     from reftlens.analysis.places.path import edit_path
 
@@ -53,20 +53,17 @@ def test_components_add_up_to_the_change_of_the_logits(architecture):
     data = _data(model)
     zero = rl.Variant(strength=0.0)
     capped = getattr(model.cfg, "output_logits_soft_cap", 0) or 0
-    # All but gpt2 and neox compute norms and softmax in float32 in a model of float64 as well: rows in a batch of
-    # another size then differ by rounding of logits up to 5.
-    close = 1e-10 if architecture in ("gpt2", "neox") else 3e-6
     for places in _places(rl, model):
         reft = _reft(model, *places)
         found = edit_path(reft, model, data, batch_size=2, **QUIET)
         after, before = (_logits(reft, model, data, v).gather(1, data.target_ids[:, None])[:, 0] for v in (None, zero))
         change = torch.stack([(after - before)[data.target_rows == row].mean() for row in range(3)])
-        assert torch.allclose(found.total, change, atol=close) and change.abs().max() > 1e-3
+        assert torch.allclose(found.total, change, atol=1e-10) and change.abs().max() > 1e-3
         if capped > 0:
             raw = capped * (torch.atanh(after / capped) - torch.atanh(before / capped))
             change = torch.stack([raw[data.target_rows == row].mean() for row in range(3)])
             assert found.rest.abs().max() > 1e-6, "the soft-cap is in what is not attributed"
-        assert torch.allclose(found.attributed.sum(dim=0), change, atol=close), [str(site) for site in places]
+        assert torch.allclose(found.attributed.sum(dim=0), change, atol=1e-10), [str(site) for site in places]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "neox"])

@@ -527,4 +527,4 @@ print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - befor
 """
     imported = set(_run(code)[0])
     assert "reftlens" in imported
-    assert not imported & {"pandas", "matplotlib", "datasets", "peft", "gguf", "ipywidgets", "IPython"}
+    assert not imported & {"pandas", "matplotlib", "datasets", "peft", "accelerate", "gguf", "ipywidgets", "IPython"}

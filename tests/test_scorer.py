@@ -77,13 +77,6 @@ def off(**parts):
     return rl.Reuse(verify=False, **parts)
 
 
-@pytest.fixture
-def doubles(monkeypatch):
-    """Norms, rotary angles and softmax in float64, too: llama-like models compute them in float32 otherwise."""
-    monkeypatch.setattr(torch, "float32", torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-
-
 # -- the laws ----------------------------------------------------------------------------------------------------
 
 
