@@ -13,7 +13,7 @@ import torch
 from shapes import rows_of
 
 import reftlens as rl
-from reftlens.cone.verify import relative_error
+from reftlens.cone.probe import relative_error
 from reftlens.text.batch import batch_from_rows
 
 RANKS, SEEDS, LENGTHS = (1, 2, 4, 8), range(5), [(512, 8)] * 8

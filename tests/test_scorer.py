@@ -57,7 +57,7 @@ def scored(model, reft, data, reuse, rows=(2, 0, 3, 1), variant=None):
 
 def worst(found, expected):
     """The largest relative error; a gradient that is zero in theory (a bias of keys) is measured by the others."""
-    from reftlens.cone.verify import relative_error
+    from reftlens.cone.probe import relative_error
 
     largest = max(g.abs().max().item() for g in expected[2:])
     floors = [0.0, 0.0] + [1e-3 * largest] * (len(expected) - 2)
@@ -245,10 +245,11 @@ def test_layers_of_another_kind_and_encoders_mean_full_computation(monkeypatch):
     assert rl.Reuse.of(False) is None
 
 
-def test_where_the_check_fails_everything_is_computed_and_said_so(gpt2, monkeypatch):
+def test_where_the_check_fails_everything_is_computed_and_said_so(monkeypatch):
     import reftlens as rl
     from reftlens.cone import light_cone
 
+    gpt2 = fresh_bridge("gpt2")
     torch.manual_seed(3)
     expected = one_site("gpt2", "resid_post")
     found = expected.clone()
@@ -260,7 +261,7 @@ def test_where_the_check_fails_everything_is_computed_and_said_so(gpt2, monkeypa
         return stream + 0.5, mask, layers
 
     monkeypatch.setattr(light_cone, "assemble", wrong)
-    with pytest.warns(UserWarning, match="the frozen computation is not reused: on the first batch"):
+    with pytest.warns(UserWarning, match="the frozen computation is not reused: on short rows"):
         run = rl.fit(found, gpt2, texts("gpt2"), steps=3, progress=False)
     assert "differ from the full computation" in run.computation
     for a, b in zip(found.parameters(), expected.parameters(), strict=True):

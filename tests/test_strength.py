@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from architectures import ARCHITECTURES, D, bridge
+from architectures import ARCHITECTURES, D, bridge, fresh_bridge
 
 SLOW = pytest.mark.slow
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, -1.0)
@@ -206,7 +206,7 @@ def test_only_the_light_cone_is_computed_and_never_a_full_pass_for_each_strength
         monkeypatch.setattr(module, "forward", counted)
     found = dose_response(_reft("LoReFT", 2), gpt2, _data(gpt2), [i / 20 for i in range(40)], progress=False)
     assert found.computation.startswith("light cone: ")
-    assert len(calls) <= 3, "one pass for the size of the edit, and one or two that check the light cone"
+    assert len(calls) <= 6, "one pass for the size of the edit, and some that check the ways of computing"
     again = dose_response(_reft("LoReFT", 2), gpt2, _data(gpt2), [0.5], progress=False, reuse=False)
     assert again.computation.startswith("full computation")
     torch.testing.assert_close(found.on_data.kl[10], again.on_data.kl[0], atol=1e-5, rtol=1e-4)
@@ -464,18 +464,23 @@ def test_the_search_meets_budgets_over_four_decades_on_curves_of_any_scale(name)
     assert max(counts) <= 6
 
 
-def test_the_light_cone_is_checked_in_the_first_round_only(gpt2, monkeypatch):
-    from reftlens.cone import scorer
+def test_a_way_of_computing_is_checked_once(monkeypatch):
+    from reftlens.cone import probe
 
-    checked = []
-    honest = scorer.difference
-    monkeypatch.setattr(scorer, "difference", lambda *arguments: checked.append(1) or honest(*arguments))
-    dose = _dose(0.01, _reft("vector"), gpt2, _data(gpt2))
-    assert len(dose.evaluations) > 1 and len(checked) == 1
-    monkeypatch.setattr(scorer, "difference", lambda *arguments: checked.append(1) or "it differs")
+    model, checked = fresh_bridge("gpt2"), []
+    honest = probe.Probe._on_short_rows
+    monkeypatch.setattr(probe.Probe, "_on_short_rows", lambda *a: checked.append(a[1]) or honest(*a))
+    dose = _dose(0.01, _reft("vector"), model, _data(model))
+    assert len(dose.evaluations) > 1 and 1 <= len(checked) == len(set(checked))
+    before = len(checked)
+    _dose(0.01, _reft("vector"), model, _data(model))
+    assert len(checked) == before, "what is known of the model as it is stays known"
+    with torch.no_grad():
+        next(model.original_model.parameters()).mul_(1.0)
+    monkeypatch.setattr(probe.Probe, "_on_short_rows", lambda *a: checked.append(a[1]) or "it differs")
     with pytest.warns(UserWarning, match="it differs"):
-        whole = _dose(0.01, _reft("vector"), gpt2, _data(gpt2))
-    assert len(checked) == 2 and whole.strength == pytest.approx(dose.strength, rel=1e-3)
+        whole = _dose(0.01, _reft("vector"), model, _data(model))
+    assert len(checked) == before + 1 and whole.strength == pytest.approx(dose.strength, rel=1e-3)
 
 
 def test_a_budget_that_is_never_reached_is_an_error_that_says_how_far_it_went(gpt2):

@@ -1,7 +1,8 @@
 """The light cone: only what the edits can change and the targets need; the rest was captured once."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +14,10 @@ from reftlens.bridge.protocol import device_of
 from reftlens.cone.body import Body
 from reftlens.cone.full import Full
 from reftlens.cone.layout import PlanCone, plan_cones, right_padded
-from reftlens.cone.plans import Job, Scored
+from reftlens.cone.plans import Job, Scored, Way
 from reftlens.cone.prefix import Capture, Captured, Prefilled, Stub, assemble, cache_of, entering
 from reftlens.cone.reuse import Reuse
-from reftlens.cone.spans import Span, Window, buckets, spans, window
+from reftlens.cone.spans import Span, Window, buckets, spans, window, within_block
 from reftlens.cone.stand_ins import Gather
 from reftlens.cone.store import RowStore
 from reftlens.cone.trim import Trimmed
@@ -44,16 +45,35 @@ class _Row(NamedTuple):
         return self.plan.spans[self.number]
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One pass through the blocks of the cone, for rows of similar length."""
+
+    group: list[int]
+    """Numbers of its rows among those that are computed together."""
+    rows: list[_Row]
+    window: Window
+    edits: list[Edit]
+    at: tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]
+    """Row and column, in the window, of what each target is predicted from."""
+    way: Way
+
+
 class Cone:
     """Scores jobs whose cones begin at one block together, in a few groups of rows of similar length.
 
     Args:
         full: the same, in full.
         uses: how often each row will be scored, about; what is used once is not stored.
+        way: compute in this way, whether it is the cheapest or not.
     """
 
-    def __init__(self, body: Body, full: Full, reuse: Reuse, *, uses: float, progress: bool) -> None:
-        self.body, self.data, self.reuse, self.autocast = body, full.data, reuse, full.autocast
+    def __init__(
+        self, body: Body, full: Full, reuse: Reuse, *, uses: float, progress: bool, way: Way | None = None
+    ) -> None:
+        self.body, self.data, self.reuse, self.autocast, self.way = body, full.data, reuse, full.autocast, way
+        self.check: Callable[[Way, Sequence[Job]], None] = lambda way, jobs: None
+        """Called before anything is computed in some way for these jobs; raises `Unsound` where it must not be."""
         self.device = device_of(body.model)
         self.tidy = right_padded(full.data).to(self.device)
         self.plans = plan_cones(self.tidy, full.bounds, body.depth, reuse)
@@ -95,20 +115,21 @@ class Cone:
     def _scored(self, jobs: list[Job]) -> list[Scored]:
         """All rows of jobs whose cones begin at one block."""
         rows = [_Row(j, self.plans[job.plan], number) for j, job in enumerate(jobs) for number in job.rows]
-        numbers, first = [row.number for row in rows], rows[0].plan.first
+        passes = self._passes(rows, len(jobs) > 1)
+        for each in passes:
+            self.check(each.way, jobs)
+        self.store.prepare()
         captured = [
-            whole.cut(self.spans[row.number], row.span, first, first - self.first)
-            for whole, row in zip(self.store.fetch(numbers), rows, strict=True)
+            whole.cut(self.spans[row.number], row.span, row.plan.first, row.plan.first - self.first)
+            for whole, row in zip(self.store.fetch([row.number for row in rows]), rows, strict=True)
         ]
-        lengths, before = [row.span.length for row in rows], [row.span.start for row in rows]
-        groups = buckets(lengths, before, self.reuse.buckets, _OVERHEAD[self.device.type])
-        counts = self.tidy.target_mask.sum(dim=1)[numbers].tolist()
-        order = _back_in_order([n for group in groups for n in group], counts, self.device)
+        counts = self.tidy.target_mask.sum(dim=1)[[row.number for row in rows]].tolist()
+        order = _back_in_order([n for each in passes for n in each.group], counts, self.device)
         gather, logits = Gather(order, _ROWS), []
         with self.autocast():
-            for i, group in enumerate(groups):
-                gather.last = i == len(groups) - 1
-                logits.append(self._pass([rows[n] for n in group], [captured[n] for n in group], gather))
+            for each in passes:
+                gather.last = each is passes[-1]
+                logits.append(self._run(each, [captured[n] for n in each.group], gather))
         if self.reuse.scored_only:
             scored = logits[-1][: sum(counts)]
         else:
@@ -117,20 +138,41 @@ class Cone:
         batches = [self.data[list(job.rows)].to(self.device) for job in jobs]
         return [Scored(*parts) for parts in zip(jobs, batches, scored.split(sizes), strict=True)]
 
-    def _pass(
-        self, rows: Sequence[_Row], captured: Sequence[Captured], gather: Gather
-    ) -> Float[Tensor, "targets vocab"]:
-        """One pass through the blocks of the cone, for rows of similar length."""
-        first, numbers = rows[0].plan.first, torch.tensor([row.number for row in rows], device=self.device)
-        win = window([row.span for row in rows], self.device)
+    def _passes(self, rows: Sequence[_Row], joined_jobs: bool) -> list[_Pass]:
+        """In what groups the rows are computed, and how."""
+        lengths, before = [row.span.length for row in rows], [row.span.start for row in rows]
+        if self.way is None:
+            groups = buckets(lengths, before, self.reuse.buckets, _OVERHEAD[self.device.type])
+        else:
+            middle = sorted(lengths)[len(lengths) // 2] if self.way.grouped else 0
+            halves = ([n for n, length in enumerate(lengths) if (length < middle) is half] for half in (True, False))
+            groups = [half for half in halves if half]
+        first, depth = rows[0].plan.first, self.body.depth
+        entry = "norm" if first == depth else "block" if first else "embedding"
+        passes = []
+        for group in groups:
+            some = [rows[n] for n in group]
+            numbers = torch.tensor([row.number for row in some], device=self.device)
+            win = window([row.span for row in some], self.device)
+            edits, at = self._edits(some, numbers, win), _predicting(win, self.tidy.target_mask[numbers])
+            trimmed = self._trims(first, at, win, used_points(edits))
+            hooks = frozenset(
+                (within_block(edit.point.name or ""), p.intervention.kind) for edit in edits for p in edit.parts
+            )
+            way = Way(hooks, entry, bool(win.starts.any()), trimmed, len(groups) > 1, joined_jobs)
+            passes.append(_Pass(group, some, win, edits, at, way))
+        return passes
+
+    def _run(self, each: _Pass, captured: Sequence[Captured], gather: Gather) -> Float[Tensor, "targets vocab"]:
+        """The logits of one pass at its targets (those of all passes so far where `gather` is at its last)."""
+        rows, win, at = each.rows, each.window, each.at
+        first, used = rows[0].plan.first, used_points(each.edits)
         stream, mask, layers = assemble(captured, first, win, next(self.body.head.original.parameters()))
-        edits = self._edits(rows, numbers, win)
-        used, at = used_points(edits), _predicting(win, self.tidy.target_mask[numbers])
         places = entering(self.body, first, stream, self.capture.as_tuple)
         if self.reuse.scored_only:
             gather.at, gather.unembed = at, self.body.piece(self.body.head, plain=self.plain, used=used)
             places.append((self.body.head, gather))
-        trims, cache, before = self._trims(first, at, win, used), None, int(win.starts.max())
+        trims, cache, before = each.way.trimmed, None, int(win.starts.max())
         if trims and not layers:
             layers = [Prefilled([None] * len(rows), [None] * len(rows), 0) for _ in range(self.body.depth - first)]
         if layers:
@@ -138,10 +180,11 @@ class Cone:
             cache = cache_of([*below, *layers])
         if trims and cache is not None:
             places.append((self.body.blocks[-1], Trimmed(self.body, cache, layers[-1], before, at)))
-        with attached(edits), self.body.arranged(places, plain=self.plain, used=used):
+        numbers = torch.tensor([row.number for row in rows], device=self.device)
+        with attached(each.edits), self.body.arranged(places, plain=self.plain, used=used):
             tokens = win.cut(self.tidy.tokens[numbers])
             logits = forward_inside(self.body.model, tokens, mask, win.columns, cache)
-        check_fired(edits)
+        check_fired(each.edits)
         return logits[0] if self.reuse.scored_only else logits[at]
 
     def _edits(self, rows: Sequence[_Row], numbers: Int[Tensor, " rows"], win: Window) -> list[Edit]:
@@ -158,6 +201,8 @@ class Cone:
         """Whether the last block is worth computing, and can be computed, at the scored tokens only."""
         if not (self.reuse.scored_only and self.reuse.tokens) or first == self.body.depth:
             return False
+        if self.way is not None:
+            return self.way.trimmed
         rows, width = win.real.shape
         most = int(torch.bincount(at[0], minlength=rows).max())
         return most < 0.7 * width and not self.body.uses_more_than_output(used)

@@ -43,3 +43,24 @@ class Scored:
     job: Job
     batch: Batch
     logits: Float[Tensor, "targets vocab"]
+
+
+class Way(NamedTuple):
+    """How a group of rows is computed in the light cone, as far as one way may be wrong where another is right."""
+
+    edited: frozenset[tuple[str, str]]
+    """The hooks of the edits, within their blocks, and the kinds of intervention there."""
+    entry: str
+    """What the captured stream enters: `"embedding"` (nothing was captured), `"block"` or `"norm"`."""
+    prefixed: bool
+    """Whether stored keys and values stand before the rows."""
+    trimmed: bool
+    """Whether the last block is computed at the scored tokens only."""
+    grouped: bool
+    """Whether there are several groups of rows of similar length."""
+    joined: bool
+    """Whether several jobs share the pass."""
+
+
+class Unsound(Exception):
+    """A way of computing does not give what the full computation gives; the message says by how much."""

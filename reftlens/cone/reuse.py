@@ -17,7 +17,8 @@ class Reuse:
         memory: bytes that may be kept on the device (on a CPU, in memory), by default half of what is free.
         disk: bytes that may be kept in a temporary file where memory does not do, by default half of what is free.
         half: keep captured numbers in bfloat16: half the space, and no longer exact.
-        verify: compare the first batch with the full computation, and go on in full where they differ.
+        verify: compare each way of computing with the full computation on a few short rows before it is first used,
+            and go on in full where they differ.
     """
 
     depth: bool = True

@@ -13,10 +13,10 @@ from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.body import Body
 from reftlens.cone.full import Full
 from reftlens.cone.light_cone import Cone
-from reftlens.cone.plans import Autocast, Job, Plan, Scored
+from reftlens.cone.plans import Autocast, Job, Plan, Scored, Unsound
+from reftlens.cone.probe import Probe
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import first_block
-from reftlens.cone.verify import difference
 from reftlens.editing.bound import Places, bound_to
 from reftlens.text.batch import Batch
 
@@ -56,10 +56,12 @@ class Scorer:
 
     def _open(self, data: Batch, uses: float) -> None:
         plans = [(places, plan.variant) for places, plan in zip(self._places, self.plans, strict=True)]
-        self.data, self._cone, self._verified = data, None, self.reuse is None or not self.reuse.verify
+        self.data, self._cone = data, None
         self._full = Full(self.model, data, bound_to(self.model, data, plans), self.autocast)
         if self._body is not None and self.reuse is not None:
             self._cone = Cone(self._body, self._full, self.reuse, uses=uses, progress=self.progress)
+            if self.reuse.verify:
+                self._cone.check = Probe(self._cone, self._full).check
 
     @property
     def computation(self) -> str:
@@ -73,23 +75,21 @@ class Scorer:
 
     def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
         """Score jobs, as many together as is sensible; jobs of one group share a graph, so call backward once."""
+        left = list(jobs)
         if self._cone is not None:
-            self._problem = self._cone.body.obstacle() or self._difference(self._cone, jobs[0])
+            self._problem = self._cone.body.obstacle()
+            try:
+                for group in () if self._problem else self._cone.score(jobs):
+                    for scored in group:
+                        left.remove(scored.job)
+                    yield group
+            except Unsound as problem:
+                self._problem = str(problem)
+                warnings.warn(f"the frozen computation is not reused: {problem}", stacklevel=4)
             if self._problem:
                 self._cone = None
-            else:
-                self._cone.store.prepare()
-        return (self._cone or self._full).score(jobs)
-
-    def _difference(self, cone: Cone, job: Job) -> str:
-        """What is wrong with the cone on some rows of `job`, or ""; looked for once."""
-        if self._verified:
-            return ""
-        self._verified = True
-        problem = difference(job, self._full, cone)
-        if problem:
-            warnings.warn(f"the frozen computation is not reused: {problem}", stacklevel=4)
-        return problem
+        if left:
+            yield from self._full.score(left)
 
 
 def _body_of(model: Bridge, places: Sequence[Places], reuse: Reuse | None) -> tuple[Body | None, str]:

@@ -37,6 +37,12 @@ def first_block(hook: str, depth: int) -> int | None:
     return 0 if hook.startswith(_BEFORE) else None
 
 
+def within_block(hook: str) -> str:
+    """The name of a hook without the number of its block."""
+    block = _BLOCK.fullmatch(hook)
+    return hook if block is None else block[2]
+
+
 @dataclass(frozen=True)
 class Span:
     """The tokens `start <= place < stop` of one row, padding not counted, that have to be computed at each step."""
