@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"] = "1", "false"
+os.environ["HF_HUB_OFFLINE"] = "1"  # read by transformers as it is imported
+os.environ["PIP_REQUIRE_VIRTUALENV"] = os.environ["PIP_NO_INDEX"] = "1"
+os.environ["PIP_FIND_LINKS"] = os.environ["PIP_EXTRA_INDEX_URL"] = ""
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402 (torch reads the number of threads when it is imported)

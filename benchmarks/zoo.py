@@ -2,22 +2,17 @@
 
     import zoo; bridge = zoo.boot("LlamaForCausalLM"); model = zoo.plain("LlamaForCausalLM")
 
-Importing this module switches the hub off, and pip: TransformerLens installs torchvision where a multimodal class
-lacks it, and pip would then replace torch itself.
+Nothing that it does starts another program: TransformerLens installs torchvision where a multimodal class lacks it,
+and pip would then replace torch itself.
 """
 
 import dataclasses
 import importlib.util
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read by transformers as it is imported
-os.environ["PIP_REQUIRE_VIRTUALENV"] = os.environ["PIP_NO_INDEX"] = "1"
-os.environ["PIP_FIND_LINKS"] = os.environ["PIP_EXTRA_INDEX_URL"] = ""
 
 import torch
 import transformers

@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from reftlens.bridge import wheel
+from reftlens.bridge.classes import check_loaded, class_in
 from reftlens.bridge.folder import complete
 from reftlens.errors import ModelNotAvailable
 
@@ -40,6 +41,8 @@ def load_model(
 
     Raises:
         ModelNotAvailable: naming what each source answered.
+        ValueError: where the model does not read one text from the first token on, has weights that are not in the
+            folder, has no adapter in TransformerLens, or needs torchvision, which TransformerLens would install.
     """
     torch_dtype = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if torch_dtype is None:
@@ -56,14 +59,22 @@ def load_model(
 
 def _boot(model_id: str, folder: Path, device: torch.device, dtype: torch.dtype, bar: Any) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    model_class: Any = class_in(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    hf_model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    hf_model, report = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    check_loaded(model_class.__name__, report["missing_keys"])
     bar.update()
-    bridge = TransformerBridge.boot_transformers(
-        model_id, hf_model=hf_model.to(device).eval(), tokenizer=tokenizer, device=str(device), dtype=dtype
-    )
+    try:
+        bridge = TransformerBridge.boot_transformers(
+            model_id, hf_model=hf_model.to(device).eval(), tokenizer=tokenizer, device=str(device), dtype=dtype
+        )
+    except Exception as error:  # whatever an adapter trips over
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"TransformerLens cannot make a bridge of this {model_class.__name__} ({reason}): choose another model"
+        ) from error
     bar.update()
     return bridge.eval()
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
+from reftlens.bridge.classes import check_reads_text
 from reftlens.errors import HookNotFound
 
 
@@ -62,12 +63,14 @@ def resolve_hook(model: Bridge, name: str, hooks: dict[str, HookPoint] | None = 
 
 
 def check_model(model: Any) -> None:
-    """Raise `TypeError` where `model` is no `TransformerBridge`."""
+    """Raise `TypeError` where `model` is no `TransformerBridge`, `ValueError` where it does not read one text."""
     if not isinstance(model, Bridge):
         raise TypeError(
             f"model is a {type(model).__name__}, expected a TransformerBridge: load_model(…), or "
             "TransformerBridge.boot_transformers(name, hf_model=…)"
         )
+    inside = model.original_model
+    check_reads_text(getattr(inside, "config", None), type(inside), type(inside).__name__)
 
 
 def underlying(model: Bridge | nn.Module) -> nn.Module:

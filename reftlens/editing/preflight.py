@@ -15,7 +15,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from reftlens import figures
-from reftlens.bridge.protocol import Bridge, device_of, frozen, resolve_hook
+from reftlens.bridge.protocol import Bridge, check_model, device_of, frozen, resolve_hook
 from reftlens.editing.engine import forward, hooked
 from reftlens.editing.reft import ReFT
 from reftlens.figures import DataFrame
@@ -98,6 +98,7 @@ class _Probe:
 
 def hooks(model: Bridge, *, unusable: bool = False) -> Sites:
     """The hooks of `model` that can be sites, with their shapes; with `unusable`, the others too and why not."""
+    check_model(model)
     every, names = model.hook_dict, dict[HookPoint, list[str]]()
     for name, point in every.items():
         names.setdefault(point, []).append(name)
@@ -131,6 +132,7 @@ def preflight(reft: ReFT, model: Bridge) -> None:
         ValueError: naming the site and what is wrong: the hook never fires, fires twice, has no token axis, an
             edit there changes nothing, heads that do not exist, or the width differs.
     """
+    check_model(model)
     places = reft.bind(model)
     probes = _probe(model, [place.point for place in places])
     for place in places:

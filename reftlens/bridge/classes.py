@@ -1,0 +1,82 @@
+"""Which class of transformers a folder holds, and why a model of it would mean nothing here; one sentence each."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def check_reads_text(config: Any, model_class: Any, name: str) -> None:
+    """Raise where a model does not read the tokens of one text, from the first on.
+
+    Raises:
+        ValueError: for an encoder-decoder, or a model of images or sounds.
+    """
+    reads = getattr(model_class, "main_input_name", "input_ids")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{name} is an encoder-decoder, whose encoder reads the tokens that its decoder predicts: choose a "
+            "decoder, such as a Llama or a GPT-2"
+        )
+    if reads != "input_ids":
+        raise ValueError(f"{name} reads {reads} and no tokens: choose a language model, such as a Llama or a GPT-2")
+
+
+def class_in(folder: Path) -> type:
+    """The class to load a folder as: a text tower by itself where transformers has one, else what the folder names.
+
+    Raises:
+        ValueError: where it does not read text, TransformerLens has no adapter for it, or it cannot be made a bridge
+            without changing what is installed.
+    """
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+    from transformers import AutoConfig
+    from transformers.utils.import_utils import is_torchvision_available
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    named = (getattr(config, "architectures", None) or [""])[0]
+    classes = _classes_of(config, named)
+    name = named or (classes[0].__name__ if classes else type(config).__name__)
+    check_reads_text(config, _class(named) or next(iter(classes), None), name)
+    fitting = [each for each in classes if each.__name__ in SUPPORTED_ARCHITECTURES]
+    if not fitting:
+        raise ValueError(
+            f"TransformerLens has no adapter for {name}, so it has no hooks: choose a model of another family"
+        )
+    chosen = fitting[0]
+    if config.get_text_config() is not config and chosen.__name__ == named and not is_torchvision_available():
+        version = torch.__version__.partition("+")[0]
+        raise ValueError(
+            f"{name} reads more than text, and TransformerLens would install torchvision for it, which can replace "
+            f"torch: run `pip install torchvision torch=={version}` yourself, which keeps torch as it is"
+        )
+    return chosen
+
+
+def _classes_of(config: Any, named: str) -> list[type]:
+    """The classes that can hold a configuration: one that predicts masked tokens only where the folder names it."""
+    import transformers
+    from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
+
+    wanted = get_hf_model_class_for_architecture(named)
+    usual = transformers.AutoModelForCausalLM
+    autos = [wanted] if wanted is transformers.AutoModelForMaskedLM else [usual, wanted]
+    entries = [auto._model_mapping.get(type(config), None) for auto in autos]
+    return [each for entry in entries for each in (entry if isinstance(entry, tuple) else (entry,)) if each is not None]
+
+
+def _class(name: str) -> type | None:
+    import transformers
+
+    return getattr(transformers, name, None) if name else None
+
+
+def check_loaded(name: str, missing: Any) -> None:
+    """Raise where weights of a model were not in its folder, and are random numbers."""
+    if missing:
+        names = sorted(missing)
+        rest = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        raise ValueError(
+            f"the folder has no weights for {', '.join(names[:2])}{rest} of {name}, which would be random numbers: "
+            "load the whole model, head included"
+        )
