@@ -15,11 +15,11 @@ ROWS = [
 ]
 
 
-def reft(broken=None):
+def reft(broken: object = None):
     """Where what is broken is used: positions are read at the embedding, the last block is trimmed in long cones."""
     import reftlens as rl
 
-    sites = {wrong_positions: rl.embeddings("last"), early_ends: rl.resid_post(1, "first")}
+    sites: dict[object, rl.Site] = {wrong_positions: rl.embeddings("last"), early_ends: rl.resid_post(1, "first")}
     site = sites.get(broken, rl.resid_post(1, "last"))
     return rl.ReFT({site: rl.LoReFT(D, rank=2)})
 
@@ -156,3 +156,90 @@ def test_nothing_is_compared_where_nobody_asks(monkeypatch):
 
     monkeypatch.setattr(probe.Probe, "check", lambda *arguments: pytest.fail("compared"))
     logits(scorer_of(fresh_bridge("gpt2"), reft(), reuse=rl.Reuse(verify=False)), (0, 1))
+
+
+# -- generation --------------------------------------------------------------------------------------------------
+
+PROMPTS = ["the cat sat on the mat and the", "a dog", "the moon over"]
+
+
+def written(model, module, **settings):
+    import reftlens as rl
+
+    return rl.generate(module, model, PROMPTS, rl.Decoding(max_new_tokens=5, **settings))
+
+
+def everywhere():
+    import reftlens as rl
+
+    module = rl.ReFT({rl.resid_post(0, "all"): rl.SteeringVector(D), rl.resid_post(1, "last"): rl.SteeringVector(D)})
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+    return module
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_texts_written_in_full_are_those_written_from_the_cache(any_model, beams, monkeypatch):
+    from reftlens.generation import writing
+
+    expected = written(any_model, everywhere(), beams=beams)
+
+    def in_full(session):
+        session.in_full = True
+        return session
+
+    monkeypatch.setattr(writing, "checked", in_full)
+    result = written(any_model, everywhere(), beams=beams)
+    assert result.ids == expected.ids and result.edited == expected.edited
+
+
+def late_positions(monkeypatch):
+    """What is written stands one place too far."""
+    from reftlens.generation import runner
+
+    forward = runner.forward_inside
+
+    def wrong(model, tokens, mask, places, cache=None):
+        return forward(model, tokens, mask, places + (tokens.shape[1] == 1), cache)
+
+    monkeypatch.setattr(runner, "forward_inside", wrong)
+
+
+def forgotten_cache(monkeypatch):
+    """The newest token is computed as if it were the first."""
+    from reftlens.generation import runner
+
+    run = runner._run
+
+    def wrong(body, rows, new, cache, places, used):
+        if new == 1:
+            cache = runner.cache_of([runner.DynamicLayer() for _ in body.blocks])
+            rows = runner.replace(rows, tokens=rows.tokens[:, -1:], role=rows.role[:, -1:])
+        return run(body, rows, new, cache, places, used)
+
+    monkeypatch.setattr(runner, "_run", wrong)
+
+
+def beams_that_stay(monkeypatch):
+    """The cache does not follow the rows when they change places."""
+    from transformers import DynamicCache
+
+    monkeypatch.setattr(DynamicCache, "reorder_cache", lambda self, rows: None)
+
+
+@pytest.mark.parametrize("broken", [late_positions, forgotten_cache, beams_that_stay])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_broken_cache_is_caught_before_anything_is_written(architecture, broken, monkeypatch):
+    model, settings = fresh_bridge(architecture), {"beams": 3} if broken is beams_that_stay else {}
+    expected = written(bridge(architecture), everywhere(), **settings)
+    broken(monkeypatch)
+    with pytest.warns(UserWarning, match="written in full, one row at a time.*differ"):
+        assert written(model, everywhere(), **settings).ids == expected.ids
+
+
+def test_a_users_hook_is_not_called_for_the_check():
+    model, seen = fresh_bridge("gpt2"), []
+    with model.hooks(fwd_hooks=[("blocks.0.hook_out", lambda h, hook: seen.append(h.shape))]):
+        written(model, everywhere())
+    assert seen[0][:2] == (3, 9) and len(seen) == 5, "the prompts, and four tokens"

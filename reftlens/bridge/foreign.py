@@ -1,6 +1,8 @@
 """Hooks that somebody else has put on a model: what they do cannot be known, so nothing is reused beside them."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -36,6 +38,26 @@ def foreign_hook(points: Sequence[Named], others: Sequence[Named]) -> str:
 def has_foreign_hook(model: Bridge) -> bool:
     """Whether somebody else has a hook on the model."""
     return bool(foreign_hook(hook_points(model), modules(model)))
+
+
+@contextmanager
+def muted(model: Bridge) -> Iterator[None]:
+    """Inside the block somebody else's hooks are not called."""
+    tables = [
+        (module, name, getattr(module, name))
+        for _, module in (*hook_points(model), *modules(model))
+        for name in ("_forward_hooks", "_forward_pre_hooks")
+        if any(_is_foreign(_wrapped(hook)) for hook in getattr(module, name).values())
+    ]
+    try:
+        for module, name, table in tables:
+            setattr(
+                module, name, OrderedDict((k, hook) for k, hook in table.items() if not _is_foreign(_wrapped(hook)))
+            )
+        yield
+    finally:
+        for module, name, table in tables:
+            setattr(module, name, table)
 
 
 def _wrapped(hook: Any) -> Any:

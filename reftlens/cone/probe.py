@@ -49,7 +49,7 @@ class Probe:
         key = way, torch.is_grad_enabled()
         if key in self._passed:
             return
-        verdicts, setting = _verdicts_of(self.full.model), self._setting()
+        verdicts, setting = verdicts_of(self.full.model), self._setting()
         if (key, setting) not in verdicts:
             verdicts[key, setting] = self._on_short_rows(way, jobs)
         if not verdicts[key, setting] and setting not in verdicts:
@@ -103,10 +103,10 @@ class Probe:
                 measured = _Sums.of(cone, jobs, list(parameters.values()))
             except Exception as error:  # whatever a model's own code says to a stored cache: it cannot be reused
                 return f"computing with stored keys and values failed: {type(error).__name__}: {error}"
-        return _problem(measured.all, expected.all, narrow=self._narrow)
+        return difference(measured.all, expected.all, narrow=self._narrow)
 
 
-def _verdicts_of(model: Bridge) -> dict[Hashable, str]:
+def verdicts_of(model: Bridge) -> dict[Hashable, str]:
     """What is known of a model with the weights that it has now."""
     state, root = weights_state(model), model.original_model
     if root not in _verdicts or _verdicts[root][0] != state:
@@ -194,16 +194,18 @@ class _Sums:
         return [torch.cat(self.logits), self.total, *self.grads]
 
 
-def _problem(measured: Sequence[Tensor], expected: Sequence[Tensor], *, narrow: bool) -> str:
+def difference(measured: Sequence[Tensor], expected: Sequence[Tensor], *, narrow: bool) -> str:
+    """By how much two results differ, if that is more than rounding, or ""."""
     if not all(torch.isfinite(t).all() for t in expected):
         return ""  # nothing to compare with; training will say what overflowed
     narrow = narrow or expected[0].dtype.itemsize < 4
     limit = 0.25 if narrow else 1e-3 if expected[0].dtype == torch.float32 else 1e-8
-    largest = max(g.abs().max().item() for g in expected[1:])
+    largest = max((g.abs().max().item() for g in expected[1:]), default=0.0)
     floors = [0.0, *(1e-3 * largest for _ in expected[1:])]  # a gradient that is 0 in theory is mere rounding
     worst = max(relative_error(a, b, floor) for a, b, floor in zip(measured, expected, floors, strict=True))
     if not worst <= limit:
-        return f"on short rows, loss, logits or gradients differ from the full computation by {worst:.2g}"
+        what = "loss, logits or gradients" if len(expected) > 1 else "logits"
+        return f"on short rows, {what} differ from the full computation by {worst:.2g}"
     return ""
 
 

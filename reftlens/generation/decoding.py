@@ -22,6 +22,8 @@ class Decoding:
         repetition_penalty: divides positive logits of tokens that are there already, and multiplies negative ones.
         no_repeat_ngram: no so many tokens in a row occur twice; 0 allows it.
         seed: of the sampling; the global random state is neither read nor changed.
+        verify: compare each way of generating with the full computation on a prompt or two of a few tokens before it
+            is first used on a model, and go on in full where they differ.
     """
 
     max_new_tokens: int = 64
@@ -32,6 +34,7 @@ class Decoding:
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
     seed: int = 0
+    verify: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.beams < 1:

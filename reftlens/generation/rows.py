@@ -60,6 +60,12 @@ class Rows:
         """The rows of these numbers, some of them left out or there several times."""
         return replace(self, **{name: getattr(self, name)[rows] for name in ("tokens", "role", "edited", "done")})
 
+    def alone(self, row: int) -> "Rows":
+        """One row, without its padding."""
+        real = self.real[row]
+        columns = {name: getattr(self, name)[row, real][None] for name in ("tokens", "role", "edited")}
+        return replace(self, **columns, done=self.done[[row]])
+
     def append(self, tokens: Int[Tensor, " row"], stops: Int[Tensor, " _"]) -> "Rows":
         """With one more token in every row that is not done; one of `stops` ends its row."""
         going = ~self.done

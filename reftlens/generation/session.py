@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
-from reftlens.editing.engine import check_fired
+from reftlens.editing.engine import attached, check_fired, forward
 from reftlens.editing.reft import ReFT, training_mode
 from reftlens.editing.variant import Variant
 from reftlens.generation.decoding import Decoding, stop_tokens
@@ -36,7 +36,9 @@ class Session:
     ) -> None:
         check_deterministic(model)
         device = device_of(model)
-        self.reft, self.model, self.decoding = reft, model, decoding
+        self.reft, self.model, self.decoding, self.variants = reft, model, decoding, variants
+        self.in_full = False
+        """Whether every row is computed alone and from its first token, at each step."""
         self.prompts = prompts.repeated(len(variants))
         self.rows = Rows.of(self.prompts.prompts, device)
         self.length = 0
@@ -63,12 +65,24 @@ class Session:
 
     def next_logits(self) -> Float[Tensor, "row vocab"]:
         """Run what is not in the cache yet (the prompt, or the newest token) and return the last logits."""
+        if self.in_full:
+            return torch.stack([self.logits_alone(row)[-1] for row in range(len(self.rows))])
         states = None if self.cache is not None or self.runner.obstacle() else self.prompts.states
         new = 1 if self.cache is not None else self.rows.tokens.shape[1] - (0 if states is None else states.start)
         edits = [] if self.edits is None else self.edits.at(self.rows, new)
         with nullcontext() if self.reft is None else training_mode(self.reft, training=False):
             logits, self.cache = self.runner.step(self.rows, new, edits, self.cache, states)
         check_fired(edits)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def logits_alone(self, row: int) -> Float[Tensor, "column vocab"]:
+        """Of all tokens of one row, computed without a cache, padding or other rows."""
+        rows = self.rows.alone(row)
+        edits = [] if self.edits is None else self.edits.of(row).at(rows, rows.tokens.shape[1])
+        with attached(edits), nullcontext() if self.reft is None else training_mode(self.reft, training=False):
+            logits = forward(self.model, rows.tokens, rows.real)[0]
+        check_fired(edits)
+        self.rows.edited[row, self.rows.real[row]] = rows.edited[0]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def scores(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:

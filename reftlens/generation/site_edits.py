@@ -1,6 +1,7 @@
 """Which tokens of a generation in progress are edited, and how strongly in each row."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 import torch
@@ -56,6 +57,12 @@ class SiteEdits:
     def take(self, rows: Int[Tensor, " rows"]) -> None:
         """Go on with the rows of these numbers, some of them left out or there several times."""
         self.strengths = {i: strengths[rows.cpu()] for i, strengths in self.strengths.items()}
+
+    def of(self, row: int) -> "SiteEdits":
+        """The edits of one row alone."""
+        edits = copy(self)
+        edits.strengths = {i: strengths[[row]] for i, strengths in self.strengths.items()}
+        return edits
 
     def at(self, rows: Rows, new: int) -> list[Edit]:
         """The edits of the last `new` columns; none at strength 0, so that the model computes bit for bit."""

@@ -17,6 +17,7 @@ from reftlens.editing.reft import ReFT, check_types
 from reftlens.editing.variant import Variant
 from reftlens.generation.beams import beam_search
 from reftlens.generation.decoding import Decoding, check_decoding
+from reftlens.generation.probe import checked
 from reftlens.generation.prompt_cache import PromptCache, Prompts, encoded
 from reftlens.generation.result import Generation, TextStream
 from reftlens.generation.session import Session
@@ -92,7 +93,7 @@ def generate(
     steps = decoding.max_new_tokens * len(alike)
     with tqdm(total=steps, desc="generate", unit="token", disable=not progress) as bar:
         for group in alike.values():
-            session = Session(reft, model, prompts, [variants[i] for i in group], decoding)
+            session = checked(Session(reft, model, prompts, [variants[i] for i in group], decoding))
             generations |= dict(zip(group, _finish(session, keep_logits, bar).split(len(group)), strict=True))
             session.warn_of_unused_sites()
     return [generations[i] for i in range(len(variants))] if isinstance(variant, Iterable) else generations[0]
@@ -117,7 +118,8 @@ def stream(
         raise ValueError(f"a stream is of one prompt, and {len(prompts)} were prefilled: use generate")
     if decoding.beams > 1:
         raise ValueError("a stream needs beams=1: text of a beam can still be given up")
-    session, text = Session(reft, model, prompts, _variants(reft, [variant]), decoding), TextStream(model.tokenizer)
+    session = checked(Session(reft, model, prompts, _variants(reft, [variant]), decoding))
+    text = TextStream(model.tokenizer)
     for _ in session.greedy_or_sampled():
         piece = text.push(session.rows.ids(0)[-1], last=session.finished)
         if piece:

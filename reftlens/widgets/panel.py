@@ -19,6 +19,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
 from reftlens.generation.decoding import Decoding
+from reftlens.generation.probe import checked
 from reftlens.generation.prompt_cache import PromptCache
 from reftlens.generation.result import Generation, marked_tokens
 from reftlens.generation.session import Session
@@ -162,7 +163,7 @@ class Slider:
     def _drafts(self, variant: Variant, decoding: Decoding) -> Iterator[Generation]:
         """What was written so far, after each token; the model is edited only while it computes one."""
         self.prompts.check(self.reft, self.model)
-        session = Session(self.reft, self.model, self.prompts, [variant], decoding)
+        session = checked(Session(self.reft, self.model, self.prompts, [variant], decoding))
         for _ in session.greedy_or_sampled():
             yield Generation.of(session.rows)
 

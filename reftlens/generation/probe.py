@@ -1,0 +1,125 @@
+"""Each way of generating is compared with the full computation before it is first used on a model.
+
+The full computation of a text runs it alone and from its first token: no cache, no padding, no other rows. Where
+transformers itself gives something else with a cache or in a batch, texts are written in full, and that is said.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from reftlens.bridge.foreign import muted
+from reftlens.cone.probe import difference, verdicts_of
+from reftlens.cone.spans import within_block
+from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
+from reftlens.generation.decoding import Decoding
+from reftlens.generation.prompt_cache import PromptCache, prefill
+from reftlens.generation.session import Session
+from reftlens.text.batch import Batch, batch_from_rows
+from reftlens.text.positions import All, First, Last, Positions
+from reftlens.text.view import Role
+
+_LENGTHS, _WRITTEN = (7, 4), 2
+"""Tokens of the short prompts, and those that are written after each."""
+
+
+def checked(session: Session) -> Session:
+    """The session, made to compute in full where its own way of computing gives something else."""
+    verdicts = verdicts_of(session.model)
+    way = _way(session)
+    if session.decoding.verify and way not in verdicts:
+        obstacle = session.runner.obstacle()
+        with muted(session.model):
+            verdicts[way] = _problem(session, obstacle)
+    if session.decoding.verify and verdicts[way]:
+        warnings.warn(f"texts are written in full, one row at a time, which is slow: {verdicts[way]}", stacklevel=4)
+        session.in_full = True
+    return session
+
+
+def _way(session: Session) -> Hashable:
+    """How the session computes, as far as one way may be wrong where another is right."""
+    states, config = session.prompts.states, getattr(session.model.original_model, "config", None)
+    places = () if session.edits is None else [session.edits.places[i] for i in session.edits.sites]
+    edited = frozenset((within_block(p.point.name or ""), p.intervention.kind, _reaches(p.site)) for p in places)
+    entry = None if states is None else (states.first > 0, states.start > 0)
+    attention = getattr(config, "_attn_implementation", None)
+    several = len(session.prompts) > len(session.variants), len(session.variants) > 1
+    return "generate", edited, entry, several, session.runner.obstacle(), attention
+
+
+def _problem(session: Session, obstacle: str) -> str:
+    """What is wrong with the way in which the session computes, or ""."""
+    room = session.model.cfg.n_ctx - _WRITTEN - 1
+    if room < 2:
+        return ""
+    try:
+        short, written = _short(session, room, obstacle)
+        logits = [short.next_logits()]
+        back = torch.arange(len(short.rows), device=logits[0].device).flip(0)
+        for tokens in written:
+            short.append(tokens)
+            short.take(back)  # as beams change places
+            logits = [*(step[back] for step in logits), short.next_logits()]
+        alone = [short.logits_alone(row)[-len(logits) :] for row in range(len(short.rows))]
+    except Exception as error:  # whatever a model's own code says to a cache
+        return f"writing with stored keys and values failed: {type(error).__name__}: {error}"
+    dtype = next(session.model.original_model.parameters()).dtype
+    return difference([torch.stack(logits, dim=1)], [torch.stack(alone)], narrow=dtype.itemsize < 4)
+
+
+def _short(session: Session, room: int, obstacle: str) -> tuple[Session, Int[Tensor, "step row"]]:
+    """The same on one prompt, or two of different lengths, and the tokens that are to be written after each."""
+    model, states, variants = session.model, session.prompts.states, session.variants[:2]
+    stops, pool = set(session.stops.tolist()), session.rows.tokens[session.rows.real].tolist()
+    pool = [token for token in pool if token not in stops] or pool
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.tensor(pool)[torch.randint(len(pool), shape, generator=generator)]
+
+    count = min(len(_LENGTHS), len(session.rows) // len(session.variants))
+    config: Any = getattr(model.original_model, "config", None)
+    window = getattr(config, "sliding_window", None) or 0
+    lengths = [min(n, room) for n in (window + 1 if _LENGTHS[0] <= window < 30 else _LENGTHS[0], *_LENGTHS[1:])][:count]
+    prompts = batch_from_rows(
+        [drawn(n).tolist() for n in lengths], [[Role.PROMPT] * n for n in lengths], tokenizer=session.rows.tokenizer
+    )
+    early = states is not None and states.start == 0
+    reft = None if session.reft is None else _on_short_prompts(session.reft, early=early)
+    decoding = Decoding(max_new_tokens=_WRITTEN + 1, verify=False)
+    short = Session(reft, model, _cache(reft, session, prompts), variants, decoding)
+    if obstacle:
+        short.runner.body, short.runner.problem = None, obstacle
+    return short, drawn(_WRITTEN, len(short.rows)).to(short.rows.tokens.device)
+
+
+def _cache(reft: ReFT | None, session: Session, prompts: Batch) -> PromptCache:
+    """The short prompts, read before where those of the session were."""
+    if reft is None or session.prompts.states is None:
+        return PromptCache(prompts, () if reft is None else reft.sites, "nothing was read before")
+    return prefill(reft, session.model, prompts)
+
+
+def _on_short_prompts(reft: ReFT, *, early: bool) -> ReFT:
+    """The same interventions at tokens that a short prompt has, and at all that is written where theirs reach there."""
+    sites, before = {}, Counter[tuple[Any, ...]]()
+    for site, module in reft.items():
+        hook = site.hook, site.heads
+        size = 2 + before[hook]  # sites at one hook differ in their positions
+        positions: Positions = First(size) if early else Last(size)
+        if _reaches(site):
+            positions = All() - First(before[hook]) if before[hook] else All()
+        sites[Site(site.hook, positions, site.heads)] = module
+        before[hook] += 1
+    return ReFT(sites)
+
+
+def _reaches(site: Site) -> bool:
+    return site.positions.reaches_response
