@@ -139,7 +139,7 @@ def _probes(weight: torch.Tensor) -> list[float]:
 @cache
 def _directions(count: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(count, _PAIRS, generator=generator)
+    drawn = torch.randn(count, _PAIRS, generator=generator, dtype=torch.float32)
     return drawn * (count**0.5 / drawn.norm(dim=0))
 
 

@@ -63,7 +63,13 @@ def resolve_hook(model: Bridge, name: str, hooks: dict[str, HookPoint] | None = 
 
 
 def check_model(model: Any) -> None:
-    """Raise `TypeError` where `model` is no `TransformerBridge`, `ValueError` where it does not read one text."""
+    """Raise where nothing right could come of `model`, as it is or as torch is set.
+
+    Raises:
+        TypeError: for anything else than a `TransformerBridge`.
+        ValueError: for a model that does not read one text; weights loaded inside `torch.inference_mode()`, whose
+            changes cannot be seen; a default device that is not the CPU.
+    """
     if not isinstance(model, Bridge):
         raise TypeError(
             f"model is a {type(model).__name__}, expected a TransformerBridge: load_model(…), or "
@@ -71,6 +77,13 @@ def check_model(model: Any) -> None:
         )
     inside = model.original_model
     check_reads_text(getattr(inside, "config", None), type(inside), type(inside).__name__)
+    if any(p.is_inference() for p in inside.parameters()):
+        raise ValueError("the model was loaded inside torch.inference_mode(): load it outside")
+    if torch.get_default_device().type != "cpu":
+        raise ValueError(
+            f"torch.set_default_device({str(torch.get_default_device())!r}) is on, and reftlens puts each tensor on "
+            "the device of the model by itself: call torch.set_default_device('cpu')"
+        )
 
 
 def underlying(model: Bridge | nn.Module) -> nn.Module:
@@ -116,13 +129,20 @@ def parameter_total(model: Bridge | nn.Module) -> int:
 
 
 def version_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """Changes whenever a tensor is written to, replaced or moved."""
-    return tensor.data_ptr(), tensor._version
+    """Changes whenever a tensor is written to, replaced or moved (tensors of inference mode: replaced or moved)."""
+    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
 def weights_state(model: Bridge) -> tuple[int, ...]:
     """Changes whenever a weight of the model is written to, replaced or moved."""
     return tuple(n for p in model.original_model.parameters() for n in version_of(p))
+
+
+@contextmanager
+def gradients_on() -> Iterator[None]:
+    """Inside the block gradients are computed, whatever was switched off around it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager

@@ -166,7 +166,7 @@ class Stub(DynamicLayer):
 
     def __init__(self, rows: int, length: int) -> None:
         super().__init__()
-        self.keys = self.values = torch.zeros(1).expand(rows, 1, length, 1)
+        self.keys = self.values = torch.zeros(1, dtype=torch.float32).expand(rows, 1, length, 1)
         self.is_initialized = True
 
 

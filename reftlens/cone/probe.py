@@ -169,7 +169,7 @@ class _Sums:
         # None is 0: an edit after the last target is left out of the cone, and changes nothing in the full pass
         self.parameters, self.grads = list(parameters), [torch.zeros_like(p) for p in parameters]
         self.logits: list[Tensor] = []
-        self.total = torch.zeros(())
+        self.total = torch.zeros((), dtype=torch.float32)
 
     @classmethod
     def of(cls, strategy: "Full | Cone", jobs: Sequence[Job], parameters: Sequence[Tensor]) -> "_Sums":

@@ -44,7 +44,7 @@ class Place:
             raise ValueError(
                 f"strength has {len(variant.strength)} values, and {module.kind} at {self.site} has rank {module.rank}"
             )
-        return torch.tensor(variant.strength)
+        return torch.tensor(variant.strength, dtype=torch.float32)
 
     def edit(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from reftlens import figures
-from reftlens.bridge.protocol import Bridge, check_model, device_of, frozen, resolve_hook
+from reftlens.bridge.protocol import Bridge, check_model, device_of, frozen, gradients_on, resolve_hook
 from reftlens.editing.engine import forward, hooked
 from reftlens.editing.reft import ReFT
 from reftlens.figures import DataFrame
@@ -155,12 +155,12 @@ def preflight(reft: ReFT, model: Bridge) -> None:
 def _probe(model: Bridge, points: Sequence[HookPoint]) -> dict[HookPoint, tuple[tuple[int, ...], str]]:
     """Shape and problem (or "") of each hook, from one forward and one backward pass on a few tokens."""
     probes = {point: _Probe(point) for point in points}
-    with frozen(model), torch.enable_grad(), warnings.catch_warnings():
+    with frozen(model), gradients_on(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the bridge warns of edits at norms, which add zero here
         with hooked(list(probes.items())):
             logits = _run(model)
         zeros = {point: probe.zero for point, probe in probes.items() if probe.zero is not None}
-        readout = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
+        readout = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(logits)
         gradients = dict(zip(zeros, _gradients((logits * readout).sum(), list(zeros.values())), strict=True))
     return {p: (probe.shape, probe.problem(gradients.get(p), (_ROWS, _LENGTH))) for p, probe in probes.items()}
 

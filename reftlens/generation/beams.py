@@ -36,7 +36,9 @@ class _Search:
         self.session, self.beams, prompts = session, session.decoding.beams, len(session.rows)
         self.stops = set(session.stops.tolist())
         self.hypotheses = [_Hypotheses(self.beams) for _ in range(prompts)]
-        self.scores = torch.full((prompts, self.beams), -torch.inf, device=session.rows.tokens.device)
+        self.scores = torch.full(
+            (prompts, self.beams), -torch.inf, dtype=torch.float32, device=session.rows.tokens.device
+        )
         self.scores[:, 0] = 0.0  # all beams are equal at first: let one of them speak
 
     def step(self, logits: Float[Tensor, "row vocab"]) -> None:

@@ -30,7 +30,7 @@ class Intervention(nn.Module, ABC):
 
             def __init__(self, d: int) -> None:
                 super().__init__(d, rank=1)
-                self.towards = torch.nn.Parameter(torch.zeros(d))
+                self.towards = torch.nn.Parameter(torch.zeros(d, dtype=torch.float32))
 
             def code(self, h, basis):  # how far each token goes: here all of them equally
                 return torch.ones_like(h[..., :1])

@@ -52,10 +52,10 @@ class _Family(Intervention):
         if self.frame is None:
             if not 1 <= rank <= d:
                 raise ValueError(f"rank={rank} does not fit into d={d}: need 1 <= rank <= d")
-            self.W2 = nn.Parameter(torch.empty(rank, d))
+            self.W2 = nn.Parameter(torch.empty(rank, d, dtype=torch.float32))
         if self.reads:
-            self.W = nn.Parameter(torch.empty(rank, d))
-        self.b = nn.Parameter(torch.empty(rank))
+            self.W = nn.Parameter(torch.empty(rank, d, dtype=torch.float32))
+        self.b = nn.Parameter(torch.empty(rank, dtype=torch.float32))
         self.affine = activation == "linear"
         self.reset(generator)
 
@@ -114,8 +114,8 @@ class _Family(Intervention):
         self.b.zero_()
 
     def _require_a_zero(self) -> None:
-        with torch.enable_grad():
-            zero = torch.zeros(1, requires_grad=True)
+        with torch.inference_mode(False), torch.enable_grad():
+            zero = torch.zeros(1, dtype=torch.float32, requires_grad=True)
             value = self._f(zero)
             (slope,) = torch.autograd.grad(value.sum(), zero)
         if value.item() != 0.0 or slope.item() == 0.0:

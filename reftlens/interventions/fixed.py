@@ -21,7 +21,7 @@ class SteeringVector(Intervention):
 
     def __init__(self, d: int, vector: Float[Tensor, " {d}"] | None = None) -> None:
         super().__init__(d, 1)
-        self.vector = nn.Parameter(torch.zeros(d))
+        self.vector = nn.Parameter(torch.zeros(d, dtype=torch.float32))
         if vector is not None:
             _check_shape("vector", vector, (d,))
             with torch.no_grad():
@@ -81,11 +81,14 @@ class Ablation(Intervention):
         self.whole = rank is None
         if reference is not None:
             _check_shape("reference", reference, (d,))
-        self.register_buffer("reference", torch.zeros(d) if reference is None else reference.detach().float().clone())
+        self.register_buffer(
+            "reference",
+            torch.zeros(d, dtype=torch.float32) if reference is None else reference.detach().float().clone(),
+        )
         if self.whole:
             columns = None
         elif directions is None:
-            columns = torch.eye(d, self.rank)  # filled in by the store
+            columns = torch.eye(d, self.rank, dtype=torch.float32)  # filled in by the store
         else:
             columns = orthonormal(directions.detach().double()).float().contiguous()
         self.register_buffer("directions", columns)
@@ -118,7 +121,7 @@ class Noise(Intervention):
         if not 0 <= scale < float("inf"):
             raise ValueError(f"scale={scale}, expected a finite number, 0 or more")
         self.scale, self.seed = float(scale), seed
-        self.register_buffer("drawn", torch.zeros(d))
+        self.register_buffer("drawn", torch.zeros(d, dtype=torch.float32))
         self.reset(torch.Generator().manual_seed(seed))
 
     def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
@@ -132,7 +135,7 @@ class Noise(Intervention):
 
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Draw the noise anew."""
-        self.get_buffer("drawn").copy_(torch.randn(self.d, generator=generator))
+        self.get_buffer("drawn").copy_(torch.randn(self.d, generator=generator, dtype=torch.float32))
 
 
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

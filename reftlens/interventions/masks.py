@@ -34,7 +34,7 @@ class Gated(Exchange):
         if not 0 <= sparsity < math.inf:
             raise ValueError(f"sparsity={sparsity}, expected 0 or more")
         self.temperature, self.sparsity = (float(start), float(end)), float(sparsity)
-        self.register_buffer("temperature_now", torch.tensor(float(start)))
+        self.register_buffer("temperature_now", torch.tensor(float(start), dtype=torch.float32))
 
     @property
     def _gate_settings(self) -> dict[str, Any]:
@@ -86,11 +86,11 @@ class BoundlessDAS(Gated):
     ) -> None:
         super().__init__(d, rank, temperature or (max(rank / 2, 0.1), 0.1), sparsity)
         self.frame = Frame(d, rank)
-        self.width = nn.Parameter(torch.tensor(0.5))
+        self.width = nn.Parameter(torch.tensor(0.5, dtype=torch.float32))
         self.reset(generator)
 
     def gate(self) -> Float[Tensor, " {self.rank}"]:
-        edges = torch.arange(self.rank, device=self.width.device) + 0.5
+        edges = torch.arange(self.rank, device=self.width.device, dtype=torch.float32) + 0.5
         return torch.sigmoid((self.width * self.rank - edges) / self.temperature_now)
 
     def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
@@ -112,7 +112,7 @@ class _Mask(Gated):
 
     def __init__(self, d: int, rank: int, temperature: Temperature, sparsity: float) -> None:
         super().__init__(d, rank, temperature, sparsity)
-        self.logits = nn.Parameter(torch.zeros(rank))
+        self.logits = nn.Parameter(torch.zeros(rank, dtype=torch.float32))
 
     def gate(self) -> Float[Tensor, " {self.rank}"]:
         return torch.sigmoid(self.logits / self.temperature_now)
@@ -152,7 +152,9 @@ class SigmoidMask(_Mask):
             Frame(d, rank).set(basis)  # is it d wide, and orthonormal?
         super().__init__(d, d if rank is None else rank, temperature, sparsity)
         self.rotated = rank is not None
-        directions = torch.zeros(d, rank or d) if basis is None else basis.detach().float().contiguous()
+        directions = (
+            torch.zeros(d, rank or d, dtype=torch.float32) if basis is None else basis.detach().float().contiguous()
+        )
         self.register_buffer("directions", directions if self.rotated else None)
 
     def basis(self) -> Float[Tensor, "{self.d} {self.rank}"] | None:
@@ -199,7 +201,9 @@ class SAEMask(_Mask):
             tensor = tensors[name]
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
-            self.register_buffer(name, torch.zeros(shape) if tensor is None else tensor.detach().float())
+            self.register_buffer(
+                name, torch.zeros(shape, dtype=torch.float32) if tensor is None else tensor.detach().float()
+            )
 
     def latents(self, h: Float[Tensor, "*units {self.d}"]) -> Float[Tensor, "*units {self.rank}"]:
         """`relu((h - b_dec) W_enc + b_enc)`."""

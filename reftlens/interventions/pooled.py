@@ -29,7 +29,7 @@ class ReFTr1(Intervention):
         if k < 1:
             raise ValueError(f"k={k}, expected 1 or more")
         self.k, self.sparsity = k, sparsity
-        self.frame, self.b = Frame(d, 1), nn.Parameter(torch.zeros(1))
+        self.frame, self.b = Frame(d, 1), nn.Parameter(torch.zeros(1, dtype=torch.float32))
         self._seen: list[tuple[Tensor, Tensor]] = []
         self.reset(generator)
 
@@ -67,7 +67,7 @@ class ReFTr1(Intervention):
     def penalty(self) -> Tensor | None:
         if not self.sparsity or not self._seen:
             return None
-        total, count = torch.zeros(()), 0
+        total, count = torch.zeros((), dtype=torch.float32), 0
         for h, rows in self._seen:
             latents = self.latents(h)
             rest = latents * (1 - self._largest(latents, torch.unique(rows, return_inverse=True)[1]))

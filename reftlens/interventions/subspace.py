@@ -34,7 +34,7 @@ class Frame(nn.Module):
         super().__init__()
         if not 1 <= rank <= d:
             raise ValueError(f"rank={rank} does not fit into d={d}: need 1 <= rank <= d")
-        self.matrix = nn.Parameter(torch.eye(d, rank))
+        self.matrix = nn.Parameter(torch.eye(d, rank, dtype=torch.float32))
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:

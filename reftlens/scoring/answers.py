@@ -49,7 +49,7 @@ def answers(
 ) -> Answers:
     """Score `data` under each plan, dropout off; `tokens` are those whose log-probability is wanted, row by row."""
     hits = torch.zeros(len(plans), len(data), dtype=torch.bool)
-    log_probs = torch.zeros(len(plans), len(data), tokens.shape[1])
+    log_probs = torch.zeros(len(plans), len(data), tokens.shape[1], dtype=torch.float32)
     scorer = scorer_of(model, data, list(plans.values()), reuse)
     every = range(len(plans))
     for scored in scored_batches(scorer, every, batch_size=batch_size, describe=describe, progress=progress):

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reftlens.bridge.protocol import Bridge
+from reftlens.bridge.protocol import Bridge, gradients_on
 from reftlens.editing.engine import forward
 from reftlens.tasks.causal import CausalModel, Derived
 from reftlens.tasks.task import Task
@@ -49,7 +49,7 @@ def hierarchical_equality() -> Task:
 
 
 def _equal_by_half(setting: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-    left, right = (torch.rand(2, generator=generator) < 0.5).tolist()
+    left, right = (torch.rand(2, generator=generator, dtype=torch.float32) < 0.5).tolist()
     return setting | ({"b": setting["a"]} if left else {}) | ({"d": setting["c"]} if right else {})
 
 
@@ -65,8 +65,11 @@ def equality_network(seed: int = 0, *, steps: int = 1600, progress: bool = False
     `resid_post(0, Nth(2))`, rank-1 DAS reaches 0.99 on held-out symbols. Before block 0, at `a`, or at the last token
     after block 0 it is nowhere (0.5, as without an edit).
     """
-    generator = torch.Generator().manual_seed(seed)
-    bridge = _untrained(generator)
+    with gradients_on():
+        return _trained(_untrained(generator := torch.Generator().manual_seed(seed)), generator, steps, progress)
+
+
+def _trained(bridge: Bridge, generator: torch.Generator, steps: int, progress: bool) -> Bridge:
     root: Any = bridge.original_model
     symbols = root.get_input_embeddings().weight
     trained = [p for p in root.parameters() if p is not symbols]
@@ -89,7 +92,7 @@ def equality_network(seed: int = 0, *, steps: int = 1600, progress: bool = False
 def _rows(generator: torch.Generator, *, pair: bool) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, " rows"]]:
     """Prompts and the token that answers each, equals half of the time; of the left pair alone with `pair`."""
     tokens = torch.randint(len(SYMBOLS), (_ROWS, 4), generator=generator)
-    alike = torch.rand(_ROWS, 2, generator=generator) < 0.5
+    alike = torch.rand(_ROWS, 2, generator=generator, dtype=torch.float32) < 0.5
     tokens[:, 1::2] = torch.where(alike, tokens[:, ::2], tokens[:, 1::2])
     left, right = (tokens[:, 1::2] == tokens[:, ::2]).unbind(dim=1)
     first, last = torch.tensor([_BOS, _EQUALS]).expand(_ROWS, 2).split(1, dim=1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, frozen
+from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, frozen, gradients_on
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
@@ -150,6 +150,8 @@ def _run(
     for name in ("patience", "eval_every"):
         if getattr(config, name) is not None and validation is None:
             raise ValueError(f"{name}={getattr(config, name)} needs validation=…, a batch to evaluate")
+    if any(p.is_inference() for p in reft.parameters()):
+        raise ValueError("the ReFT was made inside torch.inference_mode(), and cannot be trained: make it outside")
     if not any(p.requires_grad for p in reft.parameters()):
         kinds = ", ".join(sorted({m.kind for _, m in reft.items()}))
         raise ValueError(f"nothing to train: {kinds} has no trainable parameter")
@@ -166,6 +168,7 @@ def _train(
     for number, run in enumerate(runs):
         run.number = number
     with ExitStack() as stack:
+        stack.enter_context(gradients_on())
         stack.enter_context(frozen(runs[0].model))
         device = runs[0].device
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))

@@ -63,7 +63,7 @@ class InterchangeMap:
         cells = [c for c in self.cells if rank is None or c.rank == rank]
         if not cells:
             raise ValueError(f"no cell of rank {rank}, there are: {sorted({c.rank for c in self.cells})}")
-        table = torch.full((len(layers), len(positions)), torch.nan)
+        table = torch.full((len(layers), len(positions)), torch.nan, dtype=torch.float32)
         for i, layer in enumerate(layers):
             for j, position in enumerate(positions):
                 here = [_share(c.report) for c in cells if (c.layer, c.position) == (layer, position)]

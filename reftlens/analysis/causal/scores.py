@@ -142,7 +142,7 @@ def _check_same_prompts(data: Batch, base: Batch) -> None:
 @torch.no_grad()
 def _source_odds(model: Bridge, data: Batch, tokens: Int[Tensor, "pair 2"], batch_size: int) -> Float[Tensor, " pair"]:
     """log p(counterfactual) - log p(base's own) after the source prompt; NaN for rows with several sources."""
-    odds = torch.full((len(data),), torch.nan)
+    odds = torch.full((len(data),), torch.nan, dtype=torch.float32)
     used = {name: source.rows.cpu() for name, source in data.sources.items()}
     count = sum((rows >= 0).long() for rows in used.values())
     for name, rows in used.items():
@@ -152,7 +152,7 @@ def _source_odds(model: Bridge, data: Batch, tokens: Int[Tensor, "pair 2"], batc
             logits = forward(model, batch.tokens, batch.attention_mask)
             last = batch.prompt_mask.sum(dim=1) - 1
             log_probs = logits[torch.arange(len(some)), last].float().log_softmax(dim=-1).cpu()
-            odds[some] = log_probs.gather(1, tokens[some]) @ torch.tensor([1.0, -1.0])
+            odds[some] = log_probs.gather(1, tokens[some]) @ torch.tensor([1.0, -1.0], dtype=torch.float32)
     return odds
 
 

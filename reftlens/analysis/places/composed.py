@@ -66,7 +66,7 @@ class Composition:
         effects = torch.stack(sign_flip_tests([row for table in self.alone for row in table], seed=self.seed))
         effects = effects.unflatten(1, (len(self.metrics), len(self.edits)))
         errors = torch.stack(sign_flip_tests(list(map(self._errors, range(len(self.metrics)))), seed=self.seed))
-        untested = torch.full((2,), torch.nan)
+        untested = torch.full((2,), torch.nan, dtype=torch.float32)
         records = []
         for j, metric in enumerate(self.metrics):
             rows = [(edit, self.effect(edit, metric), effects[:, j, i]) for i, edit in enumerate(self.edits)]
@@ -82,7 +82,7 @@ class Composition:
         ax = figures.axes(ax, width=3.2 + 1.2 * len(self.metrics), height=1.5 + 0.55 * len(rows))
         estimates = [list(map(self.predicted, self.metrics)), list(map(self.joint, self.metrics))]
         estimates += [[self.effect(edit, metric) for metric in self.metrics] for edit in rows[2:]]
-        table = torch.tensor([[estimate.value for estimate in row] for row in estimates])
+        table = torch.tensor([[estimate.value for estimate in row] for row in estimates], dtype=torch.float32)
         heat_map(ax, table, GAINED)
         for y, row in enumerate(estimates):
             for x, estimate in enumerate(row):

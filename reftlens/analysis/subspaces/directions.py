@@ -10,7 +10,7 @@ from transformer_lens.tools.analysis.interchange import random_basis
 
 from reftlens import figures
 from reftlens.analysis.statistics import shrunk_covariance
-from reftlens.bridge.protocol import Bridge
+from reftlens.bridge.protocol import Bridge, gradients_on
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reading import activations
 from reftlens.editing.reft import ReFT
@@ -49,7 +49,9 @@ class Direction:
     def as_ablation(self, reference: Float[Tensor, " d"] | None = None) -> Ablation:
         """Sets the coordinates in this subspace to those of `reference`, or to zero."""
         d = len(self.basis)
-        return Ablation(d, torch.zeros(d) if reference is None else reference.float(), self.basis.float())
+        return Ablation(
+            d, torch.zeros(d, dtype=torch.float32) if reference is None else reference.float(), self.basis.float()
+        )
 
     def to_frame(self) -> DataFrame:
         """One row per direction."""
@@ -119,7 +121,7 @@ def linear_probe(x: Activations, labels: Int[Tensor, " labels"], *, l2: float = 
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        with torch.enable_grad():
+        with gradients_on():
             loss = F.cross_entropy(z @ weight + bias, target) + l2 * weight.square().sum() / 2
             loss.backward()
         return loss

@@ -77,7 +77,7 @@ def columns_of(module: Intervention) -> Float[Tensor, "d k"]:
     """The directions along which an intervention edits; of a gated exchange, those that are open."""
     with torch.no_grad():
         basis = module.basis()
-        columns = torch.eye(module.d) if basis is None else basis
+        columns = torch.eye(module.d, dtype=torch.float32) if basis is None else basis
         return columns[:, module.is_open().to(columns.device)] if isinstance(module, Gated) else columns
 
 
