@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 else:  # what results are drawn on and tabled as: matplotlib and pandas are imported only where they are used
-    Axes = DataFrame = Any
+    Axes = Figure = DataFrame = Any
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 """From the Okabe-Ito palette."""
@@ -62,9 +63,14 @@ def level(ax: Axes, value: float, label: str | None = None, *, horizontal: bool 
 
 def colour_bar(ax: Axes, image: Any, label: str) -> Axes:
     """The axes of a new colour bar for what is drawn on `ax`."""
+    return figure_of(ax).colorbar(image, ax=ax, label=label).ax
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The figure that `ax` is part of."""
     figure = ax.get_figure(root=True)
     assert figure is not None
-    return figure.colorbar(image, ax=ax, label=label).ax
+    return figure
 
 
 def short(label: object, most: int = 44) -> str:
@@ -101,6 +107,4 @@ def table(data: Any, index: str | None = None) -> DataFrame:
 
 def write(ax: Axes, path: Path) -> None:
     """Write the figure that `ax` is part of to a file."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    figure.savefig(path, dpi=150)
+    figure_of(ax).savefig(path, dpi=150)

@@ -4,13 +4,11 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from reftlens import figures
 
 _INK = "#010203"
 """Stands for the page's text colour; a black that a figure asks for on a coloured ground stays black."""
@@ -45,7 +43,7 @@ class Chart(NamedTuple):
         return round(float(self.width) * 4 / 3)
 
 
-def chart(plot: "Callable[[], Axes]", name: str) -> Chart:
+def chart(plot: Callable[[], figures.Axes], name: str) -> Chart:
     """What `plot` draws on axes of its own, to stand in a page; matplotlib has escaped its texts.
 
     Args:
@@ -55,8 +53,7 @@ def chart(plot: "Callable[[], Axes]", name: str) -> Chart:
 
     with plt.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has the font
-        figure = plot().get_figure(root=True)
-        assert figure is not None
+        figure = figures.figure_of(plot())
         _colour_black_lines(figure)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
@@ -64,7 +61,7 @@ def chart(plot: "Callable[[], Axes]", name: str) -> Chart:
     return _inline(out.getvalue(), name)
 
 
-def _colour_black_lines(figure: "Figure") -> None:
+def _colour_black_lines(figure: figures.Figure) -> None:
     """Black lines take the text colour, but for those on a heat map, whose colours stay as they are."""
     from matplotlib.colors import to_hex
     from matplotlib.lines import Line2D

@@ -1,40 +1,35 @@
 """What was learned: how the edit spreads over directions, how they lie, and the tokens and examples of each."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from reftlens.analysis.subspaces.directions import pca
-from reftlens.analysis.subspaces.examples import DirectionExamples, direction_examples
-from reftlens.analysis.subspaces.frame import PrincipalFrame, principal_frame
+from reftlens.analysis.subspaces.examples import direction_examples
 from reftlens.analysis.subspaces.geometry import columns_of, overlap
 from reftlens.analysis.subspaces.tokens import DirectionTokens, direction_tokens
 from reftlens.editing.reading import activations
-from reftlens.reports.parts import Section, figure
+from reftlens.reports.parts import Section, figure, or_reason
 from reftlens.reports.subject import Subject
-from reftlens.text.batch import Batch
 
 _MOST_SITES, _MOST_DIRECTIONS, _TOP = 6, 4, 8
 
 
 def geometry_section(subject: Subject) -> Section:
     """The spectrum of the edit, and overlaps beside the chance level."""
-    try:
-        frame = principal_frame(subject.reft, subject.model, subject.data, progress=subject.progress)
-    except ValueError as error:
-        return Section("geometry", "Geometry", absent=absent("The directions of the edit", error))
+    frame = subject.frame
+    if isinstance(frame, str):
+        return Section("geometry", "Geometry", absent=frame)
     frames = {"spectrum": frame.to_frame()}
     caption = "How much of the edit lies along each direction; dashed: the same along all."
     figures = [figure(frame.plot, "spectrum", caption, frames["spectrum"])]
-    values = {"sites": frame.sites, "figures": figures, "absent": ""}
-    try:
-        overlaps = overlap(_subspaces(subject))
-    except ValueError as error:
-        values["absent"] = absent("Overlaps", error)
-    else:
+    overlaps = or_reason("Overlaps", lambda: overlap(_subspaces(subject)))
+    if not isinstance(overlaps, str):
         frames["overlap"] = overlaps.to_frame()
         wide = min(len(subject.reft), _MOST_SITES) > 2
         figures.append(figure(overlaps.plot, "overlap", _overlap_caption(subject), frames["overlap"], wide=wide))
+    values = {"sites": frame.sites, "figures": figures, "absent": overlaps if isinstance(overlaps, str) else ""}
     return Section("geometry", "Geometry", values, frames)
 
 
@@ -61,14 +56,16 @@ def _overlap_caption(subject: Subject) -> str:
 
 def directions_section(subject: Subject) -> Section:
     """Tokens and examples of the strongest directions of each site."""
-    sites, frames = [], {}
-    data = _read(subject)
-    for i, site in enumerate(subject.reft.sites[:_MOST_SITES]):
-        tokens, examples = _tokens(subject, data, i), _examples(subject, data, i)
-        if not isinstance(tokens, str):
-            frames[f"tokens of site {i}"] = tokens.to_frame()
-        if not isinstance(examples, str):
-            frames[f"examples of site {i}"] = examples.to_frame()
+    s, sites, frames = subject, [], {}
+    data = s.data if isinstance(s.frame, str) else s.frame
+    for i, site in enumerate(s.reft.sites[:_MOST_SITES]):
+        shown = range(min(_MOST_DIRECTIONS, columns_of(s.reft[i]).shape[1]))
+        read = {"site": i, "directions": shown, "progress": s.progress}
+        tokens = or_reason("Tokens", partial(direction_tokens, s.reft, s.model, data, **read, top=_TOP, seed=s.seed))
+        examples = or_reason("Examples", partial(direction_examples, s.reft, s.model, data, **read, top=3))
+        for name, result in {"tokens": tokens, "examples": examples}.items():
+            if not isinstance(result, str):
+                frames[f"{name} of site {i}"] = result.to_frame()
         sites.append(
             {
                 "index": i,
@@ -77,40 +74,8 @@ def directions_section(subject: Subject) -> Section:
                 "examples": examples if isinstance(examples, str) else examples.rows,
             }
         )
-    values = {"sites": sites, "left": len(subject.reft) - _MOST_SITES}
+    values = {"sites": sites, "left": len(s.reft) - _MOST_SITES}
     return Section("directions", "Tokens and examples of each direction", values, frames)
-
-
-def _read(subject: Subject) -> PrincipalFrame | Batch:
-    """The edits of all sites, read once; the data, where some site edits nothing."""
-    try:
-        return principal_frame(subject.reft, subject.model, subject.data, progress=subject.progress)
-    except ValueError:
-        return subject.data
-
-
-def _tokens(subject: Subject, data: PrincipalFrame | Batch, i: int) -> DirectionTokens | str:
-    """The tokens of the directions of a site, or why there are none."""
-    s, directions = subject, _shown(subject, i)
-    settings = {"site": i, "directions": directions, "top": _TOP, "seed": s.seed, "progress": s.progress}
-    try:
-        return direction_tokens(s.reft, s.model, data, **settings)
-    except ValueError as error:
-        return absent("Tokens", error)
-
-
-def _examples(subject: Subject, data: PrincipalFrame | Batch, i: int) -> DirectionExamples | str:
-    """The tokens of the data that a site moves most, or why there are none."""
-    s, directions = subject, _shown(subject, i)
-    try:
-        return direction_examples(s.reft, s.model, data, site=i, directions=directions, top=3, progress=s.progress)
-    except ValueError as error:
-        return absent("Examples", error)
-
-
-def _shown(subject: Subject, i: int) -> range:
-    """The strongest directions of a site."""
-    return range(min(_MOST_DIRECTIONS, columns_of(subject.reft[i]).shape[1]))
 
 
 def _token_table(tokens: DirectionTokens, i: int) -> dict[str, Any]:
@@ -129,8 +94,3 @@ def _token_table(tokens: DirectionTokens, i: int) -> dict[str, Any]:
 def _token_row(tokens: DirectionTokens, direction: int) -> dict[str, Any]:
     promotes, suppresses = (list(map(repr, tokens.top(direction, e))) for e in ("promotes", "suppresses"))
     return {"direction": direction, "promotes": promotes, "suppresses": suppresses, "p": tokens.p(direction)}
-
-
-def absent(what: str, why: object) -> str:
-    """A sentence in the place of what does not apply here."""
-    return f"{what}: not shown, because {why}."

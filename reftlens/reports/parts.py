@@ -3,13 +3,12 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from reftlens.figures import Axes, DataFrame
 from reftlens.reports.charts import Chart, chart
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +19,7 @@ class Section:
     """Of the anchor, and of the template that writes `values`."""
     title: str
     values: Mapping[str, Any] = field(default_factory=dict)
-    frames: Mapping[str, "DataFrame"] = field(default_factory=dict)
+    frames: Mapping[str, DataFrame] = field(default_factory=dict)
     """The numbers behind it, by name; the page holds them in full."""
     absent: str = ""
     """Why the section does not apply, which then stands in its place."""
@@ -45,32 +44,40 @@ class Figure(NamedTuple):
     wide: bool
 
 
+def or_reason(what: str, make: Callable[[], T]) -> T | str:
+    """What `make` gives; where it raises `ValueError`, a sentence that says why it does not apply here."""
+    try:
+        return make()
+    except ValueError as error:
+        return f"{what}: not shown, because {error}."
+
+
 def figure(
-    plot: "Callable[[], Axes]", name: str, caption: str, frame: "DataFrame | None" = None, *, wide: bool = False
+    plot: Callable[[], Axes], name: str, caption: str, frame: DataFrame | None = None, *, wide: bool = False
 ) -> Figure:
     """A figure of what `plot` draws; `name` tells its ids from those of the page's other figures."""
     return Figure(chart(plot, name), caption, None if frame is None else table(frame, caption), wide)
 
 
-def table(frame: "DataFrame", caption: str) -> Table:
+def table(frame: DataFrame, caption: str) -> Table:
     """A data frame as a table."""
     whole = _whole(frame)
     return Table(caption, [(str(c), whole[c].dtype.kind in "if") for c in whole.columns], _rows(whole))
 
 
-def records(frame: "DataFrame") -> list[dict[str, Any]]:
+def records(frame: DataFrame) -> list[dict[str, Any]]:
     """The rows of a data frame for JSON: what is no finite number is null."""
     whole = _whole(frame)
     names = [str(c) for c in whole.columns]
     return [{n: None if _is_not_finite(v) else v for n, v in zip(names, row, strict=True)} for row in _rows(whole)]
 
 
-def _whole(frame: "DataFrame") -> "DataFrame":
+def _whole(frame: DataFrame) -> DataFrame:
     """With its index as a column, if that has a name."""
     return frame.reset_index() if frame.index.name else frame
 
 
-def _rows(frame: "DataFrame") -> list[list[Any]]:
+def _rows(frame: DataFrame) -> list[list[Any]]:
     """In Python's own types."""
     rows = frame.itertuples(index=False, name=None)
     return [[value.item() if hasattr(value, "item") else value for value in row] for row in rows]

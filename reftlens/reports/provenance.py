@@ -1,16 +1,14 @@
 """Where it comes from: controls, training, model, data, settings and versions."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from reftlens import figures
 from reftlens.bridge.fingerprint import fingerprint
 from reftlens.editing.reft import ReFT
 from reftlens.reports.parts import Section, figure, table
 from reftlens.reports.subject import Measured, Subject
 from reftlens.training.result import library_versions
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 def controls_section(subject: Subject) -> Section:
@@ -55,7 +53,7 @@ def training_section(subject: Subject) -> Section:
 
 def provenance_section(subject: Subject, results: Measured) -> Section:
     """Model, intervention, data, settings of this report, versions."""
-    frame = sites_frame(subject)
+    frame = figures.table([_site_record(subject.reft, i) for i in range(len(subject.reft))])
     facts = _of_model(subject) | _of_data(subject) | _of_report(subject, results) | _versions(subject)
     values = {"sites": table(frame, "The interventions, site by site"), "facts": facts}
     return Section("provenance", "Provenance", values, {"sites": frame})
@@ -99,13 +97,6 @@ def _versions(subject: Subject) -> dict[str, Any]:
         f"version of {name}": now + (f" (training: {before[name]})" if before.get(name, now) != now else "")
         for name, now in library_versions().items()
     }
-
-
-def sites_frame(subject: Subject) -> "DataFrame":
-    """One row per site."""
-    import pandas as pd
-
-    return pd.DataFrame([_site_record(subject.reft, i) for i in range(len(subject.reft))])
 
 
 def _site_record(reft: ReFT, i: int) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from reftlens.analysis.causal.control_table import Controls
 from reftlens.analysis.strength.doses import DoseResponse
+from reftlens.analysis.subspaces.frame import PrincipalFrame, principal_frame
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.generation.decoding import Decoding
+from reftlens.reports.parts import or_reason
 from reftlens.text.batch import Batch
 from reftlens.training.result import FitResult
 from reftlens.widgets.grid import Grid
@@ -43,6 +45,12 @@ class Subject:
     def exchanges(self) -> bool:
         """Whether it copies from a source, so that it can write no text."""
         return any(module.variables for _, module in self.reft.items())
+
+    @cached_property
+    def frame(self) -> PrincipalFrame | str:
+        """The principal axes of the edit over the data, or why it has none."""
+        read = partial(principal_frame, self.reft, self.model, self.data, progress=self.progress)
+        return or_reason("The directions of the edit", read)
 
 
 @dataclass(frozen=True, eq=False)

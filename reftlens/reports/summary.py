@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from reftlens.analysis.statistics import Estimate
 from reftlens.reports.parts import Section
 from reftlens.reports.subject import Measured, Subject, few
 from reftlens.widgets.grid import prompt_text
@@ -60,9 +59,9 @@ def _cards(results: Measured) -> list[Card]:
 
     size = dose.estimate("edit_size")[edited].value
     cards = [
-        Card("log-probability gained", _interval(dose.estimate("effect")[edited]), _GAINED),
+        Card("log-probability gained", str(dose.estimate("effect")[edited]), _GAINED),
         Card("target tokens that are most likely", change("accuracy", ".0%"), "strength 0 → 1"),
-        Card("distance from the unedited model", _interval(dose.estimate("kl")[edited]), _DISTANCE),
+        Card("distance from the unedited model", str(dose.estimate("kl")[edited]), _DISTANCE),
         Card("size of the edit", f"{size:.2f}", "‖edit‖ / ‖activation‖, mean over sites"),
     ]
     if dose.text is not None and dose.text.score is not None:
@@ -71,10 +70,6 @@ def _cards(results: Measured) -> list[Card]:
         changed = sum(a != b for a, b in zip(grid.at(1.0).texts, grid.at(0.0).texts, strict=True))
         cards.append(Card("texts that change", f"{changed} of {len(grid.prompts)}", "strength 1 against 0"))
     return cards
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def _example(results: Measured) -> dict[str, Any] | None:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import SupportsFloat
 
 from markupsafe import Markup
 
+from reftlens import figures
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.files import templates
@@ -17,9 +18,6 @@ from reftlens.generation.site_edits import check_writes
 from reftlens.generation.writing import generate
 from reftlens.text.batch import Batch
 from reftlens.text.template import Prompt
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """What a grid holds by default."""
@@ -46,18 +44,15 @@ class Grid:
             raise ValueError(f"strength {strength:g} is not in the grid, which has {strengths}")
         return self.generations[self.strengths.index(strength)]
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> figures.DataFrame:
         """One row per prompt and strength; `changed`: not the text of the unedited model."""
-        import pandas as pd
-
-        columns, unedited = ["row", "prompt", "strength", "text", "tokens", "changed"], self.at(0.0).texts
-        records = [
-            (row, prompt_text(prompt), strength, text, len(generation.ids[row]), text != unedited[row])
-            for row, prompt in enumerate(self.prompts)
-            for strength, generation in zip(self.strengths, self.generations, strict=True)
-            for text in [generation.texts[row]]
-        ]
-        return pd.DataFrame(records, columns=pd.Index(columns))
+        unedited, records = self.at(0.0).texts, []
+        for row, prompt in enumerate(self.prompts):
+            for strength, generation in zip(self.strengths, self.generations, strict=True):
+                text, tokens = generation.texts[row], len(generation.ids[row])
+                record = {"row": row, "prompt": prompt_text(prompt), "strength": strength, "text": text}
+                records.append(record | {"tokens": tokens, "changed": text != unedited[row]})
+        return figures.table(records)
 
     def html(self) -> str:
         """The slider without style and script; with them it moves, and without them every strength is shown."""
