@@ -1,6 +1,7 @@
 """What is raised where no built-in error says it; each message says what was seen, what was expected and what to do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class CheckpointMismatch(ValueError):
@@ -28,6 +29,20 @@ class StoreMismatch(ValueError):
 
 class TrainingDiverged(FloatingPointError):
     """A loss or gradient became NaN or infinite; the message names the step and the likely cause."""
+
+
+def check_one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Raise `ValueError` where the argument `name` has a value that is none of those allowed."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, allowed))}")
+
+
+def check_each_once(values: Mapping[str, Sequence[float]]) -> None:
+    """Raise `ValueError` for an argument without values, or with one that is given twice."""
+    for name, numbers in values.items():
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ValueError(f"{name}={list(numbers)}, expected one or more, each of them once")
 
 
 def index_of(names: Sequence[str], name: str, kind: str) -> int:

@@ -331,7 +331,7 @@ def test_what_cannot_be_split_is_said():
         seen_split(model, rl.resid_post(1, "last"), readers="blocks.0.*")
     with pytest.raises(ValueError, match="share=0"):
         seen_split(model, site, share=0.0)
-    with pytest.raises(ValueError, match="expected one of: no edit"):
+    with pytest.raises(ValueError, match="there are: 'no edit'"):
         _meter(truth, truth.real, data).effect("seen")
     with pytest.raises(ValueError, match="no single W_in"):
         blind = bridge("llama")

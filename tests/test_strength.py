@@ -628,7 +628,7 @@ def test_what_cannot_be_measured_is_said(gpt2):
         found.measure("drift")
     with pytest.raises(ValueError, match="pass prompts= and score="):
         found.measure("score")
-    with pytest.raises(ValueError, match="expected one of effect"):
+    with pytest.raises(ValueError, match="expected one of 'effect'"):
         found.measure("joy")
     with pytest.raises(ValueError, match="two different ones"):
         found.slopes  # noqa: B018

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+from reftlens.errors import check_one_of
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.subspace import Frame
 
@@ -40,8 +41,7 @@ class _Family(Intervention):
         super().__init__(d, rank, dropout)
         if activation not in ACT2FN:
             raise ValueError(f"unknown activation {activation!r}, expected one of {', '.join(sorted(ACT2FN))}")
-        if init not in ("paper", "identity"):
-            raise ValueError(f'init={init!r}, expected "paper" or "identity"')
+        check_one_of("init", init, ("paper", "identity"))
         self.activation, self.init = activation, init
         self._f = ACT2FN[activation]
         if any(True for _ in self._f.parameters()):

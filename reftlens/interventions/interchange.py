@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reftlens.errors import index_of
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.subspace import Frame
 
@@ -127,10 +128,7 @@ class DAS(Exchange):
 
     def subspace(self, variable: str) -> Float[Tensor, "{self.d} width"]:
         """The columns of the basis that belong to one variable."""
-        if variable not in self.widths:
-            raise ValueError(f"no variable {variable!r}, there are: {', '.join(self.variables)}")
-        columns = self.basis().split(list(self.widths.values()), dim=1)
-        return columns[self.variables.index(variable)]
+        return self.basis().split(list(self.widths.values()), dim=1)[index_of(self.variables, variable, "variable")]
 
     def settings(self) -> dict[str, Any]:
         return {"d": self.d, "variables": self.widths, "frozen": self.frozen}

@@ -111,7 +111,12 @@ class CausalModel:
 
     def sample(self, generator: torch.Generator) -> dict[str, Any]:
         """A value for each input, uniformly."""
-        return {n: v[int(torch.randint(len(v), (), generator=generator))] for n, v in self.inputs.items()}
+        return {name: any_of(values, generator) for name, values in self.inputs.items()}
+
+
+def any_of(values: Sequence[Any], generator: torch.Generator) -> Any:
+    """One of the values, each as likely."""
+    return values[int(torch.randint(len(values), (), generator=generator))]
 
 
 class Pair(NamedTuple):

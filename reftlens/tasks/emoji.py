@@ -4,7 +4,6 @@ The tutorial of pyreft, rebuilt for SmolLM2-135M-Instruct on data of its own. `e
 by the answers to `emoji_dev.jsonl`, among the small and quick ones; `tutorial_reft` and `TUTORIAL` are the tutorial's.
 """
 
-import json
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import generate
 from reftlens.interventions import LoReFT
-from reftlens.text.encoding import encode, load_examples
+from reftlens.text.encoding import encode, load_examples, records
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit
 from reftlens.training.result import FitResult
@@ -71,8 +70,7 @@ def answers(reft: ReFT | None, model: Bridge, questions: Sequence[str], strength
 
 def questions(name: str = "emoji_test.jsonl") -> list[str]:
     """The questions of a data file, by default those that nothing was tuned on."""
-    lines = data_file(name).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["prompt"] for line in lines if line.strip()]
+    return [record["prompt"] for _, record in records(data_file(name))]
 
 
 def data_file(name: str) -> Path:

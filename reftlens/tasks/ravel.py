@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from reftlens.tasks.causal import Pair, Pairs, different_pairs
+from reftlens.tasks.causal import Pair, Pairs, any_of, different_pairs
 from reftlens.tasks.ravel_files import City, Template, from_files, from_hub
 from reftlens.text.batch import Example
 from reftlens.text.positions import Last, Positions, Tokens
@@ -110,7 +110,7 @@ class Ravel:
             raise ValueError(f"others={names}, expected one or more attributes other than {attribute!r}")
 
         def draw(generator: torch.Generator) -> Pair | None:
-            other = _any_of(names, generator)
+            other = any_of(names, generator)
             base, source = self._city(other, split, generator), self._city(attribute, split, generator)
             if _alike(base, source, other) or _alike(base, source, attribute):
                 return None
@@ -124,13 +124,13 @@ class Ravel:
         cities = [c for c in self.cities if c.split == split and attribute in c.known]
         if not cities:
             raise ValueError(f"no {split} city can be asked for {attribute!r}")
-        return _any_of(cities, generator)
+        return any_of(cities, generator)
 
     def _template(self, attribute: str | None, split: str, generator: torch.Generator) -> Template:
         own = [t for t in self.templates if t.split == split and t.attribute == attribute and t.city is None]
         if not own:
             raise ValueError(f"no {split} template asks for {attribute!r}, there are: {', '.join(self.attributes)}")
-        return _any_of(own, generator)
+        return any_of(own, generator)
 
 
 def ask(city: City, template: Template) -> Example:
@@ -163,7 +163,3 @@ def _alike(a: City, b: City, attribute: str) -> bool:
 
 def _pair(attribute: str, base: Example, source: City, template: Template, counterfactual: str) -> Pair:
     return Pair(base, {attribute: ask(source, template)}, counterfactual, {attribute: source.answer(attribute)})
-
-
-def _any_of(values: Sequence[Any], generator: torch.Generator) -> Any:
-    return values[int(torch.randint(len(values), (), generator=generator))]

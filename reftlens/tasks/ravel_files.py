@@ -1,10 +1,11 @@
 """RAVEL's cities and prompts as they are stored: in three files, or on the Hugging Face hub."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from reftlens.text.encoding import records
 
 _FILES = ("city_entities.jsonl", "city_prompts.jsonl", "city_wikipedia_prompts.jsonl")
 _HUB = "hij/ravel"
@@ -45,18 +46,8 @@ def from_files(folder: Path) -> tuple[tuple[City, ...], tuple[Template, ...]]:
     for name in _FILES:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is not there: expected {', '.join(_FILES)} in the folder")
-    cities, prompts, sentences = (list(_rows(folder / name)) for name in _FILES)
+    cities, prompts, sentences = (list(records(folder / name)) for name in _FILES)
     return _cities_of(cities, name="entity"), _templates_of([*prompts, *sentences], text="prompt")
-
-
-def _rows(path: Path) -> Iterable[tuple[str, Any]]:
-    """Each record of a JSONL file, with its place for messages."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
 
 
 def from_hub() -> tuple[tuple[City, ...], tuple[Template, ...]]:

@@ -1,12 +1,13 @@
 """A causal model with prompts: balanced pairs, train and test apart over entities and over templates."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from reftlens.tasks.causal import CausalModel, Pair, Pairs, Setting, different_pairs
+from reftlens.errors import check_one_of
+from reftlens.tasks.causal import CausalModel, Pair, Pairs, Setting, any_of, different_pairs
 from reftlens.text.batch import Example
 
 Split = Literal["train", "test"]
@@ -40,8 +41,9 @@ class Task:
             ValueError: if 10,000 draws make no sense.
         """
         pools = {name: self.pools[split].get(name, values) for name, values in self.causal.inputs.items()}
+        causal = replace(self.causal, inputs=pools)
         for _ in range(10_000):
-            setting = {n: v[int(torch.randint(len(v), (), generator=generator))] for n, v in pools.items()}
+            setting = causal.sample(generator)
             setting = setting if self.rebalance is None else self.rebalance(setting, generator)
             if self.fits is None or self.fits(setting):
                 return setting
@@ -72,14 +74,12 @@ class Task:
         unknown = [n for n in names if n not in self.causal.variables]
         if unknown or not names:
             raise ValueError(f"{self.name} has no variable {unknown}: there are {', '.join(self.causal.variables)}")
-        if split not in self.templates:
-            raise ValueError(f"split={split!r}, expected one of {', '.join(self.templates)}")
+        check_one_of("split", split, self.templates)
         about = f"of the {split} split of {self.name} with changed={changed}"
         return different_pairs(lambda g: self._pair(names, split, g), count, seed, about=about, changed=changed)
 
     def _pair(self, names: Sequence[str], split: Split, generator: torch.Generator) -> Pair:
-        templates = self.templates[split]
-        template = templates[int(torch.randint(len(templates), (), generator=generator))]
+        template = any_of(self.templates[split], generator)
         base, sources = self.draw(generator, split), {n: self.draw(generator, split) for n in names}
         after = self.causal.interchange(base, sources)[self.causal.output]
         values = {n: self.causal.run(setting)[n] for n, setting in sources.items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reftlens.bridge.protocol import Bridge
+from reftlens.errors import check_one_of
 from reftlens.text.batch import Batch, Example, batch_from_rows
 from reftlens.text.template import Prompt, Template, ending
 from reftlens.text.view import Role
@@ -25,7 +26,7 @@ def load_examples(
     `prompt` and `completion` name the fields.
     """
     examples = []
-    for place, record in _records(source):
+    for place, record in records(source):
         if not isinstance(record, Mapping):
             raise ValueError(f"{place} is no record with fields {prompt!r} and {completion!r}: {str(record)[:60]!r}")
         missing = [f for f in (prompt, completion) if f not in record]
@@ -39,8 +40,8 @@ def load_examples(
     return examples
 
 
-def _records(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
-    """Each record with its place in the source, for messages."""
+def records(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
+    """Each record of a JSONL file, or of any iterable, with its place in the source, for messages."""
     if not isinstance(source, str | Path):
         for i, record in enumerate(source):
             yield f"row {i}", record
@@ -83,8 +84,8 @@ def encode(
             merged boundary, or a template that changes the completion.
     """
     tokenizer = _tokenizer(model)
-    _one_of("truncate", truncate, None, "prompt", "completion")
-    _one_of("boundary", boundary, "check", "split")
+    check_one_of("truncate", truncate, (None, "prompt", "completion"))
+    check_one_of("boundary", boundary, ("check", "split"))
     template = Template(chat, system, dict(template_arguments or {}))
     limit = model.cfg.n_ctx if max_length is None else max_length
     ids, roles, cut = [], [], []
@@ -142,11 +143,6 @@ def _check_example(example: Any, row: int) -> None:
         )
     if not isinstance(example.completion, str):
         raise TypeError(f"row {row}: the completion is {example.completion!r}, expected text")
-
-
-def _one_of(name: str, value: Any, *allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, allowed))}")
 
 
 def _tokenizer(model: Bridge) -> Any:

@@ -17,6 +17,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
+from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.scoring.answers import answers, first_targets
@@ -41,15 +42,19 @@ class IllusionMeter:
 
     def accuracy(self, way: str) -> Estimate:
         """Interchange accuracy of one of `WAYS`, Clopper-Pearson interval."""
-        return share_of(self.hits[_row(way)])
+        return share_of(self.hits[self._row(way)])
 
     def effect(self, way: str) -> Estimate:
         """Mean log-probability gained by one of `WAYS`, in nats, bootstrap interval."""
-        return mean_of(self.gained[_row(way)])
+        return mean_of(self.gained[self._row(way)])
 
     def retained(self, way: str) -> Estimate:
         """Effect of one of `WAYS` over that of the subspace, pairs resampled together."""
-        return ratio_of(self.gained[_row(way)], self.gained[_row("subspace")])
+        return ratio_of(self.gained[self._row(way)], self.gained[self._row("subspace")])
+
+    @staticmethod
+    def _row(way: str) -> int:
+        return index_of(WAYS, way, "way to edit")
 
     @property
     def has_effect(self) -> bool:
@@ -59,7 +64,7 @@ class IllusionMeter:
     @property
     def beyond_whole(self) -> Estimate:
         """Effect of the subspace less that of the whole vector it is part of, in nats, paired bootstrap."""
-        return difference_of(self.gained[_row("subspace")], self.gained[_row("whole vector")])
+        return difference_of(self.gained[self._row("subspace")], self.gained[self._row("whole vector")])
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
@@ -181,9 +186,3 @@ def _exchange(bases: dict[Site, Float[Tensor, "d _"]]) -> ReFT | None:
     """An exchange in these subspaces; None where all of them are empty."""
     filled = {site: basis for site, basis in bases.items() if basis.shape[1]}
     return ReFT({site: DAS(len(basis), basis=basis) for site, basis in filled.items()}) if filled else None
-
-
-def _row(way: str) -> int:
-    if way not in WAYS:
-        raise ValueError(f"way={way!r}, expected one of: {', '.join(WAYS)}")
-    return WAYS.index(way)

@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 from reftlens.analysis.causal.map_folder import read_cells, write_cells
 from reftlens.analysis.causal.map_layers import LayerWork, cells_of
 from reftlens.analysis.causal.map_results import Cell, InterchangeMap
-from reftlens.analysis.subspaces.ranks import check_each_once
 from reftlens.bridge.fingerprint import fingerprint
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan
@@ -19,6 +18,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site, resid_post
 from reftlens.editing.variant import Variant
+from reftlens.errors import check_each_once
 from reftlens.interventions.interchange import Interchange
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch

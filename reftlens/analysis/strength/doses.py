@@ -21,6 +21,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Where
 from reftlens.editing.variant import Variant
+from reftlens.errors import check_each_once, check_one_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.site_edits import check_writes
@@ -80,8 +81,7 @@ class DoseResponse:
         Raises:
             ValueError: if it is none of them, or was not measured.
         """
-        if name not in MEASURES:
-            raise ValueError(f"measure={name!r}, expected one of {', '.join(MEASURES)}")
+        check_one_of("measure", name, MEASURES)
         if (table := self._tables()[name]) is None:
             needs = {"drift": "unrelated=", "score": "prompts= and score="}.get(name, "prompts=")
             raise ValueError(f"{name} was not measured: pass {needs} to dose_response")
@@ -229,8 +229,7 @@ def dose_response(
         ValueError: for no strength, a row without target, or a site that chooses no token.
     """
     doses = tuple(map(float, strengths))
-    if not doses or len(set(doses)) < len(doses):
-        raise ValueError(f"strengths={list(doses)}, expected one or more, each of them once")
+    check_each_once({"strengths": doses})
     if score is not None and prompts is None:
         raise ValueError("score is of what is written: pass prompts= too")
     if prompts is not None:

@@ -12,6 +12,7 @@ from reftlens.analysis.subspaces.frame import PrincipalFrame, site_frame
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.errors import check_one_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.text.batch import Batch
 
@@ -100,8 +101,7 @@ def plane(
     Raises:
         ValueError: for a subspace without these directions, or another number of labels than of rows.
     """
-    if of not in ("before", "after", "edit"):
-        raise ValueError(f'of={of!r}, expected "before", "after" or "edit"')
+    check_one_of("of", of, ("before", "after", "edit"))
     label_of = labels.tolist() if isinstance(labels, Tensor) else list(labels) if labels is not None else []
     batch = data if isinstance(data, Batch) else data.data
     if labels is not None and len(label_of) != len(batch):

@@ -1,6 +1,6 @@
 """How wide a subspace has to be: ranks and seeds trained together, held-out loss over rank, and its elbow."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from reftlens.editing.preflight import hooks
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
+from reftlens.errors import check_each_once
 from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import LoReFT
@@ -133,13 +134,6 @@ def rank_sweep(
     table = losses[1:].reshape(len(copies), len(seeds), -1)
     trained = {rank: tuple(seeded.values()) for rank, seeded in copies.items()}
     return RankSweep(site, tuple(copies), tuple(seeds), table, losses[0], trained)
-
-
-def check_each_once(values: Mapping[str, Sequence[int]]) -> None:
-    """Raise `ValueError` for an argument without values, or with one that is given twice."""
-    for name, numbers in values.items():
-        if not numbers or len(set(numbers)) < len(numbers):
-            raise ValueError(f"{name}={list(numbers)}, expected one or more, each of them once")
 
 
 def _width(model: Bridge, site: Site) -> int:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from reftlens.errors import check_one_of
 from reftlens.text.positions.base import Positions
 from reftlens.text.view import Mask, Role, TokenView
 
@@ -172,8 +173,7 @@ def _prompt_only(view: TokenView, among: Mask | None) -> Mask:
 
 def _complete(mask: Mask, missing: str, why: str) -> Mask:
     """`mask` itself, unless a row has no token in it and `missing` says to raise."""
-    if missing not in ("raise", "skip"):
-        raise ValueError(f'missing={missing!r}, expected "raise" or "skip"')
+    check_one_of("missing", missing, ("raise", "skip"))
     rows = (~mask.any(dim=1)).nonzero().flatten().tolist()
     if rows and missing == "raise":
         raise ValueError(f'{why} in row(s) {rows[:10]}; pass missing="skip" to leave such rows unedited')
