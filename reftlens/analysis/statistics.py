@@ -15,7 +15,6 @@ from transformer_lens.utilities.statistics import (
 )
 
 _DRAWS = 2000
-_LOW_HIGH = torch.tensor([0.025, 0.975], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -61,25 +60,30 @@ def average_of(a: Shaped[Tensor, " m"], b: Shaped[Tensor, " n"]) -> Estimate:
     """Mean of the means of two groups of examples, each resampled by itself."""
     _require_some(a)
     _require_some(b)
-    draws = torch.stack([_resampled(x, str(i)).mean(dim=1) for i, x in enumerate((a, b))]).mean(dim=0)
+    draws = torch.stack([resampled_means(x, str(i)) for i, x in enumerate((a, b))]).mean(dim=0)
     value = (a.double().mean() + b.double().mean()).item() / 2
-    low, high = torch.quantile(draws, _LOW_HIGH).tolist()
-    return Estimate(value, low, high, len(a) + len(b))
+    return spread_of(draws, value, len(a) + len(b))
 
 
 def ratio_of(above: Float[Tensor, " example"], below: Float[Tensor, " example"]) -> Estimate:
     """`sum(above) / sum(below)`, examples resampled together."""
     _require_some(above)
-    both = _resampled(torch.stack([above, below], dim=1), "ratio").sum(dim=1)
-    draws = both[:, 0] / both[:, 1]
-    value = (above.double().sum() / below.double().sum()).item()
-    low, high = torch.quantile(draws, _LOW_HIGH).tolist()
-    return Estimate(value, low, high, len(above))
+    both = resampled_means(torch.stack([above, below], dim=1), "ratio")
+    return spread_of(both[:, 0] / both[:, 1], (above.double().sum() / below.double().sum()).item(), len(above))
 
 
-def _resampled(values: Shaped[Tensor, "n *rest"], label: str) -> Float[Tensor, "draws n *rest"]:
-    index = torch.randint(len(values), (_DRAWS, len(values)), generator=derive_generator(0, label))
-    return values.double()[index]
+def spread_of(draws: Float[Tensor, " draws"], value: float, count: int) -> Estimate:
+    """`value`, with the 2.5 % and 97.5 % quantiles of `draws` as its interval."""
+    low, high = torch.quantile(draws.double(), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(value, low, high, count)
+
+
+def resampled_means(values: Shaped[Tensor, "n *rest"], label: str, seed: int = 0) -> Float[Tensor, "draws *rest"]:
+    """Means over examples drawn with replacement, as many as there are, 2,000 times."""
+    count = len(values)
+    drawn = torch.randint(count, (_DRAWS, count), generator=derive_generator(seed, label))
+    once = torch.ones_like(drawn, dtype=torch.float64) / count
+    return torch.zeros_like(once).scatter_add_(1, drawn, once) @ values.double()
 
 
 def _require_some(values: Tensor) -> None:

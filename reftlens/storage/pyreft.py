@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -19,10 +20,11 @@ _COMPONENTS = {
     "attention_output": "hook_attn_out",
     "mlp_output": "hook_mlp_out",
 }
-_TENSORS = {  # of each class that is read: the frame or free basis, W and b
-    "LoreftIntervention": ("rotate_layer", "weight", "bias"),
-    "NoreftIntervention": ("proj_layer.weight", "learned_source.weight", "learned_source.bias"),
-    "NodireftIntervention": ("proj_layer.weight", "learned_source.weight", "learned_source.bias"),
+_FREE = ("proj_layer.weight", "learned_source.weight", "learned_source.bias")
+_CLASSES = {  # each class that is read: what it is here; its tensors, the frame or free basis, W and b
+    "LoreftIntervention": (LoReFT, ("rotate_layer", "weight", "bias")),
+    "NoreftIntervention": (NoReFT, _FREE),
+    "NodireftIntervention": (DiReFT, _FREE),
 }
 
 
@@ -79,26 +81,22 @@ def _class_name(kind: str) -> str:
 @torch.no_grad()
 def _converted(name: str, tensors: Mapping[str, Tensor], activation: str, dropout: float) -> Intervention:
     """The file's class in our terms: column frames, the dtype of the file (at least float32)."""
-    if name not in _TENSORS:
-        raise ValueError(f"files of {name} are not read, only those of {', '.join(_TENSORS)}")
+    if name not in _CLASSES:
+        raise ValueError(f"files of {name} are not read, only those of {', '.join(_CLASSES)}")
     if tensors.get("proj_layer.bias") is not None:
         raise ValueError(f"{name} was trained with add_bias=True, which has no counterpart here")
-    free, read, bias = _TENSORS[name]
-    missing = sorted({free, read, bias} - tensors.keys())
+    kind, names = _CLASSES[name]
+    missing = sorted(set(names) - tensors.keys())
     if missing:
         raise ValueError(f"the file of {name} has no {', '.join(missing)}; it has {', '.join(sorted(tensors))}")
-    rank, d = tensors[read].shape
-    module = {"LoreftIntervention": LoReFT, "NoreftIntervention": NoReFT, "NodireftIntervention": DiReFT}[name](
-        d, rank, activation=activation, dropout=dropout
-    )
-    dtype = torch.float32
-    for tensor in (tensors[free], tensors[read], tensors[bias]):
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    module.to(dtype)
+    columns, weight, bias = (tensors[n] for n in names)
+    rank, d = weight.shape
+    dtype = reduce(torch.promote_types, [t.dtype for t in (columns, weight, bias)], torch.float32)
+    module = kind(d, rank, activation=activation, dropout=dropout).to(dtype)
     if module.frame is not None:
-        module.frame.set(tensors[free].to(dtype))
+        module.frame.set(columns.to(dtype))
     else:
-        module.W2.copy_(tensors[free])
-    module.W.copy_(tensors[read])
-    module.b.copy_(tensors[bias])
+        module.W2.copy_(columns)
+    module.W.copy_(weight)
+    module.b.copy_(bias)
     return module

@@ -13,7 +13,7 @@ from reftlens.analysis.causal.baselines import Placebo, filled_up, relabelled, u
 from reftlens.analysis.causal.control_table import Control, Controls
 from reftlens.analysis.causal.permutation import movable, shuffled_p
 from reftlens.analysis.causal.variable import about_variable, basis_of, pairs_of, rows_of
-from reftlens.analysis.statistics import Estimate, difference_of, mean_of, share_of
+from reftlens.analysis.statistics import difference_of, mean_of, share_of, spread_of
 from reftlens.analysis.subspaces.directions import difference_of_means, pca
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import Plan
@@ -112,9 +112,10 @@ class _Battery:
         rows = {n: Control(n, share_of(scores.hits[i]), mean_of(gained[i])) for i, n in enumerate(names)}
         accuracy = self._scores(self.model, self.train, [self.reft])[0].hits[1].float().mean().item()
         rows["trained"] = replace(rows["trained"], train_accuracy=accuracy)
-        drawn = torch.stack([x[len(names) :].float().mean(dim=1) for x in (scores.hits, gained)])
+        drawn = torch.stack([x[len(names) :].double().mean(dim=1) for x in (scores.hits, gained)])
         if random:
-            rows["random subspaces"] = Control("random subspaces", _spread(drawn[0]), _spread(drawn[1]))
+            hits, gain = (spread_of(values, values.mean().item(), random) for values in drawn)
+            rows["random subspaces"] = Control("random subspaces", hits, gain)
         rows["arbitrary labels"], arbitrary = self._arbitrary()
         if random_model is not False:
             rows["random model"] = self._random_model(random_model)
@@ -187,9 +188,3 @@ class _Battery:
             scores, gained = self._scores(model, data, [reft])
             hits.append(scores.log_probs[1].argmax(dim=1) == self._column(data))
         return Control("random model", share_of(hits[1]), mean_of(gained[1]), hits[0].float().mean().item())
-
-
-def _spread(values: Float[Tensor, " draws"]) -> Estimate:
-    """Mean of the random draws, with their own 2.5 % and 97.5 % quantiles."""
-    low, high = torch.quantile(values.double(), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(values.double().mean().item(), low, high, len(values))

@@ -51,10 +51,9 @@ class Controls:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """A sentence for each control that the trained subspace does not clear."""
-        return (*self._warnings_of_chance(), *self._warnings_of_rivals())
+        return tuple(self._warnings())
 
-    def _warnings_of_chance(self) -> Iterator[str]:
-        """Of shuffled and arbitrary labels, and of random subspaces."""
+    def _warnings(self) -> Iterator[str]:
         least = 1 / (1 + self.shuffles)
         if math.isnan(self.p):
             yield CANNOT
@@ -66,9 +65,6 @@ class Controls:
             yield f"rank {self.rank} of {len(self.random) + 1} among norm-matched random subspaces"
         if self.selectivity.low <= 0:
             yield f"arbitrary labels are fitted about as well (selectivity {self.selectivity})"
-
-    def _warnings_of_rivals(self) -> Iterator[str]:
-        """Of what does as well as the trained subspace."""
         accuracy = {row.name: row.accuracy for row in self.rows}
         trained, without = accuracy["trained"], accuracy["no edit"]
         if "random model" in accuracy and accuracy["random model"].high >= trained.low:

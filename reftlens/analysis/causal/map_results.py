@@ -59,16 +59,12 @@ class InterchangeMap:
 
     def accuracy(self, rank: int | None = None) -> Float[Tensor, "layer position"]:
         """Mean over seeds of the accuracy on the reporting half; layers and positions in the order of the cells."""
-        layers, positions = self.layers, self.positions
         cells = [c for c in self.cells if rank is None or c.rank == rank]
         if not cells:
             raise ValueError(f"no cell of rank {rank}, there are: {sorted({c.rank for c in self.cells})}")
-        table = torch.full((len(layers), len(positions)), torch.nan, dtype=torch.float32)
-        for i, layer in enumerate(layers):
-            for j, position in enumerate(positions):
-                here = [_share(c.report) for c in cells if (c.layer, c.position) == (layer, position)]
-                table[i, j] = sum(here) / len(here) if here else torch.nan
-        return table
+        rows = figures.table([{"layer": c.layer, "position": c.position, "share": _share(c.report)} for c in cells])
+        means = rows.pivot_table("share", "layer", "position").reindex(index=self.layers, columns=self.positions)
+        return torch.tensor(means.to_numpy().tolist(), dtype=torch.float32)
 
     @property
     def layers(self) -> list[int]:

@@ -66,12 +66,11 @@ def permutation_p(
     Raises:
         ValueError: where no shuffle can change an answer; with `base`, where pairs of equal own answers have one each.
     """
-    labels = first_targets(test)
-    if not movable(labels, None if base is None else first_targets(base)):
+    labels, strata = first_targets(test), None if base is None else first_targets(base)
+    if not movable(labels, strata):
         raise ValueError(CANNOT)
     classes = labels.unique()
     plans = plans_of(reft, {"unedited": Variant(strength=0.0), "edited": Variant()})
     scores = answers(model, test, plans, classes.expand(len(test), -1), reuse=Reuse.of(reuse), progress=False)
-    strata = None if base is None else first_targets(base)
     gained = scores.log_probs[1] - scores.log_probs[0]
     return shuffled_p(gained, torch.searchsorted(classes, labels), strata, shuffles, seed)

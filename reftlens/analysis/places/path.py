@@ -13,6 +13,7 @@ from transformer_lens.hook_points import HookPoint
 
 from reftlens import figures
 from reftlens.analysis.statistics import Estimate, mean_of
+from reftlens.analysis.subspaces.readers import folded_in
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, resolve_hook
 from reftlens.cone.spans import first_block
 from reftlens.editing.bound import Place
@@ -236,7 +237,4 @@ def _states(
 def _directions(model: Bridge, ids: Int[Tensor, " targets"]) -> Float[Tensor, "targets d"]:
     """The column of the unembedding of each token, the gain of the final norm (and its centring) folded in."""
     bridge: Any = model
-    norm = bridge.ln_final
-    columns = bridge.W_U.detach()[:, ids].T.cpu().double()
-    folded = columns * (norm.weight.detach().cpu().double() + float(norm.uses_weight_offset))
-    return folded if norm.uses_rms_norm else folded - folded.mean(dim=1, keepdim=True)
+    return folded_in(bridge.ln_final, bridge.W_U.detach()[:, ids].cpu().double()).T

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformer_lens.utilities.statistics import derive_generator
 
-from reftlens.analysis.statistics import Estimate, mean_of, share_of
-
-_DRAWS = 2000
+from reftlens.analysis.statistics import Estimate, mean_of, resampled_means, share_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +90,7 @@ def half_effect(
     curve = effect[[i for _, i in measured]].double()
     curve = torch.cat([torch.zeros_like(curve[:1]), curve])
     count = curve.shape[1]
-    drawn = torch.randint(count, (_DRAWS, count), generator=derive_generator(seed, "half effect"))
-    weights = torch.zeros(_DRAWS, count, dtype=torch.float64)
-    weights = weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64)) / count
-    means = torch.cat([curve.mean(dim=1)[None], weights @ curve.T])
+    means = torch.cat([curve.mean(dim=1)[None], resampled_means(curve.T, "half effect", seed)])
     crossings = _crossing(share, means)
     half = means[0, -1].item() / 2
     if crossings[0].isinf():

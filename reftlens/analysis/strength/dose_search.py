@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 
 @dataclass
 class Search:
@@ -98,12 +100,7 @@ class Search:
 
 
 def _through(points: Sequence[tuple[float, float]]) -> Callable[[float], float]:
-    """The polynomial through up to three points (Lagrange)."""
-
-    def value(x: float) -> float:
-        return sum(
-            y * math.prod((x - other) / (at - other) for k, (other, _) in enumerate(points) if k != i)
-            for i, (at, y) in enumerate(points)
-        )
-
-    return value
+    """The polynomial through up to three points."""
+    x, y = torch.tensor(points, dtype=torch.float64).unbind(dim=1)
+    coefficients = torch.linalg.solve(x[:, None] ** torch.arange(len(x)), y).tolist()
+    return lambda at: sum(c * at**power for power, c in enumerate(coefficients))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -125,8 +126,7 @@ class Overlap:
         return figures.table(records)
 
     def _pairs(self) -> list[tuple[int, int]]:
-        count = len(self.names)
-        return [(a, b) for a in range(count) for b in range(a + 1, count)]
+        return list(combinations(range(len(self.names)), 2))
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Heat map; under each overlap the chance level, mean ± standard deviation of random subspaces."""

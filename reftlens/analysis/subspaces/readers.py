@@ -115,14 +115,14 @@ def stream_readers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tenso
         block, name = bridge.blocks[i], f"blocks.{i}"
         if attention or i > layer:
             for part in "qkv":
-                weight = _weight(block, f"{name}.attn", f"W_{part.upper()}")
+                weight = weight_of(block, f"{name}.attn", f"W_{part.upper()}")
                 joined = _through(block, "ln1", rearrange(weight, "head d out -> d (head out)"))
                 for head, matrix in enumerate(joined.split(weight.shape[2], dim=1)):
                     yield f"{name}.attn.{part}.{head}", matrix
         norm = "ln2" if hasattr(block, "ln2") else "ln1"  # one norm for both, where they run in parallel
-        yield f"{name}.mlp.in", _through(block, norm, _weight(block, f"{name}.mlp", "W_in"))
+        yield f"{name}.mlp.in", _through(block, norm, weight_of(block, f"{name}.mlp", "W_in"))
         if getattr(block.mlp, "W_gate", None) is not None:
-            yield f"{name}.mlp.gate", _through(block, norm, _weight(block, f"{name}.mlp", "W_gate"))
+            yield f"{name}.mlp.gate", _through(block, norm, weight_of(block, f"{name}.mlp", "W_gate"))
     yield "unembed", _through(bridge, "ln_final", bridge.W_U.detach().cpu().double())
 
 
@@ -135,7 +135,7 @@ def _direct(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tensor, "d o
         yield "unembed", bridge.W_U.detach().cpu().double()
     elif output:
         reader = name.removesuffix(".hook_in")
-        weight = _weight(bridge.blocks[int(output[1])], reader, "W_out" if output[2] == "mlp.out" else "W_O")
+        weight = weight_of(bridge.blocks[int(output[1])], reader, "W_out" if output[2] == "mlp.out" else "W_O")
         if weight.ndim == 3:
             heads = weight if site.heads is None else weight[list(site.heads)]
             weight = rearrange(heads, "head d_head d -> (head d_head) d")
@@ -196,16 +196,27 @@ def _through(parent: Any, name: str, weight: Float[Tensor, "d out"]) -> Float[Te
     norm = getattr(parent, name, None)
     if norm is None or getattr(norm, "weight", None) is None:
         raise ValueError(f"there is no norm {name} with a gain where the readers of this model expect one")
-    folded = (norm.weight.detach().cpu().double() + float(norm.uses_weight_offset))[:, None] * weight
-    centred = folded if norm.uses_rms_norm else folded - folded.mean(dim=0)
-    return centred / centred.norm().clamp_min(1e-30)
+    folded = folded_in(norm, weight)
+    return folded / folded.norm().clamp_min(1e-30)
 
 
-def _weight(block: Any, where: str, name: str) -> Tensor:
+def gain_of(norm: Any) -> Float[Tensor, " d"]:
+    """What a norm multiplies each dimension with; float64 on the CPU."""
+    return norm.weight.detach().cpu().double() + float(norm.uses_weight_offset)
+
+
+def folded_in(norm: Any, weight: Float[Tensor, "d out"]) -> Float[Tensor, "d out"]:
+    """A weight behind a norm with its gain (and centring) folded in."""
+    folded = gain_of(norm)[:, None] * weight
+    return folded if norm.uses_rms_norm else folded - folded.mean(dim=0)
+
+
+def weight_of(block: Any, where: str, name: str) -> Tensor:
+    """A weight of the attention or the MLP of a block, float64 on the CPU; `where` is what it is called."""
     weight = getattr(getattr(block, "mlp" if ".mlp" in where else "attn", None), name, None)
     if not isinstance(weight, Tensor):
         raise ValueError(
-            f"{where} has no single {name} (a mixture of experts, or no attention): its readers are unknown"
+            f"{where} has no single {name} (a mixture of experts, or no attention): what it does is not known"
         )
     return weight.detach().cpu().double()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, overlap_of, site_index, span
-from reftlens.analysis.subspaces.readers import first_reader, stream_readers
+from reftlens.analysis.subspaces.readers import first_reader, gain_of, stream_readers, weight_of
 from reftlens.bridge.protocol import Bridge, resolve_hook
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
@@ -146,13 +146,9 @@ def stream_writers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tenso
 
 def _output(block: Any, i: int, part: str) -> Iterator[tuple[str, Float[Tensor, "d out"]]]:
     """What attention or the MLP of a block adds, through the gain of a norm behind it."""
-    weight = getattr(getattr(block, part, None), "W_O" if part == "attn" else "W_out", None)
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"blocks.{i}.{part} has no single output weight (a mixture of experts, or no attention)")
+    rows = weight_of(block, f"blocks.{i}.{part}", "W_O" if part == "attn" else "W_out")
     norm = getattr(block, "ln1_post" if part == "attn" else "ln2_post", None)
-    rows = weight.detach().cpu().double()
-    if norm is not None:
-        rows = rows * (norm.weight.detach().cpu().double() + float(norm.uses_weight_offset))
+    rows = rows if norm is None else rows * gain_of(norm)
     if part == "mlp":
         yield f"blocks.{i}.mlp.out", rows.T
     else:
