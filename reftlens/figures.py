@@ -81,14 +81,10 @@ def short(label: object, most: int = 44) -> str:
 
 def screenful(lines: Sequence[str], *, most: int = 40, width: int = 160) -> str:
     """Lines that fit a screen: long ones go on in the next line, and the last says how many more there are."""
-    rows = [row for line in lines for row in _wrapped(line, width)]
+    rows = [row for line in lines for row in textwrap.wrap(line, width, subsequent_indent="    ") or [""]]
     if len(rows) > most:
         rows = [*rows[: most - 1], f"… and {len(rows) - most + 1} more lines: to_frame() has it all"]
     return "\n".join(rows)
-
-
-def _wrapped(line: str, width: int) -> list[str]:
-    return [line] if len(line) <= width else textwrap.wrap(line, width, subsequent_indent="    ")
 
 
 def table(data: Any, index: str | None = None) -> DataFrame:

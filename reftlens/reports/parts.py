@@ -62,29 +62,19 @@ def figure(
 def table(frame: DataFrame, caption: str) -> Table:
     """A data frame as a table."""
     whole = _whole(frame)
-    return Table(caption, [(str(c), whole[c].dtype.kind in "if") for c in whole.columns], _rows(whole))
+    columns = [(str(c), whole[c].dtype.kind in "if") for c in whole.columns]
+    return Table(caption, columns, whole.to_dict("split")["data"])
 
 
 def records(frame: DataFrame) -> list[dict[str, Any]]:
     """The rows of a data frame for JSON: what is no finite number is null."""
-    whole = _whole(frame)
-    names = [str(c) for c in whole.columns]
-    return [{n: None if _is_not_finite(v) else v for n, v in zip(names, row, strict=True)} for row in _rows(whole)]
+    rows = _whole(frame).to_dict("records")
+    return [{str(n): None if isinstance(v, float) and not math.isfinite(v) else v for n, v in r.items()} for r in rows]
 
 
 def _whole(frame: DataFrame) -> DataFrame:
     """With its index as a column, if that has a name."""
     return frame.reset_index() if frame.index.name else frame
-
-
-def _rows(frame: DataFrame) -> list[list[Any]]:
-    """In Python's own types."""
-    rows = frame.itertuples(index=False, name=None)
-    return [[value.item() if hasattr(value, "item") else value for value in row] for row in rows]
-
-
-def _is_not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def number(value: Any) -> str:

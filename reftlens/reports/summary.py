@@ -1,5 +1,6 @@
 """The first screen: what was edited and where, what it does at strength 1, and what to be careful about."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -86,56 +87,51 @@ def warnings_of(subject: Subject, results: Measured) -> list[str]:
     return [*_of_data(subject), *_of_effect(results), *_of_texts(results)]
 
 
-def _of_data(subject: Subject) -> list[str]:
-    warnings, run, count = [], subject.run, len(subject.data)
+def _of_data(subject: Subject) -> Iterator[str]:
+    run, count = subject.run, len(subject.data)
     if run is None:
-        warnings.append("No record of the training was given, so it is not known what the edit was trained on.")
+        yield "No record of the training was given, so it is not known what the edit was trained on."
     elif run.data_hash != subject.trained_on.fingerprint:
-        warnings.append("The data given here is not the data of the training record: their hashes differ.")
+        yield "The data given here is not the data of the training record: their hashes differ."
     elif subject.heldout is None:
-        warnings.append(
+        yield (
             "Effects were measured on the data that the edit was trained on: they say how well it was learned, not "
             "how well it carries over to other prompts."
         )
     if count < _SMALL:
-        warnings.append(f"Only {count} example{'s were' if count != 1 else ' was'} measured: the intervals are rough.")
-    return warnings
+        yield f"Only {count} example{'s were' if count != 1 else ' was'} measured: the intervals are rough."
 
 
-def _of_effect(results: Measured) -> list[str]:
-    warnings, dose = [], results.dose
+def _of_effect(results: Measured) -> Iterator[str]:
+    dose = results.dose
     at = dose.strengths.index(1.0)
     effect, kl, wrong = dose.estimate("effect")[at], dose.estimate("kl")[at].value, dose.slopes.wrong.value
     if effect.low <= 0 <= effect.high:
-        warnings.append("At strength 1 the interval of the effect includes 0: this data shows no effect.")
+        yield "At strength 1 the interval of the effect includes 0: this data shows no effect."
     elif effect.high < 0:
-        warnings.append("At strength 1 the edit makes the targets less likely.")
+        yield "At strength 1 the edit makes the targets less likely."
     if wrong > _WRONG:
-        warnings.append(f"{wrong:.0%} of the examples move the wrong way as the strength grows.")
+        yield f"{wrong:.0%} of the examples move the wrong way as the strength grows."
     if kl > _FAR:
-        warnings.append(f"At strength 1 predictions here are far from the unedited model's: {kl:.2f} nats per token.")
+        yield f"At strength 1 predictions here are far from the unedited model's: {kl:.2f} nats per token."
     if dose.unrelated is None:
-        warnings.append("What the edit does to unrelated text was not measured (unrelated=).")
+        yield "What the edit does to unrelated text was not measured (unrelated=)."
     elif (drift := dose.estimate("drift")[at].value) > _DRIFT:
-        warnings.append(f"Predictions on unrelated text move as well, by {drift:.2f} nats per token at strength 1.")
-    return warnings
+        yield f"Predictions on unrelated text move as well, by {drift:.2f} nats per token at strength 1."
 
 
-def _of_texts(results: Measured) -> list[str]:
-    warnings, grid, dose = [], results.grid, results.dose
+def _of_texts(results: Measured) -> Iterator[str]:
+    grid, dose = results.grid, results.dose
     if grid is None:
-        return []
+        return
     at, base, texts = dose.strengths.index(1.0), dose.strengths.index(0.0), grid.at(1.0).texts
     loops, unlikely = ([e.value for e in dose.estimate(name)] for name in ("repetition", "perplexity"))
     if loops[at] > loops[base] + 0.1:
-        warnings.append(
-            f"Texts at strength 1 repeat {loops[at]:.0%} of their 3-grams; at strength 0, {loops[base]:.0%}."
-        )
+        yield f"Texts at strength 1 repeat {loops[at]:.0%} of their 3-grams; at strength 0, {loops[base]:.0%}."
     if unlikely[at] > 10 * unlikely[base]:
-        warnings.append(
+        yield (
             f"The unedited model finds the texts at strength 1 unlikely (perplexity {unlikely[at]:.0f}, at 0 "
             f"{unlikely[base]:.0f}): look at them, whether that is the style that was wanted or broken text."
         )
     if len(texts) > 1 and len(set(texts)) == 1:
-        warnings.append(f"All {len(texts)} prompts are answered by one and the same text at strength 1.")
-    return warnings
+        yield f"All {len(texts)} prompts are answered by one and the same text at strength 1."
