@@ -65,8 +65,8 @@ def test_a_map_goes_on_from_its_folder(tmp_path):
 
 def test_two_runs_may_fill_one_folder(tmp_path):
     """Each writes its file whole, under a name that no other uses until it is finished."""
-    from reftlens.analysis.causal.map_folder import read_cells, write_cells
     from reftlens.analysis.causal.map_results import Cell
+    from reftlens.analysis.causal.maps import read_cells, write_cells
 
     cells = [Cell(3, "last", rank, 0, (True,) * 500, (False,) * 500, 0.5) for rank in range(20)]
     with ThreadPoolExecutor(8) as pool:

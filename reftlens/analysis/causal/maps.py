@@ -1,14 +1,15 @@
 """Where a variable is carried: an exchange trained and scored at every layer, position, rank and seed, in one call."""
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from reftlens.analysis.causal.map_folder import read_cells, write_cells
 from reftlens.analysis.causal.map_layers import LayerWork, cells_of
 from reftlens.analysis.causal.map_results import Cell, InterchangeMap
 from reftlens.bridge.fingerprint import fingerprint
@@ -19,6 +20,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site, resid_post
 from reftlens.editing.variant import Variant
 from reftlens.errors import check_each_once
+from reftlens.files import write_atomically
 from reftlens.interventions.interchange import Interchange
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch
@@ -113,3 +115,29 @@ def _all_cells(
                     write_cells(folder, work.layer, work.fingerprint, layer)
             cells += layer
     return cells
+
+
+def read_cells(folder: Path, layer: int, fingerprint: str) -> list[Cell] | None:
+    """The cells of a layer, None where there is no file.
+
+    Raises:
+        ValueError: where the file has another fingerprint.
+    """
+    path = _path(folder, layer)
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if stored["fingerprint"] != fingerprint:
+        raise ValueError(f"{path} belongs to a map of other data or settings: choose another folder")
+    return [Cell(**{**c, "choose": tuple(c["choose"]), "report": tuple(c["report"])}) for c in stored["cells"]]
+
+
+def write_cells(folder: Path, layer: int, fingerprint: str, cells: Sequence[Cell]) -> None:
+    """Write the cells of a layer: the whole file, or none, also where several processes fill one folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {"fingerprint": fingerprint, "cells": [asdict(c) for c in cells]}
+    write_atomically(_path(folder, layer), json.dumps(stored).encode())
+
+
+def _path(folder: Path, layer: int) -> Path:
+    return folder / f"layer_{layer:03d}.json"
