@@ -92,12 +92,8 @@ def known(
     if not questions:
         raise ValueError(f"no city can be asked for {', '.join(names)}: there are {len(pool)} cities")
     questions.sort(key=lambda q: len(q[1].text) + len(q[0].name))  # rows of a batch are about as long
-    hits = []
-    with tqdm(total=len(questions), desc="known", unit="question", disable=not progress) as bar:
-        for start in range(0, len(questions), batch_size):
-            some = questions[start : start + batch_size]
-            hits.append(_right(model, some))
-            bar.update(len(some))
+    starts = tqdm(range(0, len(questions), batch_size), desc="known", unit="batch", disable=not progress)
+    hits = [_right(model, questions[start : start + batch_size]) for start in starts]
     return Known(ravel, tuple(questions), torch.cat(hits))
 
 
