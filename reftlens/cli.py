@@ -47,27 +47,23 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     demo.set_defaults(run=run_demo)
     chat = commands.add_parser("chat", help="talk to a model with a saved intervention")
-    chat.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
-    chat.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
     chat.add_argument("--strength", type=float, default=1.0, help="0 is the unedited model (default: 1)")
     chat.add_argument("--max-new-tokens", type=int, default=128)
     chat.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     chat.set_defaults(run=run_chat)
-    _add_report(commands.add_parser("report", help="write one HTML file about a saved intervention"))
-    return parser
-
-
-def _add_report(command: argparse.ArgumentParser) -> None:
-    command.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
-    command.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
-    command.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: DIR/report.html)")
+    about = commands.add_parser("report", help="write one HTML file about a saved intervention")
+    about.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: DIR/report.html)")
     trained_on = "what it was trained on, JSONL with prompt and completion (default: the demo's examples)"
-    command.add_argument("--data", type=Path, metavar="FILE", help=trained_on)
-    command.add_argument("--chat", action="store_true", help="the prompts of FILE go into the chat template")
-    command.add_argument("--prompts", nargs="+", metavar="TEXT", help="what texts are written from")
-    command.add_argument("--seed", type=int, default=0, help="of resampling tests (default: 0)")
-    command.add_argument("--quiet", action="store_true", help="no progress bars")
-    command.set_defaults(run=run_report)
+    about.add_argument("--data", type=Path, metavar="FILE", help=trained_on)
+    about.add_argument("--chat", action="store_true", help="the prompts of FILE go into the chat template")
+    about.add_argument("--prompts", nargs="+", metavar="TEXT", help="what texts are written from")
+    about.add_argument("--seed", type=int, default=0, help="of resampling tests (default: 0)")
+    about.add_argument("--quiet", action="store_true", help="no progress bars")
+    about.set_defaults(run=run_report)
+    for command in (chat, about):
+        command.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
+        command.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
+    return parser
 
 
 def run_demo(options: argparse.Namespace) -> int:

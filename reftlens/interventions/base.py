@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from reftlens.interventions.subspace import Frame
 
 Hidden = Float[Tensor, "*units d"]
-Code = Float[Tensor, "*units rank"]
 Strength = int | float | Float[Tensor, "*#units #rank"]
 
 

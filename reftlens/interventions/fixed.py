@@ -23,7 +23,7 @@ class SteeringVector(Intervention):
         super().__init__(d, 1)
         self.vector = nn.Parameter(torch.zeros(d, dtype=torch.float32))
         if vector is not None:
-            _check_shape("vector", vector, (d,))
+            check_shape("vector", vector, (d,))
             with torch.no_grad():
                 self.vector.copy_(vector)
 
@@ -72,7 +72,7 @@ class Ablation(Intervention):
             if rank not in (None, directions.shape[-1]):
                 raise ValueError(f"rank={rank}, and there are {directions.shape[-1]} directions: drop rank")
             rank = directions.shape[-1]
-            _check_shape("directions", directions, (d, rank))
+            check_shape("directions", directions, (d, rank))
             if int(torch.linalg.matrix_rank(directions.detach().float())) < rank:
                 raise ValueError(
                     f"the {rank} directions are not linearly independent, so they do not span a subspace of that width"
@@ -80,11 +80,9 @@ class Ablation(Intervention):
         super().__init__(d, d if rank is None else rank)
         self.whole = rank is None
         if reference is not None:
-            _check_shape("reference", reference, (d,))
-        self.register_buffer(
-            "reference",
-            torch.zeros(d, dtype=torch.float32) if reference is None else reference.detach().float().clone(),
-        )
+            check_shape("reference", reference, (d,))
+        constant = torch.zeros(d, dtype=torch.float32) if reference is None else reference.detach().float().clone()
+        self.register_buffer("reference", constant)
         if self.whole:
             columns = None
         elif directions is None:
@@ -138,6 +136,7 @@ class Noise(Intervention):
         self.get_buffer("drawn").copy_(torch.randn(self.d, generator=generator, dtype=torch.float32))
 
 
-def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise `ValueError` where the argument `name` has another shape."""
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(expected)}")

@@ -1,8 +1,4 @@
-"""Interventions with a source: what a subspace holds is exchanged for what it holds in another row.
-
-`h' = h + strength · (source - h) B Bᵀ`. With several variables, each owns some columns of `B` and has a source of
-its own.
-"""
+"""Interventions with a source: what a subspace holds is exchanged for what it holds in another row."""
 
 from abc import abstractmethod
 from collections.abc import Mapping

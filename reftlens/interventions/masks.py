@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from reftlens.interventions.fixed import check_shape
 from reftlens.interventions.interchange import Exchange
 from reftlens.interventions.subspace import Frame
 
@@ -196,14 +197,11 @@ class SAEMask(_Mask):
             raise ValueError("SAEMask needs the autoencoder: encoder [d, latents] and decoder [latents, d]")
         super().__init__(d, latents, temperature, sparsity)
         shapes = {"encoder": (d, latents), "decoder": (latents, d), "encoder_bias": (latents,), "decoder_bias": (d,)}
-        tensors = {"encoder": encoder, "decoder": decoder, "encoder_bias": encoder_bias, "decoder_bias": decoder_bias}
-        for name, shape in shapes.items():
-            tensor = tensors[name]
-            if tensor is not None and tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
-            self.register_buffer(
-                name, torch.zeros(shape, dtype=torch.float32) if tensor is None else tensor.detach().float()
-            )
+        tensors = (encoder, decoder, encoder_bias, decoder_bias)
+        for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
+            tensor = torch.zeros(shape, dtype=torch.float32) if tensor is None else tensor.detach().float()
+            check_shape(name, tensor, shape)
+            self.register_buffer(name, tensor)
 
     def latents(self, h: Float[Tensor, "*units {self.d}"]) -> Float[Tensor, "*units {self.rank}"]:
         """`relu((h - b_dec) W_enc + b_enc)`."""

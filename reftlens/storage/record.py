@@ -1,7 +1,4 @@
-"""The record of a `ReFT` in plain values: what `reft.json` says of its sites, interventions and model.
-
-Kinds and dtypes come from closed tables; nothing is imported by name.
-"""
+"""The record of a `ReFT` in plain values: what `reft.json` says of its sites, interventions and model."""
 
 import json
 from collections.abc import Mapping

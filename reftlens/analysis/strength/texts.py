@@ -79,12 +79,14 @@ def fluency(
     """What continuations of the same prompts are like, one `Generation` for each dose."""
     texts = tuple(generation.texts for generation in generations)
     repeated = [[repetition(ids) for ids in generation.ids] for generation in generations]
-    scores = None if score is None else [[float(score(text)) for text in row] for row in texts]
+    scores = None
+    if score is not None:
+        scores = torch.tensor([[float(score(text)) for text in row] for row in texts], dtype=torch.float64)
     return Written(
         texts,
         torch.stack([perplexity(model, generation.batch(), batch_size=batch_size) for generation in generations]),
         torch.tensor(repeated, dtype=torch.float64),
-        None if scores is None else torch.tensor(scores, dtype=torch.float64),
+        scores,
         computation,
     )
 

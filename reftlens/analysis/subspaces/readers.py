@@ -97,7 +97,8 @@ def seen_split(model: Bridge, site: Site, *, readers: str = "*", share: float | 
     if share is not None and not 0 < share <= 1:
         raise ValueError(f"share={share}, expected above 0 and at most 1")
     names, strength, directions = _spectrum(model, site, readers)
-    rank, d = _rank(strength, len(directions)), len(directions)
+    d = len(directions)
+    rank = int((strength > strength[0] * (d * torch.finfo(torch.float32).eps) ** 2).sum())  # float32 rounds the rest
     wanted = (1.0 if rank < d - 1 else 0.9) if share is None else share
     reached = strength.clamp_min(0).cumsum(dim=0) / strength.clamp_min(0).sum()
     count = rank if wanted == 1 else min(rank, 1 + int((reached < wanted).sum()))
@@ -184,11 +185,6 @@ def _spectrum(
         )
     values, vectors = torch.linalg.eigh(gram)
     return tuple(names), values.flip(-1), vectors.flip(-1)
-
-
-def _rank(strength: Float[Tensor, " n"], d: int) -> int:
-    """How many eigenvalues are above the rounding of float32 weights."""
-    return int((strength > strength[0] * (d * torch.finfo(torch.float32).eps) ** 2).sum())
 
 
 def _through(parent: Any, name: str, weight: Float[Tensor, "d out"]) -> Float[Tensor, "d out"]:

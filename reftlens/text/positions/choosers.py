@@ -40,7 +40,7 @@ class Last(Positions):
         _at_least_one("Last", self.n)
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        pool = _prompt_only(view, among)
+        pool = _within(among, view.prompt)
         return pool & (pool.long().flip(1).cumsum(dim=1).flip(1) <= self.n)
 
 
@@ -58,7 +58,7 @@ class Nth(Positions):
     looks_ahead: ClassVar[bool] = True
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        pool = _prompt_only(view, among)
+        pool = _within(among, view.prompt)
         place = pool.long().cumsum(dim=1) - 1
         wanted = self.k if self.k >= 0 else pool.long().sum(dim=1, keepdim=True) + self.k
         return _complete(pool & (place == wanted), self.missing, f"{self}: the prompt has too few tokens")
@@ -113,7 +113,7 @@ class Tokens(Positions):
             matches = [m.span() for m in pattern.finditer(text) if m.end() > m.start()]
             hits = [any(start < b and a < end for a, b in matches) for start, end in spans]
             mask[row, view.prompt[row]] = torch.tensor(hits, dtype=torch.bool, device=mask.device)
-        return _complete(mask & _prompt_only(view, among), self.missing, f"{self}: no such token in the prompt")
+        return _complete(_within(among, mask), self.missing, f"{self}: no such token in the prompt")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Prompt(Positions):
     prompt_only: ClassVar[bool] = True
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        return _prompt_only(view, among)
+        return _within(among, view.prompt)
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,7 @@ class Response(Positions):
     reaches_response: ClassVar[bool] = True
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        mask = view.role >= Role.RESPONSE
-        return mask if among is None else mask & among
+        return _within(among, view.role >= Role.RESPONSE)
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,7 @@ class Generated(Positions):
     reaches_response: ClassVar[bool] = True
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        mask = view.role == Role.GENERATED
-        return mask if among is None else mask & among
+        return _within(among, view.role == Role.GENERATED)
 
 
 def _at_least_one(name: str, n: int) -> None:
@@ -167,8 +165,8 @@ def _at_least_one(name: str, n: int) -> None:
         raise ValueError(f"{name}({n}) chooses nothing; n must be 1 or more")
 
 
-def _prompt_only(view: TokenView, among: Mask | None) -> Mask:
-    return view.prompt if among is None else view.prompt & among
+def _within(among: Mask | None, mask: Mask) -> Mask:
+    return mask if among is None else mask & among
 
 
 def _complete(mask: Mask, missing: str, why: str) -> Mask:
