@@ -596,6 +596,6 @@ def test_the_engine_adds_nothing_when_there_is_nothing_to_edit(llama):
     from reftlens.editing.engine import attached
 
     batch = encoded(llama)
-    with attached([]), nullcontext():
+    with attached(llama, []), nullcontext():
         assert torch.equal(run(llama, batch), run(llama, batch))
         assert hook_counts(llama)[1] == {n: ([], []) for n in llama.hook_dict}

@@ -11,6 +11,7 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.classes import check_reads_text
+from reftlens.bridge.exclusive import exclusive
 from reftlens.errors import HookNotFound
 
 
@@ -149,11 +150,12 @@ def gradients_on() -> Iterator[None]:
 def frozen(model: Bridge) -> Iterator[None]:
     """The model's parameters take no gradient inside the block; their flags are put back after it."""
     parameters = list(model.original_model.parameters())
-    flags = [p.requires_grad for p in parameters]
-    try:
-        for p in parameters:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p, flag in zip(parameters, flags, strict=True):
-            p.requires_grad_(flag)
+    with exclusive(model):
+        flags = [p.requires_grad for p in parameters]
+        try:
+            for p in parameters:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for p, flag in zip(parameters, flags, strict=True):
+                p.requires_grad_(flag)

@@ -16,6 +16,7 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
+from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import foreign_hook, hook_points, modules
 from reftlens.bridge.protocol import Bridge
 
@@ -101,7 +102,7 @@ class Body:
         taken = {id(slot) for slot, _ in places}
         free = self._free(used) if plain else []
         swaps = [*((slot, slot.original) for slot in free if id(slot) not in taken), *places]
-        with self._attention("sdpa" if plain and self._may_use_sdpa(used) else None):
+        with exclusive(self.model), self._attention("sdpa" if plain and self._may_use_sdpa(used) else None):
             try:
                 for slot, module in swaps:
                     slot.parent._modules[slot.name] = module

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import Autocast, Job, Scored
 from reftlens.editing.bound import Bound
@@ -21,11 +23,15 @@ class Full:
     autocast: Autocast
 
     def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
-        """Each job by itself; its hooks are attached until the next one is asked for."""
+        """Each job by itself; where gradients are taken, its hooks are attached until the next one is asked for."""
         for job in jobs:
             batch = self.data[list(job.rows)].to(device_of(self.model))
             edits = self.bounds[job.plan].edits(batch.view, job.rows)
-            with attached(edits), self.autocast():
+            with attached(self.model, edits), self.autocast():
                 logits = forward(self.model, batch.tokens, batch.attention_mask)
-                yield [Scored(job, batch, logits[batch.predicting])]
+                scored = [Scored(job, batch, logits[batch.predicting])]
+                if torch.is_grad_enabled():  # a model that checkpoints gradients computes once more in backward
+                    yield scored
             check_fired(edits)
+            if not torch.is_grad_enabled():
+                yield scored

@@ -181,7 +181,7 @@ class Cone:
         if trims and cache is not None:
             places.append((self.body.blocks[-1], Trimmed(self.body, cache, layers[-1], before, at)))
         numbers = torch.tensor([row.number for row in rows], device=self.device)
-        with attached(each.edits), self.body.arranged(places, plain=self.plain, used=used):
+        with attached(self.body.model, each.edits), self.body.arranged(places, plain=self.plain, used=used):
             tokens = win.cut(self.tidy.tokens[numbers])
             logits = forward_inside(self.body.model, tokens, mask, win.columns, cache)
         check_fired(each.edits)

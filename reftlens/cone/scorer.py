@@ -5,10 +5,11 @@ rest from what was captured once; where that would not be valid it runs the whol
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from copy import copy
 
+from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.body import Body
 from reftlens.cone.full import Full
@@ -73,11 +74,12 @@ class Scorer:
         """Whether the frozen computation is reused."""
         return self._cone is not None
 
-    def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
+    def score(self, jobs: Sequence[Job]) -> Generator[list[Scored], None, None]:
         """Score jobs, as many together as is sensible; jobs of one group share a graph, so call backward once."""
         left = list(jobs)
         if self._cone is not None:
-            self._problem = self._cone.body.obstacle()
+            with exclusive(self.model):
+                self._problem = self._cone.body.obstacle()
             try:
                 for group in () if self._problem else self._cone.score(jobs):
                     for scored in group:

@@ -157,6 +157,6 @@ def _donors(model: Bridge, data: Batch, places: Places, variant: Variant, *, nes
     def editing(source: Batch) -> Editing:
         donors = _donors(model, source, places, variant, nested=True)
         inner = Bound(places, Variant(sites=tuple(donors)), donors)
-        return lambda batch, rows: attached(inner.edits(batch.view, rows))
+        return lambda batch, rows: attached(model, inner.edits(batch.view, rows))
 
     return read_donors(model, data, _exchanged(places, variant), editing, nested=nested)

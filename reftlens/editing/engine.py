@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.edits import Edit
 from reftlens.errors import SiteNeverFired
@@ -19,28 +20,29 @@ class Stop(Exception):
     """Ends a forward pass from inside once what it was run for is known."""
 
 
-def attached(edits: Sequence[Edit]) -> AbstractContextManager[None]:
-    """Edits act inside the block, backward included."""
+def attached(model: Bridge, edits: Sequence[Edit]) -> AbstractContextManager[None]:
+    """Edits act inside the block, backward included; no other thread is in such a block with the model."""
     carries = [(edit.carry, edit.pass_on) for edit in edits if edit.carry is not None]
-    return hooked([(edit.point, edit) for edit in edits], first=carries)
+    return hooked(model, [(edit.point, edit) for edit in edits], first=carries)
 
 
 @contextmanager
-def hooked(hooks: Sequence[Hook], first: Sequence[Hook] = ()) -> Iterator[None]:
+def hooked(model: Bridge, hooks: Sequence[Hook], first: Sequence[Hook] = ()) -> Iterator[None]:
     """Hook functions are called inside the block; only these hooks are added, and only they are removed.
 
     Those in `first` are called before any others at their hook.
     """
     handles = []
-    try:
-        for prepend, group in ((True, first), (False, hooks)):
-            for point, function in group:
-                handles.append((point, point.add_hook(function, prepend=prepend)))
-        yield
-    finally:
-        for point, handle in handles:
-            handle.hook.remove()
-            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+    with exclusive(model):
+        try:
+            for prepend, group in ((True, first), (False, hooks)):
+                for point, function in group:
+                    handles.append((point, point.add_hook(function, prepend=prepend)))
+            yield
+        finally:
+            for point, handle in handles:
+                handle.hook.remove()
+                point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
 
 
 def check_fired(edits: Sequence[Edit]) -> None:
@@ -59,7 +61,8 @@ def forward(
 
     Position ids follow from the mask, so padding on either side leaves every token at its own absolute position.
     """
-    return model(tokens, attention_mask=attention_mask.long(), return_type="logits", use_cache=False)
+    with exclusive(model):
+        return model(tokens, attention_mask=attention_mask.long(), return_type="logits", use_cache=False)
 
 
 def forward_cached(

@@ -157,7 +157,7 @@ def _probe(model: Bridge, points: Sequence[HookPoint]) -> dict[HookPoint, tuple[
     probes = {point: _Probe(point) for point in points}
     with frozen(model), gradients_on(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the bridge warns of edits at norms, which add zero here
-        with hooked(list(probes.items())):
+        with hooked(model, list(probes.items())):
             logits = _run(model)
         zeros = {point: probe.zero for point, probe in probes.items() if probe.zero is not None}
         readout = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(logits)
@@ -202,7 +202,7 @@ def _adds_up(model: Bridge, point: HookPoint, carry: HookPoint) -> bool:
     def keep(h: Tensor, hook: HookPoint) -> None:
         seen["out"] = h.clone()
 
-    with hooked([(point, same_for_all), (carry, keep)]):
+    with hooked(model, [(point, same_for_all), (carry, keep)]):
         _run(model)
     added = (seen["out"] - seen["in"]).float()
     return bool((added - added[:1, :1]).abs().max() <= 0.02 * seen["in"].float().abs().max())

@@ -59,7 +59,7 @@ def read_sites(
             readers += [_Reader(readers, ends) for _ in places]
             context = edited(batch, range(start, start + len(batch))) if edited else nullcontext()
             hooks = [(point, reader) for (_, point), reader in zip(places, readers, strict=True)]
-            with context, hooked(hooks), suppress(Stop):
+            with context, hooked(model, hooks), suppress(Stop):
                 forward(model, batch.tokens, batch.attention_mask)
             for (site, _), reader, read in zip(places, readers, vectors, strict=True):
                 if len(reader.states) != 1:

@@ -212,7 +212,7 @@ class ReFT(nn.Module):
             ValueError: if a site chooses no token in any row.
         """
         edits = self.bound_to(model, batch, variant).edits(batch.view)
-        with attached(edits):
+        with attached(model, edits):
             yield
         check_fired(edits)
 

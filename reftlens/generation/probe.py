@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import muted
 from reftlens.cone.probe import difference, verdicts_of
 from reftlens.cone.spans import within_block
@@ -31,13 +32,15 @@ _LENGTHS, _WRITTEN = (7, 4), 2
 
 def checked(session: Session) -> Session:
     """The session, made to compute in full where its own way of computing gives something else."""
-    verdicts = verdicts_of(session.model)
-    way = _way(session)
-    if session.decoding.verify and way not in verdicts:
-        obstacle = session.runner.obstacle()
-        with muted(session.model):
-            verdicts[way] = _problem(session, obstacle)
-    if session.decoding.verify and verdicts[way]:
+    if not session.decoding.verify:
+        return session
+    with exclusive(session.model):
+        verdicts, way = verdicts_of(session.model), _way(session)
+        if way not in verdicts:
+            obstacle = session.runner.obstacle()
+            with muted(session.model):
+                verdicts[way] = _problem(session, obstacle)
+    if verdicts[way]:
         warnings.warn(f"texts are written in full, one row at a time, which is slow: {verdicts[way]}", stacklevel=4)
         session.in_full = True
     return session

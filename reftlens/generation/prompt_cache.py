@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, weights_state
 from reftlens.cone.spans import first_block
 from reftlens.editing.reft import ReFT, check_types
@@ -64,7 +65,8 @@ def prefill(
     check_deterministic(model)
     batch = encoded(model, prompts, chat=chat, system=system)
     rows, runner, places = Rows.of(batch, device_of(model)), Runner(model), reft.bind(model)
-    obstacle, body = runner.obstacle(), runner.body
+    with exclusive(model):
+        obstacle, body = runner.obstacle(), runner.body
     if body is None or obstacle:
         return PromptCache(batch, reft.sites, f"nothing is reused: {obstacle}")
     blocks = [first_block(place.point.name or "", body.depth) for place in places]

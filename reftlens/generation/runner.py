@@ -95,7 +95,7 @@ class Runner:
         """Logits after the last of the `new` columns that are not in the cache, and the cache with all columns."""
         body = self.body
         if body is None or body.obstacle():
-            with attached(edits):
+            with attached(self.model, edits):
                 logits, cache = forward_cached(self.model, rows.tokens[:, -new:], rows.real, cache)
             return logits[:, -1], cache
         used = used_points(edits)
@@ -105,7 +105,7 @@ class Runner:
             places += below
         elif cache is None:
             cache = cache_of([DynamicLayer() for _ in body.blocks])
-        with attached(edits):
+        with attached(self.model, edits):
             logits = _run(body, rows, new, cache, places, used)
         if states is not None:
             cache.layers[: states.first] = states.layers(range(states.first))

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.editing.engine import attached, check_fired, forward
 from reftlens.editing.reft import ReFT, training_mode
@@ -67,6 +68,10 @@ class Session:
         """Run what is not in the cache yet (the prompt, or the newest token) and return the last logits."""
         if self.in_full:
             return torch.stack([self.logits_alone(row)[-1] for row in range(len(self.rows))])
+        with exclusive(self.model):
+            return self._newest()
+
+    def _newest(self) -> Float[Tensor, "row vocab"]:
         states = None if self.cache is not None or self.runner.obstacle() else self.prompts.states
         new = 1 if self.cache is not None else self.rows.tokens.shape[1] - (0 if states is None else states.start)
         edits = [] if self.edits is None else self.edits.at(self.rows, new)
@@ -79,7 +84,8 @@ class Session:
         """Of all tokens of one row, computed without a cache, padding or other rows."""
         rows = self.rows.alone(row)
         edits = [] if self.edits is None else self.edits.of(row).at(rows, rows.tokens.shape[1])
-        with attached(edits), nullcontext() if self.reft is None else training_mode(self.reft, training=False):
+        mode = nullcontext() if self.reft is None else training_mode(self.reft, training=False)
+        with attached(self.model, edits), mode:
             logits = forward(self.model, rows.tokens, rows.real)[0]
         check_fired(edits)
         self.rows.edited[row, self.rows.real[row]] = rows.edited[0]

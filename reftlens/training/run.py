@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
@@ -223,10 +224,11 @@ def advance(runs: Sequence[Run], scorer: Scorer, validator: Scorer | None) -> li
     for turn in range(max(map(len, micro_batches))):
         jobs = [Job(run.number, rows[turn]) for run, rows in zip(runs, micro_batches, strict=True) if turn < len(rows)]
         by_number = {run.number: run for run in runs}
-        for group in scorer.score(jobs):
-            value = torch.stack([by_number[scored.job.plan].loss_of(scored) for scored in group]).sum()
-            if value.requires_grad:  # not so where no site chooses a token in these rows
-                value.backward()
+        with closing(scorer.score(jobs)) as groups:  # an error of the objective leaves nothing on the model
+            for group in groups:
+                value = torch.stack([by_number[scored.job.plan].loss_of(scored) for scored in group]).sum()
+                if value.requires_grad:  # not so where no site chooses a token in these rows
+                    value.backward()
     steps = [run.close_step(validator) for run in runs]
     for run in runs:
         run.history.seconds += (time.perf_counter() - began) / len(runs)

@@ -76,7 +76,7 @@ def read_edited(
 
     def editing(batch: Batch, rows: Sequence[int]) -> AbstractContextManager[None]:
         edits = [bound.edit(i, batch.view, rows, observers.get(i)) for i in bound.active]
-        return attached([edit for edit in edits if edit is not None])
+        return attached(model, [edit for edit in edits if edit is not None])
 
     places = [(place.site, place.point) for place in bound.places]
     with training_mode(reft, training=False):
