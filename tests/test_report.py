@@ -252,7 +252,6 @@ def test_texts_are_written_from_prompts_as_they_were_trained(tmp_path, monkeypat
     """In the chat template, with the system message, of the data that effects are measured on; a batch stays itself."""
     import reftlens as rl
     from reftlens.reports import page
-    from reftlens.reports.sections import measured
 
     model, plain, reft, _ = trained()
     system = "a dog ran by"
@@ -260,7 +259,7 @@ def test_texts_are_written_from_prompts_as_they_were_trained(tmp_path, monkeypat
     expected = rl.encode_prompts(model, ["the moon"], chat=True, system=system)
 
     def read_by_the_model(data, prompts=("the moon",), **options):
-        monkeypatch.setattr(page, "_page", lambda subject, stamp: str(measured(subject).grid.at(1.0).prompt_ids[0]))
+        monkeypatch.setattr(page, "_page", lambda subject, stamp: str(subject.results.grid.at(1.0).prompt_ids[0]))
         options |= {"strengths": (), "decoding": rl.Decoding(max_new_tokens=1), "prompts": prompts}
         return page.report(reft, model, data, tmp_path / "r.html", progress=False, **options).read_text("utf-8")
 
@@ -320,13 +319,12 @@ def test_warnings_follow_what_was_measured():
     from dataclasses import replace
 
     import reftlens as rl
-    from reftlens.reports.sections import measured
     from reftlens.reports.subject import Subject
     from reftlens.reports.summary import warnings_of
 
     model, data, reft, run = trained()
     subject = Subject(reft, model, data, None, None, (0.0, 1.0), run, None, None, None, rl.Decoding(4), 0, False)
-    results = measured(subject)
+    results = subject.results
 
     def with_effect(sign):
         on_data = replace(results.dose.on_data, effect=sign * results.dose.on_data.effect.abs())
@@ -339,7 +337,7 @@ def test_warnings_follow_what_was_measured():
     assert "No record" in warnings(run=None) and "No record" not in warnings()
     assert "hashes differ" in warnings(run=replace(run, data_hash="0")) and "hashes differ" not in warnings()
     assert "unrelated text was not measured" in warnings()
-    drifting = measured(replace(subject, unrelated=data[:4]))
+    drifting = replace(subject, unrelated=data[:4]).results
     assert "was not measured" not in warnings(drifting, unrelated=data[:4])
     for words in ("makes the targets less likely", "of the examples move the wrong way"):
         assert words in warnings(with_effect(-1)) and words not in warnings()

@@ -15,9 +15,9 @@ from reftlens.editing.reft import ReFT
 from reftlens.files import templates
 from reftlens.generation.decoding import Decoding
 from reftlens.reports.directions import directions_section, geometry_section
-from reftlens.reports.parts import Section, number, records
+from reftlens.reports.parts import number, records
 from reftlens.reports.provenance import controls_section, provenance_section, training_section
-from reftlens.reports.sections import measured, strength_section, texts_section, where_section
+from reftlens.reports.sections import strength_section, texts_section, where_section
 from reftlens.reports.subject import Subject
 from reftlens.reports.summary import summary_section, title_of, warnings_of
 from reftlens.text.batch import Batch
@@ -104,26 +104,17 @@ def _encoded(prompts: Sequence[Prompt] | Batch | None, model: Bridge, data: Batc
 
 
 def _page(subject: Subject, stamp: datetime) -> str:
-    results = measured(subject)
-    makers: list[Callable[[], Section]] = [
-        lambda: texts_section(subject, results),
-        lambda: strength_section(subject, results),
-        lambda: where_section(subject),
-        lambda: geometry_section(subject),
-        lambda: directions_section(subject),
-        lambda: controls_section(subject),
-        lambda: training_section(subject),
-        lambda: provenance_section(subject, results),
-    ]
-    sections = [make() for make in tqdm(makers, desc="report", unit="section", disable=not subject.progress)]
-    warnings = [*warnings_of(subject, results), *(w for s in sections for w in s.warnings)]
+    makers = (texts_section, strength_section, where_section, geometry_section, directions_section)
+    makers = (*makers, controls_section, training_section, provenance_section)
+    sections = [make(subject) for make in tqdm(makers, desc="report", unit="section", disable=not subject.progress)]
+    warnings = [*warnings_of(subject, subject.results), *(w for s in sections for w in s.warnings)]
     return (
         _templates()
         .get_template("page.html.j2")
         .render(
             title=title_of(subject),
             stamp=stamp.isoformat(timespec="seconds"),
-            sections=[summary_section(subject, results, warnings), *sections],
+            sections=[summary_section(subject, warnings), *sections],
             numbers={name: records(frame) for section in sections for name, frame in section.frames.items()},
             style=Markup(STYLE + _file("report.css")),
             script=Markup(SCRIPT + _file("report.js")),

@@ -7,7 +7,7 @@ from reftlens import figures
 from reftlens.bridge.fingerprint import fingerprint
 from reftlens.editing.reft import ReFT
 from reftlens.reports.parts import Section, figure, table
-from reftlens.reports.subject import Measured, Subject
+from reftlens.reports.subject import Subject
 from reftlens.training.result import library_versions
 
 
@@ -51,10 +51,10 @@ def training_section(subject: Subject) -> Section:
     return Section("training", "Training", values, {"training": frame})
 
 
-def provenance_section(subject: Subject, results: Measured) -> Section:
+def provenance_section(subject: Subject) -> Section:
     """Model, intervention, data, settings of this report, versions."""
     frame = figures.table([_site_record(subject.reft, i) for i in range(len(subject.reft))])
-    facts = _of_model(subject) | _of_data(subject) | _of_report(subject, results) | _versions(subject)
+    facts = _of_model(subject) | _of_data(subject) | _of_report(subject) | _versions(subject)
     values = {"sites": table(frame, "The interventions, site by site"), "facts": facts}
     return Section("provenance", "Provenance", values, {"sites": frame})
 
@@ -82,12 +82,12 @@ def _of_data(subject: Subject) -> dict[str, Any]:
     return facts
 
 
-def _of_report(subject: Subject, results: Measured) -> dict[str, Any]:
+def _of_report(subject: Subject) -> dict[str, Any]:
     texts = {f"of the texts: {name}": str(value) for name, value in asdict(subject.decoding).items()}
     template = None if subject.prompts is None else subject.prompts.template
     if template is not None:
         texts |= {f"of the prompts: {name}": str(value) for name, value in asdict(template).items()}
-    return texts | {"seed of resampling": str(subject.seed), "computation": results.dose.computation}
+    return texts | {"seed of resampling": str(subject.seed), "computation": subject.results.dose.computation}
 
 
 def _versions(subject: Subject) -> dict[str, Any]:

@@ -1,40 +1,26 @@
 """What the edit does: texts at several strengths, the strength curve, and the places that carry the effect."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from markupsafe import Markup
 
 from reftlens.analysis.places.effect_tables import CellEffects
 from reftlens.analysis.places.measuring import edited_positions, effects
-from reftlens.analysis.strength.doses import MEASURES, DoseResponse, dose_response
-from reftlens.analysis.strength.texts import fluency
+from reftlens.analysis.strength.doses import MEASURES, DoseResponse
 from reftlens.reports.parts import Section, figure, table
-from reftlens.reports.subject import Measured, Subject
-from reftlens.widgets.grid import Grid, prompt_text, strength_grid
+from reftlens.reports.subject import Subject
+from reftlens.widgets.grid import Grid, prompt_text
 
 _BESIDE = (0.0, 0.5, 1.0, 2.0)
 _MOST_POSITIONS = 16
 _MAP = "Log-probability gained by each layer and position alone; a dot: differs from 0 (sign flips, Holm, 5 %)."
 
 
-def measured(subject: Subject) -> Measured:
-    """The strength curve, and texts at every strength, on which fluency is then measured."""
-    s = subject
-    dose = dose_response(s.reft, s.model, s.data, s.strengths, unrelated=s.unrelated, progress=s.progress)
-    kinds = {module.kind for _, module in s.reft.items() if module.variables}
-    if kinds:
-        return Measured(dose, None, f"{', '.join(sorted(kinds))} copies from a source, and writing has none to copy.")
-    if s.prompts is None:
-        return Measured(dose, None, "There are no prompts to write from.")
-    grid = strength_grid(s.reft, s.model, s.prompts, s.strengths, s.decoding, progress=s.progress)
-    return Measured(replace(dose, text=fluency(s.model, grid.generations, s.score, grid.computation)), grid, "")
-
-
-def texts_section(subject: Subject, results: Measured) -> Section:
+def texts_section(subject: Subject) -> Section:
     """The slider, then some strengths side by side."""
-    grid, decoding = results.grid, subject.decoding
+    results, decoding = subject.results, subject.decoding
+    grid = results.grid
     if grid is None:
         return Section("texts", "Texts", absent=f"There are no texts here. {results.no_grid}")
     strengths = [s for s in _BESIDE if s in grid.strengths] or list(grid.strengths[:4])
@@ -57,9 +43,9 @@ def _row(grid: Grid, row: int, strengths: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def strength_section(subject: Subject, results: Measured) -> Section:
+def strength_section(subject: Subject) -> Section:
     """Effect, cost and fluency over strength, and the frontier of effect and cost."""
-    dose = results.dose
+    dose = subject.results.dose
     frames = {"strength": dose.by_strength(), "frontier": dose.frontier()}
     figures = [
         figure(lambda n=name: dose.plot(measure=n), f"strength-{name}", f"{_capital(MEASURES[name])}, by strength.")

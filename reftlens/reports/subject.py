@@ -1,11 +1,12 @@
 """What a report is about: everything that its sections are computed from."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from reftlens.analysis.causal.control_table import Controls
-from reftlens.analysis.strength.doses import DoseResponse
+from reftlens.analysis.strength.doses import DoseResponse, dose_response
+from reftlens.analysis.strength.texts import fluency
 from reftlens.analysis.subspaces.frame import PrincipalFrame, principal_frame
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
@@ -13,7 +14,17 @@ from reftlens.generation.decoding import Decoding
 from reftlens.reports.parts import or_reason
 from reftlens.text.batch import Batch
 from reftlens.training.result import FitResult
-from reftlens.widgets.grid import Grid
+from reftlens.widgets.grid import Grid, strength_grid
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What several sections look at."""
+
+    dose: DoseResponse
+    grid: Grid | None
+    no_grid: str
+    """Why there are no texts, or ""."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,15 +63,17 @@ class Subject:
         read = partial(principal_frame, self.reft, self.model, self.data, progress=self.progress)
         return or_reason("The directions of the edit", read)
 
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What several sections look at."""
-
-    dose: DoseResponse
-    grid: Grid | None
-    no_grid: str
-    """Why there are no texts, or ""."""
+    @cached_property
+    def results(self) -> Measured:
+        """The strength curve, and texts at every strength, on which fluency is then measured."""
+        s = self
+        dose = dose_response(s.reft, s.model, s.data, s.strengths, unrelated=s.unrelated, progress=s.progress)
+        if kinds := ", ".join(sorted({module.kind for _, module in s.reft.items() if module.variables})):
+            return Measured(dose, None, f"{kinds} copies from a source, and writing has none to copy.")
+        if s.prompts is None:
+            return Measured(dose, None, "There are no prompts to write from.")
+        grid = strength_grid(s.reft, s.model, s.prompts, s.strengths, s.decoding, progress=s.progress)
+        return Measured(replace(dose, text=fluency(s.model, grid.generations, s.score, grid.computation)), grid, "")
 
 
 def few(texts: Sequence[str], most: int = 8) -> str:

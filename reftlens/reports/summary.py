@@ -19,15 +19,15 @@ def title_of(subject: Subject) -> str:
     return f"{kinds} on {subject.model.cfg.model_name}"
 
 
-def summary_section(subject: Subject, results: Measured, warnings: list[str]) -> Section:
+def summary_section(subject: Subject, warnings: list[str]) -> Section:
     """What a reader needs who reads no more."""
     values = {
         "ranks": ", ".join(map(str, sorted({module.rank for _, module in subject.reft.items()}))),
         "sites": len(subject.reft),
         "places": _places(subject),
         "count": subject.reft.parameter_count(subject.model),
-        "cards": _cards(results),
-        "example": _example(results),
+        "cards": _cards(subject.results),
+        "example": _example(subject.results),
         "warnings": warnings,
     }
     return Section("summary", "Summary", values)
