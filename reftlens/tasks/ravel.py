@@ -1,8 +1,4 @@
-"""RAVEL: can one attribute of a city be exchanged, and the others left? (Huang et al. 2024, arXiv 2402.17700)
-
-Cause: a question about an attribute of city A, that attribute exchanged for city B's, is to be answered with B's.
-Isolate: a question about another attribute of A, after the same exchange, is still to be answered with A's.
-"""
+"""RAVEL: can one attribute of a city be exchanged, and the others left? (Huang et al. 2024, arXiv 2402.17700)"""
 
 import re
 from collections.abc import Callable, Sequence

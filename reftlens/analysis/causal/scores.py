@@ -206,7 +206,6 @@ class Disentanglement:
 
 def scores_table(scores: dict[str, InterchangeScores] | Sequence[InterchangeScores]) -> DataFrame:
     """One row per entry (a seed, a method): accuracy, its interval, restricted accuracy, log odds-ratio."""
-
     named = scores if isinstance(scores, dict) else {str(i): s for i, s in enumerate(scores)}
     records = []
     for name, score in named.items():

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import fmean
 
 import torch
 from jaxtyping import Float
@@ -104,9 +105,8 @@ def _site(site: Site, spans: list[SubspaceBasis]) -> SiteStability:
     pairs = list(combinations(range(len(spans)), 2))
     overlaps = torch.tensor([overlap_of(spans[a], spans[b]) for a, b in pairs], dtype=torch.float64)
     levels = [chance_overlap(spans[a].ambient_dim, spans[a].rank, spans[b].rank) for a, b in pairs]
-    chance = Chance(
-        sum(c.mean for c in levels) / len(pairs), (sum(c.spread**2 for c in levels) / len(pairs)) ** 0.5
-    )  # equal for all pairs, unless gates opened to other widths
+    # Equal for all pairs, unless gates opened to other widths.
+    chance = Chance(fmean(c.mean for c in levels), fmean(c.spread**2 for c in levels) ** 0.5)
     return SiteStability(site, overlaps, _jackknifed(overlaps, pairs, len(spans)), chance)
 
 

@@ -12,14 +12,7 @@ from reftlens.text.positions.choosers import All, At, First, Generated, Last, Nt
 KINDS: dict[str, type[Positions]] = {
     c.kind: c for c in (First, Last, Nth, At, Tokens, All, Prompt, Response, Generated, Union, Difference, Chain)
 }
-_WORDS: dict[str, Positions] = {
-    "first": First(),
-    "last": Last(),
-    "all": All(),
-    "prompt": Prompt(),
-    "response": Response(),
-    "generated": Generated(),
-}
+_WORDS: dict[str, Positions] = {c.kind: c() for c in (First, Last, All, Prompt, Response, Generated)}
 
 
 def parse(text: str) -> Positions:
