@@ -146,6 +146,7 @@ def test_reading_ends_the_pass_at_the_site_and_leaves_the_model_as_it_was(archit
     model = fresh_bridge(architecture)
     batch = rl.encode_prompts(model, ["one", "two or three"])
     before = model(batch.tokens, attention_mask=batch.attention_mask.long())
+    rl.activations(model, batch, rl.resid_post(0, "all"), progress=False)  # the first time, the model itself is tried
     kind, ran = type(model.blocks[0]), []
     forward = kind.forward
     monkeypatch.setattr(kind, "forward", lambda self, *a, **k: (ran.append(self), forward(self, *a, **k))[1])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,99 @@ def test_a_model_that_does_not_read_one_text_is_refused_by_whatever_comes_first(
         with pytest.raises(ValueError, match=f"{name} (is an encoder-decoder|reads pixel_values)") as error:
             call()
         sentence(error)
+
+
+# -- a model is tried before anything is computed with it ---------------------------------------------------------
+
+NOT_CAUSAL = "sees the tokens that it would predict"
+TRIED = {
+    "BertForMaskedLM": NOT_CAUSAL,
+    "BertLMHeadModel": NOT_CAUSAL,
+    "Gemma3ForCausalLM:bidirectional": NOT_CAUSAL,
+    "FalconForCausalLM:rw": "the transformers model inside it give logits that differ",
+    "OpenAIGPTLMHeadModel": "the transformers model inside it give logits that differ",
+    "GlmMoeDsaForCausalLM": "keys of the best scores",
+}
+
+
+def calls(model):
+    """Whatever computes next-token logits."""
+    import reftlens as rl
+
+    data, reft = (
+        rl.encode(model, [rl.Example("the cat", " sat")]),
+        rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(32, 2)}),
+    )
+    return {
+        "fit": lambda: rl.fit(reft, model, data, steps=1, progress=False),
+        "evaluate": lambda: rl.evaluate(reft, model, data, progress=False),
+        "generate": lambda: rl.generate(reft, model, ["the cat"], rl.Decoding(max_new_tokens=2)),
+        "generate unedited": lambda: rl.generate(None, model, ["the cat"], rl.Decoding(max_new_tokens=2)),
+        "prefill": lambda: rl.generation.prefill(reft, model, ["the cat"]),
+    }
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_a_model_whose_predictions_mean_nothing_is_refused_by_whatever_comes_first(name):
+    for call in calls(zoo.boot(name)).values():
+        with pytest.raises(ValueError, match=TRIED[name]) as error:
+            call()
+        sentence(error)
+
+
+def test_a_decoder_of_the_same_family_is_accepted():
+    """The twin, and a masked model may still be read."""
+    import reftlens as rl
+
+    for call in calls(zoo.boot("BertLMHeadModel:decoder")).values():
+        call()
+    masked = zoo.boot("BertForMaskedLM")
+    assert rl.activations(
+        masked, rl.encode_prompts(masked, ["the cat"]), rl.resid_post(1, "last"), progress=False
+    ).any()
+
+
+def test_a_model_is_tried_once_for_each_state_of_its_weights_and_calls_no_hook_of_others():
+    import reftlens as rl
+    from reftlens.bridge import trial
+
+    model, seen = zoo.boot("LlamaForCausalLM"), []
+    hook = model.blocks[1].hook_out.add_hook(lambda h, hook: seen.append(1))
+    trial.trial(model)
+    assert not seen
+    hook.hook.remove()
+    model.blocks[1].hook_out.fwd_hooks.clear()
+    first = trial.trial(model)
+    assert first == trial.Trial() and trial.trial(model) is first
+    with torch.no_grad():
+        model.original_model.lm_head.weight.mul_(2)
+    assert trial.trial(model) is not first
+    with torch.no_grad():
+        model.blocks[1].mlp.gate.original_component.weight.mul_(2)  # in both
+    rl.generate(None, model, ["the cat"], rl.Decoding(max_new_tokens=1))
+
+
+def left_padded(data):
+    """The same rows, padded on the left."""
+    order = data.attention_mask.long().argsort(dim=1, stable=True)
+    return replace(data, **{n: getattr(data, n).gather(1, order) for n in ("tokens", "role", "target_mask")})
+
+
+def test_where_padding_changes_what_follows_rows_are_padded_on_the_right_or_taken_alone():
+    import reftlens as rl
+
+    model = zoo.boot("RecurrentGemmaForCausalLM")
+    examples = [rl.Example("the cat sat on the mat", " and"), rl.Example("a dog", " ran by")]
+    data, reft = rl.encode(model, examples), rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(32, 2)})
+    together = rl.evaluate(reft, model, left_padded(data), [1.0], progress=False).loss[0]
+    alone = [rl.evaluate(reft, model, rl.encode(model, [e]), [1.0], progress=False).loss[0, 0] for e in examples]
+    assert torch.allclose(together, torch.stack(alone), rtol=1e-5)
+    with pytest.raises(ValueError, match="padding on the left changes"):
+        rl.activations(model, left_padded(data), reft.sites[0], progress=False)
+    prompts = [e.prompt for e in examples]
+    decoding = rl.Decoding(max_new_tokens=4)
+    texts = rl.generate(reft, model, prompts, decoding, keep_logits=True)
+    for n, prompt in enumerate(prompts):
+        single = rl.generate(reft, model, [prompt], decoding, keep_logits=True)
+        assert single.ids == texts.ids[n : n + 1]
+        assert torch.allclose(single.logits[0], texts.logits[n], atol=1e-5)

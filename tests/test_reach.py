@@ -34,12 +34,6 @@ MODELS = {
         "OPTConfig",
         dict(**SIZE, ffn_dim=48, dropout=0.0, word_embed_proj_dim=32, max_position_embeddings=160),
     ),
-    "bert": (
-        "google-bert/bert-base-uncased",
-        "BertForMaskedLM",
-        "BertConfig",
-        dict(**SIZE, intermediate_size=48, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
-    ),
     "mamba": (
         "state-spaces/mamba-130m-hf",
         "MambaForCausalLM",
@@ -47,7 +41,7 @@ MODELS = {
         dict(hidden_size=32, num_hidden_layers=3, state_size=4),
     ),
 }
-WHY_NOT = {"bert": "BertForMaskedLM is not a causal language model", "mamba": "linear_attention"}
+WHY_NOT = {"mamba": "linear_attention"}
 
 
 def booted(name):

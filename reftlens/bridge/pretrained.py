@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from reftlens.bridge import wheel
 from reftlens.bridge.classes import check_loaded, class_in
 from reftlens.bridge.folder import complete
+from reftlens.bridge.trial import check_agrees
 from reftlens.errors import ModelNotAvailable
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -75,8 +76,9 @@ def _boot(model_id: str, folder: Path, device: torch.device, dtype: torch.dtype,
         raise ValueError(
             f"TransformerLens cannot make a bridge of this {model_class.__name__} ({reason}): choose another model"
         ) from error
+    check_agrees(bridge.eval())
     bar.update()
-    return bridge.eval()
+    return bridge
 
 
 @contextmanager

@@ -8,27 +8,17 @@ of it is undone when the block ends.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import foreign_hook, hook_points, modules
+from reftlens.bridge.parts import Slot, slots
 from reftlens.bridge.protocol import Bridge
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place in the transformers model, the bridge's component that holds it, and the original one."""
-
-    parent: nn.Module
-    name: str
-    component: nn.Module
-    original: nn.Module
+from reftlens.bridge.trial import trial
 
 
 class Body:
@@ -41,8 +31,8 @@ class Body:
     def __init__(self, model: Bridge) -> None:
         self.model = model
         self.config = getattr(model.original_model, "config", None)
-        slots = list(_slots(model.original_model, set()))
-        by_component = {id(slot.component): slot for slot in slots}
+        every = list(slots(model.original_model))
+        by_component = {id(slot.component): slot for slot in every}
 
         def slot_of(name: str, component: Any) -> Slot:
             if id(component) not in by_component:
@@ -55,9 +45,9 @@ class Body:
         self.blocks = [slot_of(f"block {i}", block) for i, block in enumerate(stack)]
         self.norm = slot_of("final norm", getattr(model, "ln_final", None))
         self.head = slot_of("unembedding", getattr(model, "unembed", None))
-        self.inside = [list(_slots(slot.original, set())) for slot in self.blocks]
+        self.inside = [list(slots(slot.original)) for slot in self.blocks]
         within = {id(s.component) for inner in self.inside for s in inner} | {id(s.component) for s in self.blocks}
-        self.outside = [slot for slot in slots if id(slot.component) not in within]
+        self.outside = [slot for slot in every if id(slot.component) not in within]
         self._free_slots: dict[frozenset[int], list[Slot]] = {}
         self._inner_points: dict[int, frozenset[int]] = {}
         self._points, self._modules = hook_points(model), modules(model)
@@ -92,6 +82,8 @@ class Body:
         kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
         if kinds:
             return f"it has layers of the kind {', '.join(sorted(kinds))}"
+        if trial(self.model).minds_padding:
+            return "padding on the left changes what is computed of the tokens after it"
         return "the model is spread over several devices" if len({p.device for p in hf.parameters()}) > 1 else ""
 
     @contextmanager
@@ -167,16 +159,3 @@ class Body:
             points = (id(m) for m in slot.component.modules() if isinstance(m, HookPoint))
             self._inner_points[key] = frozenset(points)
         return self._inner_points[key]
-
-
-def _slots(module: nn.Module, seen: set[int]) -> Iterator[Slot]:
-    """Every place below `module` that a component of the bridge holds."""
-    if id(module) in seen:
-        return
-    seen.add(id(module))
-    for name, child in list(module._modules.items()):
-        if isinstance(child, GeneralizedComponent) and child.original_component is not None:
-            yield Slot(module, name, child, child.original_component)
-            yield from _slots(child.original_component, seen)
-        elif child is not None:
-            yield from _slots(child, seen)

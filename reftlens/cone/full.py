@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.bridge.trial import minds_padding
+from reftlens.cone.layout import right_padded
 from reftlens.cone.plans import Autocast, Job, Scored
 from reftlens.editing.bound import Bound
 from reftlens.editing.engine import attached, check_fired, forward
@@ -26,6 +28,7 @@ class Full:
         """Each job by itself; where gradients are taken, its hooks are attached until the next one is asked for."""
         for job in jobs:
             batch = self.data[list(job.rows)].to(device_of(self.model))
+            batch = right_padded(batch) if minds_padding(self.model) else batch
             edits = self.bounds[job.plan].edits(batch.view, job.rows)
             with attached(self.model, edits), self.autocast():
                 logits = forward(self.model, batch.tokens, batch.attention_mask)

@@ -17,7 +17,8 @@ from torch.nn import Module
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from reftlens.cone.body import Body, Slot
+from reftlens.bridge.parts import Slot
+from reftlens.cone.body import Body
 from reftlens.cone.plans import Autocast
 from reftlens.cone.spans import Span, Window
 from reftlens.cone.stand_ins import Entry, Observe, Skip

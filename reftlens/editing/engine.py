@@ -10,6 +10,7 @@ from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.protocol import Bridge
+from reftlens.bridge.trial import minds_padding
 from reftlens.editing.edits import Edit
 from reftlens.errors import SiteNeverFired
 
@@ -61,6 +62,7 @@ def forward(
 
     Position ids follow from the mask, so padding on either side leaves every token at its own absolute position.
     """
+    _check_padding(model, attention_mask)
     with exclusive(model):
         return model(tokens, attention_mask=attention_mask.long(), return_type="logits", use_cache=False)
 
@@ -69,9 +71,19 @@ def forward_cached(
     model: Bridge, tokens: Int[Tensor, "batch seq"], attention_mask: Bool[Tensor, "batch keys"], cache: Any = None
 ) -> tuple[Float[Tensor, "batch seq vocab"], Any]:
     """`forward` after the tokens in `cache`, which the mask covers too; and the cache with all of them."""
+    _check_padding(model, attention_mask)
     kwargs = {} if cache is None else {"past_key_values": cache}
     mask = attention_mask.long()
     return model(tokens, attention_mask=mask, return_type="logits_and_cache", use_cache=True, **kwargs)
+
+
+def _check_padding(model: Bridge, attention_mask: Bool[Tensor, "batch keys"]) -> None:
+    """Raise where padding on the left would change what is computed of the tokens after it."""
+    if minds_padding(model) and not bool(attention_mask[:, 0].all()):
+        raise ValueError(
+            f"on this {type(model.original_model).__name__} padding on the left changes what is computed of the tokens "
+            "after it: give one row at a time, or rows of one length"
+        )
 
 
 def forward_inside(

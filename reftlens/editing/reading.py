@@ -12,6 +12,7 @@ from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.foreign import has_foreign_hook
 from reftlens.bridge.protocol import Bridge, check_deterministic, check_model, device_of, resolve_hook
+from reftlens.bridge.trial import check_agrees
 from reftlens.editing.edits import token_vectors
 from reftlens.editing.engine import Stop, forward, hooked
 from reftlens.editing.site import Site
@@ -81,6 +82,7 @@ def activations(
         raise TypeError(f"site={site!r}, expected a Site: Site({site!r}, 'last'), or resid_post(8, 'last')")
     check_model(model)
     check_deterministic(model)
+    check_agrees(model)
     place = (site, resolve_hook(model, site.hook))
     (states,) = read_sites(model, data, [place], batch_size=batch_size, progress=progress)
     if not len(states):

@@ -11,6 +11,7 @@ import torch
 
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, weights_state
+from reftlens.bridge.trial import check_predicts
 from reftlens.cone.spans import first_block
 from reftlens.editing.reft import ReFT, check_types
 from reftlens.editing.site import Site
@@ -63,6 +64,7 @@ def prefill(
     """Read prompts once, for `generate(reft, model, prefilled, variant=…)` at any strength and with any weights."""
     check_types(reft, model)
     check_deterministic(model)
+    check_predicts(model)
     batch = encoded(model, prompts, chat=chat, system=system)
     rows, runner, places = Rows.of(batch, device_of(model)), Runner(model), reft.bind(model)
     with exclusive(model):

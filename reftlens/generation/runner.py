@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from reftlens.bridge.parts import Slot
 from reftlens.bridge.protocol import Bridge
-from reftlens.cone.body import Body, Slot
+from reftlens.cone.body import Body
 from reftlens.cone.prefix import NO_HOOK, Stub, cache_of, entering
 from reftlens.cone.stand_ins import Gather, Observe
 from reftlens.editing.edits import Edit, used_points

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
+from reftlens.bridge.trial import check_predicts, minds_padding
 from reftlens.editing.engine import attached, check_fired, forward
 from reftlens.editing.reft import ReFT, training_mode
 from reftlens.editing.variant import Variant
@@ -36,9 +37,10 @@ class Session:
         self, reft: ReFT | None, model: Bridge, prompts: PromptCache, variants: Sequence[Variant], decoding: Decoding
     ) -> None:
         check_deterministic(model)
+        check_predicts(model)
         device = device_of(model)
         self.reft, self.model, self.decoding, self.variants = reft, model, decoding, variants
-        self.in_full = False
+        self.in_full = minds_padding(model)
         """Whether every row is computed alone and from its first token, at each step."""
         self.prompts = prompts.repeated(len(variants))
         self.rows = Rows.of(self.prompts.prompts, device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reftlens.bridge.protocol import Bridge, check_deterministic
+from reftlens.bridge.trial import check_predicts
 from reftlens.cone.plans import Job, Plan, Scored
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
@@ -28,6 +29,7 @@ def scorer_of(model: Bridge, data: Batch, plans: Sequence[Plan], reuse: Reuse | 
     for plan in plans:
         check_types(plan.reft, model, data)
     check_deterministic(model)
+    check_predicts(model)
     data.require_targets()
     for reft, variant in plans:
         variant.require(reft.sites, data.view)

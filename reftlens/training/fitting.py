@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, frozen, gradients_on
+from reftlens.bridge.trial import check_predicts
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
@@ -147,6 +148,7 @@ def _run(
         batch.require_targets(name)
         Variant().require(reft.sites, batch.view)
     check_deterministic(model)
+    check_predicts(model)
     for name in ("patience", "eval_every"):
         if getattr(config, name) is not None and validation is None:
             raise ValueError(f"{name}={getattr(config, name)} needs validation=…, a batch to evaluate")
