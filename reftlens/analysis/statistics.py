@@ -129,7 +129,5 @@ def sign_flip_table(
     """`sign_flip_tests` of each cell of a table, over the examples that are counted in it; NaN where none is."""
     some = counted.any(dim=-1)
     tests = sign_flip_tests([row[use] for row, use in zip(values[some], counted[some], strict=True)], seed=seed)
-    tables = [torch.full(some.shape, torch.nan, dtype=torch.float64) for _ in tests]
-    for table, p in zip(tables, tests, strict=True):
-        table[some] = p
-    return tables[0], tables[1]
+    empty = torch.full(some.shape, torch.nan, dtype=torch.float64)
+    return empty.masked_scatter(some, tests[0]), empty.masked_scatter(some, tests[1])

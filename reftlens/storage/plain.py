@@ -53,12 +53,9 @@ def on_transformers(reft: ReFT, hf_model: nn.Module, batch: Batch, variant: Vari
 
 
 def _blocks(hf_model: nn.Module) -> nn.ModuleList:
+    modules = dict(hf_model.named_modules())
     for path in _BLOCKS:
-        try:
-            stack = hf_model.get_submodule(path)
-        except AttributeError:
-            continue
-        if isinstance(stack, nn.ModuleList):
+        if isinstance(stack := modules.get(path), nn.ModuleList):
             return stack
     raise ValueError(f"cannot find the blocks of {type(hf_model).__name__}; looked at {', '.join(_BLOCKS)}")
 

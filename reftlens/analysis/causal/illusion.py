@@ -94,12 +94,10 @@ class IllusionMeter:
 
     def to_frame(self) -> DataFrame:
         """One row per way to edit."""
-        measures = {"accuracy": self.accuracy, "effect": self.effect, "retained": self.retained}
         records = []
         for way in WAYS:
-            records.append({"edit": way})
-            for name, measure in measures.items():
-                records[-1] |= measure(way).as_columns(name)
+            accuracy, effect = self.accuracy(way).as_columns("accuracy"), self.effect(way).as_columns("effect")
+            records.append({"edit": way, **accuracy, **effect, **self.retained(way).as_columns("retained")})
         return figures.table(records, "edit")
 
     def plot(self, ax: Axes | None = None) -> Axes:

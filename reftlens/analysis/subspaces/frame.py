@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from reftlens import figures
 from reftlens.analysis.subspaces.geometry import site_index
@@ -139,8 +140,7 @@ def frame_of(recorded: SiteEdits) -> SiteFrame:
     peak = (recorded.span @ axes).gather(0, (recorded.span @ axes).abs().argmax(dim=0, keepdim=True))[0]
     towards = torch.where(mean.abs() > 1e-9 * values[0] / count**0.5, mean, peak)
     basis = recorded.span @ (axes * torch.where(towards < 0, -1.0, 1.0).double())
-    spectrum = torch.zeros(len(axes), dtype=torch.float64)
-    spectrum[: len(values)] = values
+    spectrum = F.pad(values, (0, len(axes) - len(values)))
     return SiteFrame(recorded, basis, torch.linalg.pinv(recorded.basis) @ basis, spectrum)
 
 
