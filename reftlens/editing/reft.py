@@ -1,12 +1,11 @@
 """`ReFT`: which intervention acts at which site, and the one stateful moment in which they act."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
-import torch
 from torch import Tensor, nn
 
 from reftlens.bridge.protocol import Bridge, check_model, device_of, parameter_total, resolve_hook
@@ -16,6 +15,7 @@ from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.fixed import SteeringVector
+from reftlens.numbers import Integers, is_one, seeded, whole, whole_numbers
 from reftlens.text.batch import Batch
 
 
@@ -68,11 +68,11 @@ class ReFT(nn.Module):
         self.seed: int | None = None
         """Of a copy that `seeds` made."""
 
-    def __getitem__(self, site: Site | int) -> Intervention:
+    def __getitem__(self, site: Site | SupportsIndex) -> Intervention:
         """The intervention at a site, given itself or by its index."""
-        if not isinstance(site, int) and site not in self.sites:
+        if not isinstance(site, SupportsIndex) and site not in self.sites:
             raise KeyError(f"no site {site}, there are: {'; '.join(map(str, self.sites))}")
-        index = site if isinstance(site, int) else self.sites.index(site)
+        index = whole(site, "site") if isinstance(site, SupportsIndex) else self.sites.index(site)
         module = self.interventions[self.which[index]]
         assert isinstance(module, Intervention)
         return module
@@ -112,9 +112,9 @@ class ReFT(nn.Module):
             for frame in module.frames():
                 frame.settle()
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: SupportsIndex) -> None:
         """Initialise every intervention anew from a seed, each kind in its own way."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         for module in self.interventions:
             assert isinstance(module, Intervention)
             module.reset(generator)
@@ -123,13 +123,13 @@ class ReFT(nn.Module):
         """An independent copy with the same sites and the same values."""
         return deepcopy(self)
 
-    def seeds(self, seeds: Sequence[int]) -> "dict[str, ReFT]":
+    def seeds(self, seeds: Integers) -> "dict[str, ReFT]":
         """Copies with weights drawn from each seed, `{"seed 0": …}`; `fit_many` gives each run the same seed."""
-        if isinstance(seeds, int):
+        if is_one(seeds):
             raise TypeError(f"seeds={seeds}, expected a list of seeds, such as [0, 1, 2]")
-        copies = {f"seed {seed}": self.clone() for seed in seeds}
-        for seed in seeds:
-            copy = copies[f"seed {seed}"]
+        copies: dict[str, ReFT] = {}
+        for seed in whole_numbers(seeds, "seed"):
+            copy = copies[f"seed {seed}"] = self.clone()
             copy.reset(seed)
             copy.seed = seed
         return copies

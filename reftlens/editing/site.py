@@ -4,16 +4,15 @@ A hook is any name or alias that TransformerLens knows (`blocks.8.hook_resid_pos
 `ln_final.hook_out`, …). Two sites with one intervention share its weights; two interventions do not.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
-from typing import Any
+from typing import Any, SupportsIndex
 
+from reftlens.numbers import Integers, whole, whole_numbers
 from reftlens.text.positions import Positions
 from reftlens.text.positions.spelling import as_positions, positions_from_dict
 
-Where = Positions | str | Sequence[int]
-Heads = int | Sequence[int] | None
+Where = Positions | str | SupportsIndex | Integers
+Heads = SupportsIndex | Integers | None
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Site:
     def __init__(self, hook: str, positions: Where, heads: Heads = None) -> None:
         object.__setattr__(self, "hook", hook)
         object.__setattr__(self, "positions", as_positions(positions))
-        chosen = (heads,) if isinstance(heads, int) else None if heads is None else tuple(heads)
+        chosen = None if heads is None else whole_numbers(heads, f"heads at {hook}")
         if chosen is not None and (not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen)):
             raise ValueError(f"heads={heads!r} at {hook}: need distinct head indices from 0")
         object.__setattr__(self, "heads", chosen)
@@ -49,52 +48,52 @@ class Site:
         return Site(spec["hook"], positions_from_dict(spec["positions"]), spec["heads"])
 
 
-def resid_pre(layer: int, positions: Where) -> Site:
+def resid_pre(layer: SupportsIndex, positions: Where) -> Site:
     """The residual stream entering block `layer`."""
     return Site(f"blocks.{_layer(layer)}.hook_resid_pre", positions)
 
 
-def resid_mid(layer: int, positions: Where) -> Site:
+def resid_mid(layer: SupportsIndex, positions: Where) -> Site:
     """The residual stream between attention and MLP (blocks that compute both in parallel have none)."""
     return Site(f"blocks.{_layer(layer)}.hook_resid_mid", positions)
 
 
-def resid_post(layer: int, positions: Where) -> Site:
+def resid_post(layer: SupportsIndex, positions: Where) -> Site:
     """The residual stream leaving block `layer`: the `block_output` of pyreft."""
     return Site(f"blocks.{_layer(layer)}.hook_resid_post", positions)
 
 
-def attn_out(layer: int, positions: Where) -> Site:
+def attn_out(layer: SupportsIndex, positions: Where) -> Site:
     """What attention adds to the residual stream."""
     return Site(f"blocks.{_layer(layer)}.hook_attn_out", positions)
 
 
-def mlp_out(layer: int, positions: Where) -> Site:
+def mlp_out(layer: SupportsIndex, positions: Where) -> Site:
     """What the MLP adds to the residual stream."""
     return Site(f"blocks.{_layer(layer)}.hook_mlp_out", positions)
 
 
-def mlp_post(layer: int, positions: Where) -> Site:
+def mlp_post(layer: SupportsIndex, positions: Where) -> Site:
     """The MLP's neurons, after the nonlinearity (and the gate, where there is one)."""
     return Site(f"blocks.{_layer(layer)}.mlp.hook_post", positions)
 
 
-def attn_q(layer: int, positions: Where, heads: Heads = None) -> Site:
+def attn_q(layer: SupportsIndex, positions: Where, heads: Heads = None) -> Site:
     """Queries."""
     return Site(f"blocks.{_layer(layer)}.attn.hook_q", positions, heads)
 
 
-def attn_k(layer: int, positions: Where, heads: Heads = None) -> Site:
+def attn_k(layer: SupportsIndex, positions: Where, heads: Heads = None) -> Site:
     """Keys; heads are key/value heads."""
     return Site(f"blocks.{_layer(layer)}.attn.hook_k", positions, heads)
 
 
-def attn_v(layer: int, positions: Where, heads: Heads = None) -> Site:
+def attn_v(layer: SupportsIndex, positions: Where, heads: Heads = None) -> Site:
     """Values; heads are key/value heads."""
     return Site(f"blocks.{_layer(layer)}.attn.hook_v", positions, heads)
 
 
-def attn_z(layer: int, positions: Where, heads: Heads = None) -> Site:
+def attn_z(layer: SupportsIndex, positions: Where, heads: Heads = None) -> Site:
     """Per-head attention outputs, before the output projection."""
     return Site(f"blocks.{_layer(layer)}.attn.hook_z", positions, heads)
 
@@ -109,11 +108,5 @@ def final_norm(positions: Where) -> Site:
     return Site("ln_final.hook_out", positions)
 
 
-def _layer(layer: int) -> int:
-    try:
-        number = index(layer)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise ValueError(f"layer={layer!r}, expected the number of a block, counted from 0 at the bottom")
-    return number
+def _layer(layer: SupportsIndex) -> int:
+    return whole(layer, "layer", 0, hint=", the number of a block, counted from 0 at the bottom")

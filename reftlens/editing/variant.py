@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
 from reftlens.editing.site import Site, Where
+from reftlens.numbers import Integers, is_one, whole_numbers
 from reftlens.text.positions import Positions
 from reftlens.text.positions.spelling import as_positions
 from reftlens.text.view import Mask, TokenView
@@ -30,12 +31,12 @@ class Variant:
         self,
         strength: SupportsFloat | Sequence[float] = 1.0,
         among: Where | None = None,
-        sites: Sequence[int] | None = None,
+        sites: Integers | None = None,
     ) -> None:
         numbers: Any = strength
         if isinstance(strength, str):
             raise TypeError(f"strength={strength!r} is text, expected a number, or one per direction")
-        if isinstance(sites, int) or any(not isinstance(i, int) for i in sites or ()):
+        if sites is not None and is_one(sites):
             raise TypeError(f"sites={sites!r}, expected a list of indices of the ReFT's sites, such as [0, 2]")
         many = isinstance(strength, Sequence) or getattr(numbers, "ndim", 0) > 0  # else a number, of any library
         object.__setattr__(self, "strength", tuple(map(float, numbers)) if many else float(numbers))
@@ -43,7 +44,7 @@ class Variant:
         if not all(map(math.isfinite, values)):
             raise ValueError(f"strength={strength!r}, expected finite numbers")
         object.__setattr__(self, "among", None if among is None else as_positions(among))
-        object.__setattr__(self, "sites", None if sites is None else tuple(sites))
+        object.__setattr__(self, "sites", None if sites is None else whole_numbers(sites, "site"))
 
     def __str__(self) -> str:
         among = f" among {self.among}" if self.among is not None else ""

@@ -6,6 +6,7 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
 from reftlens.bridge.protocol import Bridge
+from reftlens.numbers import real, whole
 from reftlens.text.batch import Batch
 
 
@@ -37,8 +38,12 @@ class Decoding:
     verify: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.beams < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens}, beams={self.beams}: both must be 1 or more")
+        for name, least in {"max_new_tokens": 1, "beams": 1, "top_k": 1, "no_repeat_ngram": 0, "seed": None}.items():
+            if (value := getattr(self, name)) is not None or name != "top_k":
+                object.__setattr__(self, name, whole(value, name, least))
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if (value := getattr(self, name)) is not None or name != "top_p":
+                object.__setattr__(self, name, real(value, name))
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature}, expected 0 (greedy) or more")
         if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):

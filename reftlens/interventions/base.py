@@ -2,13 +2,14 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from reftlens.interventions.subspace import Frame
+from reftlens.numbers import whole
 
 Hidden = Float[Tensor, "*units d"]
 Strength = int | float | Float[Tensor, "*#units #rank"]
@@ -60,12 +61,14 @@ class Intervention(nn.Module, ABC):
         if not inspect.isabstract(cls) and not cls.__name__.startswith("_") and not hasattr(cls, "kind"):
             raise TypeError(f'{cls.__name__} has no kind: give it one, kind = "{cls.__name__}", for the store')
 
-    def __init__(self, d: int, rank: int, dropout: float = 0.0) -> None:
+    def __init__(self, d: SupportsIndex, rank: SupportsIndex, dropout: SupportsFloat = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= dropout < 1.0:
+        if not 0.0 <= float(dropout) < 1.0:
             raise ValueError(f"dropout={dropout}, expected 0 <= dropout < 1")
-        self.d, self.rank = d, rank
-        self.dropout = nn.Dropout(dropout)
+        width = f": the width of the vectors comes first, as in {type(self).__name__}({_width_in(d)}, …)"
+        self.d = whole(d, "d", 1, hint=width)
+        self.rank = whole(rank, "rank")
+        self.dropout = nn.Dropout(float(dropout))
 
     @abstractmethod
     def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
@@ -145,3 +148,8 @@ class Intervention(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v}" for k, v in self.settings().items())
+
+
+def _width_in(value: Any) -> str:
+    """What was meant by a vector, or whatever else, in the place of a width."""
+    return str(value.shape[-1]) if isinstance(value, Tensor) and value.ndim else "model.cfg.d_model"

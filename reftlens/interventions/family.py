@@ -3,7 +3,7 @@
 `R = basisᵀ` in the paper's letters; `f` is the activation function (the paper's experiments use none).
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -30,11 +30,11 @@ class _Family(Intervention):
 
     def __init__(
         self,
-        d: int,
-        rank: int = 4,
+        d: SupportsIndex,
+        rank: SupportsIndex = 4,
         *,
         activation: str = "linear",
-        dropout: float = 0.0,
+        dropout: SupportsFloat = 0.0,
         init: Init = "paper",
         generator: torch.Generator | None = None,
     ) -> None:
@@ -48,14 +48,14 @@ class _Family(Intervention):
             raise ValueError(f"{activation} has parameters of its own, which are neither counted nor reset here")
         if activation != "linear" and not self.reads:
             raise ValueError(f"{self.kind} reads nothing from h, so activation={activation!r} would do nothing")
-        self.frame = Frame(d, rank) if self.orthonormal else None
+        self.frame = Frame(self.d, self.rank) if self.orthonormal else None
         if self.frame is None:
-            if not 1 <= rank <= d:
+            if not 1 <= self.rank <= self.d:
                 raise ValueError(f"rank={rank} does not fit into d={d}: need 1 <= rank <= d")
-            self.W2 = nn.Parameter(torch.empty(rank, d, dtype=torch.float32))
+            self.W2 = nn.Parameter(torch.empty(self.rank, self.d, dtype=torch.float32))
         if self.reads:
-            self.W = nn.Parameter(torch.empty(rank, d, dtype=torch.float32))
-        self.b = nn.Parameter(torch.empty(rank, dtype=torch.float32))
+            self.W = nn.Parameter(torch.empty(self.rank, self.d, dtype=torch.float32))
+        self.b = nn.Parameter(torch.empty(self.rank, dtype=torch.float32))
         self.affine = activation == "linear"
         self.reset(generator)
 

@@ -1,6 +1,6 @@
 """Plain edits that need no training, though they can be trained too: a steering vector and ablations."""
 
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.subspace import orthonormal
+from reftlens.numbers import seeded, whole
 
 
 class SteeringVector(Intervention):
@@ -19,11 +20,11 @@ class SteeringVector(Intervention):
     kind = "SteeringVector"
     affine = True
 
-    def __init__(self, d: int, vector: Float[Tensor, " {d}"] | None = None) -> None:
+    def __init__(self, d: SupportsIndex, vector: Float[Tensor, " {d}"] | None = None) -> None:
         super().__init__(d, 1)
-        self.vector = nn.Parameter(torch.zeros(d, dtype=torch.float32))
+        self.vector = nn.Parameter(torch.zeros(self.d, dtype=torch.float32))
         if vector is not None:
-            check_shape("vector", vector, (d,))
+            check_shape("vector", vector, (self.d,))
             with torch.no_grad():
                 self.vector.copy_(vector)
 
@@ -62,17 +63,17 @@ class Ablation(Intervention):
 
     def __init__(
         self,
-        d: int,
+        d: SupportsIndex,
         reference: Float[Tensor, " {d}"] | None = None,
         directions: Float[Tensor, "{d} rank"] | None = None,
         *,
-        rank: int | None = None,
+        rank: SupportsIndex | None = None,
     ) -> None:
         if directions is not None:
             if rank not in (None, directions.shape[-1]):
                 raise ValueError(f"rank={rank}, and there are {directions.shape[-1]} directions: drop rank")
             rank = directions.shape[-1]
-            check_shape("directions", directions, (d, rank))
+            check_shape("directions", directions, (whole(d, "d"), directions.shape[-1]))
             if int(torch.linalg.matrix_rank(directions.detach().float())) < rank:
                 raise ValueError(
                     f"the {rank} directions are not linearly independent, so they do not span a subspace of that width"
@@ -80,13 +81,13 @@ class Ablation(Intervention):
         super().__init__(d, d if rank is None else rank)
         self.whole = rank is None
         if reference is not None:
-            check_shape("reference", reference, (d,))
-        constant = torch.zeros(d, dtype=torch.float32) if reference is None else reference.detach().float().clone()
+            check_shape("reference", reference, (self.d,))
+        constant = torch.zeros(self.d, dtype=torch.float32) if reference is None else reference.detach().float().clone()
         self.register_buffer("reference", constant)
         if self.whole:
             columns = None
         elif directions is None:
-            columns = torch.eye(d, self.rank, dtype=torch.float32)  # filled in by the store
+            columns = torch.eye(self.d, self.rank, dtype=torch.float32)  # filled in by the store
         else:
             columns = orthonormal(directions.detach().double()).float().contiguous()
         self.register_buffer("directions", columns)
@@ -114,13 +115,13 @@ class Noise(Intervention):
     kind = "Noise"
     affine = True
 
-    def __init__(self, d: int, scale: float, seed: int = 0) -> None:
+    def __init__(self, d: SupportsIndex, scale: SupportsFloat, seed: SupportsIndex = 0) -> None:
         super().__init__(d, 1)
-        if not 0 <= scale < float("inf"):
+        self.scale, self.seed = float(scale), whole(seed, "seed")
+        if not 0 <= self.scale < float("inf"):
             raise ValueError(f"scale={scale}, expected a finite number, 0 or more")
-        self.scale, self.seed = float(scale), seed
-        self.register_buffer("drawn", torch.zeros(d, dtype=torch.float32))
-        self.reset(torch.Generator().manual_seed(seed))
+        self.register_buffer("drawn", torch.zeros(self.d, dtype=torch.float32))
+        self.reset(seeded(seed))
 
     def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
         return h.new_ones(*h.shape[:-1], 1)

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor
 from reftlens.errors import index_of
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.subspace import Frame
+from reftlens.numbers import whole
 
 Sources = Float[Tensor, "*units variables d"]
 
@@ -50,7 +51,7 @@ class Interchange(Exchange):
 
     kind = "Interchange"
 
-    def __init__(self, d: int) -> None:
+    def __init__(self, d: SupportsIndex) -> None:
         super().__init__(d, d)
 
     def exchanged(self, h: Tensor, basis: Tensor | None, away: Tensor) -> Tensor:
@@ -84,11 +85,11 @@ class DAS(Exchange):
 
     def __init__(
         self,
-        d: int,
-        rank: int | None = None,
+        d: SupportsIndex,
+        rank: SupportsIndex | None = None,
         *,
         basis: Float[Tensor, "_ _"] | None = None,
-        variables: Mapping[str, int] | None = None,
+        variables: Mapping[str, SupportsIndex] | None = None,
         frozen: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -98,16 +99,14 @@ class DAS(Exchange):
             raise ValueError(
                 "DAS needs rank=…, basis=…, or variables={name: rank, …} for several, and not both rank and variables"
             )
-        widths: dict[str, int] = dict(variables or {}) if rank is None else {"source": rank}
-        if not widths:
+        named = dict(variables or {}) if rank is None else {"source": rank}
+        if not named:
             raise ValueError("variables={}, expected at least one")
-        for name, width in widths.items():
-            if not isinstance(width, int) or width < 1:
-                raise ValueError(f"variable {name!r} has rank {width!r}, expected 1 or more")
+        widths = {name: whole(width, f"rank of variable {name!r}", 1) for name, width in named.items()}
         super().__init__(d, sum(widths.values()))
         self.widths = widths
         self.variables = tuple(widths)
-        self.frame = Frame(d, self.rank)
+        self.frame = Frame(self.d, self.rank)
         self.frame.reset(generator)
         if basis is not None:
             self.frame.set(basis.detach())

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reftlens.interventions.fixed import check_shape
 from reftlens.interventions.interchange import Exchange
 from reftlens.interventions.subspace import Frame
+from reftlens.numbers import whole
 
 Temperature = Sequence[float]
 """First and last."""
@@ -27,7 +28,7 @@ class Gated(Exchange):
 
     temperature_now: Tensor
 
-    def __init__(self, d: int, rank: int, temperature: Temperature, sparsity: float) -> None:
+    def __init__(self, d: SupportsIndex, rank: SupportsIndex, temperature: Temperature, sparsity: float) -> None:
         super().__init__(d, rank)
         start, end = temperature
         if not (0 < end <= start < math.inf):
@@ -78,15 +79,15 @@ class BoundlessDAS(Gated):
 
     def __init__(
         self,
-        d: int,
-        rank: int,
+        d: SupportsIndex,
+        rank: SupportsIndex,
         *,
         temperature: Temperature | None = None,
         sparsity: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(d, rank, temperature or (max(rank / 2, 0.1), 0.1), sparsity)
-        self.frame = Frame(d, rank)
+        super().__init__(d, rank, temperature or (max(whole(rank, "rank") / 2, 0.1), 0.1), sparsity)
+        self.frame = Frame(self.d, self.rank)
         self.width = nn.Parameter(torch.tensor(0.5, dtype=torch.float32))
         self.reset(generator)
 
@@ -111,9 +112,9 @@ class BoundlessDAS(Gated):
 class _Mask(Gated):
     """A gate `m = σ(l / T)` for each unit, its logits `l` trained from 0."""
 
-    def __init__(self, d: int, rank: int, temperature: Temperature, sparsity: float) -> None:
+    def __init__(self, d: SupportsIndex, rank: SupportsIndex, temperature: Temperature, sparsity: float) -> None:
         super().__init__(d, rank, temperature, sparsity)
-        self.logits = nn.Parameter(torch.zeros(rank, dtype=torch.float32))
+        self.logits = nn.Parameter(torch.zeros(self.rank, dtype=torch.float32))
 
     def gate(self) -> Float[Tensor, " {self.rank}"]:
         return torch.sigmoid(self.logits / self.temperature_now)
@@ -141,10 +142,10 @@ class SigmoidMask(_Mask):
 
     def __init__(
         self,
-        d: int,
+        d: SupportsIndex,
         basis: Float[Tensor, "d rank"] | None = None,
         *,
-        rank: int | None = None,
+        rank: SupportsIndex | None = None,
         temperature: Temperature = (1.0, 0.01),
         sparsity: float = 0.0,
     ) -> None:
@@ -154,7 +155,9 @@ class SigmoidMask(_Mask):
         super().__init__(d, d if rank is None else rank, temperature, sparsity)
         self.rotated = rank is not None
         directions = (
-            torch.zeros(d, rank or d, dtype=torch.float32) if basis is None else basis.detach().float().contiguous()
+            torch.zeros(self.d, self.rank, dtype=torch.float32)
+            if basis is None
+            else basis.detach().float().contiguous()
         )
         self.register_buffer("directions", directions if self.rotated else None)
 
@@ -181,13 +184,13 @@ class SAEMask(_Mask):
 
     def __init__(
         self,
-        d: int,
+        d: SupportsIndex,
         encoder: Float[Tensor, "_ _"] | None = None,
         decoder: Float[Tensor, "_ _"] | None = None,
         encoder_bias: Float[Tensor, " _"] | None = None,
         decoder_bias: Float[Tensor, " _"] | None = None,
         *,
-        latents: int | None = None,
+        latents: SupportsIndex | None = None,
         temperature: Temperature = (1.0, 0.01),
         sparsity: float = 0.0,
     ) -> None:
@@ -196,6 +199,7 @@ class SAEMask(_Mask):
         if latents is None:
             raise ValueError("SAEMask needs the autoencoder: encoder [d, latents] and decoder [latents, d]")
         super().__init__(d, latents, temperature, sparsity)
+        d, latents = self.d, self.rank
         shapes = {"encoder": (d, latents), "decoder": (latents, d), "encoder_bias": (latents,), "decoder_bias": (d,)}
         tensors = (encoder, decoder, encoder_bias, decoder_bias)
         for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):

@@ -1,6 +1,6 @@
 """ReFT-r1: one direction that both detects a concept in a text and writes it."""
 
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.subspace import Frame
+from reftlens.numbers import whole
 
 
 class ReFTr1(Intervention):
@@ -24,12 +25,17 @@ class ReFTr1(Intervention):
     stacks = False
     pools = True
 
-    def __init__(self, d: int, *, k: int = 8, sparsity: float = 5e-3, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        d: SupportsIndex,
+        *,
+        k: SupportsIndex = 8,
+        sparsity: float = 5e-3,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__(d, 1)
-        if k < 1:
-            raise ValueError(f"k={k}, expected 1 or more")
-        self.k, self.sparsity = k, sparsity
-        self.frame, self.b = Frame(d, 1), nn.Parameter(torch.zeros(1, dtype=torch.float32))
+        self.k, self.sparsity = whole(k, "k", 1), float(sparsity)
+        self.frame, self.b = Frame(self.d, 1), nn.Parameter(torch.zeros(1, dtype=torch.float32))
         self._seen: list[tuple[Tensor, Tensor]] = []
         self.reset(generator)
 

@@ -5,9 +5,13 @@ The trained parameter is free; its thin QR factor is the frame. That costs O(d·
 parameter and an orthonormal parameter is its own frame (up to rounding).
 """
 
+from typing import SupportsIndex
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from reftlens.numbers import whole
 
 Basis = Float[Tensor, "d rank"]
 
@@ -30,8 +34,9 @@ class Frame(nn.Module):
     being asked to: `fit` leaves frames out of it.
     """
 
-    def __init__(self, d: int, rank: int) -> None:
+    def __init__(self, d: SupportsIndex, rank: SupportsIndex) -> None:
         super().__init__()
+        d, rank = whole(d, "d"), whole(rank, "rank")
         if not 1 <= rank <= d:
             raise ValueError(f"rank={rank} does not fit into d={d}: need 1 <= rank <= d")
         self.matrix = nn.Parameter(torch.eye(d, rank, dtype=torch.float32))

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 
 from reftlens.bridge.protocol import Bridge
+from reftlens.numbers import seeded
 from reftlens.text.batch import Batch, Example
 from reftlens.text.encoding import encode, encode_prompts
 
@@ -213,7 +214,7 @@ def _answered(model: Bridge, rows: Sequence[Example], chat: bool, first_token: b
 def different_pairs(
     draw: Callable[[torch.Generator], Pair | None],
     count: int,
-    seed: int,
+    seed: SupportsIndex,
     *,
     about: str,
     changed: float | None = None,
@@ -229,7 +230,7 @@ def different_pairs(
     """
     if count < 1 or not 0 <= (changed or 0.0) <= 1:
         raise ValueError(f"count={count} and changed={changed}, expected 1 or more, and a share from 0 to 1")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     changing = count if changed is None else round(count * changed)
     room = {True: changing, False: count if changed is None else count - changing}
     pairs: dict[Any, Pair] = {}

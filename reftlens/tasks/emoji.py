@@ -7,9 +7,9 @@ by the answers to `emoji_dev.jsonl`, among the small and quick ones; `tutorial_r
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import SupportsIndex
 
 import regex
-import torch
 
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
@@ -18,6 +18,7 @@ from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import generate
 from reftlens.interventions import LoReFT
+from reftlens.numbers import seeded
 from reftlens.text.encoding import encode, load_examples, records
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit
@@ -33,21 +34,21 @@ DECODING = Decoding(max_new_tokens=32, no_repeat_ngram=3)
 """How `answers` generates: greedily, at most 32 tokens, no three tokens twice (an emoji is about three tokens)."""
 
 
-def emoji_reft(d_model: int, seed: int = 0) -> ReFT:
+def emoji_reft(d_model: int, seed: SupportsIndex = 0) -> ReFT:
     """The demo's intervention, untrained."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     sites = [resid_post(layer, "l3") for layer in (8, 16, 24)]
     return ReFT({site: LoReFT(d_model, rank=4, init="identity", generator=generator) for site in sites})
 
 
-def tutorial_reft(d_model: int, seed: int = 0) -> ReFT:
+def tutorial_reft(d_model: int, seed: SupportsIndex = 0) -> ReFT:
     """The tutorial's own intervention, untrained: rank-4 LoReFT after block 8, on the last token of the prompt."""
-    return ReFT({resid_post(8, "last"): LoReFT(d_model, rank=4, generator=torch.Generator().manual_seed(seed))})
+    return ReFT({resid_post(8, "last"): LoReFT(d_model, rank=4, generator=seeded(seed))})
 
 
 def run(
     model: Bridge,
-    seed: int = 0,
+    seed: SupportsIndex = 0,
     *,
     reft: ReFT | None = None,
     config: FitConfig = SETTINGS,

@@ -1,7 +1,7 @@
 """Are two pairs alike in being pairs of equals? The task, and a small network trained on it (arXiv 2303.02536)."""
 
 import tempfile
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Int
@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from reftlens.bridge.protocol import Bridge, gradients_on
 from reftlens.editing.engine import forward
+from reftlens.numbers import seeded
 from reftlens.tasks.causal import CausalModel, Derived
 from reftlens.tasks.task import Task
 
@@ -53,7 +54,7 @@ def _equal_by_half(setting: dict[str, Any], generator: torch.Generator) -> dict[
     return setting | ({"b": setting["a"]} if left else {}) | ({"d": setting["c"]} if right else {})
 
 
-def equality_network(seed: int = 0, *, steps: int = 1600, progress: bool = False) -> Bridge:
+def equality_network(seed: SupportsIndex = 0, *, steps: int = 1600, progress: bool = False) -> Bridge:
     """A two-block GPT-2 of width 32 that solves `hierarchical_equality`, trained on a CPU in under a minute.
 
     The vectors of the symbols are drawn anew at every step and once more at the end, and are not trained: the network
@@ -66,7 +67,7 @@ def equality_network(seed: int = 0, *, steps: int = 1600, progress: bool = False
     after block 0 it is nowhere (0.5, as without an edit).
     """
     with gradients_on():
-        return _trained(_untrained(generator := torch.Generator().manual_seed(seed)), generator, steps, progress)
+        return _trained(_untrained(generator := seeded(seed)), generator, steps, progress)
 
 
 def _trained(bridge: Bridge, generator: torch.Generator, steps: int, progress: bool) -> Bridge:

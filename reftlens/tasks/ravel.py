@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import torch
 
@@ -61,7 +61,7 @@ class Ravel:
             tuple(t for t in self.templates if templates is None or templates(t)),
         )
 
-    def cause(self, attribute: str, count: int, *, split: Split = "train", seed: int = 0) -> Pairs:
+    def cause(self, attribute: str, count: int, *, split: Split = "train", seed: SupportsIndex = 0) -> Pairs:
         """`count` different pairs whose answer is to become the source city's; own and new answer always differ.
 
         Base and source each have a template of the split that asks for `attribute`, and a city of the split.
@@ -88,7 +88,7 @@ class Ravel:
         others: Sequence[str] | None = None,
         split: Split = "train",
         wikipedia: bool = False,
-        seed: int = 0,
+        seed: SupportsIndex = 0,
     ) -> Pairs:
         """`count` different pairs whose answer is to stay, though the source city has another one.
 

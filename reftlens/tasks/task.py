@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 
@@ -60,7 +60,7 @@ class Task:
         variables: str | Sequence[str],
         *,
         split: Split = "train",
-        seed: int = 0,
+        seed: SupportsIndex = 0,
         changed: float = 0.5,
     ) -> Pairs:
         """`count` different pairs; in a share `changed` of them the exchange changes the answer.

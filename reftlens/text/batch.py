@@ -5,17 +5,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from reftlens.numbers import Choice, Integers, row_numbers, seeded, whole_numbers
 from reftlens.text.template import Prompt, Template
 from reftlens.text.view import Role, TokenView
-
-Rows = Sequence[int] | Int[Tensor, " _"]
 
 
 @dataclass(frozen=True)
@@ -76,18 +75,20 @@ class Batch:
             sources={name: _joined_source(batches, name) for name in names},
         )
 
-    def resampled(self, seed: int = 0) -> "Batch":
+    def resampled(self, seed: SupportsIndex = 0) -> "Batch":
         """The same rows, each with another of them as source: resample ablation, once `Interchange` is applied.
 
         No row is its own source: rows are shuffled, and each takes the one after it.
         """
         if len(self) < 2:
             raise ValueError(f"{len(self)} row(s): resampling needs another row to take from")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(self), generator=seeded(seed))
         rows = torch.empty_like(order).scatter(0, order, order.roll(-1))
         return self.with_sources((replace(self, sources={}), rows))
 
-    def with_sources(self, sources: "Batch | tuple[Batch, Rows] | Mapping[str, Batch | tuple[Batch, Rows]]") -> "Batch":
+    def with_sources(
+        self, sources: "Batch | tuple[Batch, Integers] | Mapping[str, Batch | tuple[Batch, Integers]]"
+    ) -> "Batch":
         """The same rows with sources to exchange with: one (named `"source"`), or one for each variable by its name.
 
         A source is a `Batch` with a row for each row of this one, or a pair `(batch, rows)`: for each row of this one
@@ -98,7 +99,8 @@ class Batch:
             raise ValueError("sources={}, expected a batch, or one for each variable")
         pairs = {name: (s, range(len(s))) if isinstance(s, Batch) else s for name, s in named.items()}
         checked = {
-            name: Source(batch, torch.as_tensor(rows, dtype=torch.long)) for name, (batch, rows) in pairs.items()
+            name: Source(batch, torch.tensor(whole_numbers(rows, f"row of source {name!r}"), dtype=torch.long))
+            for name, (batch, rows) in pairs.items()
         }
         for name, (batch, rows) in checked.items():
             if len(rows) != len(self):
@@ -115,14 +117,10 @@ class Batch:
         longest = int(self.attention_mask.sum(dim=1).max()) if len(self) else 0
         return f"Batch({len(self)} rows of up to {longest} tokens, {int(self.target_mask.sum())} targets{sources})"
 
-    def __getitem__(self, rows: int | slice | Sequence[int]) -> "Batch":
-        """Some of the rows, padding trimmed to the longest of them."""
-        numbers = range(len(self))
-        if isinstance(rows, slice):
-            numbers = numbers[rows]
-        else:
-            numbers = [numbers[i] for i in ([rows] if isinstance(rows, int) else rows)]
-        index = torch.tensor(list(numbers), dtype=torch.long, device=self.tokens.device)
+    def __getitem__(self, rows: Choice) -> "Batch":
+        """Some of the rows, by number, slice or mask, padding trimmed to the longest of them."""
+        numbers = row_numbers(rows, len(self))
+        index = torch.tensor(numbers, dtype=torch.long, device=self.tokens.device)
         columns = (self.role[index] != Role.PAD).any(dim=0)
         return replace(
             self,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from reftlens.numbers import real, whole
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -38,15 +40,16 @@ class FitConfig:
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "accumulate", "steps", "eval_every", "patience", "seed")
         for name in (*counts, "lr", "warmup", "weight_decay", "clip"):
-            value, whole = getattr(self, name), name in counts
-            if not isinstance(value, int | None if whole else int | float | None):
-                raise TypeError(f"{name}={value!r}, expected a {'whole ' * whole}number")
-            if value is None or name == "seed":
+            value = getattr(self, name)
+            if value is None and name in ("steps", "eval_every", "patience", "clip"):
                 continue
-            if whole and value < 1:
-                raise ValueError(f"{name}={value}, expected 1 or more")
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value}, expected a finite number, 0 or more")
+            if name in counts:
+                number = whole(value, name, None if name == "seed" else 1)
+            else:
+                number = real(value, name)
+                if not 0 <= number < math.inf:
+                    raise ValueError(f"{name}={value}, expected a finite number, 0 or more")
+            object.__setattr__(self, name, number)
         if self.clip == 0:
             raise ValueError("clip=0 leaves no gradient: None switches clipping off")
         if self.schedule not in ("constant", "linear", "cosine"):

@@ -1,9 +1,9 @@
 """What a choice of tokens is, and how choices combine: `a | b`, `a - b`, `a >> b`."""
 
-from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
+from reftlens.numbers import Integers
 from reftlens.text.view import Mask, TokenView
 
 
@@ -34,13 +34,13 @@ class Positions:
         """The chosen tokens of `view`, padding never among them."""
         return self.select(view, None) & view.real
 
-    def __or__(self, other: "Positions | str | Sequence[int]") -> "Positions":
+    def __or__(self, other: "Positions | str | SupportsIndex | Integers") -> "Positions":
         return Union(self, _as_positions(other))
 
-    def __sub__(self, other: "Positions | str | Sequence[int]") -> "Positions":
+    def __sub__(self, other: "Positions | str | SupportsIndex | Integers") -> "Positions":
         return Difference(self, _as_positions(other))
 
-    def __rshift__(self, other: "Positions | str | Sequence[int]") -> "Positions":
+    def __rshift__(self, other: "Positions | str | SupportsIndex | Integers") -> "Positions":
         return Chain(self, _as_positions(other))
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _looking_ahead(positions: Positions) -> Positions | None:
     return positions if positions.looks_ahead else None
 
 
-def _as_positions(value: Positions | str | Sequence[int]) -> Positions:
+def _as_positions(value: Positions | str | SupportsIndex | Integers) -> Positions:
     from reftlens.text.positions.spelling import as_positions  # it spells the choosers, and these are made of this file
 
     return as_positions(value)

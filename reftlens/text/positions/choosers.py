@@ -1,13 +1,13 @@
 """The choosers: which tokens of a row, by place, by text, or by who wrote them."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, SupportsIndex
 
 import torch
 
 from reftlens.errors import check_one_of
+from reftlens.numbers import Integers, whole, whole_numbers
 from reftlens.text.positions.base import Positions
 from reftlens.text.view import Mask, Role, TokenView
 
@@ -20,7 +20,7 @@ class First(Positions):
     kind: ClassVar[str] = "first"
 
     def __post_init__(self) -> None:
-        _at_least_one("First", self.n)
+        object.__setattr__(self, "n", _at_least_one("First", self.n))
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
         pool = view.prompt if among is None else among
@@ -37,7 +37,7 @@ class Last(Positions):
     looks_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _at_least_one("Last", self.n)
+        object.__setattr__(self, "n", _at_least_one("Last", self.n))
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
         pool = _within(among, view.prompt)
@@ -57,6 +57,9 @@ class Nth(Positions):
     prompt_only: ClassVar[bool] = True
     looks_ahead: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", whole(self.k, "Nth: k"))
+
     def select(self, view: TokenView, among: Mask | None) -> Mask:
         pool = _within(among, view.prompt)
         place = pool.long().cumsum(dim=1) - 1
@@ -72,8 +75,8 @@ class At(Positions):
     kind: ClassVar[str] = "at"
     reaches_response: ClassVar[bool] = True
 
-    def __init__(self, *indices: int | Sequence[int]) -> None:
-        flat = tuple(j for i in indices for j in ([i] if isinstance(i, int) else i))
+    def __init__(self, *indices: SupportsIndex | Integers) -> None:
+        flat = tuple(place for each in indices for place in whole_numbers(each, "At: place"))
         if not flat or any(i < 0 for i in flat):
             raise ValueError(
                 f"At{flat} needs one or more places counted from 0; use Nth(-k) to count from the prompt's end"
@@ -160,9 +163,11 @@ class Generated(Positions):
         return _within(among, view.role == Role.GENERATED)
 
 
-def _at_least_one(name: str, n: int) -> None:
-    if n < 1:
-        raise ValueError(f"{name}({n}) chooses nothing; n must be 1 or more")
+def _at_least_one(name: str, n: SupportsIndex) -> int:
+    number = whole(n, f"{name}: n")
+    if number < 1:
+        raise ValueError(f"{name}({number}) chooses nothing; n must be 1 or more")
+    return number
 
 
 def _within(among: Mask | None, mask: Mask) -> Mask:

@@ -1,11 +1,12 @@
 """How positions are written: as text such as `"f7+l7"`, as a list of places, and as JSON values for the store."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import reduce
 from operator import or_
-from typing import Any
+from typing import Any, SupportsIndex
 
+from reftlens.numbers import Integers
 from reftlens.text.positions.base import Chain, Difference, Positions, Union
 from reftlens.text.positions.choosers import All, At, First, Generated, Last, Nth, Prompt, Response, Tokens
 
@@ -31,11 +32,11 @@ def parse(text: str) -> Positions:
     return reduce(or_, choices)
 
 
-def as_positions(value: "Positions | str | Sequence[int]") -> Positions:
+def as_positions(value: "Positions | str | SupportsIndex | Integers") -> Positions:
     """`value` itself, or what it spells: `"f7+l7"` is parsed, `[0, 3]` means `At(0, 3)`."""
     if isinstance(value, str):
         return parse(value)
-    if not isinstance(value, Positions | int | Sequence):
+    if not isinstance(value, Positions | SupportsIndex | Iterable):
         raise TypeError(f"positions={value!r}, expected positions such as 'last', Last(3) or [0, 3]")
     return value if isinstance(value, Positions) else At(value)
 
