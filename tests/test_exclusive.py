@@ -209,4 +209,5 @@ def test_one_model_does_not_wait_for_another():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     print(f"{interrupts(834, seed=2)} of {6 * 834} interrupts were raised; the model was as before after each")
