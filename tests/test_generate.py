@@ -558,8 +558,8 @@ def test_the_whole_context_can_be_filled(gpt2):
 @pytest.mark.parametrize(
     "settings, why",
     [
-        ({"max_new_tokens": 0}, "both must be 1 or more"),
-        ({"beams": 0}, "both must be 1 or more"),
+        ({"max_new_tokens": 0}, "=0, expected 1 or more"),
+        ({"beams": 0}, "=0, expected 1 or more"),
         ({"temperature": -1.0}, "temperature=-1.0, expected 0"),
         ({"top_k": 5}, "temperature=0 does not sample"),
         ({"top_p": 0.5}, "temperature=0 does not sample"),

@@ -17,6 +17,7 @@ from reftlens.editing.edits import token_vectors
 from reftlens.editing.engine import Stop, forward, hooked
 from reftlens.editing.site import Site
 from reftlens.text.batch import Batch
+from reftlens.text.vocabulary import check_vocabulary
 
 Editing = Callable[[Batch, Sequence[int]], AbstractContextManager[None]]
 """Makes the context in which a batch is read, given which rows of the data set it has."""
@@ -81,6 +82,7 @@ def activations(
     if not isinstance(site, Site):
         raise TypeError(f"site={site!r}, expected a Site: Site({site!r}, 'last'), or resid_post(8, 'last')")
     check_model(model)
+    check_vocabulary(model, data)
     check_deterministic(model)
     check_agrees(model)
     place = (site, resolve_hook(model, site.hook))

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from reftlens.bridge.protocol import Bridge, check_model, device_of, parameter_total, resolve_hook
 from reftlens.editing.bound import Bound, Place, Places, bound_to, skip_of
-from reftlens.editing.engine import attached, check_fired
+from reftlens.editing.engine import Hook, attached, check_fired, hooked
 from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.fixed import SteeringVector
 from reftlens.numbers import Integers, is_one, seeded, whole, whole_numbers
 from reftlens.text.batch import Batch
+from reftlens.text.vocabulary import check_tokens, check_vocabulary
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ class ReFT(nn.Module):
         Raises:
             ValueError: if a site chooses no token in any row, or what a site exchanges has no source.
         """
+        check_vocabulary(model, data)
         variant.require(self.sites, data.view)
         return bound_to(model, data, [(self.to(device_of(model)).bind(model), variant)])[0]
 
@@ -209,10 +211,12 @@ class ReFT(nn.Module):
 
         Raises:
             SiteNeverFired: at the end, if nothing passed through one of the sites.
-            ValueError: if a site chooses no token in any row.
+            ValueError: if a site chooses no token in any row, or the model is run on other tokens than the batch's.
         """
         edits = self.bound_to(model, batch, variant).edits(batch.view)
-        with attached(model, edits):
+        entry = model.hook_dict.get("embed.hook_in")
+        checks: list[Hook] = [] if entry is None else [(entry, lambda ids, hook: check_tokens(batch, ids))]
+        with hooked(model, checks), attached(model, edits):
             yield
         check_fired(edits)
 
@@ -234,10 +238,12 @@ def training_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def check_types(reft: Any, model: Any, data: Any = None) -> None:
-    """Raise `TypeError` where these are not a `ReFT`, a bridge and (where there is one) a `Batch`."""
+    """Raise where these are not a `ReFT`, a bridge and (where there is one) a `Batch` of its vocabulary."""
     if not isinstance(reft, ReFT):
         hint = ": put it at a site, ReFT({site: …})" if isinstance(reft, Intervention) else ""
         raise TypeError(f"expected a ReFT, got {type(reft).__name__}{hint}")
     check_model(model)
     if data is not None and not isinstance(data, Batch):
         raise TypeError(f"data is a {type(data).__name__}, expected a Batch: encode(model, examples) makes one")
+    if data is not None:
+        check_vocabulary(model, data)

@@ -20,6 +20,7 @@ from reftlens.generation.runner import PromptStates, Runner, read
 from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode_prompts
 from reftlens.text.template import Prompt
+from reftlens.text.vocabulary import check_vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,9 @@ def encoded(model: Bridge, prompts: Prompts, *, chat: bool, system: str | None) 
         return encode_prompts(model, prompts, chat=chat, system=system)
     if chat or system is not None:
         raise ValueError(f"a {type(prompts).__name__} comes with the template of its prompts: drop chat and system")
-    return prompts if isinstance(prompts, Batch) else prompts.prompts
+    batch = prompts if isinstance(prompts, Batch) else prompts.prompts
+    check_vocabulary(model, batch, "prompts")
+    return batch
 
 
 def _listed(sites: Sequence[Site]) -> str:

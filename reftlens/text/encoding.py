@@ -16,6 +16,7 @@ from reftlens.errors import check_one_of
 from reftlens.text.batch import Batch, Example, batch_from_rows
 from reftlens.text.template import Prompt, Template, ending
 from reftlens.text.view import Role
+from reftlens.text.vocabulary import check_vocabulary
 
 
 def load_examples(
@@ -102,6 +103,7 @@ def encode(
     if cut:
         warnings.warn(f"{len(cut)} row(s) were cut to {limit} tokens at the {truncate}: {cut[:10]}", stacklevel=2)
     batch = batch_from_rows(ids, roles, examples=examples, tokenizer=tokenizer)
+    check_vocabulary(model, batch, "the examples")
     return replace(batch, truncated=tuple(cut), template=template)
 
 
@@ -124,6 +126,7 @@ def encode_prompts(
         ids.append(row)
     roles = [[int(Role.PROMPT)] * len(row) for row in ids]
     batch = batch_from_rows(ids, roles, examples=[Example(p) for p in prompts], tokenizer=tokenizer)
+    check_vocabulary(model, batch, "the prompts")
     return replace(batch, template=template)
 
 
