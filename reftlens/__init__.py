@@ -38,7 +38,8 @@ from reftlens.scoring.evaluation import evaluate
 from reftlens.storage import load, save
 from reftlens.text import positions
 from reftlens.text.batch import Batch, Example
-from reftlens.text.encoding import encode, encode_prompts, load_examples
+from reftlens.text.encoding import encode, encode_prompts
+from reftlens.text.loading import load_examples
 from reftlens.training import FitConfig, fit, fit_many
 from reftlens.widgets.live import slider
 

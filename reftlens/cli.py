@@ -18,7 +18,8 @@ from reftlens.generation.writing import stream
 from reftlens.reports.page import report
 from reftlens.storage.folder import RUN_FILE, SETTINGS_FILE, StoreMismatch, load, load_run, save
 from reftlens.tasks import emoji
-from reftlens.text.encoding import encode, load_examples
+from reftlens.text.encoding import encode
+from reftlens.text.loading import load_examples
 from reftlens.training.result import FitResult
 
 STRENGTHS = (0.0, 0.5, 1.0)

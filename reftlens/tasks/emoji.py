@@ -19,7 +19,8 @@ from reftlens.generation.result import Generation
 from reftlens.generation.writing import generate
 from reftlens.interventions import LoReFT
 from reftlens.numbers import seeded
-from reftlens.text.encoding import encode, load_examples, records
+from reftlens.text.encoding import encode
+from reftlens.text.loading import load_examples, records
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit
 from reftlens.training.result import FitResult

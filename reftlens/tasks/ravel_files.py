@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reftlens.text.encoding import records
+from reftlens.text.loading import records
 
 _FILES = ("city_entities.jsonl", "city_prompts.jsonl", "city_wikipedia_prompts.jsonl")
 _HUB = "hij/ravel"
