@@ -11,6 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
 
+def located(path: str | Path) -> Path:
+    """The path that a user wrote, `~` being the home folder."""
+    return Path(path).expanduser()
+
+
 def write_atomically(path: Path, payload: bytes) -> None:
     """Replace the file at `path` in one step: a reader, or a kill, sees the old content or the new one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

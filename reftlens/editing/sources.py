@@ -107,7 +107,8 @@ def _lookup(site: Site, data: Batch, name: str) -> Int[Tensor, "rows width"]:
         row = differ[0]
         raise ValueError(
             f"row {row}: {site} chooses {int(own[row])} token(s), and {int(theirs[index[row]])} in its source "
-            f"{name!r} (row {int(index[row])} there); choose positions that both have equally many of"
+            f"{name!r} (row {int(index[row])} there); choose positions that both have equally many of, "
+            f"such as the last of each: {site.positions} >> Last(1)"
         )
     rows, columns = mask.nonzero().unbind(dim=1)
     begins, order = theirs.cumsum(dim=0) - theirs, (mask.long().cumsum(dim=1) - 1)[rows, columns]

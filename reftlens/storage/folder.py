@@ -25,7 +25,7 @@ from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.editing.preflight import preflight
 from reftlens.editing.reft import ReFT
 from reftlens.errors import StoreMismatch
-from reftlens.files import digest, shape_of, write_atomically
+from reftlens.files import digest, located, shape_of, write_atomically
 from reftlens.interventions import Intervention
 from reftlens.storage.record import FORMAT, describe, rebuild
 from reftlens.training.config import FitConfig
@@ -47,7 +47,9 @@ def save(reft: ReFT, folder: str | Path, model: Any, *, run: FitResult | None = 
             that do not make it again, tensors of several dtypes, or parameters shared between interventions; or if
             `run` ended with other weights.
     """
-    folder = Path(folder)
+    folder = located(folder)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, expected a folder to write to")
     record = describe(reft, model)
     tensors = {n: t.detach().cpu().clone().contiguous() for n, t in reft.interventions.state_dict().items()}
     record["weights_sha256"] = digest(tensors)
@@ -88,7 +90,7 @@ def load(
         raise TypeError(f"kinds={kinds!r}, expected {{kind: class}}")
     if not isinstance(model, Bridge | torch.nn.Module):
         raise TypeError(f"model={model!r}, expected a model: load_model(…), or a plain transformers model")
-    stored = _read(Path(folder))
+    stored = _read(located(folder))
     _compare(stored, model, other_model)
     reft = rebuild(_as_written(stored.record, model), kinds or {}, stored.folder)
     _fill(reft, stored)
@@ -104,11 +106,13 @@ def load_run(folder: str | Path) -> FitResult:
         FileNotFoundError: if none was kept.
         StoreMismatch: if it belongs to other weights than those in the folder.
     """
-    path = Path(folder) / RUN_FILE
+    path = located(folder) / RUN_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {RUN_FILE}: save(…, run=…) was not given the record of a run")
-    told = json.loads(path.read_text(encoding="utf-8"))
-    if told.pop("weights_sha256") != _read(Path(folder)).record["weights_sha256"]:
+    told = _table(path)
+    if not {"weights_sha256", "validation", "losses", "config"} <= told.keys():
+        raise StoreMismatch(f"{path} is damaged, or was not written by save(): copy it anew")
+    if told.pop("weights_sha256") != _read(located(folder)).record["weights_sha256"]:
         raise StoreMismatch(f"{path} is the record of other weights than those in {WEIGHTS_FILE}")
     told["validation"] = tuple(tuple(pair) for pair in told["validation"])
     told |= {name: tuple(told[name]) for name in ("losses", "learning_rates", "gradient_norms")}
@@ -129,7 +133,9 @@ def _read(folder: Path) -> _Stored:
         missing = WEIGHTS_FILE if has_settings else SETTINGS_FILE
         raise FileNotFoundError(f"{folder} holds no {missing}: it is not a folder that save() wrote")
     weights = (folder / WEIGHTS_FILE).read_bytes()
-    record = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")) if has_settings else {}
+    record = _table(folder / SETTINGS_FILE) if has_settings else {}
+    if has_settings and not record:
+        warnings.warn(f"{folder / SETTINGS_FILE} is damaged: the copy in {WEIGHTS_FILE} is read", stacklevel=3)
     if record.get("format", FORMAT) != FORMAT:
         raise StoreMismatch(f"{folder} has format {record['format']!r}, and this reftlens reads format {FORMAT}")
     try:
@@ -141,7 +147,18 @@ def _read(folder: Path) -> _Stored:
         record = _header_record(weights)
     if record.get("weights_sha256") != actual:
         raise StoreMismatch(f"{folder / WEIGHTS_FILE} are not the weights that {SETTINGS_FILE} was written with")
+    if missing := [key for key in ("sites", "interventions", "model") if key not in record]:
+        raise StoreMismatch(f"the record in {folder} is not as save() writes it: it has no {missing[0]!r}")
     return _Stored(folder, record, tensors)
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """The table in a JSON file; nothing where it is damaged."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return table if isinstance(table, dict) else {}
 
 
 def _header_record(weights: bytes) -> dict[str, Any]:

@@ -65,13 +65,14 @@ class _Call:
 
     def __init__(self, hf_model: nn.Module, batch: Batch) -> None:
         self.signature = inspect.signature(hf_model.forward)
-        self.real = batch.attention_mask
-        self.continues, self.mask = False, None
+        self.batch, self.real = batch, batch.attention_mask
+        self.continues, self.mask, self.tokens = False, None, None
 
     def __call__(self, hf_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = self.signature.bind_partial(*args, **kwargs).arguments
         arguments = {**arguments.pop("kwargs", {}), **arguments}
         cache, self.mask = arguments.get("past_key_values"), arguments.get("attention_mask")
+        self.tokens = arguments.get("input_ids")
         self.continues = cache is not None and cache.get_seq_length() > 0
 
     def placed(self, mask: Tensor, shape: torch.Size) -> Tensor:
@@ -82,10 +83,23 @@ class _Call:
                 "the model was called with an attention mask that does not show the padding: pass [batch, seq]"
             )
         real = real.bool().to(mask.device)
+        times, rest = divmod(shape[0], len(self.batch))
+        if times > 1 and not rest:
+            raise ValueError(
+                f"the model was called on {shape[0]} rows, and the batch has {len(self.batch)}: beams and several "
+                "texts for a prompt repeat rows, so give the batch as often: "
+                f"batch[[i for i in range(len(batch)) for _ in range({times})]]"
+            )
         if real.shape != shape or not torch.equal(real.sum(dim=1), self.real.sum(dim=1).to(mask.device)):
             raise ValueError(
                 f"the model was called on {real.sum(dim=1).tolist()} tokens per row (in {list(shape)}), and the batch "
                 f"has {self.real.sum(dim=1).tolist()}"
+            )
+        own = self.batch.tokens[self.real].to(mask.device)
+        if self.tokens is not None and not torch.equal(self.tokens[real], own):
+            raise ValueError(
+                "the model was called on other tokens than those of the batch: it has "
+                f"{self.tokens[real].tolist()[:12]} …, and the batch {own.tolist()[:12]} …"
             )
         moved = torch.zeros_like(real)
         moved[real] = mask[self.real.to(mask.device)]

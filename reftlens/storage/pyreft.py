@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.files import located
 from reftlens.interventions import DiReFT, Intervention, LoReFT, NoReFT
 from reftlens.text.positions import Positions
 
@@ -45,7 +46,7 @@ def load_pyreft(
     Raises:
         ValueError: for a component or a class that has no counterpart here, or two interventions at one place.
     """
-    folder = Path(folder)
+    folder = located(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     keys = config["sorted_keys"]
     places = positions if isinstance(positions, list) else [positions] * len(keys)

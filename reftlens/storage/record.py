@@ -46,9 +46,12 @@ def rebuild(record: dict[str, Any], kinds: Mapping[str, type[Intervention]], fol
         StoreMismatch: for a kind, a dtype or settings that are not known; `folder` is named.
     """
     table = {**KINDS, **kinds}
-    with torch.random.fork_rng(devices=[]):  # constructors draw a start that the weights then replace
-        modules = [_built(spec, table, folder) for spec in record["interventions"]]
-    return ReFT({Site.from_dict(s): modules[s["intervention"]] for s in record["sites"]})
+    try:
+        with torch.random.fork_rng(devices=[]):  # constructors draw a start that the weights then replace
+            modules = [_built(spec, table, folder) for spec in record["interventions"]]
+        return ReFT({Site.from_dict(s): modules[s["intervention"]] for s in record["sites"]})
+    except (KeyError, IndexError, AttributeError) as error:
+        raise StoreMismatch(f"the record in {folder} is not as save() writes it: {error!r}") from error
 
 
 def _canonical_hooks(reft: ReFT, model: Any) -> list[str]:

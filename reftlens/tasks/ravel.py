@@ -8,6 +8,7 @@ from typing import Literal, SupportsIndex
 
 import torch
 
+from reftlens.files import located
 from reftlens.tasks.causal import Pair, Pairs, any_of, different_pairs
 from reftlens.tasks.ravel_files import City, Template, from_files, from_hub
 from reftlens.text.batch import Example
@@ -28,7 +29,7 @@ def ravel_cities(folder: str | Path | None = None) -> "Ravel":
         ValueError: naming a row that lacks a field.
         OSError: if the hub cannot be read.
     """
-    cities, templates = from_hub() if folder is None else from_files(Path(folder))
+    cities, templates = from_hub() if folder is None else from_files(located(folder))
     return Ravel(cities, templates)
 
 

@@ -1,19 +1,28 @@
 """Examples out of files and data sets."""
 
+import codecs
+import csv
+import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from reftlens.files import located
 from reftlens.text.batch import Example
 
+Source = str | Path | Iterable[Any]
+"""A file, or records: dictionaries, the rows of a `DataFrame`, or of a split of a Hugging Face data set."""
 
-def load_examples(
-    source: str | Path | Iterable[Mapping[str, Any]], *, prompt: str = "prompt", completion: str = "completion"
-) -> list[Example]:
-    """Examples from a JSONL file or from any iterable of records, such as a Hugging Face data set.
 
-    `prompt` and `completion` name the fields.
+def load_examples(source: Source, *, prompt: str = "prompt", completion: str = "completion") -> list[Example]:
+    """Examples from a file (JSON lines, a JSON array, CSV or TSV), a `DataFrame`, or any iterable of records.
+
+    An iterable of records is a list of dictionaries, say, or a Hugging Face data set. Files are UTF-8, or UTF-16 with
+    its mark at the beginning. `prompt` and `completion` name the fields.
+
+    Raises:
+        ValueError: naming the line or row, for what cannot be read, lacks a field, or has no text as its completion.
     """
     examples = []
     for place, record in records(source):
@@ -21,25 +30,61 @@ def load_examples(
             raise ValueError(f"{place} is no record with fields {prompt!r} and {completion!r}: {str(record)[:60]!r}")
         missing = [f for f in (prompt, completion) if f not in record]
         if missing:
-            raise ValueError(f"{place} has no field {missing[0]!r}, it has: {', '.join(record)}")
+            raise ValueError(f"{place} has no field {missing[0]!r}, it has: {', '.join(map(str, record))}")
         if not isinstance(record[completion], str):
             raise ValueError(f"{place}: {completion} is {record[completion]!r}, expected text")
         examples.append(Example(record[prompt], record[completion]))
     if not examples:
-        raise ValueError(f"no examples in {source}")
+        raise ValueError(f"no examples in {source if isinstance(source, str | Path) else type(source).__name__}")
     return examples
 
 
-def records(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
-    """Each record of a JSONL file, or of any iterable, with its place in the source, for messages."""
-    if not isinstance(source, str | Path):
-        for i, record in enumerate(source):
-            yield f"row {i}", record
+def records(source: Source) -> Iterator[tuple[str, Any]]:
+    """Each record of a file, or of any iterable, with its place in the source, for messages."""
+    if isinstance(source, str | Path):
+        yield from _records_of_file(located(source))
         return
-    # Not splitlines(): JSON may hold U+2028 and other line ends inside a string.
-    for number, line in enumerate(Path(source).read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if line.strip():
-            try:
-                yield f"{source}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{source}, line {number} is not JSON: {error}") from None
+    if isinstance(source, Mapping):
+        keys = ", ".join(map(str, source))
+        raise ValueError(
+            f"the source is a {type(source).__name__} of {keys[:200]}, expected records one by one: a list of "
+            "{'prompt': …, 'completion': …}, a DataFrame, or one split of a data set, source['train']"
+        )
+    rows: Any = source
+    for i, record in enumerate(rows.to_dict("records") if hasattr(rows, "columns") else rows):
+        yield f"row {i}", record
+
+
+def _records_of_file(path: Path) -> Iterator[tuple[str, Any]]:
+    text = _text(path)
+    if path.suffix in (".csv", ".tsv"):
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
+        yield from ((f"{path}, line {reader.line_num}", record) for record in reader)
+    elif text.lstrip().startswith("["):
+        yield from ((f"{path}, record {i}", record) for i, record in enumerate(_parsed(text, str(path))))
+    else:
+        # Not splitlines(): JSON may hold U+2028 and other line ends inside a string.
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield f"{path}, line {number}", _parsed(line, f"{path}, line {number}")
+
+
+def _text(path: Path) -> str:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file of examples: one of those in it")
+    payload = path.read_bytes()
+    wide = payload.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return payload.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8; of another format, "
+            "pass what pandas reads, such as load_examples(pandas.read_parquet(path))"
+        ) from None
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON: {error}") from None

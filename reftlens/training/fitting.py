@@ -16,6 +16,7 @@ from reftlens.cone.scorer import Scorer
 from reftlens.editing.preflight import preflight
 from reftlens.editing.reft import ReFT, check_types, training_mode
 from reftlens.editing.variant import Variant
+from reftlens.files import located
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.checkpoint import Checkpoint
@@ -64,7 +65,7 @@ def fit(
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every}, expected 1 or more")
     run = _run(reft, model, data, _replaced(config, settings), validation, objective)
-    saved = Checkpoint(run, None if checkpoint is None else Path(checkpoint), checkpoint_every)
+    saved = Checkpoint(run, None if checkpoint is None else located(checkpoint), checkpoint_every)
     saved.resume()
 
     def after(step: Step) -> None:

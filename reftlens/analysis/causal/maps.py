@@ -20,7 +20,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site, resid_post
 from reftlens.editing.variant import Variant
 from reftlens.errors import check_each_once
-from reftlens.files import write_atomically
+from reftlens.files import located, write_atomically
 from reftlens.interventions.interchange import Interchange
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch
@@ -81,7 +81,7 @@ def interchange_map(
         for layer in (range(here.cfg.n_layers) if layers is None else layers)
     ]
     _warn_of_too_few(shuffles, sum(len(work.places) for work in works))
-    cells = _all_cells(works, here, None if folder is None else Path(folder), executor, progress)
+    cells = _all_cells(works, here, None if folder is None else located(folder), executor, progress)
     idle = ReFT({next(iter(works[0].sites.values())): Interchange(int(here.cfg.d_model))})
     plans = {"unedited": Plan(idle, Variant(strength=0.0))}
     unedited = answers(here, test, plans, first_targets(test)[:, None], reuse=Reuse.of(reuse), progress=False)

@@ -1,6 +1,8 @@
 """Fixed directions from labelled activations, one call each: what a trained subspace is to be compared with."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +26,8 @@ from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit
 
 Activations = Float[Tensor, "examples d"]
+Labels = Int[Tensor, " labels"] | Iterable[Any]
+"""The class of each row of the activations: numbers or texts, in a tensor, an array, a Series or a list."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +74,7 @@ class Direction:
         return f"{self.name}: {self.basis.shape[1]} of {len(self.basis)} dimensions, scale {scales}"
 
 
-def difference_of_means(x: Activations, labels: Int[Tensor, " labels"]) -> Direction:
+def difference_of_means(x: Activations, labels: Labels) -> Direction:
     """Span of the class means about their centre: `mean₁ - mean₀` for two classes, rank `classes - 1` for more.
 
     Several classes: singular directions of the centred means, the widest spread first.
@@ -105,7 +109,7 @@ def repe(positive: Activations, negative: Float[Tensor, "others d"], rank: int =
     return replace(components, basis=components.basis * sign)
 
 
-def linear_probe(x: Activations, labels: Int[Tensor, " labels"], *, l2: float = 1e-3) -> Direction:
+def linear_probe(x: Activations, labels: Labels, *, l2: float = 1e-3) -> Direction:
     """Weights of a logistic regression on standardised length, L2-penalised, made orthonormal.
 
     Minimises mean cross-entropy + `l2`·‖W‖²/2 by L-BFGS in float64 from zero, so that the result is unique. With more
@@ -114,9 +118,9 @@ def linear_probe(x: Activations, labels: Int[Tensor, " labels"], *, l2: float = 
     classes, means = _means(x, labels)
     data = _checked(x)
     centre, size = data.mean(dim=0), data.std(dim=0).mean().clamp_min(1e-12)
-    z, target = (data - centre) / size, torch.searchsorted(classes, labels)
-    weight = torch.zeros(data.shape[1], len(classes), dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(len(classes), dtype=torch.float64, requires_grad=True)
+    z, target = (data - centre) / size, classes
+    weight = torch.zeros(data.shape[1], len(means), dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(len(means), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -130,14 +134,14 @@ def linear_probe(x: Activations, labels: Int[Tensor, " labels"], *, l2: float = 
     return _directed("linear probe", (weight - weight.mean(dim=1, keepdim=True)).detach(), means)
 
 
-def lda(x: Activations, labels: Int[Tensor, " labels"], *, shrinkage: float = 0.1) -> Direction:
+def lda(x: Activations, labels: Labels, *, shrinkage: float = 0.1) -> Direction:
     """Fisher's discriminant, span of `Σ⁻¹ (means - centre)`, with `Σ` the within-class covariance.
 
     `Σ = (1 - shrinkage) S + shrinkage · tr(S)/d · I`.
     """
     classes, means = _means(x, labels)
-    within = _checked(x) - means[torch.searchsorted(classes, labels)]
-    covariance = shrunk_covariance(within, len(x) - len(classes), shrinkage)
+    within = _checked(x) - means[classes]
+    covariance = shrunk_covariance(within, len(x) - len(means), shrinkage)
     return _directed("LDA", torch.linalg.solve(covariance, (means - means.mean(dim=0)).T), means)
 
 
@@ -169,14 +173,21 @@ def _directed(name: str, columns: Float[Tensor, "d classes"], means: Float[Tenso
     return Direction(name, basis, along.amax(dim=0) - along.amin(dim=0))
 
 
-def _means(x: Activations, labels: Int[Tensor, " labels"]) -> tuple[Tensor, Float[Tensor, "classes d"]]:
+def _means(x: Activations, labels: Labels) -> tuple[Int[Tensor, " examples"], Float[Tensor, "classes d"]]:
+    """The class of each example, counted from 0 in the order of the labels, and the mean of each class."""
     data = _checked(x)
-    if len(labels) != len(data):
-        raise ValueError(f"{len(labels)} labels for {len(data)} activations")
-    classes = labels.unique()
-    if len(classes) < 2:
-        raise ValueError(f"all labels are {classes.tolist()}: two classes or more are needed")
-    return classes, torch.stack([data[labels == label].mean(dim=0) for label in classes])
+    values: Any = labels
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    if len(listed) != len(data):
+        raise ValueError(
+            f"{len(listed)} labels for {len(data)} activations: one is needed for each row, which is a token that the "
+            "site chooses (positions 'last' choose one in each text)"
+        )
+    names = sorted(set(listed))
+    if len(names) < 2:
+        raise ValueError(f"all labels are {names}: two classes or more are needed")
+    classes = torch.tensor([names.index(label) for label in listed])
+    return classes, torch.stack([data[classes == i].mean(dim=0) for i in range(len(names))])
 
 
 def _paired(positive: Activations, negative: Float[Tensor, "others d"]) -> Float[Tensor, "pairs d"]:
