@@ -19,6 +19,10 @@ class ModelNotAvailable(OSError):
     """No source had the model; the message says what each of them answered."""
 
 
+class NotFinite(FloatingPointError):
+    """A number became NaN or infinite; the message names where, and under which edit."""
+
+
 class SiteNeverFired(RuntimeError):
     """A site was to be edited and no hidden state passed through it."""
 
@@ -36,6 +40,13 @@ def check_one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
     allowed = tuple(allowed)
     if value not in allowed:
         raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, allowed))}")
+
+
+def check_finite(values: Any, what: str, hint: str = "look where they come from") -> None:
+    """Raise `NotFinite` where a tensor holds NaN or an infinite number."""
+    if not values.isfinite().all():
+        dtype = str(values.dtype).removeprefix("torch.")
+        raise NotFinite(f"{what}: NaN or infinite numbers ({dtype}); {hint}")
 
 
 def check_each_once(values: Mapping[str, Sequence[float]]) -> None:

@@ -715,7 +715,8 @@ def test_a_generation_shows_its_edited_tokens(llama):
         assert found.marked(row).startswith("".join(pieces))
         assert found.marked(row).count("⟦") == 2
     assert len(found) == 2
-    assert str(found) == f"[0] {found.texts[0]}\n[1] {found.texts[1]}"
+    lines = [f"[{i}] {text}".rstrip() for i, text in enumerate(found.texts)]
+    assert str(found).split("\n") == "\n".join(lines).split("\n")
     assert rl.generate(None, llama, ["a dog"], rl.Decoding(max_new_tokens=2)).marked().count("⟦") == 0
 
 

@@ -16,6 +16,7 @@ from reftlens.bridge.trial import check_agrees
 from reftlens.editing.edits import token_vectors
 from reftlens.editing.engine import Stop, forward, hooked
 from reftlens.editing.site import Site
+from reftlens.errors import check_finite
 from reftlens.text.batch import Batch
 from reftlens.text.vocabulary import check_vocabulary
 
@@ -68,7 +69,10 @@ def read_sites(
                     raise ValueError(f"{site.hook} fired {len(reader.states)} times in one forward pass, expected once")
                 read.append(token_vectors(reader.states[0], site.heads, site.hook)[site.positions.mask(batch.view)])
             bar.update(len(batch))
-    return [torch.cat(read) for read in vectors]
+    states = [torch.cat(read) for read in vectors]
+    for (site, _), read in zip(places, states, strict=True):
+        check_finite(read, f"the activations at {site}", "load the model in a wider dtype, or look at its weights")
+    return states
 
 
 @torch.no_grad()

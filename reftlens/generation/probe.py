@@ -19,6 +19,7 @@ from reftlens.cone.probe import difference, verdicts_of
 from reftlens.cone.spans import within_block
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.errors import NotFinite
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.prompt_cache import PromptCache, prefill
 from reftlens.generation.session import Session
@@ -38,8 +39,11 @@ def checked(session: Session) -> Session:
         verdicts, way = verdicts_of(session.model), _way(session)
         if way not in verdicts:
             obstacle = session.runner.obstacle()
-            with muted(session.model):
-                verdicts[way] = _problem(session, obstacle)
+            try:
+                with muted(session.model):
+                    verdicts[way] = _problem(session, obstacle)
+            except NotFinite:  # nothing to compare with; the session itself will say where they are
+                return session
     if verdicts[way]:
         warnings.warn(f"texts are written in full, one row at a time, which is slow: {verdicts[way]}", stacklevel=4)
         session.in_full = True
@@ -71,6 +75,8 @@ def _problem(session: Session, obstacle: str) -> str:
             short.take(back)  # as beams change places
             logits = [*(step[back] for step in logits), short.next_logits()]
         alone = [short.logits_alone(row)[-len(logits) :] for row in range(len(short.rows))]
+    except NotFinite:
+        raise
     except Exception as error:  # whatever a model's own code says to a cache
         return f"writing with stored keys and values failed: {type(error).__name__}: {error}"
     dtype = next(session.model.original_model.parameters()).dtype

@@ -15,6 +15,7 @@ from reftlens.bridge.trial import check_predicts, minds_padding
 from reftlens.editing.engine import attached, check_fired, forward
 from reftlens.editing.reft import ReFT, training_mode
 from reftlens.editing.variant import Variant
+from reftlens.errors import check_finite
 from reftlens.generation.decoding import Decoding, stop_tokens
 from reftlens.generation.prompt_cache import PromptCache
 from reftlens.generation.rows import Rows
@@ -69,9 +70,14 @@ class Session:
     def next_logits(self) -> Float[Tensor, "row vocab"]:
         """Run what is not in the cache yet (the prompt, or the newest token) and return the last logits."""
         if self.in_full:
-            return torch.stack([self.logits_alone(row)[-1] for row in range(len(self.rows))])
-        with exclusive(self.model):
-            return self._newest()
+            logits = torch.stack([self.logits_alone(row)[-1] for row in range(len(self.rows))])
+        else:
+            with exclusive(self.model):
+                logits = self._newest()
+        where = f"the logits of token {self.length + 1} at {'; '.join(dict.fromkeys(map(str, self.variants)))}"
+        hint = "lower the strength, or load the model in a wider dtype"
+        check_finite(logits.amax(), where, hint)  # a model may forbid a token by a logit of minus infinity
+        return logits
 
     def _newest(self) -> Float[Tensor, "row vocab"]:
         states = None if self.cache is not None or self.runner.obstacle() else self.prompts.states

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reftlens.errors import check_finite
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.subspace import orthonormal
 from reftlens.numbers import seeded, whole
@@ -24,7 +25,7 @@ class SteeringVector(Intervention):
         super().__init__(d, 1)
         self.vector = nn.Parameter(torch.zeros(self.d, dtype=torch.float32))
         if vector is not None:
-            check_shape("vector", vector, (self.d,))
+            check_tensor("vector", vector, (self.d,))
             with torch.no_grad():
                 self.vector.copy_(vector)
 
@@ -73,7 +74,7 @@ class Ablation(Intervention):
             if rank not in (None, directions.shape[-1]):
                 raise ValueError(f"rank={rank}, and there are {directions.shape[-1]} directions: drop rank")
             rank = directions.shape[-1]
-            check_shape("directions", directions, (whole(d, "d"), directions.shape[-1]))
+            check_tensor("directions", directions, (whole(d, "d"), directions.shape[-1]))
             if int(torch.linalg.matrix_rank(directions.detach().float())) < rank:
                 raise ValueError(
                     f"the {rank} directions are not linearly independent, so they do not span a subspace of that width"
@@ -81,7 +82,7 @@ class Ablation(Intervention):
         super().__init__(d, d if rank is None else rank)
         self.whole = rank is None
         if reference is not None:
-            check_shape("reference", reference, (self.d,))
+            check_tensor("reference", reference, (self.d,))
         constant = torch.zeros(self.d, dtype=torch.float32) if reference is None else reference.detach().float().clone()
         self.register_buffer("reference", constant)
         if self.whole:
@@ -137,7 +138,8 @@ class Noise(Intervention):
         self.get_buffer("drawn").copy_(torch.randn(self.d, generator=generator, dtype=torch.float32))
 
 
-def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    """Raise `ValueError` where the argument `name` has another shape."""
+def check_tensor(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise where the argument `name` has another shape (`ValueError`), or holds NaN or infinity (`NotFinite`)."""
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(expected)}")
+    check_finite(tensor, name)

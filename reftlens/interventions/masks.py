@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from reftlens.interventions.fixed import check_shape
+from reftlens.interventions.fixed import check_tensor
 from reftlens.interventions.interchange import Exchange
 from reftlens.interventions.subspace import Frame
 from reftlens.numbers import whole
@@ -204,7 +204,7 @@ class SAEMask(_Mask):
         tensors = (encoder, decoder, encoder_bias, decoder_bias)
         for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
             tensor = torch.zeros(shape, dtype=torch.float32) if tensor is None else tensor.detach().float()
-            check_shape(name, tensor, shape)
+            check_tensor(name, tensor, shape)
             self.register_buffer(name, tensor)
 
     def latents(self, h: Float[Tensor, "*units {self.d}"]) -> Float[Tensor, "*units {self.rank}"]:

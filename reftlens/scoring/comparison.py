@@ -15,6 +15,7 @@ from reftlens.cone.plans import Job, Plan, Scored
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import check_types, training_mode
+from reftlens.errors import check_finite
 from reftlens.text.batch import Batch
 
 
@@ -38,11 +39,20 @@ def scorer_of(model: Bridge, data: Batch, plans: Sequence[Plan], reuse: Reuse | 
 
 @torch.no_grad()  # inside this generator only, not where its caller computes with what it yields
 def scored_batches(
-    scorer: Scorer, plans: Sequence[int], *, batch_size: int, describe: str = "scores", progress: bool = False
+    scorer: Scorer,
+    plans: Sequence[int],
+    *,
+    batch_size: int,
+    describe: str = "scores",
+    progress: bool = False,
+    finite: bool = True,
 ) -> Iterator[Scored]:
     """The scorer's rows, `batch_size` at a time, under each of its plans with these indices.
 
     Plans of strength 0 are the unedited model: they come first and are computed once.
+
+    Raises:
+        NotFinite: with `finite`, for logits that hold NaN or infinity.
     """
     idle = [i for i in plans if scorer.plans[i].variant.strength == 0.0]
     active = [i for i in plans if i not in idle]
@@ -54,10 +64,23 @@ def scored_batches(
         for rows in pieces(len(scorer.data), batch_size):
             for group in scorer.score([Job(i, rows) for i in idle[:1]]) if idle else ():
                 for scored in group:
+                    _check(scored, scorer, finite)
                     yield from (replace(scored, job=Job(i, rows)) for i in idle)
             for group in scorer.score([Job(i, rows) for i in active]) if active else ():
-                yield from group
+                for scored in group:
+                    _check(scored, scorer, finite)
+                    yield scored
             bar.update(len(rows) * len(plans))
+
+
+def _check(scored: Scored, scorer: Scorer, finite: bool) -> None:
+    plan = scorer.plans[scored.job.plan]
+    if finite:  # a model may forbid a token by a logit of minus infinity
+        sites, rows = "; ".join(map(str, plan.reft.sites)), list(scored.job.rows)
+        hint = "lower the strength, or load the model in a wider dtype"
+        check_finite(
+            scored.logits.amax(), f"the logits of rows {rows[:4]} at {plan.variant} of the edit at {sites}", hint
+        )
 
 
 def pieces(count: int, size: int) -> list[tuple[int, ...]]:

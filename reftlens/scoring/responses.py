@@ -34,7 +34,7 @@ class Responses:
     computation: str
     """What was computed for each plan, and what was reused; or why everything was computed."""
     reused: bool
-    """Whether anything was: then it was also checked on the first batch, unless `reuse` says otherwise."""
+    """Whether anything was: then each way of computing was also checked, unless `reuse` says otherwise."""
 
 
 def responses(
@@ -46,12 +46,14 @@ def responses(
     reuse: Reuse | None = Reuse(),
     progress: bool = True,
     describe: str = "responses",
+    finite: bool = True,
 ) -> Responses:
     """Score `data` under each plan beside the unedited model, dropout off; float64 from the logits on.
 
     A plan takes those sources of `data` that its sites exchange.
 
     Raises:
+        NotFinite: with `finite`, for logits that hold NaN or infinity.
         ValueError: where there is no plan, a row has no target, or a variant chooses no token in any row.
     """
     edited = list(plans.values())
@@ -59,7 +61,8 @@ def responses(
     scorer = scorer_of(model, data, [*unedited, *edited], reuse)
     measures = torch.zeros(3, len(scorer.plans), len(data), dtype=torch.float64)
     every, before = range(len(scorer.plans)), None
-    for scored in scored_batches(scorer, every, batch_size=batch_size, describe=describe, progress=progress):
+    settings = {"batch_size": batch_size, "describe": describe, "progress": progress, "finite": finite}
+    for scored in scored_batches(scorer, every, **settings):
         before = scored.logits if scored.job.plan == 0 or before is None else before
         measures[:, scored.job.plan, list(scored.job.rows)] = _measured(scored, before)
     (base, log_prob), (base_accuracy, accuracy), (_, kl) = ((values[0], values[1:]) for values in measures)

@@ -24,7 +24,7 @@ from reftlens.bridge.fingerprint import Fingerprint, fingerprint
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.editing.preflight import preflight
 from reftlens.editing.reft import ReFT
-from reftlens.errors import StoreMismatch
+from reftlens.errors import StoreMismatch, check_finite
 from reftlens.files import digest, located, shape_of, write_atomically
 from reftlens.interventions import Intervention
 from reftlens.storage.record import FORMAT, describe, rebuild
@@ -46,12 +46,15 @@ def save(reft: ReFT, folder: str | Path, model: Any, *, run: FitResult | None = 
         ValueError: if it could not be loaded again as it is: a class that takes the name of another kind, settings
             that do not make it again, tensors of several dtypes, or parameters shared between interventions; or if
             `run` ended with other weights.
+        NotFinite: for weights that hold NaN or infinity.
     """
     folder = located(folder)
     if folder.is_file():
         raise ValueError(f"{folder} is a file, expected a folder to write to")
     record = describe(reft, model)
     tensors = {n: t.detach().cpu().clone().contiguous() for n, t in reft.interventions.state_dict().items()}
+    for name, tensor in tensors.items():
+        check_finite(tensor, name)
     record["weights_sha256"] = digest(tensors)
     if run is not None and run.weights and run.weights != record["weights_sha256"]:
         raise ValueError(

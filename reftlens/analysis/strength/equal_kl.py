@@ -219,8 +219,8 @@ def _nearest(
         if not doses:
             break
         dosed = {name: _scaled(plans[name], dose) for name, dose in doses.items()}
-        measured = score(dosed, reuse=reuse, describe=f"dose {number}")
-        reuse = replace(reuse, verify=False) if reuse and measured.reused else None  # checked once is enough
+        measured = score(dosed, reuse=reuse, describe=f"dose {number}", finite=False)  # NaN is over any budget
+        reuse = reuse if measured.reused else None
         for (name, dose), kl, effect in zip(doses.items(), measured.kl, measured.effect, strict=True):
             if searches[name].tell(dose, kl.mean().item()):
                 nearest[name] = dose, kl, effect

@@ -17,6 +17,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.editing.reading import activations
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.errors import check_finite
 from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.fixed import Ablation, SteeringVector
 from reftlens.interventions.interchange import DAS
@@ -141,6 +142,8 @@ def lda(x: Activations, labels: Labels, *, shrinkage: float = 0.1) -> Direction:
     """
     classes, means = _means(x, labels)
     within = _checked(x) - means[classes]
+    if not within.any():
+        raise ValueError("the activations of a class are all the same: no covariance within the classes")
     covariance = shrunk_covariance(within, len(x) - len(means), shrinkage)
     return _directed("LDA", torch.linalg.solve(covariance, (means - means.mean(dim=0)).T), means)
 
@@ -159,6 +162,7 @@ def _components(name: str, x: Float[Tensor, "n d"], rank: int, count: int) -> Di
     if not 1 <= rank <= min(x.shape):
         raise ValueError(f"rank={rank}, expected 1 to {min(x.shape)} for {count} examples of width {x.shape[1]}")
     _, spread, right = torch.linalg.svd(x, full_matrices=False)
+    _check_spread(spread, rank, "the examples")
     basis = right[:rank].T
     peak = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
     return Direction(name, basis * torch.where(peak < 0, -1.0, 1.0).double(), spread[:rank] / count**0.5)
@@ -166,11 +170,20 @@ def _components(name: str, x: Float[Tensor, "n d"], rank: int, count: int) -> Di
 
 def _directed(name: str, columns: Float[Tensor, "d classes"], means: Float[Tensor, "classes d"]) -> Direction:
     """The span of columns that sum to nothing, widest first, each direction pointing from the first classes on."""
-    basis = torch.linalg.svd(columns, full_matrices=False).U[:, : len(means) - 1]
+    basis, spread, _ = torch.linalg.svd(columns, full_matrices=False)
+    _check_spread(spread, len(means) - 1, "the classes")
+    basis = basis[:, : len(means) - 1]
     along = means @ basis
     ranks = torch.arange(len(means), dtype=torch.float64) - (len(means) - 1) / 2
     basis = basis * torch.where(ranks @ along < 0, -1.0, 1.0).double()
     return Direction(name, basis, along.amax(dim=0) - along.amin(dim=0))
+
+
+def _check_spread(spread: Float[Tensor, " k"], rank: int, what: str) -> None:
+    """Raise where rounding alone would choose some of `rank` directions."""
+    wide = int((spread > 1e-6 * spread.max().clamp_min(torch.finfo(torch.float64).tiny)).sum())
+    if wide < rank:
+        raise ValueError(f"{what} differ along {wide} direction(s), and {rank} are to be taken: the rest is noise")
 
 
 def _means(x: Activations, labels: Labels) -> tuple[Int[Tensor, " examples"], Float[Tensor, "classes d"]]:
@@ -201,6 +214,7 @@ def _paired(positive: Activations, negative: Float[Tensor, "others d"]) -> Float
 def _checked(x: Activations) -> Activations:
     if x.ndim != 2 or not len(x):
         raise ValueError(f"activations of shape {list(x.shape)}, expected [examples, d], one example at least")
+    check_finite(x, "the activations")
     return x.detach().cpu().double()
 
 
