@@ -1,23 +1,21 @@
 """Fixed directions from labelled activations, one call each: what a trained subspace is to be compared with."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from transformer_lens.tools.analysis.interchange import random_basis
 
 from reftlens import figures
 from reftlens.analysis.statistics import shrunk_covariance
+from reftlens.analysis.subspaces.examples import Activations, Labels, checked, class_means, paired_differences
 from reftlens.bridge.protocol import Bridge, gradients_on
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reading import activations
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
-from reftlens.errors import check_finite
 from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.fixed import Ablation, SteeringVector
 from reftlens.interventions.interchange import DAS
@@ -25,10 +23,6 @@ from reftlens.interventions.pooled import ReFTr1
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit
-
-Activations = Float[Tensor, "examples d"]
-Labels = Int[Tensor, " labels"] | Iterable[Any]
-"""The class of each row of the activations: numbers or texts, in a tensor, an array, a Series or a list."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,18 +69,18 @@ class Direction:
         return f"{self.name}: {self.basis.shape[1]} of {len(self.basis)} dimensions, scale {scales}"
 
 
-def difference_of_means(x: Activations, labels: Labels) -> Direction:
+def difference_ofclass_means(x: Activations, labels: Labels) -> Direction:
     """Span of the class means about their centre: `mean₁ - mean₀` for two classes, rank `classes - 1` for more.
 
     Several classes: singular directions of the centred means, the widest spread first.
     """
-    _, means = _means(x, labels)
+    _, means = class_means(x, labels)
     return _directed("difference of means", (means - means.mean(dim=0)).T, means)
 
 
 def caa(positive: Activations, negative: Float[Tensor, "others d"]) -> Direction:
     """Mean of paired differences (contrastive activation addition, Rimsky et al. 2023, arXiv 2312.06681)."""
-    mean = _paired(positive, negative).mean(dim=0)
+    mean = paired_differences(positive, negative).mean(dim=0)
     norm = mean.norm()
     if norm == 0:
         raise ValueError("the pairs do not differ on average: no direction")
@@ -95,7 +89,7 @@ def caa(positive: Activations, negative: Float[Tensor, "others d"]) -> Direction
 
 def pca(x: Activations, rank: int = 1) -> Direction:
     """Principal components of centred activations; the largest entry of each is positive."""
-    centred = _checked(x) - _checked(x).mean(dim=0)
+    centred = checked(x) - checked(x).mean(dim=0)
     return _components("PCA", centred, rank, len(x))
 
 
@@ -104,7 +98,7 @@ def repe(positive: Activations, negative: Float[Tensor, "others d"], rank: int =
 
     Each points from negative to positive.
     """
-    differences = _paired(positive, negative)
+    differences = paired_differences(positive, negative)
     components = _components("RepE", differences, rank, len(differences))
     sign = torch.where(components.basis.T @ differences.mean(dim=0) < 0, -1.0, 1.0).double()
     return replace(components, basis=components.basis * sign)
@@ -116,8 +110,8 @@ def linear_probe(x: Activations, labels: Labels, *, l2: float = 1e-3) -> Directi
     Minimises mean cross-entropy + `l2`·‖W‖²/2 by L-BFGS in float64 from zero, so that the result is unique. With more
     than two classes: the span of the centred class weights.
     """
-    classes, means = _means(x, labels)
-    data = _checked(x)
+    classes, means = class_means(x, labels)
+    data = checked(x)
     centre, size = data.mean(dim=0), data.std(dim=0).mean().clamp_min(1e-12)
     z, target = (data - centre) / size, classes
     weight = torch.zeros(data.shape[1], len(means), dtype=torch.float64, requires_grad=True)
@@ -140,8 +134,8 @@ def lda(x: Activations, labels: Labels, *, shrinkage: float = 0.1) -> Direction:
 
     `Σ = (1 - shrinkage) S + shrinkage · tr(S)/d · I`.
     """
-    classes, means = _means(x, labels)
-    within = _checked(x) - means[classes]
+    classes, means = class_means(x, labels)
+    within = checked(x) - means[classes]
     if not within.any():
         raise ValueError("the activations of a class are all the same: no covariance within the classes")
     covariance = shrunk_covariance(within, len(x) - len(means), shrinkage)
@@ -155,7 +149,7 @@ def random_subspace(d: int, rank: int = 1, *, seed: int = 0) -> Direction:
 
 def mean_ablation(x: Activations) -> Ablation:
     """Sets the whole vector to the mean of `x`."""
-    return Ablation(x.shape[1], _checked(x).mean(dim=0).float())
+    return Ablation(x.shape[1], checked(x).mean(dim=0).float())
 
 
 def _components(name: str, x: Float[Tensor, "n d"], rank: int, count: int) -> Direction:
@@ -184,38 +178,6 @@ def _check_spread(spread: Float[Tensor, " k"], rank: int, what: str) -> None:
     wide = int((spread > 1e-6 * spread.max().clamp_min(torch.finfo(torch.float64).tiny)).sum())
     if wide < rank:
         raise ValueError(f"{what} differ along {wide} direction(s), and {rank} are to be taken: the rest is noise")
-
-
-def _means(x: Activations, labels: Labels) -> tuple[Int[Tensor, " examples"], Float[Tensor, "classes d"]]:
-    """The class of each example, counted from 0 in the order of the labels, and the mean of each class."""
-    data = _checked(x)
-    values: Any = labels
-    listed = values.tolist() if hasattr(values, "tolist") else list(values)
-    if len(listed) != len(data):
-        raise ValueError(
-            f"{len(listed)} labels for {len(data)} activations: one is needed for each row, which is a token that the "
-            "site chooses (positions 'last' choose one in each text)"
-        )
-    names = sorted(set(listed))
-    if len(names) < 2:
-        raise ValueError(f"all labels are {names}: two classes or more are needed")
-    classes = torch.tensor([names.index(label) for label in listed])
-    return classes, torch.stack([data[classes == i].mean(dim=0) for i in range(len(names))])
-
-
-def _paired(positive: Activations, negative: Float[Tensor, "others d"]) -> Float[Tensor, "pairs d"]:
-    if positive.shape != negative.shape:
-        raise ValueError(
-            f"positive has shape {list(positive.shape)} and negative {list(negative.shape)}: row by row they are pairs"
-        )
-    return _checked(positive) - _checked(negative)
-
-
-def _checked(x: Activations) -> Activations:
-    if x.ndim != 2 or not len(x):
-        raise ValueError(f"activations of shape {list(x.shape)}, expected [examples, d], one example at least")
-    check_finite(x, "the activations")
-    return x.detach().cpu().double()
 
 
 _CONFIG = FitConfig(epochs=3, lr=1e-2, batch_size=6)
