@@ -10,7 +10,7 @@ from transformer_lens.tools.analysis.interchange import random_basis
 
 from reftlens import figures
 from reftlens.analysis.statistics import shrunk_covariance
-from reftlens.analysis.subspaces.examples import Activations, Labels, checked, class_means, paired_differences
+from reftlens.analysis.subspaces.labelled import Activations, Labels, checked, class_means, paired_differences
 from reftlens.bridge.protocol import Bridge, gradients_on
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reading import activations
