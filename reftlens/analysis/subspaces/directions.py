@@ -69,7 +69,7 @@ class Direction:
         return f"{self.name}: {self.basis.shape[1]} of {len(self.basis)} dimensions, scale {scales}"
 
 
-def difference_ofclass_means(x: Activations, labels: Labels) -> Direction:
+def difference_of_means(x: Activations, labels: Labels) -> Direction:
     """Span of the class means about their centre: `mean₁ - mean₀` for two classes, rank `classes - 1` for more.
 
     Several classes: singular directions of the centred means, the widest spread first.
