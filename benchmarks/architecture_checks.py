@@ -79,7 +79,7 @@ def ending(error: Exception) -> tuple[str, str]:
     Where the oracle broke, the library had answered before it.
     """
     frames, text = traceback.extract_tb(error.__traceback__), str(error).strip()
-    if any(frame.filename.endswith("/oracle.py") for frame in frames):
+    if any(frame.filename.endswith("/row_oracle.py") for frame in frames):
         return "wrong", f"answered, and the plain model cannot: {text[:120]}"
     last = frames[-1]
     ours = "/reftlens/" in last.filename or "/transformer_lens/" in last.filename

@@ -4,7 +4,7 @@
     python benchmarks/architectures.py --only GPTNeoForCausalLM Phi3ForCausalLM:longrope     # prints, writes nothing
 
 A tiny random model of each class is trained, scored, generated from, saved and loaded, and compared at every step
-with a plain transformers model that computes one row at a time (`oracle.py`). Each runs in a process of its own.
+with a plain transformers model that computes one row at a time (`row_oracle.py`). Each runs in a process of its own.
 """
 
 import argparse

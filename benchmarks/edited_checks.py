@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import zoo
 from architecture_checks import TEXT, Checked, Wrong
-from oracle import Oracle, Row
+from row_oracle import Oracle, Row
 from torch import Tensor
 
 import reftlens as rl

@@ -9,8 +9,10 @@ import pytest
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
+import architecture_checks
+import edited_checks
 import zoo
 
 
@@ -121,11 +123,12 @@ def test_loading_a_language_model_starts_no_program_either(tmp_path, programs):
 def test_a_model_that_does_not_read_one_text_is_refused_by_whatever_comes_first(name):
     import reftlens as rl
 
-    model = zoo.boot(name)
-    data = rl.encode(model, [rl.Example("the cat", " sat")])
+    model, examples = zoo.boot(name), [rl.Example("the cat", " sat")]
+    data = rl.encode(zoo.boot("LlamaForCausalLM"), examples)
     reft = rl.ReFT({rl.Site("blocks.0.hook_out", "last"): rl.LoReFT(32, 2)})
     calls = {
         "hooks": lambda: rl.hooks(model),
+        "encode": lambda: rl.encode(model, examples),
         "fit": lambda: rl.fit(reft, model, data, steps=1, progress=False),
         "evaluate": lambda: rl.evaluate(reft, model, data, progress=False),
         "generate": lambda: rl.generate(None, model, ["the cat"]),
@@ -199,7 +202,7 @@ def test_a_model_is_tried_once_for_each_state_of_its_weights_and_calls_no_hook_o
     hook.hook.remove()
     model.blocks[1].hook_out.fwd_hooks.clear()
     first = trial.trial(model)
-    assert first == trial.Trial() and trial.trial(model) is first
+    assert first == trial.Trial(takes_positions=True) and trial.trial(model) is first
     with torch.no_grad():
         model.original_model.lm_head.weight.mul_(2)
     assert trial.trial(model) is not first
@@ -232,3 +235,46 @@ def test_where_padding_changes_what_follows_rows_are_padded_on_the_right_or_take
         single = rl.generate(reft, model, [prompt], decoding, keep_logits=True)
         assert single.ids == texts.ids[n : n + 1]
         assert torch.allclose(single.logits[0], texts.logits[n], atol=1e-5)
+
+
+# -- a class of each family, beside plain transformers with one hook, one row at a time ------------------------------
+
+WHOLE = "221 of 221 tokens"  # no cache is gone on from, but the blocks below the edit are skipped
+FAMILIES = {
+    "GPTNeoForCausalLM": "light cone: blocks 2 to 2, 34 of",
+    "BloomForCausalLM": "light cone: blocks 2 to 2, 34 of",
+    "GptOssForCausalLM": "light cone: blocks 2 to 2, 34 of",
+    "DeepseekV3ForCausalLM": "light cone: blocks 2 to 2, 34 of",
+    "NanoChatForCausalLM": "light cone: blocks 2 to 2, 34 of",
+    "Idefics3ForConditionalGeneration": "light cone: blocks 2 to 2, 34 of",
+    "MambaForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
+    "BambaForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
+    "Lfm2ForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
+    "Qwen3NextForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
+    "Llama4ForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
+    "RwkvForCausalLM": "full computation: padding on the left changes",
+    "Gemma4ForCausalLM:shared-keys": "full computation: its upper blocks attend",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_and_text_equal_plain_transformers_with_one_hook(tmp_path, name):
+    checked, bridge = architecture_checks.Checked(name), zoo.boot(name)
+    model = zoo.plain(name).requires_grad_(False)
+    path = next(part.name for stack, part in bridge.adapter.component_mapping.items() if stack == "blocks")
+    hook, where = "blocks.1.hook_resid_post", "block 1, last"
+    edit = edited_checks.Edit(checked, bridge, model, hook, f"{path}.1", "last", tmp_path, where)
+    edit.check()
+    wrong = {part: words for part, (ending, words) in checked.parts.items() if ending != "right"}
+    assert not wrong and checked.computation[where].startswith(FAMILIES[name])
+    assert not [text for text in checked.warnings if "not reused" in text or "slow" in text]
+
+
+def test_an_edit_inside_a_block_of_latent_attention_is_written_with(tmp_path):
+    """Its keys are stored in one form by the bridge and in another by the original model."""
+    checked, name = architecture_checks.Checked("DeepseekV3ForCausalLM"), "DeepseekV3ForCausalLM"
+    bridge, model = zoo.boot(name), zoo.plain(name).requires_grad_(False)
+    edited_checks.Edit(
+        checked, bridge, model, "blocks.1.hook_mlp_out", "model.layers.1.mlp", "last", tmp_path, "MLP 1, last"
+    ).check()
+    assert {ending for ending, _ in checked.parts.values()} == {"right"}

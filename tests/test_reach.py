@@ -69,11 +69,10 @@ def test_reuse_is_exact_or_declined_with_a_reason(name):
     expected, _ = scored(model, reft, data, None, rows=(0, 1))
     found, said = scored(model, reft, data, off(), rows=(0, 1))
     prefilled = rl.generation.prefill(reft, model, [p for p, _ in rows])
-    if name in WHY_NOT:
-        assert said.startswith("full computation") and WHY_NOT[name] in said and WHY_NOT[name] in prefilled.computation
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert said.startswith("light cone") and worst(found, expected) < ROUNDING
+    if name in WHY_NOT:  # only blocks below the edit are skipped
+        assert "25 of 25 tokens" in said and WHY_NOT[name] in prefilled.computation
     else:
-        assert said.startswith("light cone") and worst(found, expected) < ROUNDING
         decoding = rl.Decoding(max_new_tokens=4)
         again = rl.generate(reft, model, prefilled, decoding, variant=2.0)
         assert again == rl.generate(reft, model, [p for p, _ in rows], decoding, variant=2.0)

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import muted
@@ -37,6 +38,8 @@ class Trial:
     """Whether there are logits for each token."""
     minds_padding: bool = False
     """Whether padding on the left changes the logits of the tokens after it."""
+    takes_positions: bool = False
+    """Whether places of tokens may be handed to the model; some derive them in a way of their own."""
 
 
 _trials: WeakKeyDictionary[nn.Module, tuple[Hashable, Trial]] = WeakKeyDictionary()
@@ -56,6 +59,11 @@ def trial(model: Bridge) -> Trial:
 def minds_padding(model: Bridge) -> bool:
     """Whether padding on the left changes the logits of the tokens after it, as far as that was tried."""
     return _trials[model.original_model][1].minds_padding if model.original_model in _trials else False
+
+
+def takes_positions(model: Bridge) -> bool:
+    """Whether places of tokens may be handed to a model that was tried."""
+    return _trials[model.original_model][1].takes_positions if model.original_model in _trials else False
 
 
 def check_agrees(model: Bridge) -> None:
@@ -113,6 +121,7 @@ def _measured(model: Bridge, *, comparable: bool) -> Trial:
         differs=error if error > limit else 0.0,
         looks_ahead=_error(whole[:, :_SHORT], short) > limit,
         minds_padding=padding > limit,
+        takes_positions=accepts_mask_derived_position_ids(model.original_model),
     )
 
 

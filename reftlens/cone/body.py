@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge.generalized_components.mla_attention import MLAAttentionBridge
 
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import foreign_hook, hook_points, modules
@@ -22,7 +23,7 @@ from reftlens.bridge.trial import trial
 
 
 class Body:
-    """Where the blocks, the final norm and the unembedding of a bridged model are.
+    """Where the blocks and the unembedding of a bridged model are.
 
     Raises:
         ValueError: saying what is missing, for a model without one stack of blocks and an unembedding.
@@ -30,7 +31,7 @@ class Body:
 
     def __init__(self, model: Bridge) -> None:
         self.model = model
-        self.config = getattr(model.original_model, "config", None)
+        self.config = _of_text(getattr(model.original_model, "config", None))
         every = list(slots(model.original_model))
         by_component = {id(slot.component): slot for slot in every}
 
@@ -43,7 +44,6 @@ class Body:
         if not stack:
             raise ValueError(f"{model.cfg.model_name} has no single stack of blocks")
         self.blocks = [slot_of(f"block {i}", block) for i, block in enumerate(stack)]
-        self.norm = slot_of("final norm", getattr(model, "ln_final", None))
         self.head = slot_of("unembedding", getattr(model, "unembed", None))
         self.inside = [list(slots(slot.original)) for slot in self.blocks]
         within = {id(s.component) for inner in self.inside for s in inner} | {id(s.component) for s in self.blocks}
@@ -51,6 +51,7 @@ class Body:
         self._free_slots: dict[frozenset[int], list[Slot]] = {}
         self._inner_points: dict[int, frozenset[int]] = {}
         self._points, self._modules = hook_points(model), modules(model)
+        self._latent = any(isinstance(slot.component, MLAAttentionBridge) for slot in every)
         self._unsuited = self._why_unsuited()
 
     @property
@@ -59,11 +60,23 @@ class Body:
 
     @property
     def may_be_plain(self) -> bool:
-        """Whether original components compute what the bridge's do: not so once weights were processed."""
-        return not getattr(self.model, "compatibility_mode", False)
+        """Whether original components may stand beside the bridge's: not once weights were processed, nor where the
+        two store different keys, as they do of latent attention."""
+        return not self._latent and not getattr(self.model, "compatibility_mode", False)
+
+    @property
+    def may_trim(self) -> bool:
+        """Whether the last block may be computed at some tokens only; GPT-Neo's takes its queries for the last ones."""
+        return not any(type(m).__name__.startswith("GPTNeoAttention") for m in self.blocks[-1].original.modules())
+
+    @property
+    def stateful(self) -> str:
+        """Why nothing goes on from stored keys and values of earlier tokens, or ""; blocks may still be skipped."""
+        kinds = set(getattr(self.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        return f"it has layers of the kind {', '.join(sorted(kinds))}" if kinds else ""
 
     def obstacle(self) -> str:
-        """Why this model, as it is now, cannot go on from stored keys and values, or ""."""
+        """Why nothing of this model, as it is now, can be reused, or ""."""
         hf = self.model.original_model
         if self._unsuited:
             return self._unsuited
@@ -74,15 +87,12 @@ class Body:
 
     def _why_unsuited(self) -> str:
         """The part of `obstacle` that does not change."""
-        hf, config = self.model.original_model, self.config
-        if getattr(config, "is_encoder_decoder", False):
-            return "an encoder-decoder model"
-        if "CausalLM" not in type(hf).__name__ and "LMHead" not in type(hf).__name__:
-            return f"{type(hf).__name__} is not a causal language model"
-        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-        if kinds:
-            return f"it has layers of the kind {', '.join(sorted(kinds))}"
-        if trial(self.model).minds_padding:
+        hf, tried = self.model.original_model, trial(self.model)
+        if tried.looks_ahead or not tried.predicts:
+            return "it does not predict tokens from those before them"
+        if getattr(self.config, "num_kv_shared_layers", None):
+            return "its upper blocks attend to keys and values of lower ones"
+        if tried.minds_padding:
             return "padding on the left changes what is computed of the tokens after it"
         return "the model is spread over several devices" if len({p.device for p in hf.parameters()}) > 1 else ""
 
@@ -159,3 +169,8 @@ class Body:
             points = (id(m) for m in slot.component.modules() if isinstance(m, HookPoint))
             self._inner_points[key] = frozenset(points)
         return self._inner_points[key]
+
+
+def _of_text(config: Any) -> Any:
+    """The part of a configuration that is about text; the whole where there is nothing else."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config

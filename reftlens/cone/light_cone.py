@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -71,6 +71,7 @@ class Cone:
     def __init__(
         self, body: Body, full: Full, reuse: Reuse, *, uses: float, progress: bool, way: Way | None = None
     ) -> None:
+        reuse = replace(reuse, tokens=False) if body.stateful else reuse
         self.body, self.data, self.reuse, self.autocast, self.way = body, full.data, reuse, full.autocast, way
         self.check: Callable[[Way, Sequence[Job]], None] = lambda way, jobs: None
         """Called before anything is computed in some way for these jobs; raises `Unsound` where it must not be."""
@@ -168,7 +169,7 @@ class Cone:
         rows, win, at = each.rows, each.window, each.at
         first, used = rows[0].plan.first, used_points(each.edits)
         stream, mask, layers = assemble(captured, first, win, next(self.body.head.original.parameters()))
-        places = entering(self.body, first, stream, self.capture.as_tuple)
+        places = entering(self.body, first, stream, self.capture.returns)
         if self.reuse.scored_only:
             gather.at, gather.unembed = at, self.body.piece(self.body.head, plain=self.plain, used=used)
             places.append((self.body.head, gather))
@@ -199,7 +200,8 @@ class Cone:
 
     def _trims(self, first: int, at: tuple[Tensor, Tensor], win: Window, used: frozenset[int]) -> bool:
         """Whether the last block is worth computing, and can be computed, at the scored tokens only."""
-        if not (self.reuse.scored_only and self.reuse.tokens) or first == self.body.depth:
+        able = self.reuse.scored_only and self.reuse.tokens and self.body.may_trim
+        if not able or first == self.body.depth:
             return False
         if self.way is not None:
             return self.way.trimmed

@@ -70,7 +70,7 @@ class Capture:
     firsts: tuple[int, ...]
     plain: bool
     autocast: Autocast
-    as_tuple: bool = False
+    returns: int = 0
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[int]) -> list[Captured]:
@@ -96,12 +96,10 @@ class Capture:
         body, firsts = self.body, sorted({*self.firsts} - {0})
         if not firsts:
             return {}
-        blocks = {i: Observe(body.piece(body.blocks[i], plain=self.plain, used=NO_HOOK)) for i in (0, *firsts[:-1])}
-        end, last = Observe(None), body.blocks[firsts[-1]] if firsts[-1] < body.depth else body.norm
-        self._run(batch, [*((body.blocks[i], block) for i, block in blocks.items()), (last, end)])
-        self.as_tuple = blocks[0].as_tuple
-        entered = {i: blocks[i].entered for i in firsts[:-1]} | {firsts[-1]: end.entered}
-        return {i: stream for i, stream in entered.items() if stream is not None}
+        blocks = observers(body, firsts, firsts[-1], plain=self.plain)
+        self._run(batch, [(body.blocks[i], block) for i, block in blocks.items()])
+        self.returns = blocks[0].returns
+        return {i: stream for i in firsts if (stream := entering_stream(body, blocks, i)) is not None}
 
     def _keys_and_values(self, batch: Batch, stream: Tensor | None, length: int) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of the first `length` tokens at the blocks from `first` on, the last of which only starts."""
@@ -113,7 +111,7 @@ class Capture:
         ]
         entry = None if stream is None else stream[:, :length]
         short = Batch(batch.tokens[:, :length], batch.role[:, :length], batch.target_mask[:, :length], batch.examples)
-        self._run(short, entering(self.body, self.first, entry, self.as_tuple), cache_of(layers))
+        self._run(short, entering(self.body, self.first, entry, self.returns), cache_of(layers))
         recorders = [layer for layer in layers if isinstance(layer, Recorder)]
         return [r.keys for r in recorders if r.keys is not None], [r.values for r in recorders if r.values is not None]
 
@@ -124,13 +122,29 @@ class Capture:
             forward_inside(self.body.model, batch.tokens, mask, place, cache)
 
 
-def entering(body: Body, first: int, stream: Tensor | None, as_tuple: bool) -> list[tuple[Slot, Module]]:
+def observers(body: Body, firsts: Sequence[int], end: int, *, plain: bool) -> dict[int, Observe]:
+    """What to put into blocks 0 and `firsts` to see what enters them, in a pass that ends before block `end`."""
+    numbers = sorted({min(i, body.depth - 1) for i in (0, *firsts, end)})
+    blocks = {i: Observe(body.piece(body.blocks[i], plain=plain, used=NO_HOOK)) for i in numbers}
+    if end < body.depth:
+        blocks[end] = Observe(None)
+    else:
+        blocks[body.depth - 1].ends = True
+    return blocks
+
+
+def entering_stream(body: Body, blocks: dict[int, Observe], first: int) -> Tensor | None:
+    """The residual stream entering block `first`, or leaving the last one, that `observers` saw."""
+    return blocks[first].entered if first < body.depth else blocks[body.depth - 1].left
+
+
+def entering(body: Body, first: int, stream: Tensor | None, returns: int) -> list[tuple[Slot, Module]]:
     """What to put into the blocks below `first`, so that `stream` enters it and they compute nothing."""
     if stream is None:
         return []
     below: Any = body.blocks[first - 1]
-    entry = Entry(stream, below.component.hook_out, as_tuple)
-    return [*((slot, Skip(as_tuple)) for slot in body.blocks[: first - 1]), (below, entry)]
+    entry = Entry(stream, below.component.hook_out, returns)
+    return [*((slot, Skip(returns)) for slot in body.blocks[: first - 1]), (below, entry)]
 
 
 def assemble(

@@ -10,43 +10,54 @@ from torch.nn.functional import pad
 from reftlens.editing.engine import Stop
 
 
+def _returned(out: Tensor, count: int) -> Any:
+    """`out` as a block returns it: first of `count` values, the others of which nobody reads; by itself for 0."""
+    return (out, *[None] * (count - 1)) if count else out
+
+
 class Skip(nn.Module):
     """A block that passes its input on."""
 
-    def __init__(self, as_tuple: bool) -> None:
+    def __init__(self, returns: int) -> None:
         super().__init__()
-        self.as_tuple = as_tuple
+        self.returns = returns
 
     def forward(self, hidden_states: Tensor, *args: Any, **_: Any) -> Any:
-        return (hidden_states,) if self.as_tuple else hidden_states
+        return _returned(hidden_states, self.returns)
 
 
 class Entry(nn.Module):
     """A block that is not run: its stored output, through the hook that an edit may be attached to."""
 
-    def __init__(self, stored: Tensor, hook_out: Callable[[Tensor], Tensor], as_tuple: bool) -> None:
+    def __init__(self, stored: Tensor, hook_out: Callable[[Tensor], Tensor], returns: int) -> None:
         super().__init__()
-        self.stored, self.hook_out, self.as_tuple = stored, hook_out, as_tuple
+        self.stored, self.hook_out, self.returns = stored, hook_out, returns
 
     def forward(self, hidden_states: Tensor, *args: Any, **_: Any) -> Any:
-        out = self.hook_out(self.stored)
-        return (out,) if self.as_tuple else out
+        return _returned(self.hook_out(self.stored), self.returns)
 
 
 class Observe(nn.Module):
-    """A block (or None, to end the pass here), noted for what enters it and whether it returns a tuple."""
+    """A block (or None, to end the pass here), noted for what enters and leaves it and how many values it returns.
 
-    def __init__(self, block: nn.Module | None) -> None:
+    With `ends`, the pass ends after it: a final norm that comes next may also be the norm of the embeddings.
+    """
+
+    def __init__(self, block: nn.Module | None, *, ends: bool = False) -> None:
         super().__init__()
-        self.block, self.as_tuple = block, False
+        self.block, self.ends, self.returns = block, ends, 0
         self.entered: Tensor | None = None
+        self.left: Tensor | None = None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.entered = hidden_states
         if self.block is None:
             raise Stop
-        out = self.block(hidden_states, *args, **kwargs)
-        self.as_tuple = isinstance(out, tuple)
+        out: Any = self.block(hidden_states, *args, **kwargs)
+        self.returns = len(out) if isinstance(out, tuple) else 0
+        self.left = out[0] if isinstance(out, tuple) else out
+        if self.ends:
+            raise Stop
         return out
 
 
@@ -63,6 +74,11 @@ class Gather(nn.Module):
         self.at: tuple[Tensor, Tensor] | None = None
         self.last = False
         self.collected: list[Tensor] = []
+
+    @property
+    def weight(self) -> Any:
+        """Of the unembedding: some models read its dtype."""
+        return self.unembed.weight
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         self.collected.append(hidden_states[self.at])

@@ -10,7 +10,7 @@ from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.protocol import Bridge
-from reftlens.bridge.trial import minds_padding
+from reftlens.bridge.trial import minds_padding, takes_positions
 from reftlens.editing.edits import Edit
 from reftlens.errors import SiteNeverFired
 
@@ -72,8 +72,9 @@ def forward_cached(
 ) -> tuple[Float[Tensor, "batch seq vocab"], Any]:
     """`forward` after the tokens in `cache`, which the mask covers too; and the cache with all of them."""
     _check_padding(model, attention_mask)
-    kwargs = {} if cache is None else {"past_key_values": cache}
-    mask = attention_mask.long()
+    kwargs, mask = {} if cache is None else {"past_key_values": cache}, attention_mask.long()
+    if cache is not None and takes_positions(model):  # some models begin to count anew
+        kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
     return model(tokens, attention_mask=mask, return_type="logits_and_cache", use_cache=True, **kwargs)
 
 

@@ -79,9 +79,12 @@ def prefill(
     view, last = rows.view, rows.tokens.shape[1] - 1
     edited = torch.stack([site.positions.mask(view) for site in reft.sites]).any(dim=0).any(dim=0)
     start = min([*edited.nonzero().flatten().tolist(), last])
+    states = read(body, rows, first, start)
+    if states is None:
+        return PromptCache(batch, reft.sites, "nothing is reused: a block has no keys and values of its own")
     blocks_below = f"blocks 0 to {first - 1} and " if first else ""
     computation = f"{blocks_below}{start} of {last + 1} prompt tokens are reused"
-    return PromptCache(batch, reft.sites, computation, read(body, rows, first, start), weights_state(model))
+    return PromptCache(batch, reft.sites, computation, states, weights_state(model))
 
 
 def encoded(model: Bridge, prompts: Prompts, *, chat: bool, system: str | None) -> Batch:

@@ -14,8 +14,8 @@ from transformers.cache_utils import DynamicLayer
 from reftlens.bridge.parts import Slot
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.body import Body
-from reftlens.cone.prefix import NO_HOOK, Stub, cache_of, entering
-from reftlens.cone.stand_ins import Gather, Observe
+from reftlens.cone.prefix import NO_HOOK, Stub, cache_of, entering, entering_stream, observers
+from reftlens.cone.stand_ins import Gather
 from reftlens.editing.edits import Edit, used_points
 from reftlens.editing.engine import Stop, attached, forward_cached, forward_inside
 from reftlens.generation.rows import Rows
@@ -29,8 +29,8 @@ class PromptStates:
     """Residual stream entering block `first`, from column `start` on; None where `first` is 0."""
     first: int
     start: int
-    as_tuple: bool
-    """Whether the model's blocks return a tuple."""
+    returns: int
+    """How many values the model's blocks return; 0 for a bare tensor."""
     keys: tuple[Float[Tensor, "row heads column d_head"], ...]
     """Of every block, at all columns."""
     values: tuple[Float[Tensor, "row heads column d_value"], ...]
@@ -55,22 +55,26 @@ class PromptStates:
         """A cache that ends at `start`, and what to put into the blocks below `first` so that they compute nothing."""
         stubs = [Stub(len(self.keys[0]), self.start) for _ in range(self.first)]
         cache = cache_of([*stubs, *self.layers(range(self.first, body.depth), self.start)])
-        return cache, entering(body, self.first, self.stream, self.as_tuple)
+        return cache, entering(body, self.first, self.stream, self.returns)
 
 
-def read(body: Body, prompts: Rows, first: int, start: int) -> PromptStates:
-    """Run prompts through the unedited model, as far as the residual stream entering block `first`."""
-    plain, cache = body.may_be_plain, cache_of([DynamicLayer() for _ in body.blocks])
-    blocks = {i: Observe(body.piece(body.blocks[i], plain=plain, used=NO_HOOK)) for i in {0, first} if i < body.depth}
-    end = Observe(None)
+def read(body: Body, prompts: Rows, first: int, start: int) -> PromptStates | None:
+    """Run prompts through the unedited model, as far as the residual stream entering block `first`.
+
+    None where a block has no keys and values of its own.
+    """
+    cache = cache_of([DynamicLayer() for _ in body.blocks])
+    blocks = observers(body, [first], body.depth, plain=body.may_be_plain)
     places: list[tuple[Slot, nn.Module]] = [(body.blocks[i], block) for i, block in blocks.items()]
     with suppress(Stop):
-        _run(body, prompts, prompts.tokens.shape[1], cache, [*places, (body.norm, end)], NO_HOOK)
-    entered = blocks[first].entered if first in blocks else end.entered
+        _run(body, prompts, prompts.tokens.shape[1], cache, places, NO_HOOK)
+    entered = entering_stream(body, blocks, first)
     stream = entered[:, start:] if first > 0 and entered is not None else None
-    filled = [(layer.keys, layer.values) for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    filled = [(x.keys, x.values) for x in cache.layers if isinstance(x, DynamicLayer) and x.is_initialized]
+    if len(filled) < body.depth:
+        return None
     keys, values = zip(*filled, strict=True)
-    return PromptStates(stream, first, start, blocks[0].as_tuple, keys, values)
+    return PromptStates(stream, first, start, blocks[0].returns, keys, values)
 
 
 class Runner:
@@ -88,14 +92,14 @@ class Runner:
 
     def obstacle(self) -> str:
         """Why the model, as it is now, is run as a whole, or ""."""
-        return self.problem if self.body is None else self.body.obstacle()
+        return self.problem if self.body is None else self.body.obstacle() or self.body.stateful
 
     def step(
         self, rows: Rows, new: int, edits: Sequence[Edit], cache: Any, states: PromptStates | None
     ) -> tuple[Float[Tensor, "row vocab"], Any]:
         """Logits after the last of the `new` columns that are not in the cache, and the cache with all columns."""
         body = self.body
-        if body is None or body.obstacle():
+        if body is None or self.obstacle():
             with attached(self.model, edits):
                 logits, cache = forward_cached(self.model, rows.tokens[:, -new:], rows.real, cache)
             return logits[:, -1], cache

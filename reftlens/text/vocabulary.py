@@ -5,6 +5,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from reftlens.bridge.classes import check_reads_text
 from reftlens.bridge.protocol import Bridge, underlying
 from reftlens.text.batch import Batch
 from reftlens.text.view import token_text
@@ -33,7 +34,9 @@ def check_vocabulary(model: Bridge, batch: Batch, name: str = "data") -> None:
 
 
 def _embedding_rows(model: Bridge) -> int:
-    embedding: Any = underlying(model).get_input_embeddings()
+    root: Any = underlying(model)
+    check_reads_text(getattr(root, "config", None), type(root), type(root).__name__)
+    embedding: Any = root.get_input_embeddings()
     return embedding.weight.shape[0]
 
 
