@@ -217,12 +217,13 @@ def test_a_batch_knows_how_its_prompts_were_written(rl, gpt2):
 def test_batches_that_were_written_otherwise_are_not_joined(rl, gpt2):
     from reftlens.text.batch import batch_from_rows
 
+    model = with_tokenizer(gpt2, chat_template=SWITCHED)
     batches = [
-        batch_from_rows([[5, 6]], [[1, 2]], tokenizer=gpt2.tokenizer),
-        rl.encode(gpt2, examples(rl)),
-        rl.encode(gpt2, examples(rl), chat=True),
-        rl.encode(gpt2, examples(rl), chat=True, system="hill"),
-        rl.encode(gpt2, examples(rl), chat=True, template_arguments={"loud": True}),
+        batch_from_rows([[5, 6]], [[1, 2]], tokenizer=model.tokenizer),
+        rl.encode(model, examples(rl)),
+        rl.encode(model, examples(rl), chat=True),
+        rl.encode(model, examples(rl), chat=True, system="hill"),
+        rl.encode(model, examples(rl), chat=True, template_arguments={"loud": True}),
     ]
     for i, batch in enumerate(batches):
         for j, other in enumerate(batches):
@@ -297,7 +298,9 @@ def test_a_template_that_changes_the_completion_is_refused(rl, gpt2):
     fine = rl.encode(model, [rl.Example("the cat", "sat")], chat=True)
     assert model.tokenizer.decode(row_ids(fine)) == "<turn>user:the cat<end><turn>assistant:sat<end>"
     for completion in (" sat", "\nsat"):
-        with pytest.raises(ValueError, match=r"row 1: the chat template changes the completion .* white space"):
+        with pytest.raises(
+            ValueError, match=r"row 1: the chat template changes the completion: .* turns into 'sat<end>'.*white space"
+        ):
             rl.encode(model, [rl.Example("the cat", "sat"), rl.Example("the cat", completion)], chat=True)
 
 

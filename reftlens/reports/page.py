@@ -99,7 +99,12 @@ def _encoded(prompts: Sequence[Prompt] | Batch | None, model: Bridge, data: Batc
         return None
     template = data.template or Template()
     return encode_prompts(
-        model, texts, chat=template.chat, system=template.system, template_arguments=template.arguments
+        model,
+        texts,
+        chat=template.chat,
+        system=template.system,
+        template_arguments=template.arguments,
+        continue_last=template.continue_last and prompts is None,
     )
 
 

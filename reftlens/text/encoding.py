@@ -28,8 +28,11 @@ def encode(
     max_length: int | None = None,
     truncate: Literal["prompt", "completion"] | None = None,
     boundary: Literal["check", "split"] = "check",
+    continue_last: bool = False,
 ) -> Batch:
-    """Tokenise prompts with their completions; the completions are the targets.
+    """Tokenise prompts with their completions; the completions, and an end token after each, are the targets.
+
+    An answer of one token thus has two targets: with `end=False` the answer alone is learned and scored.
 
     Args:
         chat: apply the tokenizer's chat template; `system` then adds a system message.
@@ -37,9 +40,13 @@ def encode(
         end: learn to stop, too: the end-of-turn token of the template, or the EOS token, is a target.
         max_length: longest row in tokens, by default the model's context.
         truncate: what a longer row loses: the start of the prompt or the end of the completion. Without it a
-            longer row is an error. `Batch.truncated` and a warning report which rows were cut.
+            longer row is an error. Of a chat the oldest messages are cut, never what the template writes, nor a system
+            message. `Batch.truncated` and a warning report which rows were cut.
         boundary: "check" refuses a row in which prompt and completion merge into one token at the boundary;
             "split" tokenises them apart.
+        continue_last: the prompts are chats that end in a turn of the assistant, and the completions continue it.
+
+    Warns where a message or a completion of a chat holds a control token, such as an end of turn, as it acts as one.
 
     Raises:
         ValueError: naming the row (from 0), for an empty prompt, an empty completion, a row that is too long, a
@@ -48,7 +55,7 @@ def encode(
     tokenizer = _tokenizer(model)
     check_one_of("truncate", truncate, (None, "prompt", "completion"))
     check_one_of("boundary", boundary, ("check", "split"))
-    template = Template(chat, system, dict(template_arguments or {}))
+    template = Template(chat, system, dict(template_arguments or {}), continue_last)
     limit = model.cfg.n_ctx if max_length is None else max_length
     ids, roles, cut = [], [], []
     for i, example in enumerate(_some(examples)):
@@ -57,12 +64,17 @@ def encode(
             raise ValueError(f"row {i} has an empty completion, so there is nothing to learn or score in it")
         head, tail = _split_row(tokenizer, example, i, template, end, boundary)
         if len(head) + len(tail) > limit:
-            head, tail = _cut(head, tail, limit, truncate, i, tokenizer)
             cut.append(i)
+            if chat and truncate == "prompt":
+                short = _shortened(tokenizer, example, i, template, len(head) + len(tail), limit, end, boundary)
+                head, tail = _split_row(tokenizer, short, i, template, end, boundary)
+            else:
+                head, tail = _cut(head, tail, limit, truncate, i, tokenizer)
         ids.append(head + tail)
         roles.append([int(Role.PROMPT)] * len(head) + [int(Role.RESPONSE)] * len(tail))
     if cut:
         warnings.warn(f"{len(cut)} row(s) were cut to {limit} tokens at the {truncate}: {cut[:10]}", stacklevel=2)
+    _warn_of_control_tokens(tokenizer, template, examples)
     batch = batch_from_rows(ids, roles, examples=examples, tokenizer=tokenizer)
     check_vocabulary(model, batch, "the examples")
     return replace(batch, truncated=tuple(cut), template=template)
@@ -75,18 +87,21 @@ def encode_prompts(
     chat: bool = False,
     system: str | None = None,
     template_arguments: Mapping[str, Any] | None = None,
+    continue_last: bool = False,
 ) -> Batch:
     """Tokenise prompts that something is to be generated for; there are no targets. Arguments: see `encode`."""
     tokenizer = _tokenizer(model)
-    template = Template(chat, system, dict(template_arguments or {}))
+    template = Template(chat, system, dict(template_arguments or {}), continue_last)
     ids = []
     for i, prompt in enumerate(_some(prompts)):
-        row = _tokenise(tokenizer, template.prompt(tokenizer, prompt, i), bos=not chat)
+        row = _tokenise(tokenizer, _plain_text(template.prompt(tokenizer, prompt, i), i), bos=not chat)
         if len(row) > model.cfg.n_ctx:
             raise ValueError(f"row {i} has {len(row)} tokens, and the model's context is {model.cfg.n_ctx}")
         ids.append(row)
     roles = [[int(Role.PROMPT)] * len(row) for row in ids]
-    batch = batch_from_rows(ids, roles, examples=[Example(p) for p in prompts], tokenizer=tokenizer)
+    examples = [Example(prompt) for prompt in prompts]
+    _warn_of_control_tokens(tokenizer, template, examples)
+    batch = batch_from_rows(ids, roles, examples=examples, tokenizer=tokenizer)
     check_vocabulary(model, batch, "the prompts")
     return replace(batch, template=template)
 
@@ -129,6 +144,7 @@ def _split_row(
 ) -> tuple[list[int], list[int]]:
     """Token ids of the prompt and of what follows it."""
     text, suffix = template.parts(tokenizer, example.prompt, example.completion, row)
+    _plain_text(text + example.completion, row)
     last = ending(tokenizer, suffix) if end else []
     head = _tokenise(tokenizer, text, bos=not template.chat)
     whole = _tokenise(tokenizer, text + example.completion, bos=not template.chat)
@@ -140,6 +156,49 @@ def _split_row(
             'so the last prompt token would not be the one seen at generation; move the space, or pass boundary="split"'
         )
     return head, _tokenise(tokenizer, example.completion, bos=False) + last
+
+
+def _plain_text(text: str, row: int) -> str:
+    """`text` itself; raises where it cannot be written as UTF-8, so that no tokenizer reads it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"row {row}: {text[error.start]!r} is half of a character (a lone surrogate) and no text; join the halves "
+            "with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+        ) from None
+    return text
+
+
+def _warn_of_control_tokens(tokenizer: Any, template: Template, examples: Sequence[Example]) -> None:
+    """Warn of rows of a chat in which people wrote what the tokenizer reads as its own marks."""
+    marks = {
+        i: token
+        for i, example in enumerate(examples)
+        for token in template.control_tokens(tokenizer, [*template.texts(example.prompt), example.completion])
+    }
+    if marks:
+        row, token = next(iter(marks.items()))
+        warnings.warn(
+            f"{len(marks)} row(s) hold control tokens in their messages, which act as such (row {row}: {token!r}): "
+            f"{list(marks)[:10]}; take them out where they are not meant so",
+            stacklevel=3,
+        )
+
+
+def _shortened(
+    tokenizer: Any, example: Example, row: int, template: Template, length: int, limit: int, end: bool, boundary: str
+) -> Example:
+    """The example with as much less in its messages as brings its row from `length` tokens to `limit`."""
+    while length > limit:
+        prompt = template.shortened(tokenizer, example.prompt, length - limit)
+        if prompt is None:
+            raise ValueError(
+                f"row {row}: with all that may be cut of its messages gone, {length} tokens are left, more than {limit}"
+            )
+        example = replace(example, prompt=prompt)
+        length = sum(map(len, _split_row(tokenizer, example, row, template, end, boundary)))
+    return example
 
 
 def _cut(

@@ -36,8 +36,7 @@ def check_vocabulary(model: Bridge, batch: Batch, name: str = "data") -> None:
 def _embedding_rows(model: Bridge) -> int:
     root: Any = underlying(model)
     check_reads_text(getattr(root, "config", None), type(root), type(root).__name__)
-    embedding: Any = root.get_input_embeddings()
-    return embedding.weight.shape[0]
+    return root.get_input_embeddings().weight.shape[0]
 
 
 def _compare(theirs: dict[str, int], ours: dict[str, int], name: str) -> None:
