@@ -16,6 +16,26 @@ def located(path: str | Path) -> Path:
     return Path(path).expanduser()
 
 
+def destination(path: str | Path) -> Path:
+    """Where a file is to be written: its folder is made, so that what cannot be written is refused before the work.
+
+    Raises:
+        ValueError: for a folder in the place of the file, a file in the place of its folder, or one that may not be
+            written to.
+    """
+    path = located(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file: {path / 'name'}, for example")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error}") from None
+    if not writable:
+        raise ValueError(f"{path} cannot be written: {path.parent} is read-only")
+    return path
+
+
 def write_atomically(path: Path, payload: bytes) -> None:
     """Replace the file at `path` in one step: a reader, or a kill, sees the old content or the new one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -229,3 +229,42 @@ def test_a_plain_model_run_on_other_tokens_is_refused(llama, reft):
         plain(batch.tokens.flip(0))
     with torch.no_grad(), storage.on_transformers(reft, plain, batch):
         plain(batch.tokens)
+
+
+# -- what is refused is refused first ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["folder", "file/run.pt", "file/deeper/run.pt"])
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, llama, reft, data, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    before = [p.clone() for p in reft.parameters()]
+    with pytest.raises(ValueError, match=f"{name} (is a folder, expected a file|cannot be written)"):
+        rl.fit(reft, llama, data, steps=1, progress=False, checkpoint=tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} (is a folder, expected a file|cannot be written)"):
+        rl.report(reft, llama, data, tmp_path / name)
+    assert all(torch.equal(p, q) for p, q in zip(before, reft.parameters(), strict=True))
+
+
+def test_settings_of_generation_that_contradict_are_refused_before_prompts_are_read(llama, reft):
+    """These prompts would be refused themselves."""
+    beams = rl.Decoding(beams=2)
+    with pytest.raises(ValueError, match="keep_logits needs beams=1"):
+        rl.generate(reft, llama, [""], beams, keep_logits=True)
+    with pytest.raises(ValueError, match="a stream needs beams=1"):
+        list(rl.stream(reft, llama, "", beams))
+    with pytest.raises(ValueError, match=r"variant=\[\], expected one or more"):
+        rl.generate(reft, llama, [""], variant=[])
+
+
+def test_an_objective_gets_whole_micro_batches_in_the_order_of_the_step(llama, reft):
+    texts = [f"{'the cat ' * (i % 3 + 1)}{i}" for i in range(7)]
+    data, seen = rl.encode(llama, [rl.Example(t, " over the hill") for t in texts]), []
+
+    def objective(logits, batch):
+        seen.append([int(example.prompt[-1]) for example in batch.examples])
+        assert len(logits) == len(batch.target_ids)
+        return rl.training.cross_entropy(logits, batch)
+
+    rl.fit(reft, llama, data, epochs=1, batch_size=4, shuffle=False, objective=objective, progress=False)
+    assert [0, 1, 2, 3] in seen and [4, 5, 6] in seen and all(len(rows) > 2 for rows in seen)

@@ -82,10 +82,11 @@ def generate(
         ValueError: for an intervention that exchanges, as generation has no source to take from; prompts that leave
             no room in the model's context; a site that can act on prompts only and chooses no token there.
     """
-    prompts = _checked(reft, model, prompts, decoding, chat, system)
+    check_decoding(decoding)
     if keep_logits and decoding.beams > 1:
         raise ValueError("keep_logits needs beams=1: hypotheses change places between steps")
     variants = _variants(reft, variant)
+    prompts = _checked(reft, model, prompts, chat, system)
     alike: dict[Variant, list[int]] = {}
     for i, each in enumerate(variants):
         alike.setdefault(replace(each, strength=1.0), []).append(i)
@@ -111,13 +112,14 @@ def stream(
     variant: Variant | SupportsFloat = Variant(),
 ) -> Iterator[str]:
     """The text of `generate`, piece by piece as it is written. A stream that is not read on edits nothing else."""
-    if not isinstance(prompt, PromptCache | str) and prompt and not isinstance(prompt[0], Mapping):
-        raise TypeError(f"a stream is of one prompt, got a list: {prompt!r}")
-    prompts = _checked(reft, model, prompt if isinstance(prompt, PromptCache) else [prompt], decoding, chat, system)
-    if len(prompts) != 1:
-        raise ValueError(f"a stream is of one prompt, and {len(prompts)} were prefilled: use generate")
+    check_decoding(decoding)
     if decoding.beams > 1:
         raise ValueError("a stream needs beams=1: text of a beam can still be given up")
+    if not isinstance(prompt, PromptCache | str) and prompt and not isinstance(prompt[0], Mapping):
+        raise TypeError(f"a stream is of one prompt, got a list: {prompt!r}")
+    prompts = _checked(reft, model, prompt if isinstance(prompt, PromptCache) else [prompt], chat, system)
+    if len(prompts) != 1:
+        raise ValueError(f"a stream is of one prompt, and {len(prompts)} were prefilled: use generate")
     session = checked(Session(reft, model, prompts, _variants(reft, [variant]), decoding))
     text = TextStream(model.tokenizer)
     for _ in session.greedy_or_sampled():
@@ -127,14 +129,11 @@ def stream(
     session.warn_of_unused_sites()
 
 
-def _checked(
-    reft: ReFT | None, model: Bridge, prompts: Prompts, decoding: Decoding, chat: bool, system: str | None
-) -> PromptCache:
+def _checked(reft: ReFT | None, model: Bridge, prompts: Prompts, chat: bool, system: str | None) -> PromptCache:
     """The prompts, encoded, and in part read where they were read before."""
     check_model(model)
     if reft is not None:
         check_types(reft, model)
-    check_decoding(decoding)
     batch = encoded(model, prompts, chat=chat, system=system)
     if not isinstance(prompts, PromptCache):
         return PromptCache(batch, () if reft is None else reft.sites, "nothing was read before")

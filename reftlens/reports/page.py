@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from reftlens.analysis.causal.control_table import Controls
 from reftlens.bridge.protocol import Bridge, check_deterministic
 from reftlens.editing.reft import ReFT
-from reftlens.files import located, templates
+from reftlens.files import destination, templates
 from reftlens.generation.decoding import Decoding
 from reftlens.reports.directions import directions_section, geometry_section
 from reftlens.reports.parts import number, records
@@ -68,6 +68,7 @@ def report(
         now: the time that the file says it was made at.
     """
     check_deterministic(model)
+    path = destination(path)
     subject = Subject(
         reft=reft,
         model=model,
@@ -83,8 +84,6 @@ def report(
         seed=seed,
         progress=progress,
     )
-    path = located(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     page = _page(subject, datetime.now(timezone.utc) if now is None else now)
     path.write_text(page, encoding="utf-8", newline="\n")
     return path

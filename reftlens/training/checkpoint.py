@@ -52,7 +52,6 @@ class Checkpoint:
         tensors |= {f"best.{n}": p for n, p in run.best.items()}
         for i, state in run.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": value for key, value in state.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         record = json.dumps(self.identity | asdict(run.history))
         write_atomically(self.path, safetensors.torch.save(flat, metadata={"reftlens": record}))

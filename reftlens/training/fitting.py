@@ -16,7 +16,7 @@ from reftlens.cone.scorer import Scorer
 from reftlens.editing.preflight import preflight
 from reftlens.editing.reft import ReFT, check_types, training_mode
 from reftlens.editing.variant import Variant
-from reftlens.files import located
+from reftlens.files import destination
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.checkpoint import Checkpoint
@@ -47,7 +47,9 @@ def fit(
 
     Args:
         validation: rows whose loss is measured every `eval_every` steps, by default once per epoch.
-        objective: `(logits at the targets, batch) -> losses`, see `reftlens.scoring.objectives`.
+        objective: `(logits at the targets, batch) -> losses`. Each call gets a whole micro-batch of `batch_size` rows,
+            never a part of one, in the order of the step, so that rows may be compared; see
+            `reftlens.scoring.objectives`.
         on_step: called after every optimizer step.
         checkpoint: a file, written every `checkpoint_every` steps and at the end. If it exists, the run goes on
             from it, and ends with the weights of a run that was never interrupted (bit-identical on a CPU).
@@ -64,8 +66,9 @@ def fit(
     """
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every}, expected 1 or more")
+    path = None if checkpoint is None else destination(checkpoint)
     run = _run(reft, model, data, _replaced(config, settings), validation, objective)
-    saved = Checkpoint(run, None if checkpoint is None else located(checkpoint), checkpoint_every)
+    saved = Checkpoint(run, path, checkpoint_every)
     saved.resume()
 
     def after(step: Step) -> None:

@@ -13,6 +13,7 @@ from reftlens.analysis.subspaces.directions import Direction
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.interventions.interchange import Exchange
 from reftlens.interventions.subspace import orthonormal
+from reftlens.numbers import seeded, whole
 from reftlens.text.batch import Batch
 
 
@@ -27,7 +28,7 @@ class Placebo(Exchange):
 
     def __init__(self, trained: Float[Tensor, "d rank"], seed: int) -> None:
         super().__init__(trained.shape[0], trained.shape[1])
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         drawn = torch.randn(trained.shape, generator=generator, dtype=torch.float64)
         self.register_buffer("trained", trained.detach().float())
         self.register_buffer("drawn", orthonormal(drawn).float().to(trained.device))
@@ -71,7 +72,7 @@ def untrained_copy(model: Bridge, seed: int) -> Any:
 
     original: Any = model.original_model
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(whole(seed, "seed"))
         network = type(original)(deepcopy(original.config))
     dtype, device = next(original.parameters()).dtype, device_of(model)
     network = network.to(device, dtype).eval()

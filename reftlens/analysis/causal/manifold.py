@@ -14,6 +14,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
 from reftlens.figures import Axes, DataFrame
+from reftlens.numbers import seeded
 from reftlens.text.batch import Batch
 
 
@@ -163,7 +164,7 @@ def _site_distance(
     rows, which = owner.unique(return_inverse=True)
     if len(rows) < 4:
         raise ValueError(f"{site} is edited in {len(rows)} row(s), and four or more are needed to split natural ones")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     drawn = torch.rand(splits + 1, len(rows), generator=generator, dtype=torch.float64)
     halves = (drawn.argsort(dim=1) < len(rows) // 2)[:, which]
     mine = halves[0]

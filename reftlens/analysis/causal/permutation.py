@@ -9,6 +9,7 @@ from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
+from reftlens.numbers import seeded
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch
 
@@ -35,7 +36,7 @@ def shuffled_p(
     """Permutation p of `mean(gained[pair, label])`, labels shuffled among pairs of the same stratum."""
     if shuffles < 1:
         raise ValueError(f"shuffles={shuffles}, expected 1 or more (999 for a p of 0.001)")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     groups = torch.zeros_like(labels) if strata is None else strata
     rows, reached = torch.arange(len(labels)), 0
     scored = gained.double()

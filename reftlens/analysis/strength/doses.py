@@ -210,7 +210,7 @@ def dose_response(
     reuse: bool | Reuse = True,
     progress: bool = True,
 ) -> DoseResponse:
-    """Effect, KL from the unedited model, size, drift and fluency at every strength.
+    """Effect, KL(edited ‖ unedited), size, drift and fluency at every strength.
 
     The targets of `data` are scored at all strengths in one sweep that computes only what an edit can reach.
 

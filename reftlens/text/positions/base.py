@@ -9,7 +9,11 @@ from reftlens.text.view import Mask, TokenView
 
 @dataclass(frozen=True)
 class Positions:
-    """A choice of tokens. Abstract: use `First`, `Last`, `Nth`, `At`, `Tokens`, `Prompt`, `Response`, …"""
+    """A choice of tokens. Abstract: use `First`, `Last`, `Nth`, `At`, `Tokens`, `Prompt`, `Response`, …
+
+    `a | b` is what either chooses, `a - b` what `b` does not. `a >> b` lets `b` choose among the tokens of `a`, row by
+    row: `Tokens("cat") >> Last(1)` is the last token that carries "cat", `Prompt() >> At(0)` the row's first.
+    """
 
     kind: ClassVar[str]
     reaches_response: ClassVar[bool] = False
