@@ -37,8 +37,8 @@ class Oracle:
 
         def edit(block: Any, given: Any, out: Any) -> Any:
             h = (out[0] if isinstance(out, tuple) else out).clone()
-            basis = self.module.basis()
-            h[:, at] = h[:, at] + self.strength * self.module.code(h[:, at], basis) @ basis.T
+            basis, rows = self.module.basis(), h if h.ndim == 3 else h[None]  # OPT flattens batch and tokens
+            rows[:, at] = rows[:, at] + self.strength * self.module.code(rows[:, at], basis) @ basis.T
             return (h, *out[1:]) if isinstance(out, tuple) else h
 
         handle = self.block.register_forward_hook(edit)

@@ -278,3 +278,45 @@ def test_an_edit_inside_a_block_of_latent_attention_is_written_with(tmp_path):
         checked, bridge, model, "blocks.1.hook_mlp_out", "model.layers.1.mlp", "last", tmp_path, "MLP 1, last"
     ).check()
     assert {ending for ending, _ in checked.parts.values()} == {"right"}
+
+
+# -- hooks that are not what their names say ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["MixtralForCausalLM", "GptOssForCausalLM", "JetMoeForCausalLM"])
+def test_the_neurons_of_experts_are_not_taken_for_what_the_mlp_adds(name):
+    import reftlens as rl
+
+    model = zoo.boot(name)
+    reft = rl.ReFT({rl.mlp_post(1, "last"): rl.LoReFT(32, 2)})
+    data = rl.encode(model, [rl.Example("the cat", " sat")])
+    for call in (lambda: reft.bind(model), lambda: rl.fit(reft, model, data, steps=1, progress=False)):
+        with pytest.raises(
+            ValueError, match=r"mlp\.hook_post is the hook of blocks\.1\.hook_mlp_out.*use mlp_out"
+        ) as error:
+            call()
+        sentence(error)
+    rows = rl.hooks(model)
+    assert rows["blocks.1.hook_mlp_out"].width == 32 and not any("hook_post" in n for r in rows.rows for n in r.aliases)
+    rl.fit(rl.ReFT({rl.mlp_out(1, "last"): rl.LoReFT(32, 2)}), model, data, steps=1, progress=False)
+
+
+def test_neurons_of_a_dense_block_beside_experts_are_edited():
+    """The twin: the first block of a DeepSeek has no experts."""
+    import reftlens as rl
+
+    model = zoo.boot("DeepseekV3ForCausalLM")
+    rl.training.preflight(rl.ReFT({rl.mlp_post(0, "last"): rl.LoReFT(48, 2)}), model)
+    with pytest.raises(ValueError, match="neurons of its experts"):
+        rl.training.preflight(rl.ReFT({rl.mlp_post(1, "last"): rl.LoReFT(48, 2)}), model)
+
+
+@pytest.mark.parametrize("name", ["OlmoForCausalLM", "NanoChatForCausalLM", "HrmTextForCausalLM"])
+def test_a_hook_where_an_edit_breaks_the_bridge_is_listed_as_such_and_the_others_as_usable(name):
+    import reftlens as rl
+
+    model = zoo.boot(name)
+    every = rl.hooks(model, unusable=True)
+    broken = {row.hook.rpartition(".")[2] for row in every.rows if "breaks the bridge" in row.problem}
+    assert broken == {"hook_normalized", "hook_scale"}
+    assert any(row.hook.endswith("hook_out") and not row.problem for row in every.rows)

@@ -39,7 +39,7 @@ def resolve_hook(model: Bridge, name: str, hooks: dict[str, HookPoint] | None = 
 
     Raises:
         HookNotFound: no hook has that name on this model.
-        ValueError: the hook needs a switch on the model (`set_use_…`) that is off.
+        ValueError: the hook needs a switch on the model (`set_use_…`) that is off, or is that of another site.
     """
     hooks = model.hook_dict if hooks is None else hooks
     point = hooks.get(name)
@@ -56,11 +56,24 @@ def resolve_hook(model: Bridge, name: str, hooks: dict[str, HookPoint] | None = 
         near = difflib.get_close_matches(name, hooks, n=4, cutoff=0.6)
         hint = f"; did you mean {', '.join(near)}?" if near else "; rl.hooks(model) lists the usable ones"
         raise HookNotFound(f"{model.cfg.model_name} has no hook {name!r}{hint}")
+    other = other_site(name, point, hooks)
+    if other:
+        raise ValueError(
+            f"{name} is the hook of {other} on {model.cfg.model_name}: the neurons of its experts have no hook, so "
+            f"nothing but what the MLP adds to the residual stream can be edited; use mlp_out, or Site({other!r}, …)"
+        )
     try:
         model.check_hooks_to_add(point, point.name or name, None)
     except ValueError as error:
         raise ValueError(f"nothing passes through {name} as the model is set: {error}") from None
     return point
+
+
+def other_site(name: str, point: HookPoint, hooks: dict[str, HookPoint]) -> str:
+    """The site whose hook `name` is an alias of though it means another place, or ""."""
+    other = f"{name.removesuffix('mlp.hook_post')}hook_mlp_out"
+    mistaken = name.endswith(".mlp.hook_post") and point.name != name and hooks.get(other) is point
+    return other if mistaken else ""
 
 
 def check_model(model: Any) -> None:

@@ -6,6 +6,7 @@ changes nothing is refused.
 """
 
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from reftlens import figures
-from reftlens.bridge.protocol import Bridge, check_model, device_of, frozen, gradients_on, resolve_hook
+from reftlens.bridge.protocol import Bridge, check_model, device_of, frozen, gradients_on, other_site, resolve_hook
 from reftlens.editing.engine import forward, hooked
 from reftlens.editing.reft import ReFT
 from reftlens.figures import DataFrame
@@ -111,7 +112,7 @@ def hooks(model: Bridge, *, unusable: bool = False) -> Sites:
             heads = shape[2] if len(shape) == 4 and not problem else None
             width = 0 if problem else math.prod(shape[2:])
             axes = str(list(shape)) if problem else " ".join(["batch", "seq", *map(str, shape[2:])])
-            others = tuple(name for name in aliases if name != point.name)
+            others = tuple(name for name in aliases if name != point.name and not other_site(name, point, every))
             rows.append(SiteInfo(point.name or "?", others, axes, width, heads, problem))
     return Sites(tuple(rows))
 
@@ -152,8 +153,25 @@ def preflight(reft: ReFT, model: Bridge) -> None:
             )
 
 
-def _probe(model: Bridge, points: Sequence[HookPoint]) -> dict[HookPoint, tuple[tuple[int, ...], str]]:
-    """Shape and problem (or "") of each hook, from one forward and one backward pass on a few tokens."""
+_Seen = dict[HookPoint, tuple[tuple[int, ...], str]]
+"""Of each hook the shape of what passes, and its problem or ""."""
+
+
+def _probe(model: Bridge, points: Sequence[HookPoint]) -> _Seen:
+    """All hooks in one pass; where an edit breaks the bridge's own code, those of each kind in a pass of their own."""
+    try:
+        return _probe_together(model, points)
+    except (AttributeError, TypeError, KeyError, IndexError) as error:
+        kinds: dict[str, list[HookPoint]] = {}
+        for point in points:
+            kinds.setdefault(re.sub(r"\d+", "", point.name or ""), []).append(point)
+        if len(kinds) == 1:
+            return dict.fromkeys(points, ((), f"an edit there breaks the bridge ({type(error).__name__}: {error})"))
+        return {p: seen for kind in kinds.values() for p, seen in _probe(model, kind).items()}
+
+
+def _probe_together(model: Bridge, points: Sequence[HookPoint]) -> _Seen:
+    """From one forward and one backward pass on a few tokens."""
     probes = {point: _Probe(point) for point in points}
     with frozen(model), gradients_on(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the bridge warns of edits at norms, which add zero here
@@ -204,5 +222,7 @@ def _adds_up(model: Bridge, point: HookPoint, carry: HookPoint) -> bool:
 
     with hooked(model, [(point, same_for_all), (carry, keep)]):
         _run(model)
+    if "out" not in seen:
+        return False
     added = (seen["out"] - seen["in"]).float()
     return bool((added - added[:1, :1]).abs().max() <= 0.02 * seen["in"].float().abs().max())
