@@ -834,3 +834,55 @@ def test_units_may_have_any_number_of_axes(rl, name):
     assert torch.allclose(module(h).view(-1, D), module(h.view(-1, D)), atol=1e-6)
     assert module(torch.empty(0, D)).shape == (0, D)
     assert F.mse_loss(module(h), h) > 0
+
+
+def _gated(draw):
+    """A class of a user's own: LoReFT's edit, and a gate whose start is up to `draw`."""
+    import reftlens as rl
+    from reftlens.interventions.subspace import Frame
+
+    class Gated(rl.Intervention):
+        kind = "Gated"
+
+        def __init__(self, d):
+            super().__init__(d, rank=1)
+            self.frame = Frame(d, 1)
+            self.gate = nn.Linear(d, 1, dtype=torch.float32)
+
+        def code(self, h, basis):
+            return self.gate(h)
+
+        def basis(self):
+            return self.frame()
+
+        def settings(self):
+            return {"d": self.d}
+
+        def reset(self, generator=None):
+            self.frame.reset(generator)
+            draw(self.gate, generator)
+
+    return rl.ReFT({rl.resid_post(1, "last"): Gated(8)})
+
+
+def _drawn(gate, generator):
+    for parameter in gate.parameters():
+        nn.init.normal_(parameter, generator=generator)
+
+
+def test_reset_of_a_class_of_ones_own_that_draws_everything_from_the_seed_repeats():
+    reft = _gated(_drawn)
+    state = torch.get_rng_state()
+    copies = [*reft.seeds([3, 4]).values(), reft.seeds([3])["seed 3"]]
+    gates = [copy[0].gate.weight for copy in copies]
+    assert torch.equal(gates[0], gates[2]) and not torch.equal(gates[0], gates[1])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda gate, generator: None, lambda gate, generator: gate.reset_parameters()], ids=["left", "global"]
+)
+def test_reset_that_leaves_a_parameter_or_draws_it_from_the_global_generator_is_refused(draw):
+    for call in (lambda r: r.reset(0), lambda r: r.seeds([0, 1])):
+        with pytest.raises(ValueError, match=r"Gated.reset\(generator\) does not give 'gate.weight' the same value"):
+            call(_gated(draw))

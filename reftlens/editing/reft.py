@@ -13,7 +13,7 @@ from reftlens.editing.bound import Bound, Place, Places, bound_to, skip_of
 from reftlens.editing.engine import Hook, attached, check_fired, hooked
 from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
-from reftlens.interventions.base import Intervention
+from reftlens.interventions.base import Intervention, check_reset
 from reftlens.interventions.fixed import SteeringVector
 from reftlens.numbers import Integers, is_one, seeded, whole, whole_numbers
 from reftlens.text.batch import Batch
@@ -114,10 +114,11 @@ class ReFT(nn.Module):
                 frame.settle()
 
     def reset(self, seed: SupportsIndex) -> None:
-        """Initialise every intervention anew from a seed, each kind in its own way."""
+        """Initialise every intervention anew from a seed; `ValueError` where a class of one's own does less."""
         generator = seeded(seed)
         for module in self.interventions:
             assert isinstance(module, Intervention)
+            check_reset(module)
             module.reset(generator)
 
     def clone(self) -> "ReFT":

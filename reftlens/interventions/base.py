@@ -2,6 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from copy import deepcopy
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
 import torch
@@ -148,6 +149,32 @@ class Intervention(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v}" for k, v in self.settings().items())
+
+
+@torch.no_grad()
+def check_reset(module: Intervention) -> None:
+    """Raise where `reset` of a class outside reftlens does not give the same from two starts and one seed.
+
+    Raises:
+        ValueError: naming the first tensor that differs: what `reset` leaves as it was, or draws from torch's global
+            generator.
+    """
+    if type(module).__module__.partition(".")[0] == "reftlens":
+        return
+    first, second = deepcopy(module), deepcopy(module)
+    for parameter in second.parameters():
+        if parameter.requires_grad:
+            parameter.add_(1)
+    with torch.random.fork_rng(devices=[]):
+        for copy in (first, second):
+            torch.rand(1)  # torch's global generator stands elsewhere for the second
+            copy.reset(torch.Generator().manual_seed(0))
+    for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        if not torch.equal(a, b):
+            raise ValueError(
+                f"{module.kind}.reset(generator) does not give {name!r} the same value from one seed: it leaves it as "
+                "it was, or draws from torch's global generator. Initialise every parameter from `generator` there"
+            )
 
 
 def _width_in(value: Any) -> str:
