@@ -93,6 +93,39 @@ def test_weights_of_the_edit_may_change_and_those_of_the_model_may_not():
         rl.generate(reft, model, prefilled, rl.Decoding(max_new_tokens=4))
 
 
+CHANGES = {  # of a weight `w`, through `.data`, which torch does not count, and by other means
+    "data +=": lambda w: w.data.add_(0.05),
+    "data *=": lambda w: w.data.mul_(1.01),
+    "data = others": lambda w: setattr(w, "data", w.data.flip(0).clone()),
+    "copied": lambda w: w.data.copy_(torch.randn_like(w)),
+    "counted": lambda w: w.detach().add_(0.05),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("weight", ["embed_tokens", "q_proj", "down_proj", "norm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_change_of_a_weight_is_noticed_whatever_way_it_is_made(change, weight, dtype):
+    from reftlens.bridge.protocol import weights_state
+
+    model = fresh_bridge("llama", dtype=dtype)
+    w = next(p for n, p in model.original_model.named_parameters() if weight in n)
+    before = weights_state(model)
+    assert weights_state(model) == before
+    CHANGES[change](w)
+    assert weights_state(model) != before
+
+
+def test_a_prompt_that_was_read_with_other_weights_is_refused_though_torch_counts_no_change():
+    import reftlens as rl
+
+    model, reft = fresh_bridge("llama"), _reft("last")
+    prefilled = rl.generation.prefill(reft, model, PROMPTS)
+    model.original_model.model.layers[0].mlp.up_proj.weight.data += 0.05
+    with pytest.raises(ValueError, match="call prefill again"):
+        rl.generate(reft, model, prefilled, rl.Decoding(max_new_tokens=1))
+
+
 def test_what_does_not_belong_together_is_refused(llama):
     import reftlens as rl
 

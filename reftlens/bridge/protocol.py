@@ -148,8 +148,25 @@ def version_of(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def weights_state(model: Bridge) -> tuple[int, ...]:
-    """Changes whenever a weight of the model is written to, replaced or moved."""
-    return tuple(n for p in model.original_model.parameters() for n in version_of(p))
+    """Changes whenever a weight of the model is written to, replaced or moved.
+
+    torch counts no change that is made through `.data`: some 32 numbers of each weight are compared beside its version,
+    which shows an update of a whole weight. A few other numbers written through `.data` are not noticed.
+    """
+    parameters = list(model.original_model.parameters())
+    return *(n for p in parameters for n in version_of(p)), *_sampled(parameters)
+
+
+@torch.no_grad()
+def _sampled(parameters: list[nn.Parameter]) -> Iterator[int]:
+    """For each device a hash of some numbers of every weight there."""
+    pieces: dict[torch.device, list[torch.Tensor]] = {}
+    for p in parameters:
+        step = max(1, p.numel() // 32) | 1  # odd, so that it does not stay in one column of a matrix
+        piece = p.detach().reshape(-1)[::step]
+        pieces.setdefault(p.device, []).append(piece if piece.element_size() > 1 else piece.float())
+    for of_device in pieces.values():
+        yield hash(torch.cat(of_device).view(torch.uint8).cpu().numpy().tobytes())
 
 
 @contextmanager

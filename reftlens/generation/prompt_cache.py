@@ -62,7 +62,11 @@ Prompts = Sequence[Prompt] | Batch | PromptCache
 def prefill(
     reft: ReFT, model: Bridge, prompts: Sequence[Prompt] | Batch, *, chat: bool = False, system: str | None = None
 ) -> PromptCache:
-    """Read prompts once, for `generate(reft, model, prefilled, variant=…)` at any strength and with any weights."""
+    """Read prompts once, for `generate(reft, model, prefilled, variant=…)` at any strength and with any edit there.
+
+    The model's weights stay as they are: `generate` raises where they changed, unless it was a few numbers of a weight
+    through `.data`, which torch does not count.
+    """
     check_types(reft, model)
     check_deterministic(model)
     check_predicts(model)
