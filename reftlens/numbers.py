@@ -43,6 +43,16 @@ def real(value: Any, name: str) -> float:
     return value if type(value) is int else float(value)
 
 
+def tensor_of(values: Any, name: str) -> Tensor:
+    """`values` as a tensor: one as it is; lists, arrays and Series turned into one; `TypeError` for anything else."""
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.tensor(values.to_numpy() if hasattr(values, "to_numpy") else values)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}={_shown(values)}, expected a tensor of numbers") from None
+
+
 def whole_numbers(values: SupportsIndex | Integers, name: str) -> tuple[int, ...]:
     """One number, or several, as `int`s.
 

@@ -170,6 +170,28 @@ def test_floats_bools_and_texts_are_no_whole_numbers(make):
         make()
 
 
+@pytest.mark.parametrize("many", [np.array, lambda x: x.tolist(), pd.DataFrame, lambda x: x.double()])
+def test_vectors_and_bases_may_be_arrays(many):
+    columns, vector = torch.eye(D, 2), torch.arange(float(D))
+
+    def row(x):
+        return many(x).iloc[:, 0] if many is pd.DataFrame else many(x)
+
+    for plain, same in (
+        (rl.SteeringVector(D, vector), rl.SteeringVector(D, row(vector))),
+        (rl.Ablation(D, vector, columns), rl.Ablation(D, row(vector), many(columns))),
+        (rl.DAS(D, basis=columns), rl.DAS(D, basis=many(columns))),
+        (interventions.SigmoidMask(D, columns), interventions.SigmoidMask(D, many(columns))),
+        (interventions.SAEMask(D, columns, columns.T), interventions.SAEMask(D, many(columns), many(columns.T))),
+    ):
+        states = plain.state_dict(), same.state_dict()
+        assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+        assert [t.dtype for t in states[0].values()] == [t.dtype for t in states[1].values()]
+    for wrong in ("abc", rl.LoReFT, ["a"]):
+        with pytest.raises(TypeError, match=r"vector=.*, expected a tensor of numbers"):
+            rl.SteeringVector(D, wrong)
+
+
 @pytest.mark.parametrize("kind", [rl.SteeringVector, rl.Ablation, rl.LoReFT, rl.Interchange, interventions.SigmoidMask])
 def test_a_vector_in_the_place_of_the_width_is_told_where_it_belongs(kind):
     with pytest.raises(TypeError, match=rf"d=a tensor of shape \[576\], .*{kind.__name__}\(576, …\)"):

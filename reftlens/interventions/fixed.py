@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from reftlens.errors import check_finite
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.subspace import orthonormal
-from reftlens.numbers import seeded, whole
+from reftlens.numbers import seeded, tensor_of, whole
 
 
 class SteeringVector(Intervention):
@@ -25,6 +25,7 @@ class SteeringVector(Intervention):
         super().__init__(d, 1)
         self.vector = nn.Parameter(torch.zeros(self.d, dtype=torch.float32))
         if vector is not None:
+            vector = tensor_of(vector, "vector")
             check_tensor("vector", vector, (self.d,))
             with torch.no_grad():
                 self.vector.copy_(vector)
@@ -71,6 +72,7 @@ class Ablation(Intervention):
         rank: SupportsIndex | None = None,
     ) -> None:
         if directions is not None:
+            directions = tensor_of(directions, "directions")
             if rank not in (None, directions.shape[-1]):
                 raise ValueError(f"rank={rank}, and there are {directions.shape[-1]} directions: drop rank")
             rank = directions.shape[-1]
@@ -82,6 +84,7 @@ class Ablation(Intervention):
         super().__init__(d, d if rank is None else rank)
         self.whole = rank is None
         if reference is not None:
+            reference = tensor_of(reference, "reference")
             check_tensor("reference", reference, (self.d,))
         constant = torch.zeros(self.d, dtype=torch.float32) if reference is None else reference.detach().float().clone()
         self.register_buffer("reference", constant)

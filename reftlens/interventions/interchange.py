@@ -11,7 +11,7 @@ from torch import Tensor
 from reftlens.errors import index_of
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.subspace import Frame
-from reftlens.numbers import whole
+from reftlens.numbers import tensor_of, whole
 
 Sources = Float[Tensor, "*units variables d"]
 
@@ -93,6 +93,8 @@ class DAS(Exchange):
         frozen: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
+        if basis is not None:
+            basis = tensor_of(basis, "basis")
         if rank is None and variables is None and basis is not None:
             rank = basis.shape[1]
         if (rank is None) == (variables is None):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from reftlens.interventions.fixed import check_tensor
 from reftlens.interventions.interchange import Exchange
 from reftlens.interventions.subspace import Frame
-from reftlens.numbers import whole
+from reftlens.numbers import tensor_of, whole
 
 Temperature = Sequence[float]
 """First and last."""
@@ -150,6 +150,7 @@ class SigmoidMask(_Mask):
         sparsity: float = 0.0,
     ) -> None:
         if basis is not None:
+            basis = tensor_of(basis, "basis")
             rank = basis.shape[1]
             Frame(d, rank).set(basis)  # is it d wide, and orthonormal?
         super().__init__(d, d if rank is None else rank, temperature, sparsity)
@@ -195,7 +196,7 @@ class SAEMask(_Mask):
         sparsity: float = 0.0,
     ) -> None:
         if latents is None and encoder is not None:
-            latents = encoder.shape[1]
+            latents = tensor_of(encoder, "encoder").shape[1]
         if latents is None:
             raise ValueError("SAEMask needs the autoencoder: encoder [d, latents] and decoder [latents, d]")
         super().__init__(d, latents, temperature, sparsity)
@@ -203,7 +204,9 @@ class SAEMask(_Mask):
         shapes = {"encoder": (d, latents), "decoder": (latents, d), "encoder_bias": (latents,), "decoder_bias": (d,)}
         tensors = (encoder, decoder, encoder_bias, decoder_bias)
         for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
-            tensor = torch.zeros(shape, dtype=torch.float32) if tensor is None else tensor.detach().float()
+            tensor = (
+                torch.zeros(shape, dtype=torch.float32) if tensor is None else tensor_of(tensor, name).detach().float()
+            )
             check_tensor(name, tensor, shape)
             self.register_buffer(name, tensor)
 
