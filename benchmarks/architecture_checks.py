@@ -82,6 +82,8 @@ def ending(error: Exception) -> tuple[str, str]:
     if any(frame.filename.endswith("/row_oracle.py") for frame in frames):
         return "wrong", f"answered, and the plain model cannot: {text[:120]}"
     last = frames[-1]
+    if isinstance(error, ImportError) and "/transformers/" in last.filename:  # of a library that is not there
+        return "refused", " ".join(text.split())
     ours = "/reftlens/" in last.filename or "/transformer_lens/" in last.filename
     slip = type(error) in (AttributeError, KeyError, IndexError, AssertionError)
     if ours and not slip and (last.line or "").startswith("raise ") and "\n" not in text and len(text) <= SENTENCE:

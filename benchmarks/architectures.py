@@ -71,7 +71,7 @@ def verdict(checked: dict[str, Any]) -> str:
     if any(status == "wrong" for status, _ in parts.values()):
         return WRONG
     if FIRST not in parts:
-        return REFUSED if parts.get("load_model", ("", ""))[0] == "refused" else RAW
+        return REFUSED if parts.get("load_model", parts["transformers"])[0] == "refused" else RAW
     used = {part: status for part, (status, _) in parts.items() if part not in ("boot", "load_model")}
     if "raw" in used.values():
         return RAW

@@ -267,7 +267,8 @@ def test_training_and_text_equal_plain_transformers_with_one_hook(tmp_path, name
     edit.check()
     wrong = {part: words for part, (ending, words) in checked.parts.items() if ending != "right"}
     assert not wrong and checked.computation[where].startswith(FAMILIES[name])
-    assert not [text for text in checked.warnings if "not reused" in text or "slow" in text]
+    assert not [text for text in checked.warnings if "not reused" in text]
+    assert any("one row at a time" in text for text in checked.warnings) == (name == "RwkvForCausalLM")
 
 
 def test_an_edit_inside_a_block_of_latent_attention_is_written_with(tmp_path):
@@ -320,3 +321,47 @@ def test_a_hook_where_an_edit_breaks_the_bridge_is_listed_as_such_and_the_others
     broken = {row.hook.rpartition(".")[2] for row in every.rows if "breaks the bridge" in row.problem}
     assert broken == {"hook_normalized", "hook_scale"}
     assert any(row.hook.endswith("hook_out") and not row.problem for row in every.rows)
+
+
+# -- rotary positions that depend on the length of a row ---------------------------------------------------------
+
+
+def test_rows_on_both_sides_of_the_length_where_longrope_changes_are_computed_alone():
+    import reftlens as rl
+
+    model, words = zoo.boot("Phi3ForCausalLM:longrope"), "the cat sat on the mat and looked at the moon over the hill"
+    examples = [rl.Example("a dog", " ran by"), rl.Example(f"{words} {words}", " while a cat ran")]
+    data, reft = rl.encode(model, examples), rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(32, 2)})
+    assert data.attention_mask.sum(dim=1).tolist()[0] < 24 < data.attention_mask.sum(dim=1).tolist()[1]
+    with pytest.warns(UserWarning, match=r"rotary positions \(longrope\) are others in rows of more than 24"):
+        evaluation = rl.evaluate(reft, model, data, [1.0], progress=False)
+    assert evaluation.computation.startswith("full computation")
+    for n, example in enumerate(examples):
+        single = rl.encode(model, [example])
+        with torch.no_grad(), reft.on(model, single):
+            logits = model(single.tokens)[single.predicting]
+        loss = torch.nn.functional.cross_entropy(logits, single.target_ids)
+        assert torch.allclose(evaluation.loss[0, n].float(), loss, rtol=1e-4)
+    with pytest.raises(ValueError, match="one at a time") as error:
+        rl.activations(model, data, reft.sites[0], progress=False)
+    sentence(error)
+
+
+def test_short_rows_of_a_longrope_model_stay_on_the_cone():
+    """The twin."""
+    import reftlens as rl
+
+    model, reft = zoo.boot("Phi3ForCausalLM:longrope"), rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(32, 2)})
+    data = rl.encode(model, [rl.Example("a dog", " ran by"), rl.Example("the cat sat", " on")])
+    assert rl.evaluate(reft, model, data, [1.0], progress=False).computation.startswith("light cone")
+
+
+def test_rows_beyond_the_context_of_dynamic_rotary_positions_are_refused():
+    import reftlens as rl
+
+    model = zoo.boot("LlamaForCausalLM:dynamic")
+    data = rl.encode(model, [rl.Example("the" + " cat sat on the mat" * 40, " and ran")], max_length=400)
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(32, 2)})
+    with pytest.warns(UserWarning, match="dynamic"), pytest.raises(ValueError, match=r"shorten rows to 160") as error:
+        rl.evaluate(reft, model, data, [1.0], progress=False)
+    sentence(error)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from reftlens.bridge.lengths import length_limit
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.bridge.trial import minds_padding
-from reftlens.cone.layout import right_padded
+from reftlens.cone.layout import alone, right_padded
 from reftlens.cone.plans import Autocast, Job, Scored
 from reftlens.editing.bound import Bound
 from reftlens.editing.engine import attached, check_fired, forward
@@ -27,6 +28,9 @@ class Full:
     def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
         """Each job by itself; where gradients are taken, its hooks are attached until the next one is asked for."""
         for job in jobs:
+            if self._alone(job):
+                yield [self._row_by_row(job)]
+                continue
             batch = self.data[list(job.rows)].to(device_of(self.model))
             batch = right_padded(batch) if minds_padding(self.model) else batch
             edits = self.bounds[job.plan].edits(batch.view, job.rows)
@@ -38,3 +42,26 @@ class Full:
             check_fired(edits)
             if not torch.is_grad_enabled():
                 yield scored
+
+    def _alone(self, job: Job) -> bool:
+        """Whether a longer row beside it would change what is computed of a row."""
+        limit, lengths = length_limit(self.model), self.data.attention_mask[list(job.rows)].sum(dim=1)
+        return limit is not None and int(lengths.max()) > limit[1]
+
+    def _row_by_row(self, job: Job) -> Scored:
+        """The rows of a job, each in a pass of its own.
+
+        Raises:
+            ValueError: where the model would compute a row once more in the backward pass, without its edits.
+        """
+        root = self.model.original_model
+        if root.training and any(getattr(m, "gradient_checkpointing", False) for m in root.modules()):
+            raise ValueError("rows are computed one at a time on this model: switch gradient checkpointing off")
+        logits = []
+        for row in job.rows:
+            batch = alone(self.data, row).to(device_of(self.model))
+            edits = self.bounds[job.plan].edits(batch.view, [row])
+            with attached(self.model, edits), self.autocast():
+                logits.append(forward(self.model, batch.tokens, batch.attention_mask)[batch.predicting])
+            check_fired(edits)
+        return Scored(job, self.data[list(job.rows)].to(device_of(self.model)), torch.cat(logits))

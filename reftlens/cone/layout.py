@@ -66,3 +66,10 @@ def right_padded(data: Batch) -> Batch:
     order = (~data.attention_mask).long().argsort(dim=1, stable=True)
     moved = {name: getattr(data, name).gather(1, order) for name in ("tokens", "role", "target_mask")}
     return replace(data, **moved)
+
+
+def alone(data: Batch, row: int) -> Batch:
+    """One row, without padding."""
+    single = right_padded(data[[row]])
+    length = int(single.attention_mask.sum())
+    return replace(single, **{name: getattr(single, name)[:, :length] for name in ("tokens", "role", "target_mask")})

@@ -10,11 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from reftlens.bridge.lengths import length_limit
 from reftlens.bridge.protocol import device_of
 from reftlens.cone.body import Body
 from reftlens.cone.full import Full
 from reftlens.cone.layout import PlanCone, plan_cones, right_padded
-from reftlens.cone.plans import Job, Scored, Way
+from reftlens.cone.plans import Job, Scored, Unsound, Way
 from reftlens.cone.prefix import Capture, Captured, Prefilled, Stub, assemble, cache_of, entering
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span, Window, buckets, spans, window, within_block
@@ -101,6 +102,9 @@ class Cone:
 
         Keys are joined with their prefix once for every job.
         """
+        limit = length_limit(self.body.model)
+        if limit is not None and int(self.data.attention_mask.sum(dim=1).max()) > limit[1]:
+            raise Unsound(f"its rotary positions ({limit[0]}) are others in rows of more than {limit[1]} tokens")
         group: list[Job] = []
         size = 0
         for job in sorted(jobs, key=lambda job: self.plans[job.plan].first):

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.exclusive import exclusive
+from reftlens.bridge.lengths import check_lengths, length_limit
 from reftlens.bridge.protocol import Bridge
 from reftlens.bridge.trial import minds_padding, takes_positions
 from reftlens.editing.edits import Edit
@@ -62,7 +63,7 @@ def forward(
 
     Position ids follow from the mask, so padding on either side leaves every token at its own absolute position.
     """
-    _check_padding(model, attention_mask)
+    _check_rows(model, attention_mask)
     with exclusive(model):
         return model(tokens, attention_mask=attention_mask.long(), return_type="logits", use_cache=False)
 
@@ -71,15 +72,19 @@ def forward_cached(
     model: Bridge, tokens: Int[Tensor, "batch seq"], attention_mask: Bool[Tensor, "batch keys"], cache: Any = None
 ) -> tuple[Float[Tensor, "batch seq vocab"], Any]:
     """`forward` after the tokens in `cache`, which the mask covers too; and the cache with all of them."""
-    _check_padding(model, attention_mask)
+    _check_rows(model, attention_mask)
     kwargs, mask = {} if cache is None else {"past_key_values": cache}, attention_mask.long()
     if cache is not None and takes_positions(model):  # some models begin to count anew
         kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
     return model(tokens, attention_mask=mask, return_type="logits_and_cache", use_cache=True, **kwargs)
 
 
-def _check_padding(model: Bridge, attention_mask: Bool[Tensor, "batch keys"]) -> None:
-    """Raise where padding on the left would change what is computed of the tokens after it."""
+def _check_rows(model: Bridge, attention_mask: Bool[Tensor, "batch keys"]) -> None:
+    """Raise where rows would not be what they are alone: beside longer ones, or after padding on the left."""
+    limit = length_limit(model)
+    if limit is not None and attention_mask.shape[1] > limit[1]:
+        lengths = attention_mask.sum(dim=1)
+        check_lengths(model, int(lengths.min()), int(lengths.max()))
     if minds_padding(model) and not bool(attention_mask[:, 0].all()):
         raise ValueError(
             f"on this {type(model.original_model).__name__} padding on the left changes what is computed of the tokens "

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reftlens.bridge.exclusive import exclusive
+from reftlens.bridge.lengths import length_limit
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.bridge.trial import check_predicts, minds_padding
 from reftlens.editing.engine import attached, check_fired, forward
@@ -41,10 +42,16 @@ class Session:
         check_predicts(model)
         device = device_of(model)
         self.reft, self.model, self.decoding, self.variants = reft, model, decoding, variants
-        self.in_full = minds_padding(model)
-        """Whether every row is computed alone and from its first token, at each step."""
         self.prompts = prompts.repeated(len(variants))
         self.rows = Rows.of(self.prompts.prompts, device)
+        self.in_full = minds_padding(model) or self._passes_limit()
+        """Whether every row is computed alone and from its first token, at each step."""
+        if self.in_full:
+            warnings.warn(
+                "texts are written in full, one row at a time, which is slow: on this model padding, or the length "
+                "that a row will reach, changes what is computed of its tokens",
+                stacklevel=4,
+            )
         self.length = 0
         """Tokens written so far."""
         self.cache: Any = None
@@ -54,6 +61,11 @@ class Session:
         self.stops = torch.tensor(sorted(stop_tokens(model, prompts.prompts)), dtype=torch.long, device=device)
         self.generators = [torch.Generator(device).manual_seed(decoding.seed) for _ in variants]
         """Of random numbers, the same for every variant."""
+
+    def _passes_limit(self) -> bool:
+        """Whether rows can become so long that the rotary positions of what is stored are others."""
+        limit = length_limit(self.model)
+        return limit is not None and self.rows.tokens.shape[1] + self.decoding.max_new_tokens > limit[1]
 
     def _check_room(self) -> None:
         longest, limit = self.rows.tokens.shape[1], self.model.cfg.n_ctx

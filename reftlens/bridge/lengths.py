@@ -1,0 +1,43 @@
+"""Rotary positions that depend on how long a row is: no row is then what it is in a batch of longer ones."""
+
+from typing import Any
+
+from reftlens.bridge.protocol import Bridge
+
+
+def length_limit(model: Bridge) -> tuple[str, int] | None:
+    """The kind of rotary positions that change beyond so many tokens, or None.
+
+    "longrope" takes one of two tables for all rows of a pass, "dynamic" one that depends on the passes before it.
+    """
+    whole: Any = getattr(model.original_model, "config", None)
+    config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in ropes.values() if ropes and all(isinstance(x, dict) for x in ropes.values()) else [ropes]:
+        kind = rope.get("rope_type", "")
+        if kind == "longrope":
+            usual = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+            return kind, int(rope.get("original_max_position_embeddings") or usual)
+        if kind == "dynamic":
+            return kind, int(config.max_position_embeddings)
+    return None
+
+
+def check_lengths(model: Bridge, shortest: int, longest: int) -> None:
+    """Raise where rows of these lengths cannot be computed in one pass.
+
+    Raises:
+        ValueError: saying at which length the rotary positions change.
+    """
+    limit = length_limit(model)
+    if limit is None or longest <= limit[1] or (limit[0] == "longrope" and shortest > limit[1]):
+        return
+    name, beyond = type(model.original_model).__name__, f"the rotary positions ({limit[0]}) of rows of up to {longest}"
+    if limit[0] == "longrope":
+        raise ValueError(
+            f"{beyond} tokens change those of shorter rows in the same pass on this {name}: give rows that are all at "
+            f"most, or all more than, {limit[1]} tokens long, or one at a time"
+        )
+    raise ValueError(
+        f"{beyond} tokens depend on the passes before on this {name}: shorten rows to {limit[1]} tokens (max_length)"
+    )
