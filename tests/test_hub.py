@@ -180,16 +180,71 @@ def test_the_card_says_what_it_is_where_it_acts_and_how_to_load_it(llama, hub):
     assert 'rl.load_model("meta-llama/Llama-3.2-1B")' in card and 'rl.storage.from_hub("me/emoji", model)' in card
 
 
-def test_the_code_on_the_card_runs(llama, hub, monkeypatch, capsys):
+def _das():
     import reftlens as rl
 
-    reft = _reft()
-    rl.storage.push_to_hub(reft, "me/emoji", llama)
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(D, variables={"subject": 2, "verb": 1})})
+    reft.reset(0)
+    return reft
+
+
+def _push():
+    """A class of a user's own."""
+    import reftlens as rl
+
+    class Own(rl.interventions.LobiReFT):
+        kind = "Own"
+
+    return rl.ReFT({rl.resid_post(1, "last"): Own(D, 2)})
+
+
+CARDS = {  # what is saved; how its data were encoded; what the card's code then says
+    "raw text": (_reft, {}, 'rl.generate(reft, model, ["The capital of France is"])'),
+    "chat": (_reft, {"chat": True}, 'rl.generate(reft, model, ["The capital of France is"], chat=True)'),
+    "system": (_reft, {"chat": True, "system": 'be "brief"'}, "chat=True, system="),
+    "a source": (_das, {}, 'data = base.with_sources({"subject": source, "verb": source})'),
+    "a class of one's own": (_push, {}, 'kinds={"Own": Own}'),
+}
+
+
+@pytest.mark.parametrize("pushed", [False, True], ids=["folder", "hub"])
+@pytest.mark.parametrize("name", CARDS)
+def test_the_code_on_the_card_runs_for_its_own_kind(llama, hub, tmp_path, monkeypatch, capsys, name, pushed):
+    import reftlens as rl
+
+    make, how, line = CARDS[name]
+    reft = make()
+    data = rl.encode(llama, [rl.Example("the cat sat on the mat", " and looked")], **how)
+    data = data.with_sources({v: data for v in reft[0].variables}) if reft[0].variables else data
+    run = rl.fit(reft, llama, data, steps=2, progress=False)
+    scores = {"share of | answers": "0.83 [0.71, 0.91]"}
+    folder = rl.save(reft, tmp_path, llama, run=run, scores=scores)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    if pushed:
+        rl.storage.push_to_hub(reft, "me/emoji", llama, run=run, scores=scores)
+        card = hub.card("me/emoji")
+    assert line in card and f"loss {run.losses[0]:.4f} → {run.loss:.4f} nats" in card and run.data_hash in card
+    assert "epochs 1" in card or "steps 2" in card
+    assert "0.83 [0.71, 0.91]" in card and "](loss.png)" in card and (folder / "loss.png").is_file()
+    assert ("in the chat template" in card) is bool(how)
     monkeypatch.setattr(rl, "load_model", lambda name: llama)
-    (code,) = re.findall(r"```python\n(.*?)```", hub.card("me/emoji"), flags=re.S)
-    scope = {}
+    monkeypatch.chdir(folder)
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    scope = {"Own": type(reft[0])}
     exec(compile(code, "card", "exec"), scope)
-    assert _same(scope["reft"], reft) and capsys.readouterr().out.startswith("[0] ")
+    assert _same(scope["reft"], reft) and capsys.readouterr().out.strip()
+
+
+def test_a_card_is_written_over_and_a_readme_of_the_users_is_not(llama, tmp_path):
+    import reftlens as rl
+
+    rl.save(_das(), tmp_path, llama)
+    assert "DAS, rank 3" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    rl.save(_reft(), tmp_path, llama)
+    assert "DiReFT, rank 1" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "README.md").write_text("# mine", encoding="utf-8")
+    rl.save(_reft(), tmp_path, llama)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "# mine"
 
 
 def test_the_card_of_a_model_without_a_chat_template_does_not_chat(hub):

@@ -81,7 +81,7 @@ class World:
     def own(self):
         from reftlens.bridge import wheel
 
-        return wheel._own_folder()
+        return wheel.own_folder()
 
     def put_wheel(self, content=b"a gguf file"):
         """A wheel with the right name inside and, unless told otherwise below, the right SHA-256."""

@@ -811,7 +811,7 @@ def test_nothing_is_pickled_or_imported_by_name(gpt2, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", explode)
     folder = rl.save(reft, tmp_path / "folder", gpt2)
     assert _same_tensors(rl.load(folder, gpt2), reft)
-    assert sorted(p.name for p in folder.iterdir()) == ["reft.json", "weights.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "reft.json", "weights.safetensors"]
     assert (
         safetensors.torch.load((folder / "weights.safetensors").read_bytes()).keys()
         == dict(reft.interventions.state_dict()).keys()
@@ -885,9 +885,9 @@ class _Killed(BaseException):
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first save", "second save"])
-@pytest.mark.parametrize("writes", range(4))
+@pytest.mark.parametrize("writes", range(6))
 def test_a_save_that_dies_leaves_the_old_intervention_or_the_new_one(gpt2, tmp_path, monkeypatch, writes, first):
-    """Dying before write 0, 1 or 2 of three; 3 stands for not dying."""
+    """Dying before write 0 to 4 of five (weights, record, run, its picture, card); 5 stands for not dying."""
     import reftlens as rl
     from reftlens.storage import folder as store
 
@@ -902,7 +902,7 @@ def test_a_save_that_dies_leaves_the_old_intervention_or_the_new_one(gpt2, tmp_p
         left[0] -= 1
         real(path, payload)
 
-    with monkeypatch.context() as patch, pytest.raises(_Killed) if writes < 3 else nullcontext():
+    with monkeypatch.context() as patch, pytest.raises(_Killed) if writes < 5 else nullcontext():
         patch.setattr(store, "write_atomically", dying)
         rl.save(new, tmp_path, gpt2, run=new_run)
     if first and writes == 0:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from reftlens.bridge.protocol import underlying
+from reftlens.bridge.protocol import bos_of, underlying
+from reftlens.bridge.source import Source, source_of
 
 _PAIRS = 3
 _ELEMENTS = 2**24  # of a weight, in float32 at once
@@ -44,6 +45,10 @@ class Fingerprint:
     compatibility_mode: bool
     """Whether TransformerLens has processed the weights (its compatibility mode folds norms and centres weights,
     which moves the residual stream)."""
+    source: Source
+    """Where the weights were read from."""
+    bos: str | None
+    """The BOS token that the tokenizer puts in front of text; None where it puts none, or there is no tokenizer."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,6 +94,8 @@ def fingerprint(model: Any) -> Fingerprint:
         tokenizer=None if tokenizer is None else _sha(json.dumps(tokenizer.get_vocab(), sort_keys=True)),
         chat_template=None if not template else _sha(str(template)),
         compatibility_mode=weights_processed(model),
+        source=source_of(root),
+        bos=None if tokenizer is None or bos_of(tokenizer) is None else tokenizer.bos_token,
     )
 
 

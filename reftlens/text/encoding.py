@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from reftlens.bridge.protocol import Bridge
+from reftlens.bridge.protocol import Bridge, bos_of
 from reftlens.errors import check_one_of
 from reftlens.text.batch import Batch, Example, batch_from_rows
 from reftlens.text.template import Prompt, Template, ending
@@ -33,6 +33,9 @@ def encode(
     """Tokenise prompts with their completions; the completions, and an end token after each, are the targets.
 
     An answer of one token thus has two targets: with `end=False` the answer alone is learned and scored.
+
+    Text outside a chat template begins with the BOS token, if the bridge's tokenizer uses one: TransformerLens has it
+    put there, also where `AutoTokenizer` of the same model does not. A chat template puts it where it wants it.
 
     Args:
         chat: apply the tokenizer's chat template; `system` then adds a system message.
@@ -133,8 +136,8 @@ def _tokenizer(model: Bridge) -> Any:
 def _tokenise(tokenizer: Any, text: str, *, bos: bool) -> list[int]:
     """Token ids of `text`; with `bos`, a BOS token in front if this tokenizer uses one, and never two."""
     ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    start = tokenizer.bos_token_id
-    if bos and start is not None and ids[:1] != [start] and tokenizer("a").input_ids[:1] == [start]:
+    start = bos_of(tokenizer) if bos else None
+    if start is not None and ids[:1] != [start]:
         ids = [start, *ids]
     return ids
 

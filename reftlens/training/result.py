@@ -1,11 +1,13 @@
 """What a training run was and how it went: enough to repeat it and to plot it."""
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from reftlens import figures
+from reftlens.bridge.source import Source, in_words
+from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 
 if TYPE_CHECKING:
@@ -17,6 +19,15 @@ def library_versions() -> dict[str, str]:
     """Versions that a result depends on."""
     names = ("reftlens", "torch", "transformers", "transformer-lens")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def encoding_of(data: Batch) -> dict[str, Any]:
+    """How the rows of `data` were written, in plain values."""
+    if data.template is None or data.tokenizer is None:
+        return {}
+    start, first = data.tokenizer.bos_token_id, data.tokens[:, 0]
+    begins = start is not None and bool((first == start).all())
+    return asdict(data.template) | {"bos": data.tokenizer.bos_token if begins else None}
 
 
 @dataclass(frozen=True)
@@ -44,12 +55,18 @@ class FitResult:
     """What was computed at each step, and what was reused; or why everything was computed."""
     weights: str = ""
     """SHA-256 of the weights that the run ended with."""
+    source: Source = field(default_factory=dict)
+    """Where the model's weights were read from."""
+    encoding: dict[str, Any] = field(default_factory=dict)
+    """How the data were encoded: the settings of the `Template`, and the token that every row begins with, where that
+    is `bos`; empty for rows that were not encoded from text."""
 
     def __str__(self) -> str:
         held_out = f", validation {min(loss for _, loss in self.validation):.4f}" if self.validation else ""
         return (
             f"{len(self.losses)} steps in {self.seconds:.0f} s on {self.model_name}, {self.device}: loss "
             f"{self.losses[0]:.4f} → {self.losses[-1]:.4f} nats per target{held_out}\n{self.computation}"
+            + (f"\nweights of {in_words(self.source)}" if self.source else "")
         )
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.bridge.source import source_of
 from reftlens.cone.plans import Job, Scored
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import ReFT
@@ -24,7 +25,7 @@ from reftlens.scoring.evaluation import mean_loss
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
-from reftlens.training.result import FitResult, library_versions
+from reftlens.training.result import FitResult, encoding_of, library_versions
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,8 @@ class Run:
             device=str(self.device),
             versions=library_versions(),
             computation=computation,
+            source=source_of(self.model.original_model),
+            encoding=encoding_of(self.data),
             weights=digest({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}),
         )
 
