@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from reftlens.storage.folder import RUN_FILE, SETTINGS_FILE, StoreMismatch, load
 from reftlens.tasks import emoji
 from reftlens.text.encoding import encode
 from reftlens.text.loading import load_examples
-from reftlens.training.result import FitResult
 
 STRENGTHS = (0.0, 0.5, 1.0)
 
@@ -27,6 +27,9 @@ STRENGTHS = (0.0, 0.5, 1.0)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     options = _parser().parse_args(arguments)
+    for console in (sys.stdout, sys.stderr):
+        if isinstance(console, TextIOWrapper):  # what it cannot write becomes "?": no work is lost for an emoji
+            console.reconfigure(errors="replace")
     try:
         return options.run(options)
     except (ModelNotAvailable, StoreMismatch, FileNotFoundError) as error:
@@ -71,14 +74,15 @@ def run_demo(options: argparse.Namespace) -> int:
     model = load_model(progress=not options.quiet)
     config = emoji.SETTINGS if options.steps is None else replace(emoji.SETTINGS, steps=options.steps)
     reft, run = emoji.run(model, options.seed, config=config, progress=not options.quiet)
+    save(reft, options.out, model, run=run)
     print(f"\n{model.cfg.model_name}: {reft.parameter_count(model)}")
     for site, module in reft.items():
         print(f"  {module.kind} of rank {module.rank} at {site.hook}, positions {site.positions}")
     print(f"{len(run.losses)} steps in {run.seconds:.0f} s, loss {run.losses[0]:.2f} → {run.loss:.2f} nats per token\n")
     questions = emoji.questions()
     answers = {s: emoji.answers(reft, model, questions, strength=s) for s in STRENGTHS}
+    _write(options.out, questions, answers)
     _show(questions, answers)
-    _write(options.out, reft, run, model, questions, answers)
     print(f"loss curve         {options.out / 'loss.png'}")
     print(f"answers            {options.out / 'answers.jsonl'}")
     print(f"saved intervention {options.out}")
@@ -99,10 +103,7 @@ def _show(questions: list[str], answers: dict[float, Generation]) -> None:
     print(f"distinct answers at strength 1: {len(set(answers[1.0].texts))} of {len(questions)}\n")
 
 
-def _write(
-    folder: Path, reft: ReFT, run: FitResult, model: Any, questions: list[str], answers: dict[float, Generation]
-) -> None:
-    save(reft, folder, model, run=run)
+def _write(folder: Path, questions: list[str], answers: dict[float, Generation]) -> None:
     columns = {"prompt": questions} | {f"strength {s:g}": list(g.texts) for s, g in answers.items()}
     rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]

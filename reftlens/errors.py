@@ -1,5 +1,6 @@
 """What is raised where no built-in error says it; each message says what was seen, what was expected and what to do."""
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -56,12 +57,16 @@ def check_each_once(values: Mapping[str, Sequence[float]]) -> None:
             raise ValueError(f"{name}={list(numbers)}, expected one or more, each of them once")
 
 
-def index_of(names: Sequence[str], name: str, kind: str) -> int:
+def index_of(names: Sequence[Any], name: Any, kind: str) -> int:
     """Where `name` stands among `names`, each of them a `kind`.
 
     Raises:
         ValueError: if it is not among them; the message says which there are.
     """
     if name not in names:
-        raise ValueError(f"no {kind} {name!r}, there are: {', '.join(map(repr, names))}")
+        near = difflib.get_close_matches(str(name), list(map(str, names)), n=4, cutoff=0.5)
+        close = f"; close: {', '.join(near)}" if near else ""
+        listed = ", ".join(repr(n) if isinstance(n, str) else str(n) for n in names[:12])
+        more = f", and {len(names) - 12} more{close}" if len(names) > 12 else ""
+        raise ValueError(f"no {kind} {name!r}, there are: {listed}{more}")
     return names.index(name)

@@ -1,11 +1,14 @@
 """The command line, run as a user runs it."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import architectures
 
 
 def _run(*arguments, **kwargs):
@@ -44,6 +47,38 @@ def test_the_demo_writes_what_it_says_and_chat_talks_to_it(tmp_path):
     assert chat.returncode == 0, chat.stderr
     assert "the whole conversation as one new prompt" in chat.stdout
     assert chat.stdout.count("> ") == 3
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_the_work_is_saved_and_told_whatever_the_console_can_write(tmp_path, monkeypatch, encoding):
+    """With no `errors=` of its own, as Python's console has none."""
+    from reftlens import cli
+
+    model = architectures.fresh_bridge("llama")
+    monkeypatch.setattr(cli, "load_model", lambda *args, **kwargs: model)
+    monkeypatch.setattr(cli.emoji, "questions", lambda: ["the cat 😀?", "a → dog"])
+    monkeypatch.setattr(cli.emoji, "DECODING", cli.Decoding(max_new_tokens=2))
+    console = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", console)
+    out = tmp_path / "emoji"
+
+    def run(model, seed, *, config, progress):
+        assert not out.exists()
+        reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(architectures.D, rank=1)})
+        return reft, rl.fit(reft, model, rl.encode(model, [rl.Example("a", " cat")]), steps=1, progress=False)
+
+    import reftlens as rl
+
+    monkeypatch.setattr(cli.emoji, "run", run)
+    assert cli.main(["demo", "--out", str(out), "--quiet"]) == 0
+    assert {"reft.json", "answers.jsonl", "loss.png", "README.md"} <= {p.name for p in out.iterdir()}
+    monkeypatch.setattr("builtins.input", lambda prompt: next(replies))
+    monkeypatch.setattr(cli, "stream", lambda *args, **kwargs: iter(["🍎 → "]))
+    replies = iter(["hello", ""])
+    assert cli.main(["chat", str(out)]) == 0
+    console.flush()
+    shown = console.buffer.getvalue().decode(encoding)
+    assert "strength 1: 0 of 2" in shown and ("→" in shown) is (encoding == "utf-8")
 
 
 @pytest.mark.slow

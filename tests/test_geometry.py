@@ -213,5 +213,5 @@ def test_weights_have_a_figure_and_a_table():
     frame = shares.to_frame()
     assert frame.loc["blocks.0.attn.o.0"].overlap_chance == 8 / D and frame.loc["unembed"].chance == 2 / D
     assert "subspace at blocks.1" in shares.plot().get_xlabel() and "chance 0.062" in str(shares)
-    with pytest.raises(KeyError, match="no weight"):
+    with pytest.raises(ValueError, match=r"no weight .*there are: .* more; close: blocks"):
         shares["blocks.9.mlp.in"]

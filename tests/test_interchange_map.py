@@ -98,3 +98,23 @@ def test_more_cells_than_shuffles_can_tell_apart_are_warned_of():
         _map(layers=(0, 2), ranks=(0,), shuffles=19)
     with pytest.raises(ValueError, match="positions is empty"):
         _map(positions=())
+
+
+def _cell(layer, chosen, reported, p):
+    from reftlens.analysis.causal.map_results import Cell
+
+    return Cell(layer, "last", 1, 0, tuple(i < chosen for i in range(10)), tuple(i < reported for i in range(10)), p)
+
+
+def test_ties_at_the_best_are_told_and_better_than_shuffled_is_told_from_right():
+    from reftlens.analysis.causal.map_results import InterchangeMap
+
+    cells = [_cell(0, 0, 0, 0.001), _cell(1, 10, 9, 0.001), _cell(2, 10, 10, 0.001), _cell(3, 2, 2, 0.9)]
+    tied = InterchangeMap(tuple(cells), 0.0)
+    assert tied.best[0] is cells[1] and tied.ties == cells[1:3]
+    assert "(1 other cell(s) are as good there)" in str(tied)
+    assert "3 cell(s) differ from shuffled labels (Holm, 5 %); 2 of them answer most pairs right" in str(tied)
+    marks = {line.get_ydata()[0]: line.get_markerfacecolor() for line in tied.plot().lines if line.get_marker() == "o"}
+    assert marks == {0: "none", 1: "white", 2: "white"}
+    alone = InterchangeMap((cells[0], cells[1], cells[3]), 0.0)
+    assert alone.ties == [cells[1]] and "as good there" not in str(alone)

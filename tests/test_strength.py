@@ -365,11 +365,34 @@ def test_the_dose_of_half_the_effect_of_a_known_curve():
     assert opposite.value == pytest.approx(-exact) and opposite.low <= opposite.value <= opposite.high
 
 
-def test_one_example_has_no_interval():
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([1.5], "1.50 [no interval; only 1 example]"),
+        ([0.0] * 4, "0.00 [no interval; only 4 examples]"),
+        ([0.0] * 40, "0.00 [no interval]"),
+        ([0.0, 0.4], "0.20 [0.00, 0.40; only 2 examples]"),
+        ([0.0, 1.0] * 20, "0.50 [0.35, 0.65]"),
+    ],
+)
+def test_an_interval_of_few_or_of_like_examples_is_told_as_such(values, text):
     from reftlens.analysis.statistics import mean_of
 
-    found = mean_of(torch.tensor([1.5]))
-    assert found.value == 1.5 and math.isnan(found.low) and str(found) == "1.50 [no interval]"
+    assert str(mean_of(torch.tensor(values))) == text
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 4), (4, 4), (3, 12), (0, 100)])
+def test_a_share_has_the_exact_interval(hits, count):
+    """Clopper-Pearson: at either end, the binomial tail is 2.5 %."""
+    from reftlens.analysis.statistics import share_of
+
+    found = share_of(torch.arange(count) < hits)
+
+    def at_least(k, p):
+        return sum(math.comb(count, i) * p**i * (1 - p) ** (count - i) for i in range(k, count + 1))
+
+    assert at_least(hits, found.low) == pytest.approx(0.025, abs=1e-6) or (hits == 0 and found.low == 0)
+    assert 1 - at_least(hits + 1, found.high) == pytest.approx(0.025, abs=1e-6) or (hits == count and found.high == 1)
 
 
 def test_the_interval_of_the_half_dose_is_open_where_resamples_have_no_effect():
@@ -600,7 +623,7 @@ def test_the_result_can_be_read_and_seen():
     assert mine["effect"].tolist() == found.on_data.effect[STRENGTHS.index(1.0)].tolist()
     assert frame[frame["rows"] == "prompts"]["text"].notna().all()
     table = found.by_strength()
-    assert list(table.index) == list(STRENGTHS) and (table["effect_low"] <= table["effect_high"]).all()
+    assert list(table.index) == list(STRENGTHS) and (table["effect_low"] <= table["effect_high"]).drop(0.0).all()
     for measure in found.measured:
         assert found.plot(measure=measure).get_xlabel().startswith("strength")
     assert "nats per token" in found.plot_frontier().get_xlabel()

@@ -15,6 +15,8 @@ from transformer_lens.utilities.statistics import (
 )
 
 _DRAWS = 2000
+FEW = 10
+"""Examples below which an interval is told with their number: the bootstrap's is then too narrow."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Estimate:
 
     def __str__(self) -> str:
         interval = "no interval" if math.isnan(self.low) else f"{self.low:.2f}, {self.high:.2f}"
-        return f"{self.value:.2f} [{interval}]"
+        few = f"; only {self.count} example{'s' * (self.count > 1)}" if self.count < FEW else ""
+        return f"{self.value:.2f} [{interval}{few}]"
 
     def as_columns(self, name: str) -> dict[str, float]:
         """`{name: value, name_low: …, name_high: …}`, for a data frame."""
@@ -43,10 +46,14 @@ def share_of(hits: Shaped[Tensor, " example"]) -> Estimate:
 
 
 def mean_of(values: Float[Tensor, " example"]) -> Estimate:
-    """Mean with a percentile-bootstrap interval over examples (2,000 draws from a fixed seed); one has no interval."""
+    """Mean with a percentile-bootstrap interval over examples (2,000 draws from a fixed seed).
+
+    Values that are all alike have none: drawn again they say nothing of the spread. Of fewer than ten examples it is
+    too narrow (of five normal ones it holds the mean in 83 % of cases), and its text tells their number.
+    """
     _require_some(values)
-    if len(values) == 1:
-        return Estimate(values.item(), math.nan, math.nan, 1)
+    if bool((values == values[0]).all()):
+        return Estimate(values[0].item(), math.nan, math.nan, len(values))
     low, high = bootstrap_ci(values.double(), n_resamples=_DRAWS)
     return Estimate(values.double().mean().item(), low.item(), high.item(), len(values))
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from reftlens import figures
 from reftlens.analysis.causal.permutation import CANNOT
 from reftlens.analysis.statistics import Estimate
+from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 
 
@@ -37,10 +38,7 @@ class Controls:
     """Interchange accuracy less that of a subspace trained on arbitrary labels; paired bootstrap."""
 
     def __getitem__(self, name: str) -> Control:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(f"no control {name!r}, there are: {', '.join(row.name for row in self.rows)}")
+        return self.rows[index_of([row.name for row in self.rows], name, "control")]
 
     @property
     def rank(self) -> int:

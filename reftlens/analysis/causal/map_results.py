@@ -39,9 +39,15 @@ class InterchangeMap:
 
     @property
     def best(self) -> tuple[Cell, Estimate]:
-        """The cell that is best on one half of the held-out pairs, and its accuracy on the other."""
-        cell = max(self.cells, key=lambda c: _share(c.choose))
+        """The cell that is best on one half of the held-out pairs, and its accuracy on the other; see `ties`."""
+        cell = self.ties[0]
         return cell, share_of(torch.tensor(cell.report))
+
+    @property
+    def ties(self) -> list[Cell]:
+        """All cells that are as good as the best on the choosing half; `best` is the first of them."""
+        most = max(_share(c.choose) for c in self.cells)
+        return [c for c in self.cells if _share(c.choose) == most]
 
     @property
     def corrected(self) -> list[float]:
@@ -77,7 +83,8 @@ class InterchangeMap:
     def plot(self, ax: Axes | None = None, *, rank: int | None = None) -> Axes:
         """Heat map of held-out accuracy; white line in the bar: unedited model.
 
-        A dot: the answers are likelier than shuffled ones (Holm, 5 %), which can be so where few of them change.
+        A mark: better than shuffled answers (Holm, 5 %). It is a dot where most answers are also right, a ring where
+        they are not: there the subspace moves the answers, and does not make them those of the source.
         """
         ax = figures.axes(ax, width=1.6 + 0.8 * len(self.positions), height=1.4 + 0.2 * len(self.layers))
         rank = max(c.rank for c in self.cells) if rank is None else rank
@@ -88,7 +95,10 @@ class InterchangeMap:
         for cell, p in zip(self.cells, self.corrected, strict=True):
             if cell.rank == rank and p < 0.05:
                 at = self.positions.index(cell.position), self.layers.index(cell.layer)
-                ax.plot(*at, ".", color="white", markeredgecolor="black", markersize=7)
+                right = _share(cell.report) > 0.5
+                ax.plot(
+                    *at, "o", color="white" if right else "none", markeredgecolor="black" if right else "white", ms=4
+                )
         ax.set_xticks(range(len(self.positions)), self.positions)
         ax.set_yticks(range(len(self.layers)), [str(n) for n in self.layers])
         ax.set(xlabel="position", ylabel="layer (residual after the block)")
@@ -97,11 +107,13 @@ class InterchangeMap:
 
     def __str__(self) -> str:
         cell, accuracy = self.best
-        apart = sum(p < 0.05 for p in self.corrected)
+        apart = [c for c, p in zip(self.cells, self.corrected, strict=True) if p < 0.05]
+        right = sum(_share(c.report) > 0.5 for c in apart)
+        others = f" ({len(self.ties) - 1} other cell(s) are as good there)" if len(self.ties) > 1 else ""
         return (
             f"{len(self.cells)} cells; best on the choosing half: layer {cell.layer}, {cell.position}, rank "
-            f"{cell.rank}, seed {cell.seed}; on the other half {accuracy}, unedited {self.unedited:.2f}\n"
-            f"{apart} cell(s) differ from shuffled labels (Holm, 5 %)"
+            f"{cell.rank}, seed {cell.seed}{others}; on the other half {accuracy}, unedited {self.unedited:.2f}\n"
+            f"{len(apart)} cell(s) differ from shuffled labels (Holm, 5 %); {right} of them answer most pairs right"
         )
 
 

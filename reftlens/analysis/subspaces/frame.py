@@ -15,6 +15,7 @@ from reftlens.analysis.subspaces.recorded import SiteEdits, edits_of
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.text.batch import Batch
 
@@ -80,7 +81,7 @@ class PrincipalFrame:
 
     def __getitem__(self, site: Site | int) -> SiteFrame:
         """The frame of a site, given itself or by its index."""
-        return self.sites[site if isinstance(site, int) else [s.site for s in self.sites].index(site)]
+        return self.sites[site if isinstance(site, int) else index_of([s.site for s in self.sites], site, "site")]
 
     def to_frame(self) -> DataFrame:
         """One row per site and direction; `rms` is the root mean squared edit along it, in the hidden state's units."""

@@ -17,6 +17,7 @@ from reftlens.analysis.subspaces.readers import first_reader, gain_of, stream_re
 from reftlens.bridge.protocol import Bridge, resolve_hook
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 
 Role = Literal["writes", "reads"]
@@ -50,10 +51,7 @@ class WeightOverlap:
     rows: tuple[WeightShare, ...]
 
     def __getitem__(self, weight: str) -> WeightShare:
-        for row in self.rows:
-            if row.weight == weight:
-                return row
-        raise KeyError(f"no weight {weight!r}, there are: {', '.join(row.weight for row in self.rows[:8])}, …")
+        return self.rows[index_of([row.weight for row in self.rows], weight, "weight")]
 
     def to_frame(self) -> DataFrame:
         """One row per weight; `z` in standard deviations of random subspaces."""
