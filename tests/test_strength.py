@@ -369,8 +369,8 @@ def test_the_dose_of_half_the_effect_of_a_known_curve():
     ("values", "text"),
     [
         ([1.5], "1.50 [no interval; only 1 example]"),
-        ([0.0] * 4, "0.00 [no interval; only 4 examples]"),
-        ([0.0] * 40, "0.00 [no interval]"),
+        ([0.0] * 4, "0.00 [all alike; only 4 examples]"),
+        ([0.0] * 40, "0.00 [all alike]"),
         ([0.0, 0.4], "0.20 [0.00, 0.40; only 2 examples]"),
         ([0.0, 1.0] * 20, "0.50 [0.35, 0.65]"),
     ],
@@ -623,7 +623,7 @@ def test_the_result_can_be_read_and_seen():
     assert mine["effect"].tolist() == found.on_data.effect[STRENGTHS.index(1.0)].tolist()
     assert frame[frame["rows"] == "prompts"]["text"].notna().all()
     table = found.by_strength()
-    assert list(table.index) == list(STRENGTHS) and (table["effect_low"] <= table["effect_high"]).drop(0.0).all()
+    assert list(table.index) == list(STRENGTHS) and (table["effect_low"] <= table["effect_high"]).all()
     for measure in found.measured:
         assert found.plot(measure=measure).get_xlabel().startswith("strength")
     assert "nats per token" in found.plot_frontier().get_xlabel()

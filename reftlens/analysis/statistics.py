@@ -29,7 +29,8 @@ class Estimate:
     count: int
 
     def __str__(self) -> str:
-        interval = "no interval" if math.isnan(self.low) else f"{self.low:.2f}, {self.high:.2f}"
+        interval = f"{self.low:.2f}, {self.high:.2f}" if self.low < self.high else "all alike"
+        interval = "no interval" if math.isnan(self.low) else interval
         few = f"; only {self.count} example{'s' * (self.count > 1)}" if self.count < FEW else ""
         return f"{self.value:.2f} [{interval}{few}]"
 
@@ -48,12 +49,12 @@ def share_of(hits: Shaped[Tensor, " example"]) -> Estimate:
 def mean_of(values: Float[Tensor, " example"]) -> Estimate:
     """Mean with a percentile-bootstrap interval over examples (2,000 draws from a fixed seed).
 
-    Values that are all alike have none: drawn again they say nothing of the spread. Of fewer than ten examples it is
-    too narrow (of five normal ones it holds the mean in 83 % of cases), and its text tells their number.
+    One example has none. Of fewer than ten it is too narrow (of five normal ones it holds the mean in 83 % of cases),
+    and its text tells their number; that of values that are all alike is a point, and its text says so.
     """
     _require_some(values)
-    if bool((values == values[0]).all()):
-        return Estimate(values[0].item(), math.nan, math.nan, len(values))
+    if len(values) == 1:
+        return Estimate(values.item(), math.nan, math.nan, 1)
     low, high = bootstrap_ci(values.double(), n_resamples=_DRAWS)
     return Estimate(values.double().mean().item(), low.item(), high.item(), len(values))
 
