@@ -599,3 +599,22 @@ def test_the_engine_adds_nothing_when_there_is_nothing_to_edit(llama):
     with attached(llama, []), nullcontext():
         assert torch.equal(run(llama, batch), run(llama, batch))
         assert hook_counts(llama)[1] == {n: ([], []) for n in llama.hook_dict}
+
+
+def test_a_hook_from_before_the_block_sees_the_unedited_value_and_one_from_inside_the_edited():
+    import reftlens as rl
+
+    model, site = fresh_bridge("llama"), rl.resid_post(1, "last")
+    data, point = rl.encode(model, [rl.Example("the cat", " sat")]), model.hook_dict[site.hook]
+    reft, seen = rl.ReFT({site: rl.LoReFT(D, rank=2)}), {}
+    model(data.tokens)
+    point.add_hook(lambda h, hook: seen.update(before=h.detach().clone()))
+    model(data.tokens)
+    unedited = seen["before"]
+    with reft.on(model, data):
+        point.add_hook(lambda h, hook: seen.update(inside=h.detach().clone()))
+        model(data.tokens)
+    assert torch.equal(seen["before"], unedited)
+    chosen = site.positions.mask(data.view)
+    assert not torch.equal(seen["inside"][chosen], unedited[chosen])
+    assert torch.equal(seen["inside"][~chosen], unedited[~chosen])

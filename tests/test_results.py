@@ -253,8 +253,8 @@ def test_a_result_fits_a_screen_and_can_be_framed_and_plotted(name):
 
     result = _result(name)
     assert type(result).__name__ == name
-    lines = str(result).splitlines()
-    assert 1 <= len(lines) <= 40 and max(map(len, lines)) <= 160, (len(lines), max(map(len, lines)))
+    for lines in (str(result).splitlines(), repr(result).splitlines()):
+        assert 1 <= len(lines) <= 40 and max(map(len, lines)) <= 160, (len(lines), max(map(len, lines)))
     assert not str(result).startswith(f"{name}("), "the fields of a class are no report"
     assert len(result.to_frame()) > 0
     try:

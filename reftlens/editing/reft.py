@@ -207,8 +207,8 @@ class ReFT(nn.Module):
     def on(self, model: Bridge, batch: Batch, variant: Variant = Variant()) -> Iterator[None]:
         """Inside the block the model's forward passes on `batch` are edited, and gradients flow to the edits.
 
-        Adds its own hooks and removes only them. Keep the backward pass inside the block if the model uses
-        gradient checkpointing.
+        Adds its own hooks and removes only them: one that was there before the block sees the unedited value, one added
+        inside it the edited. Keep the backward pass inside the block if the model uses gradient checkpointing.
 
         Raises:
             SiteNeverFired: at the end, if nothing passed through one of the sites.

@@ -107,6 +107,8 @@ class Generation:
         lines = [f"[{i}] {text}" for i, text in enumerate(self.texts)]
         return figures.screenful([row for line in lines for row in line.split("\n")])
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         paragraph = Markup('<p style="white-space:pre-wrap">{}</p>')
         return "".join(paragraph.format(marked_tokens(*self._tokens(row))) for row in range(len(self)))

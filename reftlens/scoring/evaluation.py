@@ -70,6 +70,8 @@ class Evaluation:
         names = " → ".join(map(str, self.variants))
         return f"{self.loss.shape[1]} examples: loss {loss}, token accuracy {accuracy} ({names})"
 
+    __repr__ = __str__
+
 
 def evaluate(
     reft: ReFT,

@@ -69,6 +69,8 @@ class FitResult:
             + (f"\nweights of {in_words(self.source)}" if self.source else "")
         )
 
+    __repr__ = __str__
+
     @property
     def loss(self) -> float:
         """Training loss of the last step."""

@@ -110,3 +110,5 @@ class Controls:
         lines.append(f"accuracy {self['trained'].accuracy}, selectivity {self.selectivity}")
         lines += [f"warning: {w}" for w in self.warnings] or ["the claim survives these controls"]
         return "\n".join(lines)
+
+    __repr__ = __str__

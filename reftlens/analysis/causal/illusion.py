@@ -126,6 +126,8 @@ class IllusionMeter:
         lines += [f"warning: {w}" for w in self.warnings] or [f"no sign of a subspace illusion{self._reservation}"]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
 
 def subspace_illusion(
     reft: ReFT,

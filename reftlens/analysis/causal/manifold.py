@@ -105,6 +105,8 @@ class ManifoldDistance:
             )
         return figures.screenful(lines)
 
+    __repr__ = __str__
+
 
 @torch.no_grad()
 def manifold_distance(

@@ -116,6 +116,8 @@ class InterchangeMap:
             f"{len(apart)} cell(s) differ from shuffled labels (Holm, 5 %); {right} of them answer most pairs right"
         )
 
+    __repr__ = __str__
+
 
 def _share(hits: Sequence[bool]) -> float:
     return sum(hits) / len(hits)

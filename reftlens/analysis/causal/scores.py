@@ -92,6 +92,8 @@ class InterchangeScores:
             text += f"; log odds-ratio {self.log_odds_ratio} nats"
         return text
 
+    __repr__ = __str__
+
 
 def interchange_scores(
     reft: ReFT,
@@ -202,6 +204,8 @@ class Disentanglement:
 
     def __str__(self) -> str:
         return ", ".join(f"{score} {estimate}" for score, estimate in self._scores().items())
+
+    __repr__ = __str__
 
 
 def scores_table(scores: dict[str, InterchangeScores] | Sequence[InterchangeScores]) -> DataFrame:

@@ -100,6 +100,8 @@ class Composition:
             lines.append(f"{metric} (nats per target token): {each}; {both}")
         return figures.screenful(lines)
 
+    __repr__ = __str__
+
 
 def composition(
     edits: Mapping[str, ReFT],

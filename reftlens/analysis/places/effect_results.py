@@ -80,6 +80,8 @@ class VariantEffects:
         lines = [f"{label:<{wide}}  {e} ({e.count} examples)" for label in self.labels if (e := self.effect(label))]
         return figures.screenful(["log-probability gained, nats per target token", *lines])
 
+    __repr__ = __str__
+
 
 @dataclass(frozen=True, eq=False)
 class PartEffects:
@@ -176,3 +178,5 @@ class PartEffects:
                 f"{part:<{wide}}  alone {alone}, left out {self.effect_without(part)} ({alone.count} examples)"
             )
         return figures.screenful(lines)
+
+    __repr__ = __str__

@@ -91,6 +91,8 @@ class CellEffects:
         lines = [f"{hook} at {position}: {self.effect(hook, position)}" for hook, position in names]
         return figures.screenful(["log-probability gained alone, nats per target token, the largest first", *lines])
 
+    __repr__ = __str__
+
 
 @dataclass(frozen=True, eq=False)
 class PairEffects:
@@ -151,3 +153,5 @@ class PairEffects:
     def __str__(self) -> str:
         lines = [f"{site} and {other}: {self.interaction(site, other)}" for site, other in combinations(self.sites, 2)]
         return figures.screenful(["effect together less the sum of both, nats per target token", *lines])
+
+    __repr__ = __str__

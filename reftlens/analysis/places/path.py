@@ -95,6 +95,8 @@ class EditPath:
         first = f"the targets' logits change by {mean_of(self.total)}, {len(self.total)} examples; most of it:"
         return "\n".join([first, *largest, f"not attributed {mean_of(self.rest)}"])
 
+    __repr__ = __str__
+
 
 def edit_path(
     reft: ReFT,

@@ -192,6 +192,8 @@ class DoseResponse:
         ]
         return figures.screenful([*lines, *([str(self.slopes)] if len(set(self.strengths)) > 1 else [])])
 
+    __repr__ = __str__
+
 
 def dose_response(
     reft: ReFT,

@@ -65,6 +65,8 @@ class Dose:
         cost = f"strength {self.strength:.4g} costs {self.kl.mean().item():.4g} of {self.budget:g} nats per token"
         return f"{cost}; {self.problem or f'effect {mean_of(self.effect)} nats per target token'}"
 
+    __repr__ = __str__
+
 
 @dataclass(frozen=True, eq=False)
 class EqualKL:
@@ -145,6 +147,8 @@ class EqualKL:
             beside = f"; {self.difference(name)} to {self.best}, the best (p = {p[name]:.2g})" if name in p else ""
             lines.append(f"{name}: {dose}{beside}")
         return figures.screenful(lines)
+
+    __repr__ = __str__
 
 
 def at_kl(

@@ -68,6 +68,8 @@ class Direction:
         scales = ", ".join(f"{scale:.3g}" for scale in self.scale.tolist()[:8]) + ", …" * (len(self.scale) > 8)
         return f"{self.name}: {self.basis.shape[1]} of {len(self.basis)} dimensions, scale {scales}"
 
+    __repr__ = __str__
+
 
 def difference_of_means(x: Activations, labels: Labels) -> Direction:
     """Span of the class means about their centre: `mean₁ - mean₀` for two classes, rank `classes - 1` for more.

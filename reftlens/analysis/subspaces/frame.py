@@ -113,6 +113,8 @@ class PrincipalFrame:
             lines.append(f"{frame.site}: effective rank {frame.effective_rank:.2f} of {len(frame.shares)} ({shares})")
         return "\n".join(lines)
 
+    __repr__ = __str__
+
 
 def principal_frame(
     reft: ReFT, model: Bridge, data: Batch, *, batch_size: int = 16, progress: bool = True

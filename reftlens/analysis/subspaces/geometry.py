@@ -160,6 +160,8 @@ class Overlap:
             )
         return figures.screenful(lines)
 
+    __repr__ = __str__
+
 
 def overlap(subspaces: Mapping[str, Subspace], *, site: Site | int | None = None) -> Overlap:
     """Overlap `‖UᵀV‖² / min(rank)` and principal angles of each pair (projection kernel of TransformerLens).

@@ -78,6 +78,8 @@ class Plane:
     def __str__(self) -> str:
         return f"{self.site}: {len(self.points)} tokens along directions {' and '.join(self._axes)}"
 
+    __repr__ = __str__
+
 
 def plane(
     reft: ReFT,

@@ -77,6 +77,8 @@ class Stability:
             for s in self.sites
         )
 
+    __repr__ = __str__
+
 
 def stability(runs: Mapping[str, ReFT] | Sequence[ReFT]) -> Stability:
     """Mean overlap of the learned subspaces over pairs of seeds, site by site.
@@ -176,6 +178,8 @@ class FramePath:
             share = self.overlap(0, site=i)[-1].item()
             lines.append(f"{site}: overlap of the last with the first {share:.3f}, chance {self._chance(i).mean:.3f}")
         return figures.screenful(lines)
+
+    __repr__ = __str__
 
     def _chance(self, site: int) -> Chance:
         last = self._frames[self.steps[-1]][site]

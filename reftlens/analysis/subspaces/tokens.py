@@ -95,6 +95,8 @@ class DirectionTokens:
                 lines.append(f"direction {i} {effect} {', '.join(map(repr, self.top(i, effect)))}")
         return "\n".join(lines)
 
+    __repr__ = __str__
+
 
 @torch.no_grad()
 def direction_tokens(

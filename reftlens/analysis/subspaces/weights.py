@@ -89,6 +89,8 @@ class WeightOverlap:
         lines = [f"{r.weight} {r.role} {r.share:.3f} there (z = {r.chance.z(r.share):.1f})" for r in ordered]
         return "\n".join([f"{self.site}, rank {self.rank}: chance {self.rows[0].chance.mean:.3f}", *lines])
 
+    __repr__ = __str__
+
 
 @torch.no_grad()
 def weight_overlap(reft: ReFT, model: Bridge, *, site: Site | int | None = None) -> WeightOverlap:
