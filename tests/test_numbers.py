@@ -53,7 +53,7 @@ def chosen(batch):
         (slice(np.int64(1), torch.tensor(3)), [1, 2]),
         ([], []),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_rows_are_chosen_by_number_or_by_mask(rows, choice, expected):
     assert chosen(rows[choice]) == expected
