@@ -249,9 +249,7 @@ FAMILIES = {
     "Idefics3ForConditionalGeneration": "light cone: blocks 2 to 2, 34 of",
     "MambaForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
     "BambaForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
-    "Lfm2ForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
     "Qwen3NextForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
-    "Llama4ForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
     "RwkvForCausalLM": "full computation: padding on the left changes",
     "Gemma4ForCausalLM:shared-keys": "full computation: its upper blocks attend",
 }
@@ -312,7 +310,7 @@ def test_neurons_of_a_dense_block_beside_experts_are_edited():
         rl.training.preflight(rl.ReFT({rl.mlp_post(1, "last"): rl.LoReFT(48, 2)}), model)
 
 
-@pytest.mark.parametrize("name", ["OlmoForCausalLM", "NanoChatForCausalLM", "HrmTextForCausalLM"])
+@pytest.mark.parametrize("name", ["OlmoForCausalLM", "NanoChatForCausalLM"])
 def test_a_hook_where_an_edit_breaks_the_bridge_is_listed_as_such_and_the_others_as_usable(name):
     import reftlens as rl
 
