@@ -144,6 +144,7 @@ def test_a_model_that_does_not_read_one_text_is_refused_by_whatever_comes_first(
 # -- a model is tried before anything is computed with it ---------------------------------------------------------
 
 NOT_CAUSAL = "sees the tokens that it would predict"
+BROKEN = "OPTForCausalLM:post-norm"
 TRIED = {
     "BertForMaskedLM": NOT_CAUSAL,
     "BertLMHeadModel": NOT_CAUSAL,
@@ -169,6 +170,16 @@ def calls(model):
         "generate unedited": lambda: rl.generate(None, model, ["the cat"], rl.Decoding(max_new_tokens=2)),
         "prefill": lambda: rl.generation.prefill(reft, model, ["the cat"]),
     }
+
+
+def test_a_bridge_that_cannot_compute_what_its_model_can_is_refused_as_such():
+    import reftlens as rl
+
+    model = zoo.boot(BROKEN)
+    for call in (lambda: rl.hooks(model), *calls(model).values()):
+        with pytest.raises(ValueError, match="gives no logits for 23 tokens") as error:
+            call()
+        sentence(error)
 
 
 @pytest.mark.parametrize("name", TRIED)
@@ -248,6 +259,7 @@ FAMILIES = {
     "NanoChatForCausalLM": "light cone: blocks 2 to 2, 34 of",
     "Idefics3ForConditionalGeneration": "light cone: blocks 2 to 2, 34 of",
     "MambaForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
+    "NemotronHForCausalLM": "light cone: blocks 2 to 3, 221 of 221",
     "BambaForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
     "Qwen3NextForCausalLM": f"light cone: blocks 2 to 2, {WHOLE}",
     "RwkvForCausalLM": "full computation: padding on the left changes",

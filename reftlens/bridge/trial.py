@@ -32,6 +32,8 @@ class Trial:
 
     differs: float = 0.0
     """By how much the bridge's logits differ from those of the original model, relative; 0 if by rounding."""
+    breaks: str = ""
+    """What was raised in place of logits."""
     looks_ahead: bool = False
     """Whether a token changes logits before it."""
     predicts: bool = True
@@ -67,8 +69,13 @@ def takes_positions(model: Bridge) -> bool:
 
 
 def check_agrees(model: Bridge) -> None:
-    """Raise `ValueError` where the bridge does not compute what the original model does."""
-    differs = trial(model).differs
+    """Raise `ValueError` where the bridge does not compute what the original model does, or breaks."""
+    differs, breaks = trial(model).differs, trial(model).breaks
+    if breaks:
+        raise ValueError(
+            f"the bridge of this {type(model.original_model).__name__} gives no logits for {_LONG} tokens "
+            f"({breaks[:100]}): choose another model, or another version of TransformerLens"
+        )
     if differs:
         raise ValueError(
             f"the bridge of this {type(model.original_model).__name__} and the transformers model inside it give "
@@ -109,13 +116,16 @@ def _measured(model: Bridge, *, comparable: bool) -> Trial:
         try:
             whole, short = _logits(model, tokens), _logits(model, tokens[:, :_SHORT])
             together = _logits(model, *_padded(tokens))
-            plain = _plain_logits(model, tokens) if comparable else whole
-        except Exception:  # whatever is wrong will be told by what is called next
-            return Trial()
+            plain = _plain_logits(model, tokens) if comparable else None
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            fits = getattr(model.cfg, "n_ctx", 0) >= _LONG
+            return Trial(breaks=f"{type(error).__name__}: {error}".splitlines()[0] if fits else "")
     if not isinstance(whole, Tensor) or whole.ndim != 3 or whole.shape[:2] != tokens.shape:
         return Trial(predicts=False)
     limit = _LIMITS.get(whole.dtype, 0.1)
-    error = _error(whole, plain)
+    error = 0.0 if plain is None else _error(whole, plain)
     padding = max(_error(together[:1, -_SHORT:], short), _error(together[1:], whole))
     return Trial(
         differs=error if error > limit else 0.0,

@@ -127,7 +127,7 @@ def observers(body: Body, firsts: Sequence[int], end: int, *, plain: bool) -> di
     numbers = sorted({min(i, body.depth - 1) for i in (0, *firsts, end)})
     blocks = {i: Observe(body.piece(body.blocks[i], plain=plain, used=NO_HOOK)) for i in numbers}
     if end < body.depth:
-        blocks[end] = Observe(None)
+        blocks[end].runs = False
     else:
         blocks[body.depth - 1].ends = True
     return blocks
@@ -143,8 +143,8 @@ def entering(body: Body, first: int, stream: Tensor | None, returns: int) -> lis
     if stream is None:
         return []
     below: Any = body.blocks[first - 1]
-    entry = Entry(stream, below.component.hook_out, returns)
-    return [*((slot, Skip(returns)) for slot in body.blocks[: first - 1]), (below, entry)]
+    entry = Entry(below.original, stream, below.component.hook_out, returns)
+    return [*((slot, Skip(slot.original, returns)) for slot in body.blocks[: first - 1]), (below, entry)]
 
 
 def assemble(

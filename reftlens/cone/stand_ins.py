@@ -15,43 +15,58 @@ def _returned(out: Tensor, count: int) -> Any:
     return (out, *[None] * (count - 1)) if count else out
 
 
-class Skip(nn.Module):
+class StandIn(nn.Module):
+    """Stands in the place of `block`, and has its attributes: some models ask a block of which kind it is."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
+
+
+class Skip(StandIn):
     """A block that passes its input on."""
 
-    def __init__(self, returns: int) -> None:
-        super().__init__()
+    def __init__(self, block: nn.Module, returns: int) -> None:
+        super().__init__(block)
         self.returns = returns
 
     def forward(self, hidden_states: Tensor, *args: Any, **_: Any) -> Any:
         return _returned(hidden_states, self.returns)
 
 
-class Entry(nn.Module):
+class Entry(StandIn):
     """A block that is not run: its stored output, through the hook that an edit may be attached to."""
 
-    def __init__(self, stored: Tensor, hook_out: Callable[[Tensor], Tensor], returns: int) -> None:
-        super().__init__()
+    def __init__(self, block: nn.Module, stored: Tensor, hook_out: Callable[[Tensor], Tensor], returns: int) -> None:
+        super().__init__(block)
         self.stored, self.hook_out, self.returns = stored, hook_out, returns
 
     def forward(self, hidden_states: Tensor, *args: Any, **_: Any) -> Any:
         return _returned(self.hook_out(self.stored), self.returns)
 
 
-class Observe(nn.Module):
-    """A block (or None, to end the pass here), noted for what enters and leaves it and how many values it returns.
+class Observe(StandIn):
+    """A block, noted for what enters and leaves it and how many values it returns.
 
-    With `ends`, the pass ends after it: a final norm that comes next may also be the norm of the embeddings.
+    The pass ends before it unless it `runs`, and after it where it `ends`: a final norm that comes next may also be
+    the norm of the embeddings.
     """
 
-    def __init__(self, block: nn.Module | None, *, ends: bool = False) -> None:
-        super().__init__()
-        self.block, self.ends, self.returns = block, ends, 0
+    def __init__(self, block: nn.Module, *, runs: bool = True, ends: bool = False) -> None:
+        super().__init__(block)
+        self.runs, self.ends, self.returns = runs, ends, 0
         self.entered: Tensor | None = None
         self.left: Tensor | None = None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.entered = hidden_states
-        if self.block is None:
+        if not self.runs:
             raise Stop
         out: Any = self.block(hidden_states, *args, **kwargs)
         self.returns = len(out) if isinstance(out, tuple) else 0

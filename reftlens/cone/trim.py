@@ -10,25 +10,25 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.cone.body import Body
 from reftlens.cone.prefix import Recorder, cache_of
+from reftlens.cone.stand_ins import StandIn
 from reftlens.editing.engine import Stop
 
 Targets = tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]
 """Row and column of what each target is predicted from."""
 
 
-class Trimmed(nn.Module):
+class Trimmed(StandIn):
     """In the place of the last block. Its output is right at the scored tokens `at` and zero elsewhere."""
 
     def __init__(self, body: Body, cache: DynamicCache, layer: DynamicLayer, before: int, at: Targets) -> None:
-        super().__init__()
         last: Any = body.blocks[-1]
-        self.block: nn.Module = last.original
+        super().__init__(last.original)
         self.hook_out: Callable[[Tensor], Tensor] = last.component.hook_out
         self.cache, self.layer, self.index, self.before, self.at = cache, layer, body.depth - 1, before, at
 

@@ -17,6 +17,7 @@ from transformer_lens.hook_points import HookPoint
 
 from reftlens import figures
 from reftlens.bridge.protocol import Bridge, check_model, device_of, frozen, gradients_on, other_site, resolve_hook
+from reftlens.bridge.trial import check_agrees
 from reftlens.editing.engine import forward, hooked
 from reftlens.editing.reft import ReFT
 from reftlens.figures import DataFrame
@@ -100,6 +101,7 @@ class _Probe:
 def hooks(model: Bridge, *, unusable: bool = False) -> Sites:
     """The hooks of `model` that can be sites, with their shapes; with `unusable`, the others too and why not."""
     check_model(model)
+    check_agrees(model)
     every, names = model.hook_dict, dict[HookPoint, list[str]]()
     for name, point in every.items():
         names.setdefault(point, []).append(name)
