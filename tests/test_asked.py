@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import cache
 
+import pandas
 import pytest
 
 import architectures
@@ -55,6 +56,24 @@ CASES = {
     "nothing to evaluate": (lambda rl, m: rl.evaluate(None, m, _data(m)), r"expected a ReFT, got NoneType"),
     "no data to evaluate on": (lambda rl, m: rl.evaluate(_reft(), m, "data", [0.5]), r"a str, expected a Batch"),
     "records not examples": (lambda rl, m: rl.encode(m, [{"prompt": "a"}]), r"row 0 is a dict, expected an Example"),
+    "texts without completions": (lambda rl, m: rl.encode(m, ["a", "b"]), r"row 0 is a str.*encode_prompts takes"),
+    "a table for prompts": (
+        lambda rl, m: rl.encode_prompts(m, pandas.DataFrame({"prompt": ["a"], "label": [1]})),
+        r"got a DataFrame: one column of it is prompts, encode_prompts\(model, table\['prompt'\]\)",
+    ),
+    "a table for examples": (
+        lambda rl, m: rl.encode(m, pandas.DataFrame({"prompt": ["a"]})),
+        r"got a DataFrame.*load_examples\(table",
+    ),
+    "columns for prompts": (lambda rl, m: rl.encode_prompts(m, {"prompt": ["a"]}), r"expected rows, got a dict"),
+    "texts for activations": (
+        lambda rl, m: rl.activations(m, ["a"], rl.resid_post(1, "last")),
+        r"a list, expected a Batch: encode_prompts",
+    ),
+    "texts for a source": (
+        lambda rl, m: _data(m).with_sources(["a", "b"]),
+        r"source 'source' is a list, expected a Batch.*encode_prompts",
+    ),
     "one example": (lambda rl, m: rl.encode(m, rl.Example("a", "b")), r"got one Example: write \[Example"),
     "a completion that is no text": (lambda rl, m: rl.encode(m, [rl.Example("a", 3)]), r"row 0: the completion is 3"),
     "text for a variant": (

@@ -68,7 +68,10 @@ def test_tables_in_memory(source):
 @pytest.mark.parametrize(
     ("source", "error"),
     [
-        (TABLE.rename(columns={"prompt": "question"}), "row 0 has no field 'prompt', it has: question, completion"),
+        (
+            TABLE.rename(columns={"prompt": "question"}),
+            "row 0 has no field 'prompt', it has: question, completion: name the one that holds it by its argument",
+        ),
         (TABLE.assign(completion=[" a", None]), "row 1: completion is .*, expected text"),
         ({"prompt": ["a"], "completion": ["b"]}, r"a dict of prompt, completion, .*source\['train'\]"),
         ({"train": RECORDS}, r"a dict of train, .*source\['train'\]"),

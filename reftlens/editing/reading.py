@@ -86,6 +86,8 @@ def activations(
     if not isinstance(site, Site):
         raise TypeError(f"site={site!r}, expected a Site: Site({site!r}, 'last'), or resid_post(8, 'last')")
     check_model(model)
+    if not isinstance(data, Batch):
+        raise TypeError(f"data is a {type(data).__name__}, expected a Batch: encode_prompts(model, texts) makes one")
     check_vocabulary(model, data)
     check_deterministic(model)
     check_agrees(model)

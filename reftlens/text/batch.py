@@ -92,12 +92,23 @@ class Batch:
         """The same rows with sources to exchange with: one (named `"source"`), or one for each variable by its name.
 
         A source is a `Batch` with a row for each row of this one, or a pair `(batch, rows)`: for each row of this one
-        the number of the row to take from, or -1 for no exchange.
+        the number of the row to take from, or -1 for no exchange. `encode_prompts(model, texts)` makes a batch of
+        texts, `tasks.records.pairs_from_records` all of it from a table of counterfactual pairs.
+
+        Raises:
+            TypeError: for a source that is neither.
+            ValueError: for no source, or one with another number of rows.
         """
         named = dict(sources) if isinstance(sources, Mapping) else {"source": sources}
         if not named:
             raise ValueError("sources={}, expected a batch, or one for each variable")
         pairs = {name: (s, range(len(s))) if isinstance(s, Batch) else s for name, s in named.items()}
+        for name, pair in pairs.items():
+            if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], Batch)):
+                raise TypeError(
+                    f"source {name!r} is a {type(pair).__name__}, expected a Batch or a pair (batch, rows): "
+                    "encode_prompts(model, texts) makes a Batch"
+                )
         checked = {
             name: Source(batch, torch.tensor(whole_numbers(rows, f"row of source {name!r}"), dtype=torch.long))
             for name, (batch, rows) in pairs.items()

@@ -112,12 +112,21 @@ def encode_prompts(
 def _some(rows: Sequence[Any]) -> Sequence[Any]:
     if isinstance(rows, str | Example):
         raise TypeError(f"expected a list, got one {type(rows).__name__}: write [{rows!r}]")
+    if hasattr(rows, "columns") or isinstance(rows, Mapping):  # its rows would be the names of its columns
+        raise TypeError(
+            f"expected rows, got a {type(rows).__name__}: one column of it is prompts, encode_prompts(model, "
+            "table['prompt']), two are examples, encode(model, load_examples(table, prompt=…, completion=…))"
+        )
     if not len(rows):
         raise ValueError(f"expected a list with at least one row, got {rows!r}")
     return rows
 
 
 def _check_example(example: Any, row: int) -> None:
+    if isinstance(example, str):
+        raise TypeError(
+            f"row {row} is a str, expected an Example(prompt, completion); encode_prompts takes prompts alone"
+        )
     if not isinstance(example, Example):
         raise TypeError(
             f"row {row} is a {type(example).__name__}, expected an Example(prompt, completion); load_examples makes "

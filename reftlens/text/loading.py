@@ -30,9 +30,14 @@ def load_examples(source: Source, *, prompt: str = "prompt", completion: str = "
             raise ValueError(f"{place} is no record with fields {prompt!r} and {completion!r}: {str(record)[:60]!r}")
         missing = [f for f in (prompt, completion) if f not in record]
         if missing:
-            raise ValueError(f"{place} has no field {missing[0]!r}, it has: {', '.join(map(str, record))}")
+            raise ValueError(
+                f"{place} has no field {missing[0]!r}, it has: {', '.join(map(str, record))}: name the one that holds "
+                "it by its argument (prompts without completions: encode_prompts)"
+            )
         if not isinstance(record[completion], str):
-            raise ValueError(f"{place}: {completion} is {record[completion]!r}, expected text")
+            raise ValueError(
+                f"{place}: {completion} is {record[completion]!r}, expected text: what the model is to write there"
+            )
         examples.append(Example(record[prompt], record[completion]))
     if not examples:
         raise ValueError(f"no examples in {source if isinstance(source, str | Path) else type(source).__name__}")
