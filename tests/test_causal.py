@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import pandas
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from reftlens.tasks.gendered_pronoun import gendered_pronoun
 from reftlens.tasks.indirect_object import indirect_object
 from reftlens.tasks.multiple_choice import multiple_choice
 from reftlens.tasks.price_tagging import price_tagging
+from reftlens.tasks.records import pairs_from_records
 
 TASKS = {t.name: t for t in (price_tagging(), indirect_object(), gendered_pronoun(), multiple_choice(), addition())}
 CELLS = [(name, v) for name, t in TASKS.items() for v in t.causal.derived if v != t.causal.output]
@@ -155,6 +157,27 @@ def test_pairs_are_encoded_with_their_sources(gpt2):
     assert first.target_mask.sum(dim=1).tolist() == [1] * 8
     with pytest.raises(ValueError, match="begin with the same token"):  # " he" and " she" do, letter by letter
         pairs.encode(gpt2, first_token=True)
+
+
+def test_pairs_come_out_of_a_table(gpt2):
+    pairs = TASKS["gendered pronoun"].pairs(8, "gender")
+    columns = {
+        "base": [e.prompt for e in pairs.base],
+        "source": [e.prompt for e in pairs.sources["gender"]],
+        "base_answer": [e.completion for e in pairs.base],
+        "source_answer": [e.completion for e in pairs.sources["gender"]],
+    }
+    table = pandas.DataFrame(columns)
+    read = pairs_from_records(table.sample(frac=1.0, random_state=0).sort_index())
+    assert read.counterfactual == pairs.counterfactual and read.base == pairs.base
+    data, expected = read.encode(gpt2), pairs.encode(gpt2)
+    assert data.fingerprint == expected.fingerprint, "sources and all, as of the pairs that the table was made of"
+    assert read.encode_base(gpt2).fingerprint == pairs.encode_base(gpt2).fingerprint
+    assert pairs_from_records(iter(table.to_dict("records"))).base == read.base
+    own = pairs_from_records(table, counterfactual="base_answer")
+    assert own.counterfactual == tuple(columns["base_answer"]), "another column than the source's answer, where named"
+    with pytest.raises(ValueError, match="row 0 has no field 'base_answer', it has: base, source, answer"):
+        pairs_from_records(table.rename(columns={"base_answer": "answer"}))
 
 
 def test_what_cannot_be_asked_of_a_task_is_said():

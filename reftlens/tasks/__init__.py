@@ -1,4 +1,6 @@
-"""Worked tasks: data, settings and scores that belong together, one module each; `causal` for models of your own."""
+"""Worked tasks: data, settings and scores that belong together, one module each.
+
+`causal` is for models of your own, `records` for counterfactual pairs out of a table."""
 
 from reftlens.tasks import (
     addition,
@@ -10,6 +12,7 @@ from reftlens.tasks import (
     multiple_choice,
     price_tagging,
     ravel,
+    records,
 )
 
 __all__ = [
@@ -22,4 +25,5 @@ __all__ = [
     "multiple_choice",
     "price_tagging",
     "ravel",
+    "records",
 ]
