@@ -96,7 +96,16 @@ CASES = {
     "a learning rate that is text": (lambda rl, m: rl.FitConfig(lr="1e-2"), r"lr='1e-2', expected a number"),
     "a seed that is text": (lambda rl, m: rl.FitConfig(seed="a"), r"seed='a', expected a whole number"),
     "a number of seeds": (lambda rl, m: _reft().seeds(3), r"seeds=3, expected a list"),
-    "a hook for a site": (lambda rl, m: rl.activations(m, _data(m), "blocks.0.hook_out"), r"expected a Site: Site"),
+    "a hook for a site": (
+        lambda rl, m: rl.activations(m, _data(m), "blocks.0.hook_out"),
+        r"expected a Site, such as Site\('blocks.0.hook_out'",
+    ),
+    "a layer for a site": (lambda rl, m: rl.activations(m, _data(m), 1), r"expected a Site, such as resid_post\(1, "),
+    "nothing for a site": (lambda rl, m: rl.activations(m, _data(m), None), r"such as resid_post\(8, 'last'\)"),
+    "a direction for an intervention": (
+        lambda rl, m: rl.ReFT({rl.embeddings("last"): rl.directions.random_subspace(D)}),
+        r"a Direction, expected an Intervention, such as .*as_steering\(\)",
+    ),
     "a class for an intervention": (lambda rl, m: rl.ReFT({rl.embeddings("last"): rl.LoReFT}), r"LoReFT .* is a class"),
     "a hook in a ReFT": (lambda rl, m: rl.ReFT({"blocks.0.hook_out": rl.LoReFT(D)}), r"Site\('blocks.0.hook_out'"),
     "a model's name to load onto": (lambda rl, m: rl.load("runs/x", "gpt2"), r"model='gpt2', expected a model"),

@@ -1,6 +1,7 @@
 """Planted directions are found by every method, and by none where labels mean nothing."""
 
 import numpy
+import pandas
 import pytest
 import torch
 
@@ -131,3 +132,31 @@ def test_what_makes_no_direction_is_said():
         rl.directions.pca(x, 13)
     with pytest.raises(ValueError, match="shrinkage"):
         rl.directions.lda(x, labels, shrinkage=0.0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "turned_into", [torch.Tensor.numpy, torch.Tensor.tolist, lambda x: pandas.DataFrame(x.numpy())]
+)
+def test_activations_may_be_an_array_lists_or_a_table(name, turned_into):
+    x, labels, _ = _planted()
+    positive, negative = (turned_into(x[labels == c].contiguous()) for c in (1, 0))
+    of_pairs = {"CAA": rl.directions.caa, "RepE": rl.directions.repe}
+    of_classes = {"difference of means": rl.directions.difference_of_means, "LDA": rl.directions.lda}
+    if name in of_pairs:
+        estimate = of_pairs[name](positive, negative)
+    elif name == "PCA":
+        estimate = rl.directions.pca(turned_into(x))
+    elif name in of_classes:
+        estimate = of_classes[name](turned_into(x), labels)
+    else:
+        estimate = rl.directions.linear_probe(turned_into(x), labels, l2=0.1)
+    # torch reads lists as float32, and the columns of a table lie in another order, so sums round differently
+    assert torch.allclose(estimate.basis, METHODS[name](x, labels).basis, atol=1e-5)
+
+
+def test_classes_are_in_the_order_of_their_names():
+    x, labels, direction = _planted()
+    towards = rl.directions.difference_of_means(x, ["good" if label else "bad" for label in labels])
+    away = rl.directions.difference_of_means(x, ["good" if label else "zero" for label in labels])
+    assert towards.basis[:, 0] @ direction > 0.95 and away.basis[:, 0] @ direction < -0.95

@@ -15,7 +15,7 @@ from reftlens.bridge.protocol import Bridge, check_deterministic, check_model, d
 from reftlens.bridge.trial import check_agrees
 from reftlens.editing.edits import token_vectors
 from reftlens.editing.engine import Stop, forward, hooked
-from reftlens.editing.site import Site
+from reftlens.editing.site import Site, check_site
 from reftlens.errors import check_finite
 from reftlens.text.batch import Batch
 from reftlens.text.vocabulary import check_vocabulary
@@ -83,8 +83,7 @@ def activations(
 
     Chosen heads of one token are joined to one vector, as an intervention at the site would see them.
     """
-    if not isinstance(site, Site):
-        raise TypeError(f"site={site!r}, expected a Site: Site({site!r}, 'last'), or resid_post(8, 'last')")
+    check_site(site)
     check_model(model)
     if not isinstance(data, Batch):
         raise TypeError(f"data is a {type(data).__name__}, expected a Batch: encode_prompts(model, texts) makes one")

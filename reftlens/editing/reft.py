@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reftlens.bridge.protocol import Bridge, check_model, device_of, parameter_total, resolve_hook
 from reftlens.editing.bound import Bound, Place, Places, bound_to, skip_of
 from reftlens.editing.engine import Hook, attached, check_fired, hooked
-from reftlens.editing.site import Site
+from reftlens.editing.site import Site, check_site
 from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention, check_reset
 from reftlens.interventions.fixed import SteeringVector
@@ -51,14 +51,14 @@ class ReFT(nn.Module):
         if not interventions:
             raise ValueError("a ReFT needs at least one site: ReFT({resid_post(8, 'last'): LoReFT(d, rank=4)})")
         for site, module in interventions.items():
-            if not isinstance(site, Site):
-                raise TypeError(f"{site!r} is no site: write Site({site!r}, 'last'), or resid_post(8, 'last')")
+            check_site(site)
             if isinstance(module, type):
                 raise TypeError(
                     f"{module.__name__} at {site} is a class: make one, such as {module.__name__}(d, rank=4)"
                 )
             if not isinstance(module, Intervention):
-                raise TypeError(f"{site} is mapped to a {type(module).__name__}, expected an Intervention")
+                hint = f", such as {site}: direction.as_steering()" if hasattr(module, "as_steering") else ""
+                raise TypeError(f"{site} is mapped to a {type(module).__name__}, expected an Intervention{hint}")
         self.sites: tuple[Site, ...] = tuple(interventions)
         unique = list({id(m): m for m in interventions.values()}.values())
         self.interventions = nn.ModuleList(unique)

@@ -48,6 +48,14 @@ class Site:
         return Site(spec["hook"], positions_from_dict(spec["positions"]), spec["heads"])
 
 
+def check_site(site: Any) -> None:
+    """Raise `TypeError` for what is no site, and write the site that may be meant."""
+    if not isinstance(site, Site):
+        near = f"Site({site!r}, 'last')" if isinstance(site, str) else f"resid_post({site!r}, 'last')"
+        meant = near if isinstance(site, str | SupportsIndex) else "resid_post(8, 'last')"
+        raise TypeError(f"site={site!r}, expected a Site, such as {meant}")
+
+
 def resid_pre(layer: SupportsIndex, positions: Where) -> Site:
     """The residual stream entering block `layer`."""
     return Site(f"blocks.{_layer(layer)}.hook_resid_pre", positions)

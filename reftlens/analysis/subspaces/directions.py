@@ -75,12 +75,16 @@ def difference_of_means(x: Activations, labels: Labels) -> Direction:
     """Span of the class means about their centre: `mean₁ - mean₀` for two classes, rank `classes - 1` for more.
 
     Several classes: singular directions of the centred means, the widest spread first.
+
+    Args:
+        x: one row for each label, such as `activations(model, batch, resid_post(15, "last"))`.
+        labels: classes in the order of their numbers, or of the alphabet: with `"bad"` and `"good"`, towards good.
     """
     _, means = class_means(x, labels)
     return _directed("difference of means", (means - means.mean(dim=0)).T, means)
 
 
-def caa(positive: Activations, negative: Float[Tensor, "others d"]) -> Direction:
+def caa(positive: Activations, negative: Activations) -> Direction:
     """Mean of paired differences (contrastive activation addition, Rimsky et al. 2023, arXiv 2312.06681)."""
     mean = paired_differences(positive, negative).mean(dim=0)
     norm = mean.norm()
@@ -91,11 +95,11 @@ def caa(positive: Activations, negative: Float[Tensor, "others d"]) -> Direction
 
 def pca(x: Activations, rank: int = 1) -> Direction:
     """Principal components of centred activations; the largest entry of each is positive."""
-    centred = checked(x) - checked(x).mean(dim=0)
-    return _components("PCA", centred, rank, len(x))
+    data = checked(x)
+    return _components("PCA", data - data.mean(dim=0), rank, len(data))
 
 
-def repe(positive: Activations, negative: Float[Tensor, "others d"], rank: int = 1) -> Direction:
+def repe(positive: Activations, negative: Activations, rank: int = 1) -> Direction:
     """Principal components of paired differences, not centred (RepE reading vectors, Zou et al. 2023, 2310.01405).
 
     Each points from negative to positive.
@@ -140,7 +144,7 @@ def lda(x: Activations, labels: Labels, *, shrinkage: float = 0.1) -> Direction:
     within = checked(x) - means[classes]
     if not within.any():
         raise ValueError("the activations of a class are all the same: no covariance within the classes")
-    covariance = shrunk_covariance(within, len(x) - len(means), shrinkage)
+    covariance = shrunk_covariance(within, len(within) - len(means), shrinkage)
     return _directed("LDA", torch.linalg.solve(covariance, (means - means.mean(dim=0)).T), means)
 
 
@@ -151,7 +155,8 @@ def random_subspace(d: int, rank: int = 1, *, seed: int = 0) -> Direction:
 
 def mean_ablation(x: Activations) -> Ablation:
     """Sets the whole vector to the mean of `x`."""
-    return Ablation(x.shape[1], checked(x).mean(dim=0).float())
+    mean = checked(x).mean(dim=0).float()
+    return Ablation(len(mean), mean)
 
 
 def _components(name: str, x: Float[Tensor, "n d"], rank: int, count: int) -> Direction:

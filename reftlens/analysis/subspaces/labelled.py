@@ -8,10 +8,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reftlens.errors import check_finite
+from reftlens.numbers import tensor_of
 
-Activations = Float[Tensor, "examples d"]
+Activations = Float[Tensor, "examples d"] | Iterable[Any]
+"""Rows of numbers: what `activations` gives, or an array, a table or lists."""
 Labels = Int[Tensor, " labels"] | Iterable[Any]
-"""The class of each row of the activations: numbers or texts, in a tensor, an array, a Series or a list."""
+"""The class of each row of the activations: numbers or texts, in a tensor, an array, a Series or a list.
+
+Classes are in the order of numbers, or of the alphabet: a direction points from `"negative"` to `"positive"`.
+"""
 
 
 def class_means(x: Activations, labels: Labels) -> tuple[Int[Tensor, " examples"], Float[Tensor, "classes d"]]:
@@ -31,17 +36,20 @@ def class_means(x: Activations, labels: Labels) -> tuple[Int[Tensor, " examples"
     return classes, torch.stack([data[classes == i].mean(dim=0) for i in range(len(names))])
 
 
-def paired_differences(positive: Activations, negative: Float[Tensor, "others d"]) -> Float[Tensor, "pairs d"]:
+def paired_differences(positive: Activations, negative: Activations) -> Float[Tensor, "pairs d"]:
     """Positive less negative, pair by pair."""
-    if positive.shape != negative.shape:
+    more, less = checked(positive), checked(negative)
+    if more.shape != less.shape:
         raise ValueError(
-            f"positive has shape {list(positive.shape)} and negative {list(negative.shape)}: row by row they are pairs"
+            f"positive has shape {list(more.shape)} and negative {list(less.shape)}: row by row they are pairs "
+            "(difference_of_means takes classes of different sizes)"
         )
-    return checked(positive) - checked(negative)
+    return more - less
 
 
-def checked(x: Activations) -> Activations:
+def checked(rows: Activations) -> Float[Tensor, "examples d"]:
     """Activations that a direction can be computed from, float64 on the CPU."""
+    x = tensor_of(rows, "the activations")
     if x.ndim != 2 or not len(x):
         raise ValueError(f"activations of shape {list(x.shape)}, expected [examples, d], one example at least")
     check_finite(x, "the activations")
