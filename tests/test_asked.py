@@ -109,6 +109,10 @@ CASES = {
     "a class for an intervention": (lambda rl, m: rl.ReFT({rl.embeddings("last"): rl.LoReFT}), r"LoReFT .* is a class"),
     "a hook in a ReFT": (lambda rl, m: rl.ReFT({"blocks.0.hook_out": rl.LoReFT(D)}), r"Site\('blocks.0.hook_out'"),
     "a model's name to load onto": (lambda rl, m: rl.load("runs/x", "gpt2"), r"model='gpt2', expected a model"),
+    "a run for held-out pairs": (
+        lambda rl, m: rl.controls(_reft(), m, _data(m), rl.FitConfig()),
+        r"test is a FitConfig, expected a Batch: controls\(reft, model, train, test, run\)",
+    ),
     "kinds in a list": (lambda rl, m: rl.load("runs/x", m, kinds=[1]), r"expected \{kind: class\}"),
 }
 

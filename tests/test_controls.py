@@ -1,6 +1,7 @@
 """Planted truth and its twin: the controls let a real subspace through, and nothing else."""
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -115,6 +116,14 @@ def test_what_controls_cannot_be_made_of_is_said():
         rl.controls(rl.ReFT({place: rl.LoReFT(D, rank=1)}), truth.model, train, test, config)
     with pytest.raises(ValueError, match="say which with variable"):
         rl.controls(rl.ReFT({place: rl.DAS(D, variables={"a": 1, "b": 1})}), truth.model, train, test, config)
+    _, das, _, _, _, base = _trained(2)
+    with pytest.raises(ValueError, match=f"base has 4 row.*, and the data {len(test)}"):
+        rl.controls(das, truth.model, train, test, config, base=base[:4])
+    with pytest.raises(ValueError, match="row 0: base has the prompt"):
+        rl.controls(das, truth.model, train, test, config, base=base[list(range(len(base)))[::-1]])
+    itself = train.with_sources(replace(train, sources={}))
+    with pytest.raises(ValueError, match="an exchange changes nothing"):
+        rl.controls(das, truth.model, itself, test, config)
     with pytest.raises(ValueError, match="no subspace to compare"):
         rl.controls(rl.ReFT({place: rl.Interchange(D)}), truth.model, train, test, config)
 

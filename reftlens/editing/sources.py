@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -95,6 +95,39 @@ def check_sources(data: Batch, exchanges: Iterable[Exchanged], *, nested: bool =
             f"{', '.join(sorted(names))})"
         )
     return names
+
+
+def check_differs(sites: Iterable[Site], data: Batch) -> None:
+    """Raise `ValueError` where each row reads, up to the tokens that `sites` choose in it, as its source does.
+
+    The hidden states are then equal, and an exchange of them changes nothing. Sources of sources are not looked at.
+    """
+    sites = tuple(sites)
+    if not data.sources or any(source.batch.sources for source in data.sources.values()):
+        return
+    for source in data.sources.values():
+        for site in sites:
+            own, theirs = site.positions.mask(data.view), site.positions.mask(source.batch.view)
+            for row, other in enumerate(source.rows.tolist()):
+                if other >= 0 and _text(data, own, row) != _text(source.batch, theirs, other):
+                    return
+    raise ValueError(
+        f"in every row the text up to what {sites[0]} chooses is that of its source, so that an exchange changes "
+        f"nothing: choose tokens at or after the first that differs (row 0 begins with {_beginning(data)!r})"
+    )
+
+
+def _text(data: Batch, mask: Tensor, row: int) -> tuple[list[int], list[int]]:
+    """The chosen places of a row, padding not counted, and its tokens up to the last of them."""
+    real = data.attention_mask[row]
+    places = mask[row][real].nonzero().flatten().tolist()
+    return places, data.tokens[row][real][: places[-1] + 1].tolist() if places else []
+
+
+def _beginning(data: Batch) -> Any:
+    """The first token of the data, which is easily taken for the first of the text."""
+    first = int(data.tokens[0][data.attention_mask[0]][0])
+    return first if data.tokenizer is None else data.tokenizer.decode([first])
 
 
 def _lookup(site: Site, data: Batch, name: str) -> Int[Tensor, "rows width"]:

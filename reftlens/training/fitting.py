@@ -15,6 +15,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.preflight import preflight
 from reftlens.editing.reft import ReFT, check_types, training_mode
+from reftlens.editing.sources import check_differs
 from reftlens.editing.variant import Variant
 from reftlens.files import destination
 from reftlens.scoring.objectives import Objective, cross_entropy
@@ -61,13 +62,15 @@ def fit(
         TrainingDiverged: on the first loss or gradient that is not finite.
         CheckpointMismatch: if the file belongs to other settings, data, model or sites.
         TypeError: for a setting that does not exist.
-        ValueError: if a row has no target, nothing can be trained, a site is unusable, or dropout of the model
-            is active.
+        ValueError: if a row has no target, nothing can be trained, a site is unusable, dropout of the model is active,
+            or rows and sources are equal up to what is exchanged, as at a BOS token.
     """
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every}, expected 1 or more")
     path = None if checkpoint is None else destination(checkpoint)
     run = _run(reft, model, data, _replaced(config, settings), validation, objective)
+    if all(module.variables for _, module in reft.items()):
+        check_differs(reft.sites, data)
     saved = Checkpoint(run, path, checkpoint_every)
     saved.resume()
 

@@ -54,8 +54,8 @@ def relabelled(data: Batch, classes: Int[Tensor, " classes"], seed: int) -> Batc
     if bool((counts != 1).any()):
         row = int((counts != 1).nonzero()[0])
         raise ValueError(
-            f"row {row} has {int(counts[row])} target tokens, and controls relabel one: encode the first token of "
-            "each answer only"
+            f"row {row} has {int(counts[row])} target tokens, and controls relabel one: encode(…, end=False), "
+            "or only the first token of each answer, pairs.encode(model, first_token=True)"
         )
     source = data.sources["source"]
     tokens, mask = source.batch.tokens, source.batch.attention_mask

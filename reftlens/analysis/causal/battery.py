@@ -20,6 +20,7 @@ from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reading import activations
 from reftlens.editing.reft import ReFT
+from reftlens.editing.sources import check_differs
 from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.interchange import Interchange
@@ -64,20 +65,27 @@ def controls(
 
     Args:
         train: the pairs that `reft` was trained on; `config`, or the run itself: how.
-        test: held-out pairs. Every row has one target token.
+        test: held-out pairs. Every row has one target token: `encode` with `end=False`, or `first_token=True` of pairs.
         base: the rows of `test` with the base's own answers as targets (`pairs.encode_base(model)`).
         values: the variable's value in the source of each row of `train`; the answer itself where it is not given.
         variable: which of several variables the claim is about; its own columns and pairs are then looked at.
         random_model: True for one drawn anew, or that model, or False to leave it out.
 
     Raises:
-        ValueError: for an intervention without a basis or with several variables and none chosen, or a row with
-            several target tokens.
+        ValueError: for an intervention without a basis or with several variables and none chosen, a row with
+            several target tokens, or pairs that are equal up to what is exchanged.
     """
+    for name, data in (("train", train), ("test", test)):
+        if not isinstance(data, Batch):
+            raise TypeError(
+                f"{name} is a {type(data).__name__}, expected a Batch: controls(reft, model, train, test, run)"
+            )
     settings = config.config if isinstance(config, FitResult) else config
     about, held_out = about_variable(reft, variable), pairs_of(test, variable)
     own, reused = None if base is None else rows_of(base, test, variable), Reuse.of(reuse)
-    battery = _Battery(about, model, pairs_of(train, variable), held_out, own, settings, seed, reused, progress)
+    pairs = pairs_of(train, variable)
+    check_differs(about.sites, pairs)
+    battery = _Battery(about, model, pairs, held_out, own, settings, seed, reused, progress)
     return battery.table(values, random, shuffles, random_model)
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reftlens import figures
+from reftlens.analysis.causal.variable import check_same_prompts
 from reftlens.analysis.statistics import Estimate, average_of, mean_of, ratio_of, share_of
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import plans_of
@@ -117,7 +118,7 @@ def interchange_scores(
     """
     tokens = first_targets(data)[:, None]
     if base is not None:
-        _check_same_prompts(data, base)
+        check_same_prompts(data, base)
         tokens = torch.cat([tokens, first_targets(base)[:, None]], dim=1)
     plans = plans_of(reft, {"unedited": Variant(strength=0.0), "edited": variant})
     scores = answers(model, data, plans, tokens, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress)
@@ -131,14 +132,6 @@ def interchange_scores(
     gained = torch.where(tokens[:, 0] != tokens[:, 1], odds[1] - odds[0], torch.nan)
     recovered = gained / (_source_odds(model, data, tokens, batch_size) - odds[0])
     return InterchangeScores(hits, unedited_hits, unedited.hits[0], gained, recovered)
-
-
-def _check_same_prompts(data: Batch, base: Batch) -> None:
-    if len(base) != len(data):
-        raise ValueError(f"base has {len(base)} row(s), and the data {len(data)}")
-    for row, (a, b) in enumerate(zip(data.examples, base.examples, strict=True)):
-        if a.prompt != b.prompt:
-            raise ValueError(f"row {row}: base has the prompt {b.prompt!r}, and the data {a.prompt!r}")
 
 
 @torch.no_grad()

@@ -46,9 +46,21 @@ def pairs_of(data: Batch, variable: str | None) -> Batch:
 
 def rows_of(base: Batch, test: Batch, variable: str | None) -> Batch:
     """The rows of `base` that `pairs_of` keeps of `test`."""
+    check_same_prompts(test, base)
     name = variable or next(iter(test.sources))
     rows = (test.sources[name].rows >= 0).nonzero().flatten().tolist()
     return replace(base, sources={})[rows]
+
+
+def check_same_prompts(data: Batch, base: Batch) -> None:
+    """Raise `ValueError` where `base` has other rows than `data`."""
+    if len(base) != len(data):
+        raise ValueError(f"base has {len(base)} row(s), and the data {len(data)}")
+    for row in range(len(data)):
+        theirs, mine = (batch.tokens[row][batch.prompt_mask[row]].tolist() for batch in (base, data))
+        if theirs != mine:
+            shown = [batch.examples[row].prompt or ids for batch, ids in ((base, theirs), (data, mine))]
+            raise ValueError(f"row {row}: base has the prompt {shown[0]!r}, and the data {shown[1]!r}")
 
 
 def basis_of(module: Intervention) -> Float[Tensor, "d rank"]:

@@ -48,6 +48,8 @@ class Last(Positions):
 class Nth(Positions):
     """The `k`-th candidate of each prompt, from 0; negative `k` counts from the end of the prompt.
 
+    Where text begins with a BOS token, that is the 0th.
+
     A prompt that is too short raises, or chooses nothing with `missing="skip"`.
     """
 
