@@ -43,6 +43,11 @@ def real(value: Any, name: str) -> float:
     return value if type(value) is int else float(value)
 
 
+def reals(values: Any, name: str) -> tuple[float, ...]:
+    """One number, or several, as `float`s; `TypeError` if one of them is no number."""
+    return tuple(float(real(value, name)) for value in _listed(values))
+
+
 def tensor_of(values: Any, name: str) -> Tensor:
     """`values` as a tensor: one as it is; lists, arrays and Series turned into one; `TypeError` for anything else."""
     if isinstance(values, Tensor):

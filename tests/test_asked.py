@@ -113,6 +113,22 @@ CASES = {
         lambda rl, m: rl.controls(_reft(), m, _data(m), rl.FitConfig()),
         r"test is a FitConfig, expected a Batch: controls\(reft, model, train, test, run\)",
     ),
+    "a record for controls": (
+        lambda rl, m: rl.report(_reft(), m, _data(m), "no.html", controls=rl.FitConfig()),
+        r"controls is a FitConfig, expected the Controls that controls\(…\) gave",
+    ),
+    "doses for a record": (
+        lambda rl, m: rl.report(_reft(), m, _data(m), "no.html", run=[0.5]),
+        r"run is a list, expected the FitResult that fit\(…\) gave",
+    ),
+    "examples for a report": (
+        lambda rl, m: rl.report(_reft(), m, ["a"], "no.html"),
+        r"data is a list, expected a Batch",
+    ),
+    "a strength that is a word": (
+        lambda rl, m: rl.dose_response(_reft(), m, _data(m), "strong"),
+        r"strengths='strong', expected a number",
+    ),
     "kinds in a list": (lambda rl, m: rl.load("runs/x", m, kinds=[1]), r"expected \{kind: class\}"),
 }
 

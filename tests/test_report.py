@@ -107,7 +107,7 @@ def test_the_summary_says_what_was_edited_where_and_how_much_it_does(page):
     count = reft.parameter_count(model)
     assert (
         all(site.hook in said and str(site.positions) in said for site in reft.sites)
-        and f"{count.stored:,} trained numbers" in said
+        and f"It stores {count.stored:,} numbers" in said
     )
     effect = dose_response(reft, model, data, [1.0], progress=False).estimate("effect")[0]
     assert f"{effect.value:.2f} [{effect.low:.2f}, {effect.high:.2f}]" in said
@@ -286,6 +286,23 @@ def test_an_exchange_gets_a_report_that_says_what_does_not_apply(tmp_path, witho
     assert "None were given: run controls" in said["controls"] and "No controls were given" in said["summary"]
     assert "No record of the training was given" in said["training"]
     assert "<input" not in text
+
+
+def test_a_vector_moves_every_token_alike_and_every_strength_is_shown(tmp_path, without_charts):
+    import reftlens as rl
+    from reftlens.reports.page import report
+
+    model, data, reft, _ = trained()
+    vector = rl.ReFT({rl.resid_post(1, "last"): rl.directions.random_subspace(architectures.D).as_steering()})
+    asked = {"strengths": [-2, 4], "progress": False, "decoding": rl.Decoding(4)}
+    said = {}
+    for name, edit in {"vector": vector, "trained": reft}.items():
+        text = report(edit, model, data, tmp_path / f"{name}.html", **asked).read_text(encoding="utf-8")
+        said[name] = Page(text).text["directions"]
+        columns = re.findall(r'<th scope="col"[^>]*>(-2|0 \(unedited\)|1|4)</th>', text)
+        assert columns[:4] == ["-2", "0 (unedited)", "1", "4"]
+    assert "moves every token alike" in said["vector"] and "largest" not in said["vector"]
+    assert "moves every token alike" not in said["trained"] and "largest" in said["trained"]
 
 
 def test_controls_and_their_warnings_are_shown(tmp_path, without_charts):

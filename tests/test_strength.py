@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from functools import cache
 
 import numpy
@@ -646,7 +647,14 @@ def test_what_cannot_be_measured_is_said(gpt2):
         dose_response(_reft("vector"), gpt2, data, [], **settings)
     with pytest.raises(ValueError, match="pass prompts="):
         dose_response(_reft("vector"), gpt2, data, [1.0], score=len, **settings)
-    found = dose_response(_reft("vector"), gpt2, data, [1.0], **settings)
+    found = dose_response(_reft("vector"), gpt2, data, 1, **settings)
+    assert found.strengths == (1.0,)
+    less, more = (
+        replace(found, on_data=replace(found.on_data, effect=sign * found.on_data.effect.abs())) for sign in (-1, 1)
+    )
+    assert "there is no half of it" in str(less.ec50()), "no other strengths would help"
+    with pytest.raises(ValueError, match="give strengths between 0 and 1"):
+        more.ec50()
     with pytest.raises(ValueError, match="pass unrelated="):
         found.measure("drift")
     with pytest.raises(ValueError, match="pass prompts= and score="):

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from reftlens.analysis.subspaces.directions import pca
-from reftlens.analysis.subspaces.examples import direction_examples
+from reftlens.analysis.subspaces.examples import DirectionExample, DirectionExamples, direction_examples
 from reftlens.analysis.subspaces.geometry import columns_of, overlap
 from reftlens.analysis.subspaces.tokens import DirectionTokens, direction_tokens
 from reftlens.editing.reading import activations
@@ -71,11 +71,19 @@ def directions_section(subject: Subject) -> Section:
                 "index": i,
                 "name": str(site),
                 "tokens": tokens if isinstance(tokens, str) else _token_table(tokens, i),
-                "examples": examples if isinstance(examples, str) else examples.rows,
+                "examples": examples if isinstance(examples, str) else _example_rows(examples),
             }
         )
     values = {"sites": sites, "left": len(s.reft) - _MOST_SITES}
     return Section("directions", "Tokens and examples of each direction", values, frames)
+
+
+def _example_rows(examples: DirectionExamples) -> tuple[DirectionExample, ...] | str:
+    """The tokens that are moved most, or a sentence where all are moved alike, as by a steering vector."""
+    low, high = examples.codes.aminmax()
+    if high - low > 1e-4 * examples.codes.abs().max() or examples.codes.shape[1] > 1:
+        return examples.rows
+    return f"The edit moves every token alike, by {high.item():.3g}: none of them stands out."
 
 
 def _token_table(tokens: DirectionTokens, i: int) -> dict[str, Any]:

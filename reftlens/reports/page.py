@@ -11,9 +11,10 @@ from tqdm.auto import tqdm
 
 from reftlens.analysis.causal.control_table import Controls
 from reftlens.bridge.protocol import Bridge, check_deterministic
-from reftlens.editing.reft import ReFT
+from reftlens.editing.reft import ReFT, check_types
 from reftlens.files import destination, templates
 from reftlens.generation.decoding import Decoding
+from reftlens.numbers import reals
 from reftlens.reports.directions import directions_section, geometry_section
 from reftlens.reports.parts import number, records
 from reftlens.reports.provenance import controls_section, provenance_section, training_section
@@ -41,7 +42,7 @@ def report(
     heldout: Batch | None = None,
     unrelated: Batch | None = None,
     score: Callable[[str], float] | None = None,
-    strengths: Sequence[SupportsFloat] = STRENGTHS,
+    strengths: SupportsFloat | Sequence[SupportsFloat] = STRENGTHS,
     decoding: Decoding = Decoding(),
     seed: int = 0,
     progress: bool = True,
@@ -54,7 +55,7 @@ def report(
     does not apply says why. The same call writes the same bytes, but for the time in the element `stamp`.
 
     Args:
-        data: what `reft` was trained on.
+        data: what `reft` was trained on; of an edit that was not, prompts with completions to measure it on.
         run: the record of the training.
         prompts: texts are written from them. They are put as the prompts of that data are on which effects are
             measured (chat template, system message), unless they are a `Batch`; None takes its first four.
@@ -67,6 +68,10 @@ def report(
         seed: of resampling tests and random directions.
         now: the time that the file says it was made at.
     """
+    check_types(reft, model, data)
+    for name, value, kind, maker in (("run", run, FitResult, "fit"), ("controls", controls, Controls, "controls")):
+        if not isinstance(value, kind | None):
+            raise TypeError(f"{name} is a {type(value).__name__}, expected the {kind.__name__} that {maker}(…) gave")
     check_deterministic(model)
     path = destination(path)
     subject = Subject(
@@ -75,7 +80,7 @@ def report(
         trained_on=data,
         heldout=heldout,
         prompts=_encoded(prompts, model, data if heldout is None else heldout),
-        strengths=tuple(sorted({0.0, 1.0, *map(float, strengths)})),
+        strengths=tuple(sorted({0.0, 1.0, *reals(strengths, "strengths")})),
         run=run,
         controls=controls,
         unrelated=unrelated,

@@ -12,7 +12,7 @@ from reftlens.reports.parts import Section, figure, table
 from reftlens.reports.subject import Subject
 from reftlens.widgets.grid import Grid, prompt_text
 
-_BESIDE = (0.0, 0.5, 1.0, 2.0)
+_BESIDE, _MOST_BESIDE = (0.0, 0.5, 1.0, 2.0), 5
 _MOST_POSITIONS = 16
 _MAP = "Log-probability gained by each layer and position alone; a dot: differs from 0 (sign flips, Holm, 5 %)."
 
@@ -23,7 +23,8 @@ def texts_section(subject: Subject) -> Section:
     grid = results.grid
     if grid is None:
         return Section("texts", "Texts", absent=f"There are no texts here. {results.no_grid}")
-    strengths = [s for s in _BESIDE if s in grid.strengths] or list(grid.strengths[:4])
+    few = len(grid.strengths) <= _MOST_BESIDE
+    strengths = [s for s in grid.strengths if few or s in _BESIDE]
     values = {
         "how": "greedily" if decoding.temperature == 0 else f"by sampling with seed {decoding.seed}",
         "max_new_tokens": decoding.max_new_tokens,

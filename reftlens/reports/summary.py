@@ -90,7 +90,7 @@ def warnings_of(subject: Subject, results: Measured) -> list[str]:
 def _of_data(subject: Subject) -> Iterator[str]:
     run, count = subject.run, len(subject.data)
     if run is None:
-        yield "No record of the training was given, so it is not known what the edit was trained on."
+        yield "No record of a training was given (run=), so it is not known what the edit was made from."
     elif run.data_hash != subject.trained_on.fingerprint:
         yield "The data given here is not the data of the training record: their hashes differ."
     elif subject.heldout is None:

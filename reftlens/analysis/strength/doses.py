@@ -25,6 +25,7 @@ from reftlens.errors import check_each_once, check_one_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.site_edits import check_writes
+from reftlens.numbers import reals
 from reftlens.scoring.responses import Responses, responses
 from reftlens.text.batch import Batch
 from reftlens.text.template import Prompt
@@ -114,11 +115,11 @@ class DoseResponse:
             if 0.0 not in self.strengths:
                 raise ValueError(f"the change of {measure} is from strength 0: give 0 among the strengths")
             values = values - values[self.strengths.index(0.0)]
-        largest = 1.0 if 1.0 in self.strengths else max(self.strengths, key=abs)
-        reference = largest if reference is None else reference
-        if reference in self.strengths and reference and not any(0 < s / reference < 1 for s in self.strengths):
+        reference = (1.0 if 1.0 in self.strengths else max(self.strengths, key=abs)) if reference is None else reference
+        half = half_effect(self.strengths, values, reference, seed=seed)
+        if not half.reason and not any(0 < s / reference < 1 for s in self.strengths):
             raise ValueError(f"half of the effect at {reference:g}: give strengths between 0 and {reference:g}, too")
-        return half_effect(self.strengths, values, reference, seed=seed)
+        return half
 
     def by_strength(self) -> DataFrame:
         """One row per strength: mean of everything measured, with 95 % intervals over examples."""
@@ -199,7 +200,7 @@ def dose_response(
     reft: ReFT,
     model: Bridge,
     data: Batch,
-    strengths: Sequence[SupportsFloat],
+    strengths: SupportsFloat | Sequence[SupportsFloat],
     *,
     prompts: Sequence[Prompt] | Batch | None = None,
     unrelated: Batch | None = None,
@@ -214,7 +215,7 @@ def dose_response(
 ) -> DoseResponse:
     """Effect, KL(edited ‖ unedited), size, drift and fluency at every strength.
 
-    The targets of `data` are scored at all strengths in one sweep that computes only what an edit can reach.
+    The effect is what the targets of `data` gain; one sweep scores all strengths, and only what an edit can reach.
 
     Args:
         strengths: relative to the edit as trained; with sources in `data` also for an exchange.
@@ -230,8 +231,7 @@ def dose_response(
     Raises:
         ValueError: for no strength, a row without target, or a site that chooses no token.
     """
-    doses = tuple(map(float, strengths))
-    check_each_once({"strengths": doses})
+    check_each_once({"strengths": (doses := reals(strengths, "strengths"))})
     if score is not None and prompts is None:
         raise ValueError("score is of what is written: pass prompts= too")
     if prompts is not None:
