@@ -15,7 +15,8 @@ from reftlens.numbers import seeded, tensor_of, whole
 class SteeringVector(Intervention):
     """`h' = h + strength · v`: one vector added to every edited position; trainable, zero unless given.
 
-    Strength is in units of `v` as it is; nothing is normalised.
+    Strength is in units of `v` as it is; nothing is normalised. A vector from labelled activations:
+    `reftlens.directions.difference_of_means(x, labels).as_steering()`.
     """
 
     kind = "SteeringVector"

@@ -74,7 +74,8 @@ class DAS(Exchange):
     eq. 1). `strength` may be one number per direction.
 
     Args:
-        rank: width of the subspace of the one variable `"source"`.
+        d: width of what is edited, such as `model.cfg.d_model`.
+        rank: width of the subspace of the one variable `"source"`; needed, unless `basis` or `variables` tell it.
         basis: orthonormal columns to start from, say `pca(x, 2).basis`, which give the rank; else drawn uniformly.
         variables: instead of `rank`, several variables that share one frame: `{"op1": 2, "op2": 2}`. Each has a
             source of its own, and takes the next so many columns.

@@ -32,6 +32,8 @@ def encode(
 ) -> Batch:
     """Tokenise prompts with their completions; the completions, and an end token after each, are the targets.
 
+    Nothing is put between the two: a completion begins with the space that it needs, `" she"`.
+
     An answer of one token thus has two targets: with `end=False` the answer alone is learned and scored.
 
     Text outside a chat template begins with the BOS token, if the bridge's tokenizer uses one: TransformerLens has it
