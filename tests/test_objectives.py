@@ -76,3 +76,17 @@ def test_losses_of_a_batch_are_those_of_its_rows(rl, batch):
 def test_logits_that_are_not_one_row_per_target_are_refused(rl, batch):
     with pytest.raises(ValueError):
         rl.training.cross_entropy(torch.randn(8, 11), batch)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+def test_losses_and_gradients_are_those_of_torch(rl, dtype, rtol, offset):
+    """Of more rows than are computed at once, some tokens being impossible."""
+    batch = batch_of([(2, 30), (4, 7)], vocab=90)
+    logits = 8 * torch.randn(37, 100, dtype=dtype) + offset
+    logits[:, 95:] = -float("inf")
+    expected = torch.nn.functional.cross_entropy(logits.requires_grad_(), batch.target_ids, reduction="none")
+    losses, weight = rl.training.cross_entropy(logits, batch), torch.randn(37, dtype=dtype)
+    assert torch.allclose(losses, expected, rtol=0, atol=rtol * expected.max().item())
+    grads = [torch.autograd.grad((values * weight).sum(), logits)[0] for values in (losses, expected)]
+    assert torch.allclose(*grads, rtol=0, atol=rtol * weight.abs().max().item())

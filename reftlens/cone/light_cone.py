@@ -136,12 +136,14 @@ class Cone:
                 gather.last = each is passes[-1]
                 logits.append(self._run(each, [captured[n] for n in each.group], gather))
         if self.reuse.scored_only:
-            scored = logits[-1][: sum(counts)]
+            (scored,) = logits[-1:]  # a slice of all, or a split into one, would be copied once more by autograd
+            scored = scored if len(scored) == sum(counts) else scored[: sum(counts)]
         else:
             scored = torch.cat(logits) if order is None else torch.cat(logits)[order]
         sizes = [sum(count for count, row in zip(counts, rows, strict=True) if row.job == j) for j in range(len(jobs))]
         batches = [self.data[list(job.rows)].to(self.device) for job in jobs]
-        return [Scored(*parts) for parts in zip(jobs, batches, scored.split(sizes), strict=True)]
+        parts = scored.split(sizes) if len(jobs) > 1 else [scored]
+        return [Scored(*each) for each in zip(jobs, batches, parts, strict=True)]
 
     def _passes(self, rows: Sequence[_Row], joined_jobs: bool) -> list[_Pass]:
         """In what groups the rows are computed, and how."""
@@ -190,7 +192,7 @@ class Cone:
             tokens = win.cut(self.tidy.tokens[numbers])
             logits = forward_inside(self.body.model, tokens, mask, win.columns, cache)
         check_fired(each.edits)
-        return logits[0] if self.reuse.scored_only else logits[at]
+        return logits.squeeze(0) if self.reuse.scored_only else logits[at]
 
     def _edits(self, rows: Sequence[_Row], numbers: Int[Tensor, " rows"], win: Window) -> list[Edit]:
         """The edits of all jobs, those at the same place of their `ReFT` in one."""

@@ -7,16 +7,55 @@ minimised, so that accumulation does not change the result.
 """
 
 from collections.abc import Callable
+from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 from reftlens.text.batch import Batch
 
 Objective = Callable[[Tensor, Batch], Tensor]
 
+_ROWS = 16
+"""Rows of the logits whose exponentials are held at once."""
+
 
 def cross_entropy(logits: Float[Tensor, "targets vocab"], batch: Batch) -> Float[Tensor, " targets"]:
-    """Negative log-likelihood of each target token, in nats."""
-    return F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, batch.target_ids, reduction="none")
+    """Negative log-likelihood of each target token, in nats.
+
+    Raises:
+        ValueError: where there is not one row of logits for each target.
+    """
+    if len(logits) != len(batch.target_ids):
+        raise ValueError(f"{len(logits)} rows of logits for {len(batch.target_ids)} targets: expected one for each")
+    return _NegativeLogLikelihood.apply(logits.float() if logits.dtype.itemsize < 4 else logits, batch.target_ids)
+
+
+class _NegativeLogLikelihood(torch.autograd.Function):
+    """-log softmax(logits)[target], a few rows at a time.
+
+    torch's own writes four tensors as large as the logits, this one only their gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Float[Tensor, "targets vocab"], targets: Int[Tensor, " targets"]
+    ) -> Float[Tensor, " targets"]:
+        top, sums = logits.amax(dim=1, keepdim=True), logits.new_empty(len(logits), 1)
+        for part, highest, total in zip(logits.split(_ROWS), top.split(_ROWS), sums.split(_ROWS), strict=True):
+            torch.sum((part - highest).exp_(), dim=1, keepdim=True, out=total)
+        ctx.save_for_backward(logits, targets, top, sums)
+        return (sums.log() - (logits.gather(1, targets[:, None]) - top)).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Float[Tensor, " targets"]) -> tuple[Float[Tensor, "targets vocab"], None]:
+        logits, targets, top, sums = ctx.saved_tensors
+        out, scale = torch.empty_like(logits), grad[:, None]
+        for part, values, highest, share in zip(
+            *(x.split(_ROWS) for x in (out, logits, top, scale / sums)), strict=True
+        ):
+            torch.sub(values, highest, out=part).exp_().mul_(share)
+        return out.scatter_add_(1, targets[:, None], -scale), None
