@@ -215,7 +215,8 @@ def test_the_code_on_the_card_runs_for_its_own_kind(llama, hub, tmp_path, monkey
     make, how, line = CARDS[name]
     reft = make()
     data = rl.encode(llama, [rl.Example("the cat sat on the mat", " and looked")], **how)
-    data = data.with_sources({v: data for v in reft[0].variables}) if reft[0].variables else data
+    other = rl.encode(llama, [rl.Example("the dog ran on the hill", " and looked")], **how)
+    data = data.with_sources({v: other for v in reft[0].variables}) if reft[0].variables else data
     run = rl.fit(reft, llama, data, steps=2, progress=False)
     scores = {"share of | answers": "0.83 [0.71, 0.91]"}
     folder = rl.save(reft, tmp_path, llama, run=run, scores=scores)
