@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -50,6 +51,7 @@ def write_atomically(path: Path, payload: bytes) -> None:
         raise
 
 
+@cache
 def templates(folder: Path, *, html: bool = True) -> Environment:
     """The Jinja templates of a folder, where a name that is missing raises; of HTML, what is no markup is escaped."""
     return Environment(

@@ -153,14 +153,18 @@ def version_of(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
+def weights_versions(model: Bridge) -> tuple[int, ...]:
+    """Changes whenever torch counts a change of a weight, which it does not of one through `.data`."""
+    return tuple(n for p in model.original_model.parameters() for n in version_of(p))
+
+
 def weights_state(model: Bridge) -> tuple[int, ...]:
     """Changes whenever a weight of the model is written to, replaced or moved.
 
     torch counts no change that is made through `.data`: some 32 numbers of each weight are compared beside its version,
     which shows an update of a whole weight. A few other numbers written through `.data` are not noticed.
     """
-    parameters = list(model.original_model.parameters())
-    return *(n for p in parameters for n in version_of(p)), *_sampled(parameters)
+    return *weights_versions(model), *_sampled(list(model.original_model.parameters()))
 
 
 @torch.no_grad()

@@ -68,20 +68,21 @@ def takes_positions(model: Bridge) -> bool:
     return _trials[model.original_model][1].takes_positions if model.original_model in _trials else False
 
 
-def check_agrees(model: Bridge) -> None:
+def check_agrees(model: Bridge) -> Trial:
     """Raise `ValueError` where the bridge does not compute what the original model does, or breaks."""
-    differs, breaks = trial(model).differs, trial(model).breaks
-    if breaks:
+    tried = trial(model)
+    if tried.breaks:
         raise ValueError(
             f"the bridge of this {type(model.original_model).__name__} gives no logits for {_LONG} tokens "
-            f"({breaks[:100]}): choose another model, or another version of TransformerLens"
+            f"({tried.breaks[:100]}): choose another model, or another version of TransformerLens"
         )
-    if differs:
+    if tried.differs:
         raise ValueError(
             f"the bridge of this {type(model.original_model).__name__} and the transformers model inside it give "
-            f"logits that differ by {differs:.1g}, so nothing would be learned about the model itself: choose another "
-            "model, or another version of TransformerLens"
+            f"logits that differ by {tried.differs:.1g}, so nothing would be learned about the model itself: choose "
+            "another model, or another version of TransformerLens"
         )
+    return tried
 
 
 def check_predicts(model: Bridge) -> None:
@@ -91,8 +92,7 @@ def check_predicts(model: Bridge) -> None:
         ValueError: where the bridge and the original model differ, a token changes logits before it, or there are no
             logits for tokens.
     """
-    check_agrees(model)
-    name, tried = type(model.original_model).__name__, trial(model)
+    name, tried = type(model.original_model).__name__, check_agrees(model)
     if not tried.predicts:
         raise ValueError(f"{name} has no logits for tokens: load the class with its language model's head")
     if getattr(getattr(model.original_model, "config", None), "index_topk", None):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reftlens.bridge.protocol import device_of, version_of, weights_state
+from reftlens.bridge.protocol import device_of, version_of, weights_versions
 from reftlens.cone.prefix import Capture, Captured
 from reftlens.cone.reuse import Reuse
 
@@ -41,7 +41,7 @@ class RowStore:
     def prepare(self) -> None:
         """Capture all rows, if they are to be stored and this was not done before for the model as it is now."""
         data = self.capture.data
-        state = (*weights_state(self.capture.body.model), *version_of(data.tokens), *version_of(data.role))
+        state = (*weights_versions(self.capture.body.model), *version_of(data.tokens), *version_of(data.role))
         if self._state == state:
             return
         self._rows, self._state = {}, state
