@@ -1,7 +1,176 @@
-"""`python -m reftlens` is the command `reftlens`."""
+"""The command line: `demo` trains the emoji chatbot, `chat DIR` talks to a saved one, `report DIR` writes about it."""
 
+import argparse
+import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
 
-from reftlens.cli import main
+from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
+from reftlens.editing.reft import ReFT
+from reftlens.errors import ModelNotAvailable
+from reftlens.generation.decoding import Decoding
+from reftlens.generation.result import Generation
+from reftlens.generation.writing import stream
+from reftlens.reports.page import report
+from reftlens.storage.folder import RUN_FILE, SETTINGS_FILE, StoreMismatch, load, load_run, save
+from reftlens.tasks import emoji
+from reftlens.text.encoding import encode
+from reftlens.text.loading import load_examples
 
-sys.exit(main())
+STRENGTHS = (0.0, 0.5, 1.0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    for console in (sys.stdout, sys.stderr):
+        if isinstance(console, TextIOWrapper):  # what it cannot write becomes "?": no work is lost for an emoji
+            console.reconfigure(errors="replace")
+    try:
+        return options.run(options)
+    except (ModelNotAvailable, StoreMismatch, FileNotFoundError) as error:
+        print(f"reftlens: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print()
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="reftlens", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="train the emoji chatbot, show its answers, save it")
+    demo.add_argument("--out", type=Path, default=Path("runs/emoji"), help="folder to write to (default: runs/emoji)")
+    demo.add_argument("--seed", type=int, default=0, help="of initialisation and data order (default: 0)")
+    demo.add_argument("--steps", type=int, help="optimizer steps (default: the demo's own)")
+    demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    demo.set_defaults(run=run_demo)
+    chat = commands.add_parser("chat", help="talk to a model with a saved intervention")
+    chat.add_argument("--strength", type=float, default=1.0, help="0 is the unedited model (default: 1)")
+    chat.add_argument("--max-new-tokens", type=int, default=128)
+    chat.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    chat.set_defaults(run=run_chat)
+    about = commands.add_parser("report", help="write one HTML file about a saved intervention")
+    about.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: DIR/report.html)")
+    trained_on = "what it was trained on, JSONL with prompt and completion (default: the demo's examples)"
+    about.add_argument("--data", type=Path, metavar="FILE", help=trained_on)
+    about.add_argument("--chat", action="store_true", help="the prompts of FILE go into the chat template")
+    about.add_argument("--prompts", nargs="+", metavar="TEXT", help="what texts are written from")
+    about.add_argument("--seed", type=int, default=0, help="of resampling tests (default: 0)")
+    about.add_argument("--quiet", action="store_true", help="no progress bars")
+    about.set_defaults(run=run_report)
+    for command in (chat, about):
+        command.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
+        command.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
+    return parser
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Train, answer unseen questions at three strengths, write everything to a folder."""
+    model = load_model(progress=not options.quiet)
+    config = emoji.SETTINGS if options.steps is None else replace(emoji.SETTINGS, steps=options.steps)
+    reft, run = emoji.run(model, options.seed, config=config, progress=not options.quiet)
+    save(reft, options.out, model, run=run)
+    print(f"\n{model.cfg.model_name}: {reft.parameter_count(model)}")
+    for site, module in reft.items():
+        print(f"  {module.kind} of rank {module.rank} at {site.hook}, positions {site.positions}")
+    print(f"{len(run.losses)} steps in {run.seconds:.0f} s, loss {run.losses[0]:.2f} → {run.loss:.2f} nats per token\n")
+    questions = emoji.questions()
+    answers = {s: emoji.answers(reft, model, questions, strength=s) for s in STRENGTHS}
+    _write(options.out, questions, answers)
+    _show(questions, answers)
+    print(f"loss curve         {options.out / 'loss.png'}")
+    print(f"answers            {options.out / 'answers.jsonl'}")
+    print(f"saved intervention {options.out}")
+    print(f"\nTalk to it:        reftlens chat {options.out}")
+    print(f"Read about it:     reftlens report {options.out}")
+    return 0
+
+
+def _show(questions: list[str], answers: dict[float, Generation]) -> None:
+    for i, question in enumerate(questions):
+        print(question)
+        for strength, generation in answers.items():
+            print(f"  strength {strength:<4g}{' '.join(generation.texts[i].split())[:100]}")
+    print()
+    for strength, generation in answers.items():
+        count = sum(emoji.emoji_share(text) > 0.5 for text in generation.texts)
+        print(f"strength {strength:g}: {count} of {len(questions)} unseen questions answered mostly in emoji")
+    print(f"distinct answers at strength 1: {len(set(answers[1.0].texts))} of {len(questions)}\n")
+
+
+def _write(folder: Path, questions: list[str], answers: dict[float, Generation]) -> None:
+    columns = {"prompt": questions} | {f"strength {s:g}": list(g.texts) for s, g in answers.items()}
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def run_chat(options: argparse.Namespace) -> int:
+    """Read lines, answer each with the edited model, until end of input or an empty line."""
+    model, reft = _loaded(options.folder, options.model, progress=True)
+    print(_explanation(reft, options.strength))
+    decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+    turns: list[dict[str, str]] = []
+    while line := _line():
+        turns.append({"role": "user", "content": line})
+        reply = ""
+        for piece in stream(reft, model, turns, decoding, chat=True, variant=options.strength):
+            print(piece, end="", flush=True)
+            reply += piece
+        print("\n")
+        turns.append({"role": "assistant", "content": reply})
+    return 0
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Write the report of a saved intervention."""
+    progress, folder = not options.quiet, options.folder
+    model, reft = _loaded(folder, options.model, progress=progress)
+    run = load_run(folder) if (folder / RUN_FILE).is_file() else None
+    demo, chat = options.data is None, options.chat or options.data is None
+    data = encode(model, load_examples(options.data or emoji.data_file("emoji.jsonl")), chat=chat)
+    if demo and (run is None or run.data_hash != data.fingerprint):
+        raise StoreMismatch(f"{folder} was not trained on the demo's examples: pass what it was trained on as --data")
+    of_demo = {"prompts": emoji.questions()[:4], "score": emoji.emoji_share, "decoding": emoji.DECODING} if demo else {}
+    settings = of_demo | ({"prompts": options.prompts} if options.prompts else {})
+    path = options.out or folder / "report.html"
+    report(reft, model, data, path, run=run, seed=options.seed, progress=progress, **settings)
+    print(path)
+    return 0
+
+
+def _loaded(folder: Path, name: str | None, *, progress: bool) -> tuple[Any, ReFT]:
+    """The model that a saved intervention was trained on (or another one), and the intervention."""
+    settings = folder / SETTINGS_FILE
+    if not settings.is_file():
+        raise FileNotFoundError(f"{folder} holds no {SETTINGS_FILE}: run `reftlens demo` first, or save() one")
+    trained_on = json.loads(settings.read_text(encoding="utf-8"))["model"]
+    default = None if trained_on["name"] == DEFAULT_MODEL else trained_on["name"]
+    model = load_model(name or trained_on["source"].get("wheel") or default, progress=progress)
+    return model, load(folder, model)
+
+
+def _explanation(reft: ReFT, strength: float) -> str:
+    places = ", ".join(f"{site.hook} at {site.positions}" for site in reft.sites)
+    return (
+        f"Edits: {places}; strength {strength:g}.\n"
+        "Each turn gives the model the whole conversation as one new prompt. Positions count in that prompt: the "
+        "last\ntokens are those that open the model's new answer, so every answer is edited at its own start, and the "
+        "text of\nearlier turns is read unedited. An empty line ends the chat.\n"
+    )
+
+
+def _line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

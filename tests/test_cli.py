@@ -17,14 +17,14 @@ def _run(*arguments, **kwargs):
 
 
 def test_chat_names_a_folder_that_holds_nothing(tmp_path, capsys):
-    from reftlens.cli import main
+    from reftlens.__main__ import main
 
     assert main(["chat", str(tmp_path)]) == 1
     assert "holds no reft.json" in capsys.readouterr().err
 
 
 def test_a_command_is_required(capsys):
-    from reftlens.cli import main
+    from reftlens.__main__ import main
 
     with pytest.raises(SystemExit) as stop:
         main([])
@@ -52,7 +52,7 @@ def test_the_demo_writes_what_it_says_and_chat_talks_to_it(tmp_path):
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
 def test_the_work_is_saved_and_told_whatever_the_console_can_write(tmp_path, monkeypatch, encoding):
     """With no `errors=` of its own, as Python's console has none."""
-    from reftlens import cli
+    from reftlens import __main__ as cli
 
     model = architectures.fresh_bridge("llama")
     monkeypatch.setattr(cli, "load_model", lambda *args, **kwargs: model)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "reftlens"
 ORDER = (
     "errors, files, figures, numbers | bridge | interventions | text | editing | cone | scoring generation | "
     "training | storage | analysis.statistics, analysis.subspaces, analysis.places, analysis.strength, "
-    "analysis.causal | widgets tasks | reports | cli | __init__ | __main__"
+    "analysis.causal | widgets tasks | reports | __main__ | __init__"
 )
 PLACES: dict[str, tuple[int, int]] = {
     word: (bar, comma)
@@ -111,8 +111,8 @@ def bare_excepts(file, tree):
 
 def prints(file, tree):
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and file != "cli.py":
-            yield node.lineno, "print: only cli.py writes to the screen"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and file != "__main__.py":
+            yield node.lineno, "print: only __main__.py writes to the screen"
 
 
 def model_calls(file, tree):
@@ -197,7 +197,7 @@ MORE_OFFENCES = [
     (upward_imports, "from reftlens import generate"),
     (upward_imports, "from reftlens import ReFT"),
     (upward_imports, "import reftlens"),
-    (upward_imports, "import reftlens.cli"),
+    (upward_imports, "import reftlens.__main__"),
     (upward_imports, "def f():\n    from reftlens.tasks.emoji import run"),
     (upward_imports, "from .engine import forward"),
     (upward_imports, "from reftlens.storage.folder import load"),
@@ -292,7 +292,7 @@ def test_words_side_by_side_do_not_import_each_other(file, source):
         ("analysis/causal/scores.py", "from reftlens.analysis.places.measuring import effects"),
         ("tasks/emoji.py", "from reftlens.tasks.task import Task"),
         ("cone/scorer.py", "from reftlens.cone.full import Full"),
-        ("cli.py", "from reftlens import figures"),
+        ("__main__.py", "from reftlens import figures"),
     ],
 )
 def test_words_to_the_left_and_files_of_the_same_folder_may_be_imported(file, source):

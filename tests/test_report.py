@@ -369,7 +369,7 @@ def test_the_package_holds_the_files_of_the_page():
 
 
 def test_the_command_names_what_is_missing(tmp_path, capsys):
-    from reftlens.cli import main
+    from reftlens.__main__ import main
 
     assert main(["report", str(tmp_path)]) == 1
     assert "holds no reft.json" in capsys.readouterr().err
@@ -377,7 +377,7 @@ def test_the_command_names_what_is_missing(tmp_path, capsys):
 
 def test_the_command_writes_the_report_of_a_folder(tmp_path, monkeypatch, capsys, without_charts):
     import reftlens as rl
-    from reftlens import cli
+    from reftlens import __main__ as cli
 
     model, data, reft, run = trained()
     rl.save(reft, tmp_path, model, run=run)
