@@ -36,6 +36,12 @@ class TrainingDiverged(FloatingPointError):
     """A loss or gradient became NaN or infinite; the message names the step and the likely cause."""
 
 
+def in_brief(error: BaseException) -> str:
+    """The class of an error, and the beginning of what it says, in one line."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    return text if len(text) <= 160 else f"{text[:160]}…"
+
+
 def check_one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raise `ValueError` where the argument `name` has a value that is none of those allowed."""
     allowed = tuple(allowed)

@@ -243,3 +243,49 @@ def test_a_users_hook_is_not_called_for_the_check():
     with model.hooks(fwd_hooks=[("blocks.0.hook_out", lambda h, hook: seen.append(h.shape))]):
         written(model, everywhere())
     assert seen[0][:2] == (3, 9) and len(seen) == 5, "the prompts, and four tokens"
+
+
+def failing(model, exception):
+    """An edit whose own code raises, and what computes with it."""
+    import reftlens as rl
+
+    class Failing(rl.interventions.LobiReFT):
+        def forward(self, h, *args, **kwargs):
+            raise exception
+
+    reft = rl.ReFT({rl.resid_post(1, "last"): Failing(D, rank=2)})
+    return [
+        lambda: rl.generate(reft, model, ["the cat"], rl.Decoding(max_new_tokens=2)),
+        lambda: rl.evaluate(reft, model, data(model), progress=False),
+        lambda: rl.fit(reft, model, data(model), steps=1, progress=False),
+    ]
+
+
+@pytest.mark.parametrize("exception", [RuntimeError("a mistake of one's own"), KeyError("k"), ValueError("x\ny" * 200)])
+def test_an_error_of_the_edit_itself_is_raised_and_not_remembered_of_the_model(exception):
+    import reftlens as rl
+
+    model = fresh_bridge("llama")
+    for call in failing(model, exception):
+        with pytest.raises(type(exception)):
+            call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        working = rl.ReFT({rl.resid_post(1, "last"): rl.interventions.LobiReFT(D, rank=2)})
+        rl.generate(working, model, ["the cat"], rl.Decoding(max_new_tokens=2))
+        assert rl.fit(working, model, data(model), steps=1, progress=False).computation.startswith("light cone")
+
+
+def test_a_cache_that_fails_is_named_in_one_line(monkeypatch):
+    from transformers import DynamicCache
+
+    model = fresh_bridge("gpt2")
+    expected = written(bridge("gpt2"), everywhere())
+
+    def update(self, keys, values, layer, *args, **kwargs):
+        raise TypeError("no cache here\n" + "and here is why " * 40)
+
+    monkeypatch.setattr(DynamicCache, "update", update)
+    with pytest.warns(UserWarning, match="stored keys and values failed: TypeError: no cache here") as seen:
+        assert written(model, everywhere()).ids == expected.ids
+    assert all("\n" not in str(w.message) for w in seen)

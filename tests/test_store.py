@@ -713,7 +713,7 @@ def test_a_record_rewritten_without_a_change_still_loads(gpt2, saved):
 
 
 MISFITS = {
-    "format": (lambda r, t: r.update(format=1), r"has format 1, and this reftlens reads format 2"),
+    "format": (lambda r, t: r.update(format=1), r"has format 1, and this reftlens reads format 3"),
     "no format": (lambda r, t: r.update(format=None), r"has format None"),
     "kind": (lambda r, t: r["interventions"][0].update(kind="LoRA"), r"kind 'LoRA', and the known ones are LoReFT"),
     "a kind that is a path": (
@@ -847,7 +847,7 @@ def test_the_record_says_everything_that_the_issue_lists(gpt2, tmp_path):
 
     rl.save(_lo(activation="relu", dropout=0.5), tmp_path, gpt2)
     record = json.loads((tmp_path / "reft.json").read_text())
-    assert record["format"] == 2
+    assert record["format"] == 3
     assert record["interventions"] == [
         {
             "kind": "LoReFT",

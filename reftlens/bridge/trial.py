@@ -19,6 +19,7 @@ from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import muted
 from reftlens.bridge.parts import originals
 from reftlens.bridge.protocol import Bridge, device_of, weights_state
+from reftlens.errors import in_brief
 
 _SHORT, _LONG = 7, 23
 """Tokens of two rows, one the beginning of the other."""
@@ -74,7 +75,7 @@ def check_agrees(model: Bridge) -> Trial:
     if tried.breaks:
         raise ValueError(
             f"the bridge of this {type(model.original_model).__name__} gives no logits for {_LONG} tokens "
-            f"({tried.breaks[:100]}): choose another model, or another version of TransformerLens"
+            f"({tried.breaks}): choose another model, or another version of TransformerLens"
         )
     if tried.differs:
         raise ValueError(
@@ -121,7 +122,7 @@ def _measured(model: Bridge, *, comparable: bool) -> Trial:
             raise
         except Exception as error:
             fits = getattr(model.cfg, "n_ctx", 0) >= _LONG
-            return Trial(breaks=f"{type(error).__name__}: {error}".splitlines()[0] if fits else "")
+            return Trial(breaks=in_brief(error) if fits else "")
     if not isinstance(whole, Tensor) or whole.ndim != 3 or whole.shape[:2] != tokens.shape:
         return Trial(predicts=False)
     limit = _LIMITS.get(whole.dtype, 0.1)

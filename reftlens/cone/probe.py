@@ -23,7 +23,7 @@ from reftlens.editing.bound import Bound, bound_to
 from reftlens.editing.reft import training_mode
 from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
-from reftlens.errors import NotFinite, check_finite
+from reftlens.errors import NotFinite, check_finite, in_brief
 from reftlens.text.batch import Batch, batch_from_rows
 from reftlens.text.positions import First, Last
 from reftlens.text.view import Role
@@ -102,11 +102,11 @@ class Probe:
         with ExitStack() as stack:
             for module in modules:
                 stack.enter_context(training_mode(module, training=False))
+            expected = _Sums.of(full, jobs, list(parameters.values()))
             try:
-                expected = _Sums.of(full, jobs, list(parameters.values()))
                 measured = _Sums.of(cone, jobs, list(parameters.values()))
             except Exception as error:  # whatever a model's own code says to a stored cache: it cannot be reused
-                return f"computing with stored keys and values failed: {type(error).__name__}: {error}"
+                return f"computing with stored keys and values failed: {in_brief(error)}"
         return difference(measured.all, expected.all, narrow=self._narrow)
 
 

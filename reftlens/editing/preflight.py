@@ -20,6 +20,7 @@ from reftlens.bridge.protocol import Bridge, check_model, device_of, frozen, gra
 from reftlens.bridge.trial import check_agrees
 from reftlens.editing.engine import forward, hooked
 from reftlens.editing.reft import ReFT
+from reftlens.errors import in_brief
 from reftlens.figures import DataFrame
 
 _ROWS, _LENGTH = 2, 11  # two rows, and a length that is no usual number of heads
@@ -168,7 +169,7 @@ def _probe(model: Bridge, points: Sequence[HookPoint]) -> _Seen:
         for point in points:
             kinds.setdefault(re.sub(r"\d+", "", point.name or ""), []).append(point)
         if len(kinds) == 1:
-            return dict.fromkeys(points, ((), f"an edit there breaks the bridge ({type(error).__name__}: {error})"))
+            return dict.fromkeys(points, ((), f"an edit there breaks the bridge ({in_brief(error)})"))
         return {p: seen for kind in kinds.values() for p, seen in _probe(model, kind).items()}
 
 

@@ -19,7 +19,7 @@ from reftlens.cone.probe import difference, verdicts_of
 from reftlens.cone.spans import within_block
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
-from reftlens.errors import NotFinite
+from reftlens.errors import NotFinite, in_brief
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.prompt_cache import PromptCache, prefill
 from reftlens.generation.session import Session
@@ -66,19 +66,22 @@ def _problem(session: Session, obstacle: str) -> str:
     room = session.model.cfg.n_ctx - _WRITTEN - 1
     if room < 2:
         return ""
+    (short, written), problem = _short(session, room, obstacle), ""
+    logits: list[Tensor] = []
     try:
-        short, written = _short(session, room, obstacle)
-        logits = [short.next_logits()]
+        logits.append(short.next_logits())
         back = torch.arange(len(short.rows), device=logits[0].device).flip(0)
         for tokens in written:
             short.append(tokens)
             short.take(back)  # as beams change places
             logits = [*(step[back] for step in logits), short.next_logits()]
-        alone = [short.logits_alone(row)[-len(logits) :] for row in range(len(short.rows))]
     except NotFinite:
         raise
     except Exception as error:  # whatever a model's own code says to a cache
-        return f"writing with stored keys and values failed: {type(error).__name__}: {error}"
+        problem = f"writing with stored keys and values failed: {in_brief(error)}"
+    alone = [short.logits_alone(row)[-max(1, len(logits)) :] for row in range(len(short.rows))]  # the edit's own errors
+    if problem:
+        return problem
     dtype = next(session.model.original_model.parameters()).dtype
     return difference([torch.stack(logits, dim=1)], [torch.stack(alone)], narrow=dtype.itemsize < 4)
 

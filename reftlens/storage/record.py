@@ -15,7 +15,7 @@ from reftlens.errors import StoreMismatch
 from reftlens.interventions import KINDS, Intervention
 from reftlens.training.result import library_versions
 
-FORMAT = 2
+FORMAT = 3
 _DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
