@@ -42,7 +42,7 @@ The three start from one basis and have the same first loss ({losses}).
   the end of the next, told by `torch.optim.optimizer.register_optimizer_step_post_hook`. It reads the sources once,
   before the first step. Its task logits are those of the whole vocabulary at the last position, as in the others.
 - *reftlens*: the public `rl.fit`, time from one `on_step` to the next: gradient clipping, schedule, record and all.
-  Sources, capture and the check of the first batch come once, before the steps that are timed.
+  Sources, capture and the check of the way of computing come once, before the steps that are timed.
 """
 
 MAP = """

@@ -37,7 +37,7 @@ two cores ({machine}; torch {torch}, transformers {transformers}). The *floor* i
 scaled-dot-product attention, a bare low-rank edit at the same place and logits at the targets only; once computing
 everything, once with the same reuse, written for the shape by hand. pyreft 0.1.0 with pyvene 0.1.8 runs in an
 environment of its own. A reftlens step is one of the public `rl.fit`: gradient clipping, schedule, record and all.
-Capture and the check of the first batch happen once, before the steps that are timed; peak memory includes them.
+Capture and the check of the way of computing happen once, before the steps that are timed; peak memory includes them.
 Tokens are random; the lengths in (e) are made up, with two thirds of the tokens of the padded batch being padding.
 
 """
