@@ -132,17 +132,28 @@ def stream_readers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tenso
 def _direct(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tensor, "d out"]]]:
     """The one weight that reads a site which is not part of the residual stream; nothing for one that is."""
     bridge: Any = model
+    if resolve_hook(model, site.hook).name == "ln_final.hook_out":
+        yield "unembed", bridge.W_U.detach().cpu().double()
+    elif (projection := projection_at(model, site)) is not None:
+        yield projection
+
+
+def projection_at(model: Bridge, site: Site) -> tuple[str, Float[Tensor, "width d"]] | None:
+    """The output projection that reads neurons (`blocks.3.mlp.out`) or z (`blocks.3.attn.o`); None at other sites.
+
+    With the rows of the site's heads only. float64 on the CPU.
+    """
+    bridge: Any = model
     name = resolve_hook(model, site.hook).name or site.hook
     output = re.fullmatch(r"blocks\.(\d+)\.(mlp\.out|attn\.o)\.hook_in", name)
-    if name == "ln_final.hook_out":
-        yield "unembed", bridge.W_U.detach().cpu().double()
-    elif output:
-        reader = name.removesuffix(".hook_in")
-        weight = weight_of(bridge.blocks[int(output[1])], reader, "W_out" if output[2] == "mlp.out" else "W_O")
-        if weight.ndim == 3:
-            heads = weight if site.heads is None else weight[list(site.heads)]
-            weight = rearrange(heads, "head d_head d -> (head d_head) d")
-        yield reader, weight
+    if output is None:
+        return None
+    reader = name.removesuffix(".hook_in")
+    weight = weight_of(bridge.blocks[int(output[1])], reader, "W_out" if output[2] == "mlp.out" else "W_O")
+    if weight.ndim == 3:
+        heads = weight if site.heads is None else weight[list(site.heads)]
+        weight = rearrange(heads, "head d_head d -> (head d_head) d")
+    return reader, weight
 
 
 def first_reader(model: Bridge, site: Site) -> tuple[int, bool]:

@@ -147,13 +147,18 @@ def stream_writers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tenso
 def _output(block: Any, i: int, part: str) -> Iterator[tuple[str, Float[Tensor, "d out"]]]:
     """What attention or the MLP of a block adds, through the gain of a norm behind it."""
     rows = weight_of(block, f"blocks.{i}.{part}", "W_O" if part == "attn" else "W_out")
-    norm = getattr(block, "ln1_post" if part == "attn" else "ln2_post", None)
-    rows = rows if norm is None else rows * gain_of(norm)
+    rows = _past_norm(block, part, rows)
     if part == "mlp":
         yield f"blocks.{i}.mlp.out", rows.T
     else:
         for head, matrix in enumerate(rows):
             yield f"blocks.{i}.attn.o.{head}", matrix.T
+
+
+def _past_norm(block: Any, part: str, rows: Float[Tensor, "*width d"]) -> Float[Tensor, "*width d"]:
+    """What attention or the MLP adds, through the gain of the norm behind it, where there is one."""
+    norm = getattr(block, "ln1_post" if part == "attn" else "ln2_post", None)
+    return rows if norm is None else rows * gain_of(norm)
 
 
 def _share_of(name: str, role: Role, weight: Tensor, basis: Float[Tensor, "d rank"], depth: int) -> WeightShare:
