@@ -199,11 +199,43 @@ def test_the_spread_of_a_share_is_that_of_random_subspaces():
         assert shares.std().item() == pytest.approx(chance.spread, rel=0.25), "4 standard errors"
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_a_subspace_of_neurons_or_heads_is_compared_as_what_it_writes(name):
+    import reftlens as rl
+
+    model = bridge(name)
+    for site, stream, width in (
+        (rl.mlp_post(1, "last"), rl.mlp_out(1, "last"), 48),
+        (rl.attn_z(1, "last", heads=[3, 0]), rl.attn_out(1, "last"), 16),
+        (rl.attn_z(1, "last"), rl.attn_out(1, "last"), D),
+    ):
+        writes = dict(_writers(model, stream))
+        heads = [f"blocks.1.attn.o.{i}" for i in (site.heads or range(4))]
+        matrix = torch.cat([writes[w] for w in (heads if stream.hook.endswith("attn_out") else writes)], dim=1)
+        basis = _frame(2, 0, width)
+        written = rl.interventions.orthonormal(matrix @ basis.double())
+        through, plain = _weights(_at(site, basis), model), _weights(_at(stream, written), model)
+        assert [r.weight for r in through.rows] == [r.weight for r in plain.rows] and through.site == site
+        shares = [[r.share for r in result.rows] for result in (through, plain)]
+        assert shares[0] == pytest.approx(shares[1], rel=1e-5)
+
+
+def test_one_head_writes_into_its_own_span_and_is_told_from_the_others():
+    import reftlens as rl
+
+    shares = _weights(_at(rl.attn_z(1, "last", heads=2), torch.eye(8)), bridge("gpt2"))
+    assert shares.rank == 8 and shares["blocks.1.attn.o.2"].share == pytest.approx(1.0)
+    assert all(shares[f"blocks.1.attn.o.{i}"].share < 0.6 for i in (0, 1, 3)) and "blocks.0.attn.o.2" not in str(shares)
+
+
 def test_sites_outside_the_stream_are_refused():
     import reftlens as rl
 
-    with pytest.raises(ValueError, match="directly are not known"):
-        _weights(_at(rl.attn_z(1, "last"), _frame(2, 0, D)), bridge("gpt2"))
+    for site in (rl.attn_q(1, "last"), rl.final_norm("last"), rl.Site("blocks.1.mlp.hook_pre", "last")):
+        with pytest.raises(ValueError, match=r"not part of the residual stream.*mid, resid_post, attn_out or mlp_out$"):
+            _weights(_at(site, _frame(2, 0, D)), bridge("gpt2"))
+    with pytest.raises(ValueError, match="width 32, and what reads them 48"):
+        _weights(_at(rl.mlp_post(1, "last"), _frame(2, 0, D)), bridge("gpt2"))
 
 
 def test_weights_have_a_figure_and_a_table():

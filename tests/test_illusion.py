@@ -323,7 +323,7 @@ def test_what_cannot_be_split_is_said():
         subspace_illusion(rl.ReFT({site: rl.interventions.BoundlessDAS(D_MLP, rank=2)}), model, data)
     with pytest.raises(ValueError, match="no source"):
         _meter(truth, truth.real, pairs(truth.value, 8, 1)[1])
-    with pytest.raises(ValueError, match=r"the weights that read blocks.1.attn.hook_q directly are not known"):
+    with pytest.raises(ValueError, match=r"blocks.1.attn.hook_q is not part of the residual stream, and no weight"):
         seen_split(model, rl.attn_q(1, "last"))
     with pytest.raises(ValueError, match=r"matches none of the weights.*blocks.1.mlp.out"):
         seen_split(model, site, readers="unembed")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from planted import ANSWERS, CORNERS, pairs, planted
 
-from architectures import D, bridge
+from architectures import D, bridge, fresh_bridge
 
 
 def _steer(vector, site=None):
@@ -57,6 +57,55 @@ def test_what_is_read_is_the_final_norm_and_the_unembedding(name):
     assert [r.id for r in tokens.rows[5:]] == expected.indices.flip(0)[:5].tolist()
     longer = _tokens(_steer(100 * vector), model, top=5)
     assert [r.id for r in longer.rows] == [r.id for r in tokens.rows]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_neurons_and_heads_are_read_as_what_they_write(name):
+    """Oracle: a vector at the stream that is the row of W_out, the rows of W_O, times the gain of a norm behind."""
+    import reftlens as rl
+
+    model = bridge(name)
+    block, g = model.blocks[1], torch.Generator().manual_seed(0)
+    gains = [getattr(block, n, None) for n in ("ln2_post", "ln1_post")]
+    mlp, attention = (1.0 if n is None else n.weight.detach() + float(n.uses_weight_offset) for n in gains)
+    neuron, heads = torch.eye(48)[5], torch.randn(16, generator=g)
+    for site, vector, written in (
+        (rl.mlp_post(1, "last"), neuron, block.mlp.W_out.detach()[5] * mlp),
+        (rl.attn_z(1, "last", [2, 0]), heads, heads @ block.attn.W_O.detach()[[2, 0]].flatten(0, 1) * attention),
+        (rl.attn_z(1, "last"), torch.ones(D), block.attn.W_O.detach().sum(dim=(0, 1)) * attention),
+    ):
+        tokens = _tokens(rl.ReFT({site: rl.SteeringVector(len(vector), vector)}), model, top=4)
+        stream = _tokens(_steer(written, rl.resid_post(1, "last")), model, top=4)
+        assert [r.id for r in tokens.rows] == [r.id for r in stream.rows] and tokens.basis.shape == (len(vector), 1)
+        assert [r.logit for r in tokens.rows] == pytest.approx([r.logit for r in stream.rows], abs=1e-4)
+        assert 0 < tokens.chance != stream.chance, "random directions pass through the projection, too"
+
+
+def test_neurons_that_write_nothing_promote_nothing():
+    import reftlens as rl
+
+    model = fresh_bridge("gpt2")
+    with torch.no_grad():
+        model.blocks[1].mlp.W_out[:24] = 0
+    silent, loud = (rl.SteeringVector(48, torch.cat([torch.eye(2)[i]] * 24)) for i in (0, 1))
+    with torch.no_grad():
+        silent.vector.copy_(torch.arange(48) < 24)
+    site = rl.mlp_post(1, "last")
+    assert all(r.logit == 0 for r in _tokens(rl.ReFT({site: silent}), model).rows)
+    assert _tokens(rl.ReFT({site: loud}), model).rows[0].logit > 0
+
+
+def test_principal_axes_of_neurons_are_read_with_data():
+    import reftlens as rl
+
+    model = bridge("llama")
+    data = rl.encode(model, [rl.Example(f"the cat sat on the mat {i}", " over the green hill") for i in range(6)])
+    reft = rl.ReFT({rl.mlp_post(1, "last"): rl.LoReFT(48, rank=2)})
+    reft.reset(0)
+    tokens = _tokens(reft, model, data=data)
+    assert tokens.principal and tokens.basis.shape == (48, 2)
+    axis = _tokens(rl.ReFT({rl.mlp_post(1, "last"): rl.SteeringVector(48, tokens.basis[:, 0].float())}), model)
+    assert tokens.top(0) == axis.top(0)
 
 
 def test_with_data_the_directions_are_the_canonical_ones():
@@ -135,9 +184,11 @@ def test_what_the_unembedding_cannot_read_is_refused():
     import reftlens as rl
 
     model = bridge("gpt2")
-    for site, width in ((rl.attn_z(1, "last"), D), (rl.mlp_post(1, "last"), 48)):
-        with pytest.raises(ValueError, match="not known"):
-            _tokens(rl.ReFT({site: rl.LoReFT(width, 2)}), model)
+    for site in (rl.attn_q(1, "last"), rl.attn_v(1, "last")):
+        with pytest.raises(ValueError, match=r"not part of the residual stream.*use resid_pre"):
+            _tokens(rl.ReFT({site: rl.LoReFT(D, 2)}), model)
+    with pytest.raises(ValueError, match=r"width 16, and what reads them 8"):
+        _tokens(rl.ReFT({rl.attn_z(1, "last", heads=1): rl.LoReFT(16, 2)}), model)
     with pytest.raises(ValueError, match="is zero"):
         _tokens(_steer(torch.zeros(D)), model)
     with pytest.raises(ValueError, match="directions="):

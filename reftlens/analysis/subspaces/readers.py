@@ -172,8 +172,8 @@ def first_reader(model: Bridge, site: Site) -> tuple[int, bool]:
             parallel = alias == "hook_attn_out" and getattr(model.cfg, "parallel_attn_mlp", False)
             return int(block[1]) + (1 if parallel else later), parallel or attention
     raise ValueError(
-        f"the weights that read {site.hook} directly are not known: use resid_pre, resid_mid, resid_post, attn_out, "
-        "mlp_out, mlp_post, attn_z or final_norm"
+        f"{site.hook} is not part of the residual stream, and no weight is known that reads it alone: use resid_pre, "
+        "resid_mid, resid_post, attn_out or mlp_out"
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.tools.analysis.interchange import random_basis
@@ -14,7 +15,7 @@ from transformer_lens.tools.analysis.logit_lens import logit_readout
 from reftlens import figures
 from reftlens.analysis.subspaces.frame import PrincipalFrame, directions_of, site_frame
 from reftlens.analysis.subspaces.geometry import columns_of, site_index
-from reftlens.analysis.subspaces.readers import first_reader
+from reftlens.analysis.subspaces.weights import into_stream
 from reftlens.bridge.protocol import Bridge, device_of, resolve_hook
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
@@ -113,13 +114,16 @@ def direction_tokens(
     batch_size: int = 16,
     progress: bool = True,
 ) -> DirectionTokens:
-    """Tokens that each direction of a residual-stream site promotes and suppresses.
+    """Tokens that each direction at the residual stream, or written to it, promotes and suppresses.
 
     `(L(v) - L(-v)) / 2`, `L` the final norm, the unembedding and any soft-cap after it (`logit_readout` of
     TransformerLens): biases cancel. The norm gives `v` the length √d, so the logits have no scale of their own: they
     compare tokens, and a direction with random ones. Reading a middle layer so assumes that the blocks after it pass
     the direction on; a Jacobian lens puts `J v` in place of `v`, `J` the mean derivative of the last block's output
     (Gurnee et al. 2026, as TransformerLens fits it).
+
+    A direction of neurons or of z is read as what the output projection makes of it, `W_outᵀ v` or `W_Oᵀ v` of the
+    site's heads; so are the random directions that it is compared with.
 
     Args:
         data: read the principal frame over it (principal axes of the edit, each towards the mean edit), or the one
@@ -160,10 +164,13 @@ class _Lens:
     jacobian: JacobianLens | None
     layer: int
     norm: bool
+    projection: Float[Tensor, "width d"] | None = None
+    """What takes directions of the site to the residual stream; None where they are there."""
 
-    def logits(self, columns: Float[Tensor, "d n"]) -> Float[Tensor, "n vocab"]:
+    def logits(self, columns: Float[Tensor, "width n"]) -> Float[Tensor, "n vocab"]:
         """`(L(v) - L(-v)) / 2` of each column."""
-        vectors = columns.T.to(device_of(self.model), torch.float32)
+        written = columns if self.projection is None else F.normalize(self.projection.T @ columns, dim=0)
+        vectors = written.T.to(device_of(self.model), torch.float32)
         if self.jacobian is not None and self.layer in self.jacobian.jacobians:
             vectors = self.jacobian.transport(vectors, self.layer)
         up, down = (logit_readout(self.model, v, apply_ln=self.norm).values for v in (vectors, -vectors))
@@ -176,13 +183,11 @@ def _lens(model: Bridge, site: Site, d: int, lens: Literal["logit"] | JacobianLe
         if isinstance(lens, JacobianLens):
             raise ValueError('the final norm is behind the last block: read it by lens="logit"')
         return _Lens(model, None, int(model.cfg.n_layers), False)
-    first_reader(model, site)  # raises where the unembedding does not read what is there
-    if d != model.cfg.d_model:
-        raise ValueError(f"{site} has vectors of width {d}, and the unembedding reads {model.cfg.d_model}")
+    _, projection = into_stream(model, site, d)
     if not isinstance(lens, JacobianLens):
         if lens != "logit":
             raise ValueError(f'lens={lens!r}, expected "logit" or JacobianLens.fit(model, texts, corpus="…")')
-        return _Lens(model, None, -1, True)
+        return _Lens(model, None, -1, True, projection)
     lens.validate_model(model)
     hooks, last = model.hook_dict, int(model.cfg.n_layers) - 1
     for layer in range(last + 1):

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, overlap_of, site_index, span
-from reftlens.analysis.subspaces.readers import first_reader, gain_of, stream_readers, weight_of
+from reftlens.analysis.subspaces.readers import (
+    first_reader,
+    gain_of,
+    projection_at,
+    stream_readers,
+    weight_of,
+)
 from reftlens.bridge.protocol import Bridge, resolve_hook
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
@@ -94,7 +100,10 @@ class WeightOverlap:
 
 @torch.no_grad()
 def weight_overlap(reft: ReFT, model: Bridge, *, site: Site | int | None = None) -> WeightOverlap:
-    """How much of each weight lies in the subspace learned at a site of the residual stream.
+    """How much of each weight lies in the subspace learned at a site of the residual stream, or written to it.
+
+    A subspace of neurons or of z is taken to the residual stream by the output projection, `W_outᵀ B` or `W_Oᵀ B` of
+    the site's heads, and compared there with that projection and with what reads what it adds.
 
     Writers, all before the site: attention heads and MLPs (through the norm after them, where there is one), the
     embeddings. Readers, all after it: q, k, v of each head, MLP in (gate and up), the unembedding, each with the gain
@@ -104,13 +113,16 @@ def weight_overlap(reft: ReFT, model: Bridge, *, site: Site | int | None = None)
     left out.
 
     Raises:
-        ValueError: for a site that is not part of the residual stream, or blocks whose weights are not known.
+        ValueError: for a site that is neither part of the residual stream nor read by an output projection, or blocks
+            whose weights are not known.
     """
     place = reft.sites[site_index(reft, site)]
-    basis = span(columns_of(reft[place])).basis
+    stream, projection = into_stream(model, place, reft[place].d)
+    columns = columns_of(reft[place])
+    basis = span(columns if projection is None else projection.T @ columns.cpu().double()).basis
     sides: tuple[tuple[Role, Iterator[tuple[str, Tensor]]], ...] = (
-        ("writes", stream_writers(model, place)),
-        ("reads", stream_readers(model, place)),
+        ("writes", stream_writers(model, stream)),
+        ("reads", stream_readers(model, stream)),
     )
     rows = [
         _share_of(name, role, weight, basis, int(model.cfg.n_layers))
@@ -119,6 +131,28 @@ def weight_overlap(reft: ReFT, model: Bridge, *, site: Site | int | None = None)
         if bool(weight.any())
     ]
     return WeightOverlap(place, basis.shape[1], tuple(rows))
+
+
+def into_stream(model: Bridge, site: Site, d: int) -> tuple[Site, Float[Tensor, "width d"] | None]:
+    """Where what is edited at a site joins the residual stream, and the weight that takes its `d` dimensions there.
+
+    The weight is None where the site is not behind an output projection. The gain of a norm between the two is
+    multiplied in; its division by the length is left out, as it is not linear. float64 on the CPU.
+
+    Raises:
+        ValueError: for a site that is neither part of the stream nor read by an output projection, or of other width.
+    """
+    bridge: Any = model
+    stream, matrix, projection = site, None, projection_at(model, site)
+    if projection is not None:
+        _, i, part, _ = projection[0].split(".")
+        stream = Site(f"blocks.{i}.hook_{part}_out", site.positions)
+        matrix = _past_norm(bridge.blocks[int(i)], part, projection[1])
+    first_reader(model, stream)  # raises where the site is not part of the stream
+    width = int(model.cfg.d_model) if matrix is None else len(matrix)
+    if d != width:
+        raise ValueError(f"the intervention at {site} has vectors of width {d}, and what reads them {width}")
+    return stream, matrix
 
 
 def stream_writers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tensor, "d out"]]]:
