@@ -332,6 +332,30 @@ def test_hooks_are_gone_after_a_refusal_of_a_later_site():
     with pytest.raises(ValueError, match="not the residual stream"), rl.storage.on_transformers(reft, plain, batch):
         pass
     assert _hook_count(plain) == 0
+    reft = rl.ReFT({rl.resid_post(0, "last"): rl.LoReFT(D, 2), rl.resid_post(9, "last"): rl.LoReFT(D, 2)})
+    with pytest.raises(ValueError, match="blocks 0 to 2"), rl.storage.on_transformers(reft, plain, batch):
+        pass
+    assert _hook_count(plain) == 0
+
+
+def test_heads_are_denied_where_there_are_none_and_where_there_are_it_is_the_site_that_is_refused():
+    import reftlens as rl
+
+    plain, batch = _plain("gpt2"), _batch(architectures.bridge("gpt2"))
+    for site, width, answer in (
+        (
+            rl.attn_z(1, "last", heads=[0, 2]),
+            16,
+            r"hook_z heads \[0, 2\] at .* is not the residual stream .*reft\.on\(",
+        ),
+        (rl.attn_z(1, "last"), D, r"hook_z at .* is not the residual stream .*resid_pre, resid_post"),
+        (rl.attn_k(1, "last", heads=1), 8, r"hook_k heads \[1\] at .* is not the residual stream"),
+        (rl.Site("blocks.1.hook_resid_post", "last", heads=[0]), D, r"hook_resid_post has no heads: drop heads=\[0\]"),
+    ):
+        reft = rl.ReFT({site: rl.LoReFT(width, 2)})
+        with pytest.raises(ValueError, match=answer) as error, rl.storage.on_transformers(reft, plain, batch):
+            pass
+        assert ("no heads" in str(error.value)) == site.hook.endswith("resid_post")
 
 
 def test_the_model_and_its_flags_stay_as_they_are():
@@ -364,7 +388,7 @@ def test_a_site_off_the_residual_stream_is_refused_by_name():
     plain, batch = _plain("llama"), _batch(architectures.bridge("llama"))
     for site in (rl.mlp_out(1, "last"), rl.attn_out(1, "last"), rl.resid_mid(1, "last"), rl.embeddings("last")):
         reft = rl.ReFT({site: rl.LoReFT(D, 2)})
-        with pytest.raises(ValueError, match=f"{site.hook} is not the residual stream"):
+        with pytest.raises(ValueError, match=f"{site.hook} at .* is not the residual stream"):
             _plain_logits(reft, plain, batch)
 
 

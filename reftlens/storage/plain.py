@@ -110,8 +110,15 @@ class _PlainEdit:
     """One intervention on the hidden states that enter or leave a block."""
 
     def __init__(self, site: Site, module: Intervention, batch: Batch, variant: Variant, call: _Call) -> None:
+        stream = _RESIDUAL.fullmatch(site.hook)
+        if stream is None:
+            raise ValueError(
+                f"{site} is not the residual stream that enters or leaves a block (resid_pre, resid_post), all that "
+                "on_transformers edits: load the model as a TransformerBridge and use reft.on(bridge, batch)"
+            )
         if site.heads is not None:
             raise ValueError(f"{site.hook} has no heads: drop heads={list(site.heads)}")
+        self.block, self.leaves = int(stream[1]), stream[2] in ("hook_resid_post", "hook_out")
         self.site, self.call, self.fired = site, call, False
         self.reaches_response = variant.reaches_response(site)
         self.mask = variant.mask(site, batch.view)
@@ -122,13 +129,10 @@ class _PlainEdit:
 
     def register(self, blocks: nn.ModuleList) -> RemovableHandle:
         """Act where the stream of the site enters or leaves a block, until the handle is removed."""
-        name = _RESIDUAL.fullmatch(self.site.hook)
-        if name is None:
-            raise ValueError(f"{self.site.hook} is not the residual stream beside a block: use a TransformerBridge")
-        if int(name[1]) >= len(blocks):
+        if self.block >= len(blocks):
             raise ValueError(f"{self.site.hook}: this model has blocks 0 to {len(blocks) - 1}")
-        block = blocks[int(name[1])]
-        if name[2] in ("hook_resid_post", "hook_out"):
+        block = blocks[self.block]
+        if self.leaves:
             return block.register_forward_hook(self.after)
         return block.register_forward_pre_hook(self.before, with_kwargs=True)
 
