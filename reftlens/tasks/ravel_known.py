@@ -9,10 +9,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reftlens import figures
-from reftlens.analysis.statistics import Estimate, share_of
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.editing.engine import forward
 from reftlens.figures import DataFrame
+from reftlens.statistics import Estimate, share_of
 from reftlens.tasks.ravel import Ravel, ask
 from reftlens.tasks.ravel_files import City, Template
 from reftlens.text.encoding import encode

@@ -13,7 +13,6 @@ from reftlens.analysis.causal.baselines import Placebo, filled_up, relabelled, u
 from reftlens.analysis.causal.control_table import Control, Controls
 from reftlens.analysis.causal.permutation import movable, shuffled_p
 from reftlens.analysis.causal.variable import about_variable, basis_of, pairs_of, rows_of
-from reftlens.analysis.statistics import difference_of, mean_of, share_of, spread_of
 from reftlens.analysis.subspaces.directions import difference_of_means, pca
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import Plan
@@ -25,6 +24,7 @@ from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.interchange import Interchange
 from reftlens.scoring.answers import Answers, answers, first_targets
+from reftlens.statistics import difference_of, mean_of, share_of, spread_of
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit

@@ -7,9 +7,9 @@ from functools import cached_property
 
 from reftlens import figures
 from reftlens.analysis.causal.permutation import CANNOT
-from reftlens.analysis.statistics import Estimate
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
+from reftlens.statistics import Estimate
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.causal.variable import about_variable, pairs_of
-from reftlens.analysis.statistics import Estimate, difference_of, mean_of, ratio_of, share_of
 from reftlens.analysis.subspaces.readers import SeenSplit, seen_split
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan
@@ -21,6 +20,7 @@ from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.scoring.answers import answers, first_targets
+from reftlens.statistics import Estimate, difference_of, mean_of, ratio_of, share_of
 from reftlens.text.batch import Batch
 
 WAYS = ("no edit", "subspace", "seen part", "unseen part", "whole vector")

@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.analysis.statistics import holm, shrunk_covariance
 from reftlens.analysis.subspaces.recorded import read_edited
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
@@ -15,6 +14,7 @@ from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
 from reftlens.figures import Axes, DataFrame
 from reftlens.numbers import seeded
+from reftlens.statistics import holm, shrunk_covariance
 from reftlens.text.batch import Batch
 
 

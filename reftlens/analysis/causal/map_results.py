@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.analysis.statistics import Estimate, holm, share_of
 from reftlens.figures import Axes, DataFrame
+from reftlens.statistics import Estimate, holm, share_of
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.causal.variable import check_same_prompts
-from reftlens.analysis.statistics import Estimate, average_of, mean_of, ratio_of, share_of
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
@@ -18,6 +17,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.answers import answers, first_targets
+from reftlens.statistics import Estimate, average_of, mean_of, ratio_of, share_of
 from reftlens.text.batch import Batch
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.analysis.places.effect_results import GAINED
 from reftlens.analysis.places.effect_tables import heat_map, write_cell
-from reftlens.analysis.statistics import Estimate, mean_of, sign_flip_tests
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
@@ -20,6 +19,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.responses import responses
+from reftlens.statistics import Estimate, mean_of, sign_flip_tests
 from reftlens.text.batch import Batch
 
 

@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookPoint
 
 from reftlens import figures
-from reftlens.analysis.statistics import Estimate, mean_of
 from reftlens.analysis.subspaces.readers import folded_in
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, resolve_hook
 from reftlens.cone.spans import first_block
@@ -24,6 +23,7 @@ from reftlens.editing.variant import Variant
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.comparison import per_example, pieces
+from reftlens.statistics import Estimate, mean_of
 from reftlens.text.batch import Batch
 
 _STREAM = re.compile(r"blocks\.\d+\.(hook_in|hook_out|hook_resid_(pre|mid|post))|ln_final\.hook_in")

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.analysis.statistics import Estimate, mean_of
 from reftlens.analysis.strength.curves import HalfEffect, Slopes, half_effect, not_dominated, slopes_of
 from reftlens.analysis.strength.sizes import edit_size
 from reftlens.analysis.strength.texts import Written, written
@@ -27,6 +26,7 @@ from reftlens.generation.decoding import Decoding
 from reftlens.generation.site_edits import check_writes
 from reftlens.numbers import reals
 from reftlens.scoring.responses import Responses, responses
+from reftlens.statistics import Estimate, mean_of
 from reftlens.text.batch import Batch
 from reftlens.text.template import Prompt
 

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.analysis.statistics import Estimate, difference_of, mean_of, sign_flip_tests
 from reftlens.analysis.strength.dose_search import Search
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan
@@ -20,6 +19,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.responses import Responses, responses
+from reftlens.statistics import Estimate, difference_of, mean_of, sign_flip_tests
 from reftlens.text.batch import Batch
 
 

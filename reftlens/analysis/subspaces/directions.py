@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from transformer_lens.tools.analysis.interchange import random_basis
 
 from reftlens import figures
-from reftlens.analysis.statistics import shrunk_covariance
 from reftlens.analysis.subspaces.labelled import Activations, Labels, checked, class_means, paired_differences
 from reftlens.bridge.protocol import Bridge, gradients_on
 from reftlens.cone.reuse import Reuse
@@ -20,6 +19,7 @@ from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.fixed import Ablation, SteeringVector
 from reftlens.interventions.interchange import DAS
 from reftlens.interventions.pooled import ReFTr1
+from reftlens.statistics import shrunk_covariance
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit

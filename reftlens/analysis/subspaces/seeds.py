@@ -12,11 +12,11 @@ from torch import Tensor
 from transformer_lens.tools.analysis.projection_kernel import SubspaceBasis, projection_kernel
 
 from reftlens import figures
-from reftlens.analysis.statistics import Estimate
 from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, overlap_of, span
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.figures import Axes, DataFrame
+from reftlens.statistics import Estimate
 from reftlens.training.run import Step
 
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
