@@ -29,10 +29,15 @@ class Estimate:
     count: int
 
     def __str__(self) -> str:
-        interval = f"{self.low:.2f}, {self.high:.2f}" if self.low < self.high else "all alike"
+        return f"{self:.2f}"
+
+    def __format__(self, form: str) -> str:
+        """Value and interval in the format of a number, by default `.2f`; what is special about the interval beside."""
+        form = form or ".2f"
+        interval = f"{self.low:{form}}, {self.high:{form}}" if self.low < self.high else "all alike"
         interval = "no interval" if math.isnan(self.low) else interval
         few = f"; only {self.count} example{'s' * (self.count > 1)}" if self.count < FEW else ""
-        return f"{self.value:.2f} [{interval}{few}]"
+        return f"{self.value:{form}} [{interval}{few}]"
 
     def as_columns(self, name: str) -> dict[str, float]:
         """`{name: value, name_low: …, name_high: …}`, for a data frame."""
@@ -57,6 +62,12 @@ def mean_of(values: Float[Tensor, " example"]) -> Estimate:
         return Estimate(values.item(), math.nan, math.nan, 1)
     low, high = bootstrap_ci(values.double(), n_resamples=_DRAWS)
     return Estimate(values.double().mean().item(), low.item(), high.item(), len(values))
+
+
+def accuracy_of(shares: Float[Tensor, " example"]) -> Estimate:
+    """Mean of each example's share of right answers: `share_of` where every example is all right or all wrong."""
+    whole = bool(((shares == 0) | (shares == 1)).all())
+    return share_of(shares == 1) if whole else mean_of(shares)
 
 
 def difference_of(a: Shaped[Tensor, " example"], b: Shaped[Tensor, " example"]) -> Estimate:

@@ -99,8 +99,40 @@ def test_the_result_has_a_frame_a_plot_and_a_sentence(gpt2):
     data, reft = _setup(gpt2)
     found = rl.evaluate(reft, gpt2, data, progress=False)
     assert found.to_frame().groupby("strength").loss.mean().tolist() == pytest.approx(found.loss.mean(dim=1).tolist())
-    assert "2 examples" in str(found) and "(unedited → strength 1)" in str(found)
-    assert "nats" in found.plot().get_ylabel()
+    assert "2 examples" in str(found) and "nats" in found.plot().get_ylabel()
+
+
+def test_each_mean_is_told_with_its_interval_and_drawn_with_it(gpt2):
+    """Oracle: means of two examples drawn with replacement are one, the other or halfway."""
+    import reftlens as rl
+
+    data, reft = _setup(gpt2)
+    found = rl.evaluate(reft, gpt2, data, progress=False)
+    for v, loss in enumerate(found.estimate("loss")):
+        assert (loss.low, loss.high) == pytest.approx(found.loss[v].aminmax()) and loss.count == 2
+        assert loss.value == pytest.approx(found.loss[v].mean().item()) and f"loss {loss:.4f}, accuracy" in str(found)
+    assert [line.partition(":")[0] for line in str(found).splitlines()[1:]] == ["unedited", "strength 1"]
+    bars = [bar.lines[2][0].get_segments()[0][:, 1].tolist() for bar in found.plot().containers]
+    assert bars == [pytest.approx([e.low, e.high], abs=1e-6) for e in found.estimate("loss")]
+    with pytest.raises(ValueError, match="measure='hits', expected one of 'loss', 'accuracy'"):
+        found.estimate("hits")
+    alone = rl.evaluate(reft, gpt2, data[[0]], progress=False)
+    assert "no interval; only 1 example" in str(alone) and alone.plot() is not None, "no interval of one example"
+
+
+@pytest.mark.parametrize(
+    ("shares", "low", "high"),
+    [([1.0] * 12, 0.025 ** (1 / 12), 1.0), ([0.0] * 12, 0.0, 1 - 0.025 ** (1 / 12)), ([0.5] * 12, 0.5, 0.5)],
+)
+def test_an_accuracy_of_whole_answers_has_the_exact_interval_and_one_of_parts_the_bootstrap(shares, low, high):
+    """Clopper-Pearson at either end in closed form; what is half right on every example is a point to the bootstrap."""
+    from reftlens.scoring import Evaluation
+    from reftlens.statistics import mean_of
+
+    accuracy = torch.tensor([shares, [0.0, 0.5, 1.0] * 4], dtype=torch.float64)
+    exact, parts = Evaluation((1, 2), torch.zeros(2, 12), accuracy, "").estimate("accuracy")
+    assert (exact.low, exact.high) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+    assert parts == mean_of(accuracy[1]) and parts.low < 0.5 < parts.high
 
 
 def test_data_without_targets_is_refused(gpt2):

@@ -548,6 +548,14 @@ def test_methods_are_compared_at_equal_kl(gpt2):
         difference = (found.effect[list(methods).index(name)] - found.effect[list(methods).index(found.best)]).mean()
         assert found.difference(name).value == pytest.approx(difference.item()) and found.difference(name).value <= 0
         assert 0 < found.p()[name] <= 1
+    for name in [found.best, *others]:
+        dosed = rl.evaluate(methods[name], gpt2, data, [found[name].strength], progress=False)
+        assert (
+            torch.equal(found[name].hits, dosed.accuracy[0]) and found[name].accuracy == dosed.estimate("accuracy")[0]
+        )
+        assert frame.loc[name, "accuracy_low"] <= frame.loc[name, "accuracy"] <= frame.loc[name, "accuracy_high"]
+        assert f"accuracy {found[name].accuracy}" in " ".join(str(found).split())
+    assert found["weak"].hits.isnan().all() and math.isnan(frame.loc["weak", "accuracy"])
     assert re.search("weak: .*the budget is", str(found)) and "the best" in str(found)
     assert "nats per target token" in found.plot().get_xlabel()
     with pytest.raises(ValueError, match="weak: the budget is"):
@@ -583,7 +591,9 @@ def test_equals_do_not_differ_and_a_real_difference_survives_the_correction(gpt2
     base = torch.randn(40, generator=g, dtype=torch.float64)
     noise = 0.1 * torch.randn(3, 40, generator=g, dtype=torch.float64)
     effects = dict(zip("abc", torch.stack([base, base, base - 0.2]) + noise, strict=True))
-    found = EqualKL({name: Dose(1.0, 0.1, base.abs(), effect, ((1.0, 0.1),)) for name, effect in effects.items()})
+    found = EqualKL(
+        {name: Dose(1.0, 0.1, base.abs(), effect, effect, ((1.0, 0.1),)) for name, effect in effects.items()}
+    )
     assert found.p()["c"] < 0.01 and found.difference("c").high < 0
     assert found.p()[({"a", "b"} - {found.best}).pop()] > 0.05
 
@@ -599,6 +609,7 @@ def test_the_budget_can_be_spent_on_unrelated_prompts(gpt2):
     assert again.estimate("drift")[0].value == pytest.approx(0.1, rel=0.03)
     torch.testing.assert_close(again.on_data.effect, found.effect, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(again.unrelated.kl[0], found["one"].kl, atol=1e-4, rtol=1e-3)
+    assert torch.equal(again.on_data.accuracy[0], found["one"].hits), "right on the data, not where the KL is spent"
     assert found.p() == {}, "nothing to compare with"
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import SupportsFloat
+from typing import Literal, SupportsFloat
 
 import torch
 from jaxtyping import Float
@@ -15,9 +15,11 @@ from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import ReFT, check_types
 from reftlens.editing.variant import Variant
+from reftlens.errors import check_one_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.comparison import per_example, scored_batches, scorer_of
 from reftlens.scoring.objectives import Objective, cross_entropy
+from reftlens.statistics import Estimate, accuracy_of, mean_of
 from reftlens.text.batch import Batch
 
 
@@ -35,6 +37,15 @@ class Evaluation:
     computation: str
     """What was computed for each variant, and what was reused; or why everything was computed."""
 
+    def estimate(self, measure: Literal["loss", "accuracy"]) -> list[Estimate]:
+        """Mean over examples under each variant, with its 95 % interval.
+
+        Bootstrapped; of an accuracy that is 0 or 1 on every example, exact (Clopper-Pearson).
+        """
+        check_one_of("measure", measure, ("loss", "accuracy"))
+        rows = self.loss if measure == "loss" else self.accuracy
+        return [mean_of(row) if measure == "loss" else accuracy_of(row) for row in rows]
+
     def to_frame(self) -> DataFrame:
         """One row per variant and example."""
         settings = [
@@ -51,7 +62,10 @@ class Evaluation:
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Loss of each example and their mean; over strength, where the variants differ in nothing else."""
+        """Loss of each example and their mean with its 95 % interval.
+
+        Over strength, where the variants differ in nothing else.
+        """
         ax = figures.axes(ax)
         numbers = [v.strength for v in self.variants if isinstance(v.strength, float)]
         alone = len({(v.among, v.sites) for v in self.variants}) == 1 and len(set(numbers)) == len(self.variants)
@@ -59,16 +73,18 @@ class Evaluation:
         order = sorted(range(len(x)), key=lambda i: x[i])
         across = [x[i] for i in order]
         ax.plot(across, self.loss[order].tolist(), color=figures.GREY, linewidth=0.6, alpha=0.6)
-        ax.plot(across, self.loss[order].mean(dim=1).tolist(), color=figures.BLUE, marker="o", label="mean")
+        ax.plot(across, self.loss[order].mean(dim=1).tolist(), color=figures.BLUE, label="mean")
+        for place, estimate in zip(x, self.estimate("loss"), strict=True):
+            figures.interval(ax, place, estimate)
         ax.set(xlabel="strength" if alone else "variant", ylabel="loss per target token (nats)")
         ax.legend(frameon=False)
         return ax
 
     def __str__(self) -> str:
-        loss = " → ".join(f"{value:.4f}" for value in self.loss.mean(dim=1).tolist())
-        accuracy = " → ".join(f"{value:.3f}" for value in self.accuracy.mean(dim=1).tolist())
-        names = " → ".join(map(str, self.variants))
-        return f"{self.loss.shape[1]} examples: loss {loss}, token accuracy {accuracy} ({names})"
+        lines = [f"{self.loss.shape[1]} examples, mean loss and token accuracy:"]
+        means = zip(self.variants, self.estimate("loss"), self.estimate("accuracy"), strict=True)
+        lines += [f"{variant}: loss {loss:.4f}, accuracy {accuracy:.3f}" for variant, loss, accuracy in means]
+        return figures.screenful(lines)
 
     __repr__ = __str__
 

@@ -19,7 +19,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.responses import Responses, responses
-from reftlens.statistics import Estimate, difference_of, mean_of, sign_flip_tests
+from reftlens.statistics import Estimate, accuracy_of, difference_of, mean_of, sign_flip_tests
 from reftlens.text.batch import Batch
 
 
@@ -35,6 +35,8 @@ class Dose:
     """Mean over the example's target tokens, nats per token."""
     effect: Float[Tensor, " _"]
     """Log-probability of the targets gained on each example of the data, nats per target token; NaN if not met."""
+    hits: Float[Tensor, " _"]
+    """Share of each example's targets that are the most likely token; NaN if not met."""
     evaluations: tuple[tuple[float, float], ...]
     """Every `(strength, mean KL)` that was measured, in order."""
     problem: str = ""
@@ -44,6 +46,11 @@ class Dose:
     def cost(self) -> Estimate:
         """Mean KL, bootstrapped over examples."""
         return mean_of(self.kl)
+
+    @property
+    def accuracy(self) -> Estimate:
+        """Share of targets that are the most likely token; exact (Clopper-Pearson) where examples are 0 or 1."""
+        return accuracy_of(self.hits)
 
     def to_frame(self) -> DataFrame:
         """One row per evaluation."""
@@ -63,7 +70,8 @@ class Dose:
 
     def __str__(self) -> str:
         cost = f"strength {self.strength:.4g} costs {self.kl.mean().item():.4g} of {self.budget:g} nats per token"
-        return f"{cost}; {self.problem or f'effect {mean_of(self.effect)} nats per target token'}"
+        gained = f"effect {mean_of(self.effect)} nats per target token, accuracy {self.accuracy}"
+        return figures.screenful([f"{cost}; {self.problem or gained}"])
 
     __repr__ = __str__
 
@@ -119,7 +127,7 @@ class EqualKL:
             dose = self[name]
             record: dict[str, str | float] = {"name": name, "strength": dose.strength, "kl": dose.kl.mean().item()}
             if not dose.problem:
-                record |= mean_of(dose.effect).as_columns("effect")
+                record |= mean_of(dose.effect).as_columns("effect") | dose.accuracy.as_columns("accuracy")
                 record |= self.difference(name).as_columns("difference") | {"p": p.get(name, math.nan)}
             records.append(record | {"problem": dose.problem})
         return figures.table(records, "name")
@@ -145,7 +153,7 @@ class EqualKL:
         p, lines = self.p(), []
         for name, dose in self.doses.items():
             beside = f"; {self.difference(name)} to {self.best}, the best (p = {p[name]:.2g})" if name in p else ""
-            lines.append(f"{name}: {dose}{beside}")
+            lines.append(f"{name}: {' '.join(str(dose).split())}{beside}")
         return figures.screenful(lines)
 
     __repr__ = __str__
@@ -196,16 +204,17 @@ def at_kl(
     met = [name for name, search in searches.items() if search.met]
     if not met:
         raise ValueError("; ".join(f"{name}: {search.problem}" for name, search in searches.items()))
-    effects = {name: nearest[name][2] for name in met}
+    gains = {name: nearest[name][2:] for name in met}
     if spent_on is not None:
         dosed = {name: _scaled(signed[name], nearest[name][0]) for name in met}
-        effects = dict(zip(met, score(data, dosed, reuse=Reuse.of(reuse), describe="equal KL").effect, strict=True))
-    nothing = torch.full((len(data),), math.nan, dtype=torch.float64)
+        scored = score(data, dosed, reuse=Reuse.of(reuse), describe="equal KL")
+        gains = dict(zip(met, zip(scored.effect, scored.accuracy, strict=True), strict=True))
+    nothing = torch.full((2, len(data)), math.nan, dtype=torch.float64)
     doses = {}
     for name, search in searches.items():
         tried = tuple((sign * strength, kl) for strength, kl in search.measured)
-        strength, kl, _ = nearest[name]
-        doses[name] = Dose(sign * strength, budget, kl, effects.get(name, nothing), tried, search.problem)
+        strength, kl, *_ = nearest[name]
+        doses[name] = Dose(sign * strength, budget, kl, *gains.get(name, nothing), tried, search.problem)
     return EqualKL(doses, seed)
 
 
@@ -215,9 +224,9 @@ def _nearest(
     searches: Mapping[str, Search],
     evaluations: int,
     reuse: Reuse | None,
-) -> dict[str, tuple[float, Tensor, Tensor]]:
-    """Of each plan the dose whose KL is nearest to the budget, with its KL and effect on each example."""
-    nearest: dict[str, tuple[float, Tensor, Tensor]] = {}
+) -> dict[str, tuple[float, Tensor, Tensor, Tensor]]:
+    """Of each plan the dose whose KL is nearest to the budget, with its KL, effect and accuracy on each example."""
+    nearest: dict[str, tuple[float, Tensor, Tensor, Tensor]] = {}
     for number in range(1, evaluations + 1):
         doses = {name: dose for name, search in searches.items() if (dose := search.next()) is not None}
         if not doses:
@@ -225,9 +234,9 @@ def _nearest(
         dosed = {name: _scaled(plans[name], dose) for name, dose in doses.items()}
         measured = score(dosed, reuse=reuse, describe=f"dose {number}", finite=False)  # NaN is over any budget
         reuse = reuse if measured.reused else None
-        for (name, dose), kl, effect in zip(doses.items(), measured.kl, measured.effect, strict=True):
-            if searches[name].tell(dose, kl.mean().item()):
-                nearest[name] = dose, kl, effect
+        for i, (name, dose) in enumerate(doses.items()):
+            if searches[name].tell(dose, measured.kl[i].mean().item()):
+                nearest[name] = dose, measured.kl[i], measured.effect[i], measured.accuracy[i]
     return nearest
 
 
