@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ else:  # what results are drawn on and tabled as: matplotlib and pandas are impo
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 """From the Okabe-Ito palette."""
+CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")
+"""Colours of several lines, in this order, on new axes; axes that are given keep their own."""
 
 
 def axes(ax: Axes | None = None, *, width: float = 6.0, height: float = 3.6) -> Axes:
@@ -22,6 +25,7 @@ def axes(ax: Axes | None = None, *, width: float = 6.0, height: float = 3.6) -> 
         import matplotlib.pyplot as plt
 
         ax = plt.subplots(figsize=(width, height), layout="constrained")[1]
+        ax.set_prop_cycle(color=CYCLE)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     ax.set_axisbelow(True)
@@ -50,13 +54,28 @@ def interval(
     ax.errorbar(x, y, *bars, fmt=marker, color=color, markersize=5, label=label)
 
 
-def colour(i: int) -> str:
-    """The colour of the i-th of several lines; after three they begin anew."""
-    return (BLUE, ORANGE, GREEN)[i % 3]
+def curve(ax: Axes, x: Sequence[float], estimates: Sequence[Any], name: str, color: str | None = None) -> None:
+    """Draw numbers over `x`, each with `value`, `low` and `high`, as a line in a band, named in the legend.
+
+    Args:
+        color: by default the next one of the axes.
+    """
+    low, value, high = zip(*((e.low, e.value, e.high) for e in estimates), strict=True)
+    (line,) = ax.plot(x, value, color=color, marker="o", markersize=4, label=entry(ax, name))
+    interval = None if "95 % interval" in ax.get_legend_handles_labels()[1] else "95 % interval"
+    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0, label=interval)
+
+
+def entry(ax: Axes, *names: str | None) -> str:
+    """The names that there are as an entry of the legend, with a number where the axes have that entry already."""
+    text, taken = ", ".join(filter(None, names)), ax.get_legend_handles_labels()[1]
+    numbered = (text if n == 1 else f"{text} ({n})" for n in count(1))
+    return next(name for name in numbered if name not in taken)
 
 
 def level(ax: Axes, value: float, label: str | None = None, *, horizontal: bool = True) -> None:
-    """A dashed grey line at a value to compare with: the unedited model's, or that of chance."""
+    """A dashed grey line at a value to compare with: the unedited model's, or that of chance; one entry for all."""
+    label = None if label in ax.get_legend_handles_labels()[1] else label
     line = ax.axhline if horizontal else ax.axvline
     line(value, color=GREY, linestyle="--", linewidth=1, label=label)
 

@@ -112,8 +112,9 @@ def test_each_mean_is_told_with_its_interval_and_drawn_with_it(gpt2):
         assert (loss.low, loss.high) == pytest.approx(found.loss[v].aminmax()) and loss.count == 2
         assert loss.value == pytest.approx(found.loss[v].mean().item()) and f"loss {loss:.4f}, accuracy" in str(found)
     assert [line.partition(":")[0] for line in str(found).splitlines()[1:]] == ["unedited", "strength 1"]
-    bars = [bar.lines[2][0].get_segments()[0][:, 1].tolist() for bar in found.plot().containers]
-    assert bars == [pytest.approx([e.low, e.high], abs=1e-6) for e in found.estimate("loss")]
+    (band,) = found.plot().collections
+    edges = {tuple(point) for path in band.get_paths() for point in path.vertices.tolist()}
+    assert edges == {(x, end) for x, e in enumerate(found.estimate("loss")) for end in (e.low, e.high)}
     with pytest.raises(ValueError, match="measure='hits', expected one of 'loss', 'accuracy'"):
         found.estimate("hits")
     alone = rl.evaluate(reft, gpt2, data[[0]], progress=False)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 import pytest
+from matplotlib.colors import same_color
 
 from reftlens import figures
 
@@ -30,6 +31,28 @@ def test_an_interval_is_a_point_with_a_bar_from_low_to_high(horizontal):
     )
     assert point.get_xydata().tolist() == ([[0.5, 3]] if horizontal else [[3, 0.5]])
     assert ax.get_legend_handles_labels()[1] == ["mean"]
+
+
+def test_a_curve_is_a_line_in_the_band_of_its_intervals_in_the_next_colour_of_the_axes():
+    ax = figures.axes()
+    numbers = [Number(1.0, 0.5, 2.0), Number(3.0, 2.5, 3.0)]
+    for color in (None, "red", None):
+        figures.curve(ax, [0, 1], numbers, "mean", color)
+    assert [line.get_color() for line in ax.lines] == [figures.BLUE, "red", figures.ORANGE]
+    assert ax.get_legend_handles_labels()[1] == ["mean", "95 % interval", "mean (2)", "mean (3)"]
+    for line, band in zip(ax.lines, ax.collections, strict=True):
+        assert line.get_ydata().tolist() == [1.0, 3.0] and same_color(band.get_facecolor()[0][:3], line.get_color())
+        assert {tuple(p) for p in band.get_paths()[0].vertices.tolist()} == {(0, 0.5), (0, 2), (1, 2.5), (1, 3)}
+
+
+def test_what_is_compared_with_has_one_entry_however_often_it_is_drawn():
+    ax = figures.axes()
+    for value in (0.1, 0.1, 0.2):
+        figures.level(ax, value, "chance")
+    figures.level(ax, 0.3)
+    assert ax.get_legend_handles_labels()[1] == ["chance"] and len(ax.lines) == 4
+    assert figures.entry(ax, "chance") == "chance (2)" and figures.entry(ax, None, "loss") == "loss"
+    assert figures.entry(ax, "mine", "loss") == "mine, loss"
 
 
 def test_an_estimate_without_an_interval_has_a_bar_of_no_length():

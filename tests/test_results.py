@@ -267,6 +267,71 @@ def test_a_result_fits_a_screen_and_can_be_framed_and_plotted(name):
         plt.close("all")
 
 
+CURVES = [
+    "Direction",
+    "DirectionExamples",
+    "Dose",
+    "DoseResponse",
+    "Evaluation",
+    "FitResult",
+    "FramePath",
+    "PrincipalFrame",
+    "RankSweep",
+    "SeenSplit",
+]
+"""Results whose figure is a curve, or dots, over a common axis: several of them may be drawn on one."""
+
+
+def _lines(ax):
+    """Colours of what the legend names, by entry; what is alike for all (levels, bands) left out."""
+    from matplotlib.colors import to_hex
+
+    drawn = [(h, name) for h, name in zip(*ax.get_legend_handles_labels(), strict=True)]
+    colours = {}
+    for handle, name in drawn:
+        handle = handle.lines[0] if hasattr(handle, "lines") else handle
+        colour = handle.get_edgecolor() if hasattr(handle, "get_edgecolor") else handle.get_color()
+        if name not in ("95 % interval", "budget", "unedited model"):
+            colours[name] = to_hex(colour)
+    return colours
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_three_curves_on_one_axes_are_told_apart(name):
+    import matplotlib.pyplot as plt
+
+    from reftlens import figures
+
+    result = _result(name)
+    one = _lines(result.plot())
+    each = len(set(one.values()))
+    assert next(iter(one.values())) == figures.BLUE.lower(), "alone in the house style"
+    ax = plt.subplots()[1]
+    ax.set_prop_cycle(color=[f"#{i:02x}3366" for i in range(16, 16 + 3 * each)])
+    entries = [_lines(result.plot(ax)) for _ in range(3)][-1]
+    assert (
+        len(entries)
+        == 3 * len(one)
+        == len(ax.get_legend().get_texts()) - (len(ax.get_legend().get_texts()) - 3 * len(one))
+    )
+    assert list(dict.fromkeys(entries.values())) == [f"#{i:02x}3366" for i in range(16, 16 + 3 * each)]
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_curve_has_the_name_and_the_colour_that_it_is_given(name):
+    import matplotlib.pyplot as plt
+
+    result, ax = _result(name), plt.subplots()[1]
+    result.plot(ax, label="mine", color="#123456")
+    result.plot(ax, label="yours", color="#abcdef")
+    lines = _lines(ax)
+    assert {colour for entry, colour in lines.items() if entry.startswith("mine")} == {"#123456"}
+    assert {colour for entry, colour in lines.items() if entry.startswith("yours")} == {"#abcdef"}
+    assert all(entry.startswith(("mine", "yours")) for entry in lines)
+    plt.close("all")
+
+
 def test_no_result_is_missing_from_the_table():
     classes = [
         (node.name, {item.name for item in node.body if isinstance(item, ast.FunctionDef)})

@@ -61,10 +61,13 @@ class Evaluation:
             ]
         )
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Loss of each example and their mean with its 95 % interval.
+    def plot(self, ax: Axes | None = None, *, label: str | None = None, color: str | None = None) -> Axes:
+        """Loss of each example and their mean with its 95 % band.
 
         Over strength, where the variants differ in nothing else.
+
+        Args:
+            label, color: of this result where several are drawn on `ax`; by default the next of its colours.
         """
         ax = figures.axes(ax)
         numbers = [v.strength for v in self.variants if isinstance(v.strength, float)]
@@ -73,9 +76,8 @@ class Evaluation:
         order = sorted(range(len(x)), key=lambda i: x[i])
         across = [x[i] for i in order]
         ax.plot(across, self.loss[order].tolist(), color=figures.GREY, linewidth=0.6, alpha=0.6)
-        ax.plot(across, self.loss[order].mean(dim=1).tolist(), color=figures.BLUE, label="mean")
-        for place, estimate in zip(x, self.estimate("loss"), strict=True):
-            figures.interval(ax, place, estimate)
+        estimates = self.estimate("loss")
+        figures.curve(ax, across, [estimates[i] for i in order], label or "mean", color)
         ax.set(xlabel="strength" if alone else "variant", ylabel="loss per target token (nats)")
         ax.legend(frameon=False)
         return ax

@@ -89,13 +89,19 @@ class FitResult:
             frame["validation_loss"] = pd.Series(dict(self.validation))
         return frame
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Training loss over steps, with the validation loss where there is one."""
+    def plot(self, ax: "Axes | None" = None, *, label: str | None = None, color: str | None = None) -> "Axes":
+        """Training loss over steps, with the validation loss (dashed) where there is one.
+
+        Args:
+            label, color: of this run where several are drawn on `ax`; by default the next of its colours.
+        """
         ax = figures.axes(ax)
-        ax.plot(range(1, len(self.losses) + 1), self.losses, color=figures.BLUE, label="training")
+        name = figures.entry(ax, label, "training")
+        (line,) = ax.plot(range(1, len(self.losses) + 1), self.losses, color=color, label=name)
         if self.validation:
             steps, losses = zip(*self.validation, strict=True)
-            ax.plot(steps, losses, color=figures.ORANGE, marker="o", markersize=3, label="validation")
-            ax.legend(frameon=False)
+            style = {"linestyle": "--", "marker": "o", "markersize": 3, "color": line.get_color()}
+            ax.plot(steps, losses, **style, label=figures.entry(ax, label, "validation"))
+        ax.legend(frameon=False)
         ax.set(xlabel="optimizer step", ylabel="loss per target token (nats)", ylim=(0, None))
         return ax

@@ -155,16 +155,16 @@ class DoseResponse:
                     records.append({"row": row, **record, "strength": strength, "rows": group})
         return figures.table(records)
 
-    def plot(self, ax: Axes | None = None, *, measure: str = "effect") -> Axes:
+    def plot(
+        self, ax: Axes | None = None, *, measure: str = "effect", label: str | None = None, color: str | None = None
+    ) -> Axes:
         """A measure over strength: mean with its 95 % band; of the effect also each example, in grey."""
         ax = figures.axes(ax)
         columns = zip(self.strengths, self.estimate(measure), self.measure(measure).tolist(), strict=True)
         x, estimates, examples = zip(*sorted(columns, key=lambda column: column[0]), strict=True)
         if measure == "effect":
             ax.plot(x, examples, color=figures.GREY, linewidth=0.5, alpha=0.4)
-        band = [e.low for e in estimates], [e.high for e in estimates]
-        ax.fill_between(x, *band, color=figures.BLUE, alpha=0.2, linewidth=0, label="95 % interval")
-        ax.plot(x, [e.value for e in estimates], color=figures.BLUE, marker="o", markersize=4, label="mean")
+        figures.curve(ax, x, estimates, label or "mean", color)
         if measure != "perplexity":
             figures.level(ax, 0.0)
         ax.set(xlabel="strength (0: unedited, 1: as trained)", ylabel=MEASURES[measure])

@@ -57,13 +57,14 @@ class Dose:
         strengths, kl = zip(*self.evaluations, strict=True)
         return figures.table({"strength": strengths, "kl": kl}, "evaluation")
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """KL over strength, both on logarithmic scales: what was measured, and the budget."""
+    def plot(self, ax: Axes | None = None, *, label: str | None = None, color: str | None = None) -> Axes:
+        """KL over strength, both on logarithmic scales: what was measured, the dose (star), and the budget (dashed)."""
         ax = figures.axes(ax)
         x, y = zip(*((abs(s), kl) for s, kl in sorted(self.evaluations, key=lambda e: abs(e[0]))), strict=True)
-        ax.plot(x, y, color=figures.BLUE, marker="o", label="evaluation")
+        (line,) = ax.plot(x, y, color=color, marker="o", label=figures.entry(ax, label or "evaluation"))
         figures.level(ax, self.budget, "budget")
-        ax.plot([abs(self.strength)], [self.kl.mean().item()], color=figures.ORANGE, marker="o", label="dose")
+        star = {"color": line.get_color(), "marker": "*", "markersize": 14, "linestyle": ""}
+        ax.plot([abs(self.strength)], [self.kl.mean().item()], **star, label=figures.entry(ax, label, "dose"))
         ax.set(xscale="log", yscale="log", xlabel="|strength| (1: as trained)", ylabel="KL (nats per token)")
         ax.legend(frameon=False)
         return ax

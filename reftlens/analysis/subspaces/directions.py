@@ -56,12 +56,14 @@ class Direction:
         """One row per direction."""
         return figures.table({"name": self.name, "scale": self.scale.tolist()}, "direction")
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None, *, label: str | None = None, color: str | None = None) -> Axes:
         """How far examples lie apart along each direction."""
         ax = figures.axes(ax)
-        ax.plot(self.scale.tolist(), color=figures.BLUE, marker="o", linestyle="")
+        name = figures.entry(ax, label or self.name)
+        ax.plot(self.scale.tolist(), color=color, marker="o", linestyle="", label=name)
         ax.set(xlabel=f"direction ({self.name})", ylabel="scale (in units of the activations)", ylim=(0, None))
-        ax.set_xticks(range(len(self.scale)))
+        ax.locator_params(axis="x", integer=True)
+        ax.legend(frameon=False)
         return ax
 
     def __str__(self) -> str:

@@ -54,14 +54,15 @@ class DirectionExamples:
         site = {"site": str(self.site)}
         return figures.table([site | asdict(row) | {"rms": scale[row.direction]} for row in self.rows])
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None, *, label: str | None = None, color: str | None = None) -> Axes:
         """Histogram of the code of all edited tokens, one line per direction; dashed: no edit."""
         ax = figures.axes(ax)
         low, high = self.codes.min().item(), self.codes.max().item()
         bins = [low + i * (high - low) / 40 for i in range(41)] if high > low else [low - 0.5, low + 0.5]
         for i, (direction, codes) in enumerate(zip(self.directions, self.codes.T, strict=True)):
-            style = ("solid", "dotted", "dashdot")[i // 3 % 3]
-            line = {"color": figures.colour(i), "linestyle": style, "linewidth": 1.5, "label": f"direction {direction}"}
+            style = ("solid", "dotted", "dashdot")[i // len(figures.CYCLE) % 3]
+            name = figures.entry(ax, label, f"direction {direction}")
+            line = {"color": color, "linestyle": style, "linewidth": 1.5, "label": name}
             ax.hist(codes.tolist(), bins=bins, histtype="step", **line)
         figures.level(ax, 0.0, horizontal=False)
         ax.set(xlabel="edit along the direction (units of the hidden state)", ylabel="tokens")

@@ -94,12 +94,12 @@ class PrincipalFrame:
                 records.append(place | dict(zip(names, values, strict=True)) | ranks)
         return figures.table(records)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None, *, label: str | None = None, color: str | None = None) -> Axes:
         """Share of the mean squared edit along each direction; dashed: an edit that is the same along all."""
         ax = figures.axes(ax)
-        for i, frame in enumerate(self.sites):
-            label = f"{frame.site}: effective rank {frame.effective_rank:.2f}"
-            ax.plot(frame.shares.tolist(), marker="o", markersize=4, color=figures.colour(i), label=label)
+        for frame in self.sites:
+            name = figures.entry(ax, label, f"{frame.site}: effective rank {frame.effective_rank:.2f}")
+            ax.plot(frame.shares.tolist(), marker="o", markersize=4, color=color, label=name)
             figures.level(ax, 1 / len(frame.shares))
         ax.set(xlabel="direction (principal axis of the edit)", ylabel="share of the mean squared edit", ylim=(0, 1.05))
         ax.locator_params(axis="x", integer=True)

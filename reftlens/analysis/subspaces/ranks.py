@@ -74,16 +74,17 @@ class RankSweep:
                 records.append({"rank": rank, "seed": seed, "loss": loss, **of_rank})
         return figures.table(records)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None, *, label: str | None = None, color: str | None = None) -> Axes:
         """Held-out loss over rank, ± one standard error, seeds as dots; dashed: the unedited model; ring: the elbow."""
         ax = figures.axes(ax)
         for seed in range(len(self.seeds)):
             ax.scatter(self.ranks, self.losses[:, seed].mean(dim=1).tolist(), s=10, color=figures.GREY)
         means, errors = self.means.tolist(), self.errors.tolist()
-        line = {"color": figures.BLUE, "marker": "o", "markersize": 4, "label": "mean over seeds"}
-        ax.errorbar(self.ranks, means, yerr=errors, **line)
-        ring = {"color": figures.ORANGE, "markersize": 11, "fillstyle": "none", "label": f"elbow: rank {self.elbow}"}
-        ax.plot(self.elbow, means[self.ranks.index(self.elbow)], "o", **ring)
+        style = {"color": color, "marker": "o", "markersize": 4, "label": figures.entry(ax, label or "mean over seeds")}
+        line = ax.errorbar(self.ranks, means, yerr=errors, **style).lines[0]
+        ring = {"color": line.get_color(), "markersize": 11, "fillstyle": "none"}
+        name = figures.entry(ax, label, f"elbow: rank {self.elbow}")
+        ax.plot(self.elbow, means[self.ranks.index(self.elbow)], "o", **ring, label=name)
         figures.level(ax, self.unedited.mean().item(), "unedited model")
         ax.set_xscale("log", base=2)
         ax.set_xticks(self.ranks, [str(r) for r in self.ranks])

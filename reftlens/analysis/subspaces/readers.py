@@ -58,13 +58,15 @@ class SeenSplit:
         seen = self.seen.square().sum(dim=1)
         return figures.table({"site": str(self.site), "seen": seen.tolist()}, "dimension")
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None, *, label: str | None = None, color: str | None = None) -> Axes:
         """The share of each dimension that is seen; dashed: that of a random direction."""
         ax = figures.axes(ax)
         d, k = self.seen.shape
-        ax.plot(self.seen.square().sum(dim=1).tolist(), ".", color=figures.BLUE)
+        name = figures.entry(ax, label or figures.short(self.site))
+        ax.plot(self.seen.square().sum(dim=1).tolist(), ".", color=color, label=name)
         figures.level(ax, k / d)
         ax.set(xlabel=f"dimension of {self.site.hook}", ylabel="share seen", ylim=(-0.02, 1.02))
+        ax.legend(frameon=False)
         return ax
 
     def __str__(self) -> str:

@@ -185,13 +185,15 @@ class FramePath:
         last = self._frames[self.steps[-1]][site]
         return chance_overlap(last.ambient_dim, last.rank, last.rank)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None, *, label: str | None = None, color: str | None = None) -> Axes:
         """Overlap with the last frame (solid) and with the first (dotted) over the steps; dashed: chance."""
         ax = figures.axes(ax)
         for i, site in enumerate(self.sites):
             to_first, to_last = (self.overlap(other, site=i).tolist() for other in (0, -1))
-            ax.plot(self.steps, to_last, color=figures.colour(i), label=f"{figures.short(site)}: with the last")
-            ax.plot(self.steps, to_first, color=figures.colour(i), linestyle=":", label="with the first")
+            last, first = (f"{figures.short(site)}: with the {which}" for which in ("last", "first"))
+            (line,) = ax.plot(self.steps, to_last, color=color, label=figures.entry(ax, label, last))
+            style = {"color": line.get_color(), "linestyle": ":"}
+            ax.plot(self.steps, to_first, **style, label=figures.entry(ax, label, first))
             figures.level(ax, self._chance(i).mean)
         ax.set(xlabel="optimizer step", ylabel="overlap (mean squared cosine)", ylim=(-0.02, 1.02))
         ax.legend(frameon=False, fontsize=7)
