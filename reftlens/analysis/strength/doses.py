@@ -26,7 +26,7 @@ from reftlens.generation.decoding import Decoding
 from reftlens.generation.site_edits import check_writes
 from reftlens.numbers import reals
 from reftlens.scoring.responses import Responses, responses
-from reftlens.statistics import Estimate, mean_of
+from reftlens.statistics import Estimate, accuracy_of, mean_of
 from reftlens.text.batch import Batch
 from reftlens.text.template import Prompt
 
@@ -94,9 +94,13 @@ class DoseResponse:
         return [name for name, table in self._tables().items() if table is not None]
 
     def estimate(self, name: str) -> list[Estimate]:
-        """Mean of a measure at each strength, bootstrapped over examples; of perplexity the geometric mean."""
+        """Mean of a measure at each strength, bootstrapped over examples; of perplexity the geometric mean.
+
+        Of an accuracy that is 0 or 1 on every example, the interval is exact (Clopper-Pearson).
+        """
         if name != "perplexity":
-            return [mean_of(row[~row.isnan()]) for row in self.measure(name)]
+            mean = accuracy_of if name == "accuracy" else mean_of
+            return [mean(row[~row.isnan()]) for row in self.measure(name)]
         logs = [mean_of(row.log()) for row in self.measure(name)]
         return [Estimate(math.exp(e.value), math.exp(e.low), math.exp(e.high), e.count) for e in logs]
 
@@ -139,11 +143,8 @@ class DoseResponse:
 
     def to_frame(self) -> DataFrame:
         """Tidy: one row per strength, kind of row (data, unrelated, prompts) and row; what it lacks is missing."""
-        groups = {
-            "data": ("effect", "accuracy", "kl", "edit_size"),
-            "unrelated": ("drift",),
-            "prompts": ("perplexity", "repetition", "score"),
-        }
+        groups = {"data": ("effect", "accuracy", "kl", "edit_size"), "unrelated": ("drift",)}
+        groups |= {"prompts": ("perplexity", "repetition", "score")}
         records = []
         for group, names in groups.items():
             columns = {name: self.measure(name).tolist() for name in names if name in self.measured}
@@ -186,11 +187,9 @@ class DoseResponse:
         return ax
 
     def __str__(self) -> str:
-        effect, kl = self.estimate("effect"), self.estimate("kl")
-        lines = [
-            f"strength {s:g}: effect {e} nats per target token, KL {k.value:.3g} nats per token"
-            for s, e, k in zip(self.strengths, effect, kl, strict=True)
-        ]
+        each = zip(self.strengths, self.estimate("effect"), self.estimate("kl"), strict=True)
+        units = "nats per target token", "nats per token"
+        lines = [f"strength {s:g}: effect {e} {units[0]}, KL {k.value:.3g} {units[1]}" for s, e, k in each]
         return figures.screenful([*lines, *([str(self.slopes)] if len(set(self.strengths)) > 1 else [])])
 
     __repr__ = __str__
