@@ -321,14 +321,37 @@ def test_controls_and_their_warnings_are_shown(tmp_path, without_charts):
 
 
 def test_tokens_at_a_site_that_the_unembedding_cannot_read_are_left_out_with_a_reason(tmp_path, without_charts):
+    """At queries; neurons, its twin, are read through the output projection."""
     import reftlens as rl
     from reftlens.reports.page import report
 
     model, data, _, _ = trained()
-    reft = rl.ReFT({rl.mlp_post(1, "last"): rl.LoReFT(architectures.D_MLP, rank=1)})
-    text = report(reft, model, data, tmp_path / "mlp.html", progress=False, decoding=rl.Decoding(4)).read_text("utf-8")
-    said = Page(text).text["directions"]
-    assert "Tokens: not shown, because" in said and "moved" in said
+    for site, width in ((rl.attn_q(1, "last"), architectures.D), (rl.mlp_post(1, "last"), architectures.D_MLP)):
+        reft, path = rl.ReFT({site: rl.LoReFT(width, rank=1)}), tmp_path / f"{width}.html"
+        text = report(reft, model, data, path, progress=False, decoding=rl.Decoding(4)).read_text("utf-8")
+        said = Page(text).text["directions"]
+        assert ("Tokens: not shown, because" in said) == (width == architectures.D) and "moved" in said
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_what_is_said_of_tokens_is_what_was_tested(scale):
+    """The size of the strongest logit beside that of random directions: no verdict on tokens, below chance or above."""
+    from dataclasses import replace
+
+    import reftlens as rl
+    from reftlens.reports.directions import _token_table
+
+    model, _, reft, _ = trained()
+    tokens = rl.subspaces.direction_tokens(reft, model, site=1, draws=40)
+    rows = tuple(replace(row, logit=scale * row.logit) for row in tokens.rows)
+    scaled = replace(tokens, rows=rows)
+    text = _token_table(scaled, 1)["test"]
+    for direction in (0, 1):
+        most = max(abs(row.logit) for row in rows if row.direction == direction)
+        share = (1 + (tokens.random >= most).sum().item()) / 41
+        assert f"direction {direction} reaches {most:.2f} (p = {share:.2g})" in text
+    assert f"95 % of random directions stay within ±{tokens.chance:.2f}" in text and "Not tested is which" in text
+    assert "stands out" not in text and "read nothing" not in text
 
 
 def test_warnings_follow_what_was_measured():
