@@ -33,7 +33,7 @@ KWARGS_ALLOWED = {
     ("cone/stand_ins.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
     ("cone/trim.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
     ("cone/trim.py", "update"): "the signature of transformers' cache layers",
-    ("cone/prefix.py", "update"): "the signature of transformers' cache layers",
+    ("cone/caches.py", "update"): "the signature of transformers' cache layers",
 }
 LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", "gguf"}
 MODELS = {"model", "hf_model", "bridge", "original_model"}

@@ -13,10 +13,11 @@ from transformers.cache_utils import DynamicLayer
 from reftlens.bridge.lengths import length_limit
 from reftlens.bridge.protocol import device_of
 from reftlens.cone.body import Body
+from reftlens.cone.caches import Prefilled, Stub, cache_of
 from reftlens.cone.full import Full
 from reftlens.cone.layout import PlanCone, plan_cones, right_padded
 from reftlens.cone.plans import Job, Scored, Unsound, Way
-from reftlens.cone.prefix import Capture, Captured, Prefilled, Stub, assemble, cache_of, entering
+from reftlens.cone.prefix import Capture, Captured, assemble, entering
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span, Window, buckets, spans, window, within_block
 from reftlens.cone.stand_ins import Gather

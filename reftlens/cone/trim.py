@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.cone.body import Body
-from reftlens.cone.prefix import Recorder, cache_of
+from reftlens.cone.caches import Recorder, cache_of
 from reftlens.cone.stand_ins import StandIn
 from reftlens.editing.engine import Stop
 

@@ -14,7 +14,8 @@ from transformers.cache_utils import DynamicLayer
 from reftlens.bridge.parts import Slot
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.body import Body
-from reftlens.cone.prefix import NO_HOOK, Stub, cache_of, entering, entering_stream, observers
+from reftlens.cone.caches import Stub, cache_of
+from reftlens.cone.prefix import NO_HOOK, entering, entering_stream, observers
 from reftlens.cone.stand_ins import Gather
 from reftlens.editing.edits import Edit, used_points
 from reftlens.editing.engine import Stop, attached, forward_cached, forward_inside
