@@ -1,6 +1,7 @@
 """What is wrong only in some ways of computing is caught before it is used, whatever the first batch was."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def stale_prefix(monkeypatch):
 
     def wrong(self, *arguments):
         whole = cut(self, *arguments)
-        return Captured(whole.streams, tuple(k.roll(1, dims=1) for k in whole.keys), whole.values)
+        return replace(whole, keys=tuple(k.roll(1, dims=1) for k in whole.keys))
 
     monkeypatch.setattr(Captured, "cut", wrong)
 
@@ -105,7 +106,10 @@ def half_called_exact(monkeypatch):
     captured = RowStore._captured
 
     def wrong(self, rows):
-        return [row.rebuilt([t.bfloat16().to(t.dtype) for t in row.tensors()]) for row in captured(self, rows)]
+        return [
+            row.rebuilt([t.bfloat16().to(t.dtype) for t in row.tensors()], row.beginning)
+            for row in captured(self, rows)
+        ]
 
     monkeypatch.setattr(RowStore, "_captured", wrong)
 

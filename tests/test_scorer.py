@@ -131,7 +131,7 @@ def test_noise_of_one_in_a_billion_in_the_stored_keys_is_seen(architecture, doub
     def noisy(*arguments):
         stream, mask, layers = assemble(*arguments)
         for layer in layers:
-            layer.stored_keys = [k if k is None else k + 1e-9 * torch.randn_like(k) for k in layer.stored_keys]
+            layer.stored_keys = [tuple(k + 1e-9 * torch.randn_like(k) for k in row) for row in layer.stored_keys]
         return stream, mask, layers
 
     monkeypatch.setattr(light_cone, "assemble", noisy)

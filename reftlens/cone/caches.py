@@ -27,26 +27,16 @@ class Stub(DynamicLayer):
         self.is_initialized = True
 
 
-class Recorder(DynamicLayer):
-    """Notes the keys and values of one pass; with `ends`, they were all that the forward pass was for."""
-
-    def __init__(self, *, ends: bool) -> None:
-        super().__init__()
-        self.ends = ends
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **_: Any) -> tuple[Tensor, Tensor]:
-        self.keys, self.values, self.is_initialized = key_states, value_states, True
-        if self.ends:
-            raise Stop
-        return key_states, value_states
+Pieces = tuple[Tensor, ...]
+"""Keys, or values, of tokens that follow one another, `[heads, tokens, width]` each."""
 
 
 class Prefilled(Stub):
-    """Stored keys and values of each row (None: nothing), before those that a forward pass computes."""
+    """Stored keys and values of each row, before those that a forward pass computes."""
 
-    def __init__(self, keys: list[Tensor | None], values: list[Tensor | None], length: int) -> None:
+    def __init__(self, keys: Sequence[Pieces], values: Sequence[Pieces], length: int) -> None:
         super().__init__(len(keys), length)
-        self.stored_keys, self.stored_values, self.length = keys, values, length
+        self.stored_keys, self.stored_values, self.length = list(keys), list(values), length
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **_: Any) -> tuple[Tensor, Tensor]:
         keys = _Joined.apply(key_states, self.stored_keys, self.length)
@@ -55,19 +45,44 @@ class Prefilled(Stub):
         return keys, values
 
 
+class Recorder(DynamicLayer):
+    """Notes the keys and values of one pass, after stored ones; with `ends`, they were all that the pass was for."""
+
+    def __init__(self, *, ends: bool, after: Prefilled | None = None) -> None:
+        super().__init__()
+        self.ends, self.after = ends, after
+        self.new_keys: Tensor | None = None
+        self.new_values: Tensor | None = None
+        if after is not None:
+            self.keys, self.values, self.is_initialized = after.keys, after.values, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **_: Any) -> tuple[Tensor, Tensor]:
+        self.new_keys, self.new_values = key_states, value_states
+        if self.ends:
+            raise Stop
+        return (key_states, value_states) if self.after is None else self.after.update(key_states, value_states)
+
+
+def recorded(recorders: Sequence[Recorder]) -> tuple[list[Tensor], list[Tensor]]:
+    """The keys, and the values, of each layer that was reached."""
+    seen = [(layer.new_keys, layer.new_values) for layer in recorders]
+    return [k for k, _ in seen if k is not None], [v for _, v in seen if v is not None]
+
+
 class _Joined(torch.autograd.Function):
     """`[stored, new]` along the tokens, stored rows padded on the left with zeros; only `new` takes a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, new: Tensor, stored: list[Tensor | None], length: int) -> Tensor:
+    def forward(ctx: Any, new: Tensor, stored: Sequence[Pieces], length: int) -> Tensor:
         ctx.length = length
         rows, heads, tokens, width = new.shape
         out = new.new_empty(rows, heads, length + tokens, width)
-        for i, row in enumerate(stored):
-            have = 0 if row is None else row.shape[1]
-            out[i, :, : length - have] = 0
-            if row is not None:
-                out[i, :, length - have : length] = row
+        for i, pieces in enumerate(stored):
+            end = length
+            for piece in reversed(pieces):
+                out[i, :, end - piece.shape[1] : end] = piece
+                end -= piece.shape[1]
+            out[i, :, :end] = 0
         out[:, :, length:] = new
         return out
 

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from reftlens.bridge.lengths import length_limit
 from reftlens.bridge.protocol import device_of
+from reftlens.cone.beginnings import Beginning, shared_beginnings
 from reftlens.cone.body import Body
 from reftlens.cone.caches import Prefilled, Stub, cache_of
 from reftlens.cone.full import Full
@@ -87,8 +88,14 @@ class Cone:
         self.plain = reuse.plain and body.may_be_plain
         latest = [max(plan.spans[row].start for plan in self.plans) for row in range(len(self.data))]
         firsts = tuple(sorted({plan.first for plan in self.plans}))
-        self.capture = Capture(body, self.tidy, self.spans, latest, firsts, self.plain, full.autocast)
+        shared = self._beginnings() if reuse.beginnings else []
+        self.capture = Capture(body, self.tidy, self.spans, latest, firsts, self.plain, full.autocast, shared)
         self.store = RowStore(self.capture, reuse, uses, progress)
+
+    def _beginnings(self) -> list[Beginning]:
+        """Those of the frozen tokens that pay, or any, in the way that is asked for."""
+        overhead = 0.0 if self.way is not None else _OVERHEAD[self.device.type]
+        return shared_beginnings(self.tidy.tokens, [span.start for span in self.spans], overhead=overhead)
 
     @property
     def computation(self) -> str:
@@ -96,7 +103,9 @@ class Cone:
         tokens, whole = sum(span.length for span in self.spans), int(self.data.attention_mask.sum())
         last = self.body.depth - 1
         blocks = f"blocks {self.first} to {last}" if self.first <= last else "no block"
-        return f"light cone: {blocks}, {tokens} of {whole} tokens; the rest is kept {self.store}"
+        repeated = sum((len(shared.rows) - 1) * shared.length for shared in self.capture.beginnings)
+        distinct = f", {whole - tokens - repeated} of {whole - tokens} distinct" if repeated else ""
+        return f"light cone: {blocks}, {tokens} of {whole} tokens; the rest{distinct} is kept {self.store}"
 
     def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
         """Jobs whose cones begin at the same block together, as long as they stay small.
@@ -182,7 +191,7 @@ class Cone:
             places.append((self.body.head, gather))
         trims, cache, before = each.way.trimmed, None, int(win.starts.max())
         if trims and not layers:
-            layers = [Prefilled([None] * len(rows), [None] * len(rows), 0) for _ in range(self.body.depth - first)]
+            layers = [Prefilled([()] * len(rows), [()] * len(rows), 0) for _ in range(self.body.depth - first)]
         if layers:
             below: list[DynamicLayer] = [Stub(len(rows), before) for _ in range(first)]
             cache = cache_of([*below, *layers])

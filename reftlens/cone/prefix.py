@@ -7,20 +7,21 @@ of the two needs it, and never the unembedding.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import Module
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.bridge.parts import Slot
+from reftlens.cone.beginnings import Beginning
 from reftlens.cone.body import Body
-from reftlens.cone.caches import Prefilled, Recorder, cache_of
+from reftlens.cone.caches import Pieces, Prefilled, Recorder, cache_of, recorded
 from reftlens.cone.plans import Autocast
-from reftlens.cone.spans import Span, Window
+from reftlens.cone.spans import Span, Window, window
 from reftlens.cone.stand_ins import Entry, Observe, Skip
 from reftlens.editing.engine import Stop, forward_inside
 from reftlens.text.batch import Batch
@@ -37,14 +38,31 @@ class Captured:
     keys: tuple[Float[Tensor, "heads before d_head"], ...]
     """One for each block of the cone; empty where nothing lies before it."""
     values: tuple[Float[Tensor, "heads before d_value"], ...]
+    beginning: "Captured | None" = None
+    """What lies before these tokens, where the row shares it with others."""
 
     def tensors(self) -> list[Tensor]:
+        """Its own."""
         return [*self.streams.values(), *self.keys, *self.values]
 
-    def rebuilt(self, tensors: Sequence[Tensor]) -> "Captured":
+    def rebuilt(self, tensors: Sequence[Tensor], beginning: "Captured | None") -> "Captured":
         """The same with other tensors, in the order of `tensors()`."""
         streams, rest = dict(zip(self.streams, tensors, strict=False)), tensors[len(self.streams) :]
-        return Captured(streams, tuple(rest[: len(self.keys)]), tuple(rest[len(self.keys) :]))
+        return Captured(streams, tuple(rest[: len(self.keys)]), tuple(rest[len(self.keys) :]), beginning)
+
+    def narrowed(self) -> "Captured":
+        """The same in bfloat16."""
+        beginning = self.beginning and self.beginning.narrowed()
+        return self.rebuilt([tensor.to(torch.bfloat16) for tensor in self.tensors()], beginning)
+
+    @property
+    def shared(self) -> int:
+        """Tokens of the beginning."""
+        return 0 if self.beginning is None else self.beginning.keys[0].shape[1]
+
+    def above(self, skip: int) -> "Captured":
+        """Keys and values of all but the lowest `skip` blocks."""
+        return Captured({}, self.keys[skip:], self.values[skip:], self.beginning and self.beginning.above(skip))
 
     def cut(self, whole: Span, cone: Span, first: int, skip: int) -> "Captured":
         """What a cone within `whole` needs that begins at block `first`, `skip` blocks above the lowest captured."""
@@ -52,8 +70,16 @@ class Captured:
         streams = {first: self.streams[first][part]} if first in self.streams else {}
         if cone.start == 0:
             return Captured(streams, (), ())
-        keys, values = (tuple(t[:, : cone.start] for t in every[skip:]) for every in (self.keys, self.values))
-        return Captured(streams, keys, values)
+        above, own = self.above(skip), cone.start - self.shared
+        keys, values = (tuple(t[:, :own] for t in every) for every in (above.keys, above.values))
+        return Captured(streams, keys, values, above.beginning)
+
+    def pieces(self, block: int) -> tuple[Pieces, Pieces]:
+        """Keys, and values, of all tokens before the cone."""
+        if not self.keys:
+            return (), ()
+        before = ((), ()) if self.beginning is None else self.beginning.pieces(block)
+        return (*before[0], self.keys[block]), (*before[1], self.values[block])
 
 
 @dataclass
@@ -61,6 +87,7 @@ class Capture:
     """Captures rows of a right-padded data set for cones that begin at the blocks `firsts`.
 
     `cones` hold those of all plans. No cone begins after `latest`, the tokens before which leave keys and values.
+    `beginnings` are those that rows share, all of them before the cones.
     """
 
     body: Body
@@ -70,56 +97,112 @@ class Capture:
     firsts: tuple[int, ...]
     plain: bool
     autocast: Autocast
+    beginnings: list[Beginning]
     returns: int = 0
+
+    def __post_init__(self) -> None:
+        self.of_row = {row: n for n, beginning in enumerate(self.beginnings) for row in beginning.rows}
+        self._read: dict[int, Captured] = {}
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[int]) -> list[Captured]:
-        batch, before = self.data[list(rows)], [self.latest[r] for r in rows]
+        before = [self.latest[row] for row in rows]
         with self.autocast():
-            streams = self._streams(batch)
-            lowest = streams.get(self.first)
-            keys, values = ([], []) if max(before) == 0 else self._keys_and_values(batch, lowest, max(before))
+            some = self._rows(rows)
+            streams = self._streams(some)
+            wide = max(n - int(start) for n, start in zip(before, some.window.starts.tolist(), strict=True))
+            keys, values = self._keys_and_values(some, streams.get(self.first), wide) if max(before) else ([], [])
         result = []
         for i, row in enumerate(rows):
-            cone = self.cones[row]
-            cut = {first: stream[i, cone.start : cone.stop] for first, stream in streams.items()}
-            past = [tuple(t[i, :, : before[i]] for t in every) if before[i] else () for every in (keys, values)]
-            result.append(Captured(cut, *past))
+            beginning = some.beginnings[i] if keys else None
+            start = int(some.window.starts[i])
+            part = slice(self.cones[row].start - start, self.cones[row].stop - start)
+            cut = {first: stream[i, part] for first, stream in streams.items()}
+            past = [tuple(t[i, :, : before[i] - start] for t in every) if before[i] else () for every in (keys, values)]
+            result.append(Captured(cut, *past, beginning and beginning.above(self.first)))
         return result
 
     @property
     def first(self) -> int:
         return min(self.firsts)
 
-    def _streams(self, batch: Batch) -> dict[int, Tensor]:
+    def forget(self) -> None:
+        """The beginnings, which are kept as long as rows are captured."""
+        self._read = {}
+
+    def _rows(self, rows: Sequence[int]) -> "_Rows":
+        numbers = [self.of_row.get(row) for row in rows]
+        beginnings = [None if n is None else self.beginning(n) for n in numbers]
+        starts = [0 if n is None else self.beginnings[n].length for n in numbers]
+        cones = [Span(start, self.cones[row].stop) for start, row in zip(starts, rows, strict=True)]
+        return _Rows(self.data.tokens[list(rows)], window(cones, self.data.tokens.device), beginnings)
+
+    def beginning(self, number: int) -> Captured:
+        """Keys and values of a beginning at every block."""
+        if number not in self._read:
+            beginning = self.beginnings[number]
+            span = window([Span(0, beginning.length)], self.data.tokens.device)
+            recorders = [Recorder(ends=i == self.body.depth - 1) for i in range(self.body.depth)]
+            self._run(_Rows(self.data.tokens[[beginning.rows[0]]], span, [None]), [], cache_of(recorders))
+            keys, values = recorded(recorders)
+            self._read[number] = Captured({}, tuple(k[0].clone() for k in keys), tuple(v[0].clone() for v in values))
+        return self._read[number]
+
+    def _streams(self, rows: "_Rows") -> dict[int, Tensor]:
         """The residual stream entering each of `firsts` but 0: the blocks below the highest run, nothing else."""
         body, firsts = self.body, sorted({*self.firsts} - {0})
         if not firsts:
             return {}
         blocks = observers(body, firsts, firsts[-1], plain=self.plain)
-        self._run(batch, [(body.blocks[i], block) for i, block in blocks.items()])
+        cache = cache_of([rows.layer(i) for i in range(body.depth)]) if any(rows.beginnings) else None
+        self._run(rows, [(body.blocks[i], block) for i, block in blocks.items()], cache)
         self.returns = blocks[0].returns
         return {i: stream for i in firsts if (stream := entering_stream(body, blocks, i)) is not None}
 
-    def _keys_and_values(self, batch: Batch, stream: Tensor | None, length: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of the first `length` tokens at the blocks from `first` on, the last of which only starts."""
-        if self.first == self.body.depth:
+    def _keys_and_values(self, rows: "_Rows", stream: Tensor | None, wide: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of `wide` tokens at the blocks from `first` on, the last of which only starts."""
+        depth = self.body.depth
+        if self.first == depth:
             return [], []
-        layers = [
-            DynamicLayer() if i < self.first else Recorder(ends=i == self.body.depth - 1)
-            for i in range(self.body.depth)
-        ]
-        entry = None if stream is None else stream[:, :length]
-        short = Batch(batch.tokens[:, :length], batch.role[:, :length], batch.target_mask[:, :length], batch.examples)
-        self._run(short, entering(self.body, self.first, entry, self.returns), cache_of(layers))
-        recorders = [layer for layer in layers if isinstance(layer, Recorder)]
-        return [r.keys for r in recorders if r.keys is not None], [r.values for r in recorders if r.values is not None]
+        rows = rows.narrowed(max(1, wide))
+        below: list[DynamicLayer] = [rows.layer(i) for i in range(self.first)]
+        recorders = [Recorder(ends=i == depth - 1, after=rows.layer(i)) for i in range(self.first, depth)]
+        entry = None if stream is None else stream[:, : max(1, wide)]
+        self._run(rows, entering(self.body, self.first, entry, self.returns), cache_of([*below, *recorders]))
+        return recorded(recorders)
 
-    def _run(self, batch: Batch, places: list[tuple[Slot, Module]], cache: Any = None) -> None:
-        mask = batch.attention_mask
-        place = torch.arange(mask.shape[1], device=mask.device).expand_as(batch.tokens)
+    def _run(self, rows: "_Rows", places: list[tuple[Slot, Module]], cache: Any = None) -> None:
+        tokens = rows.window.cut(rows.tokens)
         with self.body.arranged(places, plain=self.plain, used=NO_HOOK), suppress(Stop):
-            forward_inside(self.body.model, batch.tokens, mask, place, cache)
+            forward_inside(self.body.model, tokens, mask_of(rows.window), rows.window.columns, cache)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that are captured together, after the beginnings that they share with others."""
+
+    tokens: Int[Tensor, "rows seq"]
+    """All of them."""
+    window: Window
+    """What is computed: the tokens after the beginnings."""
+    beginnings: list[Captured | None]
+
+    def narrowed(self, wide: int) -> "_Rows":
+        """The first tokens of each."""
+        win = self.window
+        return replace(self, window=Window(win.columns[:, :wide], win.real[:, :wide], win.starts))
+
+    def layer(self, block: int) -> Prefilled:
+        """The beginnings in the cache of a block."""
+        pieces = [((), ()) if beginning is None else beginning.pieces(block) for beginning in self.beginnings]
+        return Prefilled([keys for keys, _ in pieces], [values for _, values in pieces], int(self.window.starts.max()))
+
+
+def mask_of(window: Window) -> Bool[Tensor, "rows keys"]:
+    """What is real of the tokens before each row of a window, padded on the left, and of those in it."""
+    longest = int(window.starts.max())
+    before = torch.arange(longest, device=window.real.device) >= longest - window.starts[:, None]
+    return torch.cat([before, window.real], dim=1)
 
 
 def observers(body: Body, firsts: Sequence[int], end: int, *, plain: bool) -> dict[int, Observe]:
@@ -154,16 +237,14 @@ def assemble(
 
     Prefixes are padded on the left and cones on the right, so that neighbouring tokens are neighbours.
     """
-    device, longest = window.real.device, int(window.starts.max())
-    before = torch.arange(longest, device=device) >= longest - window.starts[:, None]
-    stream, layers = None, list[DynamicLayer]()
+    longest, stream = int(window.starts.max()), None
     if first in captured[0].streams:
         width = captured[0].streams[first].shape[-1]
-        stream = torch.zeros(*window.real.shape, width, device=device, dtype=like.dtype)
+        stream = torch.zeros(*window.real.shape, width, device=window.real.device, dtype=like.dtype)
         for i, row in enumerate(captured):
             stream[i, : len(row.streams[first])] = row.streams[first]
-    for i in range(max(len(row.keys) for row in captured)):
-        keys = [row.keys[i] if row.keys else None for row in captured]
-        values = [row.values[i] if row.values else None for row in captured]
+    layers: list[DynamicLayer] = []
+    for block in range(max(len(row.keys) for row in captured)):
+        keys, values = zip(*(row.pieces(block) for row in captured), strict=True)
         layers.append(Prefilled(keys, values, longest))
-    return stream, torch.cat([before, window.real], dim=1), layers
+    return stream, mask_of(window), layers

@@ -69,7 +69,8 @@ class Probe:
         config: Any = self.cone.body.config
         stored, attention = self.cone.store.uses > 1, getattr(config, "_attn_implementation", None)
         sites = frozenset(place.point.name for bound in self.full.bounds for place in bound.places)
-        return self.cone.reuse, self.cone.plain, stored, attention, self._narrow, sites
+        shares = bool(self.cone.capture.beginnings)
+        return self.cone.reuse, self.cone.plain, stored, shares, attention, self._narrow, sites
 
     @property
     def _narrow(self) -> bool:
@@ -82,7 +83,8 @@ class Probe:
         plans = tuple(dict.fromkeys(job.plan for job in jobs))[: 2 if way.joined else 1]
         full = _on_rows_of_its_own(self.full, plans, prefixed=way.prefixed)
         numbers = range(len(plans)) if len(plans) > 1 or not way.joined else (0, 0)
-        cone = Cone(self.cone.body, full, self.cone.reuse, uses=self.cone.store.uses, progress=False, way=way)
+        reuse = replace(self.cone.reuse, beginnings=bool(self.cone.capture.beginnings))
+        cone = Cone(self.cone.body, full, reuse, uses=self.cone.store.uses, progress=False, way=way)
         return self._difference(full, cone, [Job(i, _ROWS) for i in numbers])
 
     def _on_data(self, job: Job) -> str:
@@ -145,6 +147,7 @@ def _short_rows(full: Full, seed: int) -> Batch:
     lengths = [min(n, most) for n in (*_LENGTHS[:-1], window + 3 if 11 < window <= 29 else _LENGTHS[-1])]
     generator, pool = torch.Generator().manual_seed(seed), full.data.tokens[full.data.attention_mask].cpu()
     ids = [pool[torch.randint(len(pool), (n,), generator=generator)].tolist() for n in lengths]
+    ids = [*ids[:1], *(ids[1][:2] + row[2:] for row in ids[1:])]  # a beginning that all but the first share
     roles = [[Role.PROMPT] * p + [Role.RESPONSE] * (n - p) for n, p in zip(lengths, _PROMPTS, strict=True)]
     targets = [
         [column == n - 2 or p < column <= p + row for column in range(n)]

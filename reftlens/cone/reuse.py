@@ -11,6 +11,7 @@ class Reuse:
         depth: skip the blocks below the first edit.
         tokens: skip the tokens before the first edit and after the last target.
         scored_only: run the unembedding at the targets only.
+        beginnings: capture what rows begin with alike (a template, a system prompt, few-shot examples) once for all.
         buckets: compute a step's examples in up to so many groups of similar length.
         plain: let components of the bridge whose hooks nobody uses step aside for the original ones, with the
             fast attention function.
@@ -24,6 +25,7 @@ class Reuse:
     depth: bool = True
     tokens: bool = True
     scored_only: bool = True
+    beginnings: bool = True
     buckets: int = 3
     plain: bool = True
     memory: int | None = None

@@ -54,13 +54,16 @@ class RowStore:
         self.tier = choose_tier(need, device, self.reuse.memory, self.reuse.disk)
         if self.tier == "nowhere, recomputed":
             return
-        shelf = Shelf(self.tier, device, need)
+        shelf, capture = Shelf(self.tier, device, need), self.capture
+        shared = [self._put(capture.beginning(n).above(capture.first), shelf) for n in range(len(capture.beginnings))]
         with tqdm(total=len(order), desc="capture", unit="example", disable=not self.progress, leave=False) as bar:
             for rows in _chunks(order, [c.stop for c in cones], most=4096):
                 for row, captured in zip(rows, self._captured(rows), strict=True):
-                    self._rows[row] = captured.rebuilt([shelf.put(t) for t in captured.tensors()])
+                    beginning = captured.beginning and shared[capture.of_row[row]]
+                    self._rows[row] = self._put(captured, shelf, beginning)
                 bar.update(len(rows))
         self.size = shelf.used
+        capture.forget()
 
     def fetch(self, rows: Sequence[int]) -> list[Captured]:
         """What was captured of these rows; those that are not stored are captured now, each once."""
@@ -69,6 +72,7 @@ class RowStore:
             if self.tier == "nowhere, recomputed":
                 self._rows = {r: c for r, c in self._rows.items() if r in rows}
             self._rows |= dict(zip(missing, self._captured(missing), strict=True))
+            self.capture.forget()
         return [self._rows[r] for r in rows]
 
     def forget(self) -> None:
@@ -77,18 +81,22 @@ class RowStore:
     def _bytes_needed(self, sampled: int) -> int:
         """An estimate from one row: bytes per token of the cone, and per token before it; a little is added."""
         (sample,) = self._captured([sampled])
-        cones, latest = self.capture.cones, self.capture.latest
+        cones, latest, shared = self.capture.cones, self.capture.latest, self.capture.beginnings
         stream = sum(map(padded_bytes, sample.streams.values())) / max(1, cones[sampled].length)
-        before = sum(map(padded_bytes, (*sample.keys, *sample.values))) / max(1, latest[sampled])
+        past = [*sample.above(0).tensors(), *(sample.beginning.tensors() if sample.beginning else ())]
+        before = sum(map(padded_bytes, past)) / max(1, latest[sampled])
         fixed = 8 * len(sample.tensors())
-        need = sum(stream * c.length + before * n + fixed for c, n in zip(cones, latest, strict=True))
-        return int(need) + 4096
+        own = sum(stream * c.length + before * n + fixed for c, n in zip(cones, latest, strict=True))
+        saved = sum(before * beginning.length * (len(beginning.rows) - 1) - fixed for beginning in shared)
+        return int(own - saved) + 4096
 
     def _captured(self, rows: Sequence[int]) -> list[Captured]:
         captured = self.capture(rows)
-        if self.reuse.half:
-            return [row.rebuilt([t.to(torch.bfloat16) for t in row.tensors()]) for row in captured]
-        return captured
+        return [row.narrowed() for row in captured] if self.reuse.half else captured
+
+    def _put(self, captured: Captured, shelf: "Shelf", beginning: Captured | None = None) -> Captured:
+        captured = captured.narrowed() if self.reuse.half else captured
+        return captured.rebuilt([shelf.put(t) for t in captured.tensors()], beginning)
 
 
 def _chunks(order: Sequence[int], lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:

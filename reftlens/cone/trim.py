@@ -38,8 +38,8 @@ class Trimmed(StandIn):
         recorder = Recorder(ends=True)
         with suppress(Stop):
             self._run(recorder, lambda x: x, hidden_states, args, kwargs)
-        assert recorder.keys is not None and recorder.values is not None
-        keys, values = self.layer.update(recorder.keys, recorder.values)
+        assert recorder.new_keys is not None and recorder.new_values is not None
+        keys, values = self.layer.update(recorder.new_keys, recorder.new_values)
         if not any(isinstance(x, Tensor) and x.ndim == 4 for x in (*args, *kwargs.values())):
             # No mask was passed, as none was needed for a plain causal triangle; now one is.
             place = torch.arange(keys.shape[-2], device=columns.device)
