@@ -107,7 +107,7 @@ def test_without_a_common_beginning_nothing_changes(llama):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_noise_of_one_in_a_billion_in_what_is_shared_is_seen(architecture, doubles, monkeypatch):
-    from reftlens.cone.prefix import Capture
+    from reftlens.cone.capture import Capture
 
     model, reft = bridge(architecture, torch.float64), edit().to(torch.float64)
     exact, _ = scored(model, reft, texts(model), reuse(), ALL)
@@ -126,7 +126,7 @@ def test_a_beginning_that_is_not_the_rows_is_caught_before_it_is_used(monkeypatc
     """The check of the way of computing shares beginnings, too."""
     import reftlens as rl
     from architectures import fresh_bridge
-    from reftlens.cone.prefix import Capture
+    from reftlens.cone.capture import Capture
 
     model, beginning = fresh_bridge("llama"), Capture.beginning
 

@@ -15,10 +15,11 @@ from reftlens.bridge.protocol import device_of
 from reftlens.cone.beginnings import Beginning, shared_beginnings
 from reftlens.cone.body import Body
 from reftlens.cone.caches import Prefilled, Stub, cache_of
+from reftlens.cone.capture import Capture
 from reftlens.cone.full import Full
 from reftlens.cone.layout import PlanCone, plan_cones, right_padded
 from reftlens.cone.plans import Job, Scored, Unsound, Way
-from reftlens.cone.prefix import Capture, Captured, assemble, entering
+from reftlens.cone.prefix import Captured, assemble, entering
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span, Window, buckets, spans, window, within_block
 from reftlens.cone.stand_ins import Gather

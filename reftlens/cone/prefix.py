@@ -1,30 +1,23 @@
-"""The frozen computation that no edit can touch, captured once: what enters the light cone from below and from before.
+"""What enters the light cone: from below the residual stream, from before keys and values; of one row, and of several.
 
-Of each row two things are captured: the residual stream entering the first block of the cone, at the cone's tokens; and
-the keys and values of the tokens before the cone, at the blocks of the cone. Capture runs each block only where one
-of the two needs it, and never the unembedding.
+A pass enters a block from stored streams, or ends before one.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import Module
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.bridge.parts import Slot
-from reftlens.cone.beginnings import Beginning
 from reftlens.cone.body import Body
-from reftlens.cone.caches import Pieces, Prefilled, Recorder, cache_of, recorded
-from reftlens.cone.plans import Autocast
-from reftlens.cone.spans import Span, Window, window
+from reftlens.cone.caches import Pieces, Prefilled
+from reftlens.cone.spans import Span, Window
 from reftlens.cone.stand_ins import Entry, Observe, Skip
-from reftlens.editing.engine import Stop, forward_inside
-from reftlens.text.batch import Batch
 
 NO_HOOK: frozenset[int] = frozenset()
 
@@ -80,122 +73,6 @@ class Captured:
             return (), ()
         before = ((), ()) if self.beginning is None else self.beginning.pieces(block)
         return (*before[0], self.keys[block]), (*before[1], self.values[block])
-
-
-@dataclass
-class Capture:
-    """Captures rows of a right-padded data set for cones that begin at the blocks `firsts`.
-
-    `cones` hold those of all plans. No cone begins after `latest`, the tokens before which leave keys and values.
-    `beginnings` are those that rows share, all of them before the cones.
-    """
-
-    body: Body
-    data: Batch
-    cones: list[Span]
-    latest: list[int]
-    firsts: tuple[int, ...]
-    plain: bool
-    autocast: Autocast
-    beginnings: list[Beginning]
-    returns: int = 0
-
-    def __post_init__(self) -> None:
-        self.of_row = {row: n for n, beginning in enumerate(self.beginnings) for row in beginning.rows}
-        self._read: dict[int, Captured] = {}
-
-    @torch.no_grad()
-    def __call__(self, rows: Sequence[int]) -> list[Captured]:
-        before = [self.latest[row] for row in rows]
-        with self.autocast():
-            some = self._rows(rows)
-            streams = self._streams(some)
-            wide = max(n - int(start) for n, start in zip(before, some.window.starts.tolist(), strict=True))
-            keys, values = self._keys_and_values(some, streams.get(self.first), wide) if max(before) else ([], [])
-        result = []
-        for i, row in enumerate(rows):
-            beginning = some.beginnings[i] if keys else None
-            start = int(some.window.starts[i])
-            part = slice(self.cones[row].start - start, self.cones[row].stop - start)
-            cut = {first: stream[i, part] for first, stream in streams.items()}
-            past = [tuple(t[i, :, : before[i] - start] for t in every) if before[i] else () for every in (keys, values)]
-            result.append(Captured(cut, *past, beginning and beginning.above(self.first)))
-        return result
-
-    @property
-    def first(self) -> int:
-        return min(self.firsts)
-
-    def forget(self) -> None:
-        """The beginnings, which are kept as long as rows are captured."""
-        self._read = {}
-
-    def _rows(self, rows: Sequence[int]) -> "_Rows":
-        numbers = [self.of_row.get(row) for row in rows]
-        beginnings = [None if n is None else self.beginning(n) for n in numbers]
-        starts = [0 if n is None else self.beginnings[n].length for n in numbers]
-        cones = [Span(start, self.cones[row].stop) for start, row in zip(starts, rows, strict=True)]
-        return _Rows(self.data.tokens[list(rows)], window(cones, self.data.tokens.device), beginnings)
-
-    def beginning(self, number: int) -> Captured:
-        """Keys and values of a beginning at every block."""
-        if number not in self._read:
-            beginning = self.beginnings[number]
-            span = window([Span(0, beginning.length)], self.data.tokens.device)
-            recorders = [Recorder(ends=i == self.body.depth - 1) for i in range(self.body.depth)]
-            self._run(_Rows(self.data.tokens[[beginning.rows[0]]], span, [None]), [], cache_of(recorders))
-            keys, values = recorded(recorders)
-            self._read[number] = Captured({}, tuple(k[0].clone() for k in keys), tuple(v[0].clone() for v in values))
-        return self._read[number]
-
-    def _streams(self, rows: "_Rows") -> dict[int, Tensor]:
-        """The residual stream entering each of `firsts` but 0: the blocks below the highest run, nothing else."""
-        body, firsts = self.body, sorted({*self.firsts} - {0})
-        if not firsts:
-            return {}
-        blocks = observers(body, firsts, firsts[-1], plain=self.plain)
-        cache = cache_of([rows.layer(i) for i in range(body.depth)]) if any(rows.beginnings) else None
-        self._run(rows, [(body.blocks[i], block) for i, block in blocks.items()], cache)
-        self.returns = blocks[0].returns
-        return {i: stream for i in firsts if (stream := entering_stream(body, blocks, i)) is not None}
-
-    def _keys_and_values(self, rows: "_Rows", stream: Tensor | None, wide: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of `wide` tokens at the blocks from `first` on, the last of which only starts."""
-        depth = self.body.depth
-        if self.first == depth:
-            return [], []
-        rows = rows.narrowed(max(1, wide))
-        below: list[DynamicLayer] = [rows.layer(i) for i in range(self.first)]
-        recorders = [Recorder(ends=i == depth - 1, after=rows.layer(i)) for i in range(self.first, depth)]
-        entry = None if stream is None else stream[:, : max(1, wide)]
-        self._run(rows, entering(self.body, self.first, entry, self.returns), cache_of([*below, *recorders]))
-        return recorded(recorders)
-
-    def _run(self, rows: "_Rows", places: list[tuple[Slot, Module]], cache: Any = None) -> None:
-        tokens = rows.window.cut(rows.tokens)
-        with self.body.arranged(places, plain=self.plain, used=NO_HOOK), suppress(Stop):
-            forward_inside(self.body.model, tokens, mask_of(rows.window), rows.window.columns, cache)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows that are captured together, after the beginnings that they share with others."""
-
-    tokens: Int[Tensor, "rows seq"]
-    """All of them."""
-    window: Window
-    """What is computed: the tokens after the beginnings."""
-    beginnings: list[Captured | None]
-
-    def narrowed(self, wide: int) -> "_Rows":
-        """The first tokens of each."""
-        win = self.window
-        return replace(self, window=Window(win.columns[:, :wide], win.real[:, :wide], win.starts))
-
-    def layer(self, block: int) -> Prefilled:
-        """The beginnings in the cache of a block."""
-        pieces = [((), ()) if beginning is None else beginning.pieces(block) for beginning in self.beginnings]
-        return Prefilled([keys for keys, _ in pieces], [values for _, values in pieces], int(self.window.starts.max()))
 
 
 def mask_of(window: Window) -> Bool[Tensor, "rows keys"]:

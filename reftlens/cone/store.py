@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reftlens.bridge.protocol import device_of, version_of, weights_versions
-from reftlens.cone.prefix import Capture, Captured
+from reftlens.cone.capture import Capture
+from reftlens.cone.prefix import Captured
 from reftlens.cone.reuse import Reuse
 
 Tier = Literal["on the device", "in host memory", "on disk", "nowhere, recomputed"]
