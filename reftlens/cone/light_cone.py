@@ -105,7 +105,7 @@ class Cone:
         last = self.body.depth - 1
         blocks = f"blocks {self.first} to {last}" if self.first <= last else "no block"
         repeated = sum((len(shared.rows) - 1) * shared.length for shared in self.capture.beginnings)
-        distinct = f", {whole - tokens - repeated} of {whole - tokens} distinct" if repeated else ""
+        distinct = f" ({whole - tokens - repeated} distinct of {whole - tokens})" if repeated else ""
         return f"light cone: {blocks}, {tokens} of {whole} tokens; the rest{distinct} is kept {self.store}"
 
     def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
