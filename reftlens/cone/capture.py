@@ -63,8 +63,9 @@ class Capture:
             start = int(some.window.starts[i])
             part = slice(self.cones[row].start - start, self.cones[row].stop - start)
             cut = {first: stream[i, part] for first, stream in streams.items()}
-            past = [tuple(t[i, :, : before[i] - start] for t in every) if before[i] else () for every in (keys, values)]
-            result.append(Captured(cut, *past, beginning and beginning.above(self.first)))
+            own = before[i] - start
+            past = [tuple(t[i, :, :own] for t in every) if before[i] else () for every in (keys, values)]
+            result.append(Captured(cut, past[0], past[1], beginning and beginning.above(self.first)))
         return result
 
     @property

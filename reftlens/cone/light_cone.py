@@ -203,7 +203,7 @@ class Cone:
             tokens = win.cut(self.tidy.tokens[numbers])
             logits = forward_inside(self.body.model, tokens, mask, win.columns, cache)
         check_fired(each.edits)
-        return logits.squeeze(0) if self.reuse.scored_only else logits[at]
+        return logits.flatten(0, 1) if self.reuse.scored_only else logits[at]
 
     def _edits(self, rows: Sequence[_Row], numbers: Int[Tensor, " rows"], win: Window) -> list[Edit]:
         """The edits of all jobs, those at the same place of their `ReFT` in one."""
