@@ -219,7 +219,8 @@ def forgotten_cache(monkeypatch):
     def wrong(body, rows, new, cache, places, used):
         if new == 1:
             cache = runner.cache_of([runner.DynamicLayer() for _ in body.blocks])
-            rows = runner.replace(rows, tokens=rows.tokens[:, -1:], role=rows.role[:, -1:])
+            newest = {name: getattr(rows, name)[:, -1:] for name in ("tokens", "role", "edited")}
+            rows = runner.replace(rows, **newest)
         return run(body, rows, new, cache, places, used)
 
     monkeypatch.setattr(runner, "_run", wrong)
