@@ -227,19 +227,28 @@ def test_enough_signs_are_flipped_for_the_correction():
     assert corrected[-1] < 0.05 and corrected[-1] == pytest.approx(300 * p[-1].item())
 
 
-def test_a_second_run_gives_the_same_and_everything_can_be_seen():
+def _drawn(ax):
+    """The numbers of a figure: heights of points, or the cells of a heat map."""
+    if ax.images:
+        return ax.images[0].get_array().compressed().tolist()
+    return [bars.lines[0].get_ydata().item() for bars in ax.containers]
 
+
+def test_a_second_run_gives_the_same_and_the_figure_shows_the_numbers_of_the_table():
     import reftlens as rl
 
     model, data = bridge("gpt2"), _ragged()
     reft = _two_layers(model)
     for of in ("positions", "sites", "cells", "pairs", {"half": rl.Variant(0.5), "first": rl.Variant(sites=[0])}):
         once, again = (rl.effects(reft, model, data, of, **QUIET) for _ in range(2))
-        assert once.to_frame().equals(again.to_frame())
-        ax = once.plot()
-        assert ax.get_figure() is not None
-        if of == "positions":
-            assert "alone" in str(once) and "nats" in ax.get_ylabel()
+        frame = once.to_frame()
+        assert frame.equals(again.to_frame())
+        columns = {"cells": ["effect"], "pairs": ["interaction"] * 2}.get(str(of), ["effect"])
+        columns = ["alone", "left_out"] if of in ("positions", "sites") else columns
+        expected = [value for column in columns for value in frame[column]]
+        assert sorted(_drawn(once.plot())) == pytest.approx(sorted(expected), abs=1e-6), of
+    parts = rl.effects(reft, model, data, **QUIET)
+    assert "alone" in str(parts) and "nats" in parts.plot().get_ylabel()
 
 
 def test_strength_is_a_knob_here_too():

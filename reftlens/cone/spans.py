@@ -73,7 +73,8 @@ def buckets(lengths: Sequence[int], keys: Sequence[int], most: int, overhead: fl
     """Split rows into at most `most` groups that are computed apart, at the least cost; each keeps the rows' order.
 
     A group costs its size times its longest cone, a little more for every key that attention reads (`keys` per row),
-    and `overhead` (in tokens) for one more pass through the blocks. Exact, by dynamic programming over the lengths.
+    and `overhead` (in tokens) for one more pass through the blocks. Exact among groups that are ranges of lengths, by
+    dynamic programming; where all rows have as many keys, no other groups are cheaper.
     """
     steps = sorted(set(lengths))
     rows = [[i for i, length in enumerate(lengths) if length == step] for step in steps]
