@@ -27,6 +27,19 @@ def on(reft, model, batch, **variant):
         return run(model, batch)
 
 
+def test_modules_and_parameters_are_torchs_own_lists(any_model):
+    from reftlens.bridge.protocol import modules_of, parameters_of
+
+    shared = nn.Linear(3, 3)
+    tied = nn.ModuleDict({"a": nn.Sequential(shared, nn.ReLU()), "b": nn.ModuleList([shared, nn.Linear(3, 2)])})
+    tied["b"][1].bias = shared.bias
+    tied["a"].register_module("none", None)
+    for root in (any_model.original_model, tied, nn.ReLU()):
+        assert list(map(id, modules_of(root))) == list(map(id, root.modules()))
+        assert list(map(id, parameters_of(root))) == list(map(id, root.parameters()))
+    assert len(parameters_of(tied)) == 3 and len(modules_of(tied)) == 6
+
+
 def encoded(model):
     import reftlens as rl
 

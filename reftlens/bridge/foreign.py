@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
-from reftlens.bridge.protocol import Bridge
+from reftlens.bridge.protocol import Bridge, modules_of
 
 Named = tuple[str, nn.Module]
 
@@ -19,19 +19,20 @@ def hook_points(model: Bridge) -> list[Named]:
     return [(p.name or "a hook point", p) for p in points if isinstance(p, HookPoint)]
 
 
-def modules(model: Bridge) -> list[Named]:
-    """Every other module of the transformers model."""
-    return [pair for pair in model.original_model.named_modules() if not isinstance(pair[1], HookPoint)]
+def modules(model: Bridge) -> list[nn.Module]:
+    """Every other module of the transformers model, which is the first."""
+    return [m for m in modules_of(model.original_model) if not isinstance(m, HookPoint)]
 
 
-def foreign_hook(points: Sequence[Named], others: Sequence[Named]) -> str:
+def foreign_hook(points: Sequence[Named], others: Sequence[nn.Module]) -> str:
     """The name of a hook point or module with a hook that neither TransformerLens nor transformers put there, or ""."""
-    for name, module in (*points, *others):
+    for name, module in (*points, *(("", m) for m in others)):
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
             hooks = [hook for table in tables for hook in table.values()]
             if any(_is_foreign(_wrapped(hook) if isinstance(module, HookPoint) else hook) for hook in hooks):
-                return name or type(module).__name__
+                names = (name,) if name else (n for n, m in others[0].named_modules() if m is module)
+                return next(iter(names), "") or type(module).__name__
     return ""
 
 
@@ -45,7 +46,7 @@ def muted(model: Bridge) -> Iterator[None]:
     """Inside the block somebody else's hooks are not called."""
     tables = [
         (module, name, getattr(module, name))
-        for _, module in (*hook_points(model), *modules(model))
+        for module in (*(point for _, point in hook_points(model)), *modules(model))
         for name in ("_forward_hooks", "_forward_pre_hooks")
         if any(_is_foreign(_wrapped(hook)) for hook in getattr(module, name).values())
     ]

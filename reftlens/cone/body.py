@@ -18,7 +18,7 @@ from transformer_lens.model_bridge.generalized_components.mla_attention import M
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import foreign_hook, hook_points, modules
 from reftlens.bridge.parts import Slot, slots
-from reftlens.bridge.protocol import Bridge
+from reftlens.bridge.protocol import Bridge, modules_of, parameters_of
 from reftlens.bridge.trial import trial
 
 
@@ -80,7 +80,7 @@ class Body:
         hf = self.model.original_model
         if self._unsuited:
             return self._unsuited
-        if hf.training and any(getattr(m, "gradient_checkpointing", False) for m in hf.modules()):
+        if hf.training and any(getattr(m, "gradient_checkpointing", False) for m in modules_of(hf)):
             return "gradient checkpointing is on, which computes blocks again without the stored keys"
         hook = foreign_hook(self._points, self._modules)
         return f"another hook is active at {hook}" if hook else ""
@@ -94,7 +94,7 @@ class Body:
             return "its upper blocks attend to keys and values of lower ones"
         if tried.minds_padding:
             return "padding on the left changes what is computed of the tokens after it"
-        return "the model is spread over several devices" if len({p.device for p in hf.parameters()}) > 1 else ""
+        return "the model is spread over several devices" if len({p.device for p in parameters_of(hf)}) > 1 else ""
 
     @contextmanager
     def arranged(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from reftlens.bridge.lengths import length_limit
-from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.bridge.protocol import Bridge, device_of, modules_of
 from reftlens.bridge.trial import minds_padding
 from reftlens.cone.layout import alone, right_padded
 from reftlens.cone.plans import Autocast, Job, Scored
@@ -55,7 +55,7 @@ class Full:
             ValueError: where the model would compute a row once more in the backward pass, without its edits.
         """
         root = self.model.original_model
-        if root.training and any(getattr(m, "gradient_checkpointing", False) for m in root.modules()):
+        if root.training and any(getattr(m, "gradient_checkpointing", False) for m in modules_of(root)):
             raise ValueError("rows are computed one at a time on this model: switch gradient checkpointing off")
         logits = []
         for row in job.rows:
