@@ -82,7 +82,8 @@ class _Joined(torch.autograd.Function):
             for piece in reversed(pieces):
                 out[i, :, end - piece.shape[1] : end] = piece
                 end -= piece.shape[1]
-            out[i, :, :end] = 0
+            if end:
+                out[i, :, :end] = 0
         out[:, :, length:] = new
         return out
 

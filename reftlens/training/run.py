@@ -107,7 +107,9 @@ class Run:
 
     def open_step(self) -> list[tuple[int, ...]]:
         """Make ready for the next optimizer step; its rows, in micro-batches: a function of seed and step only."""
-        torch.manual_seed(_derived_seed(self.config.seed, "step", self.done))
+        # torch.manual_seed also notes its stack for every kind of device that is not in use: milliseconds
+        seed_all = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
+        seed_all(_derived_seed(self.config.seed, "step", self.done))
         self.optimizer.zero_grad(set_to_none=True)
         for module in self.modules:
             module.anneal(self.done / max(1, self.total - 1))
