@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import nn
@@ -32,6 +32,11 @@ class Bridge(Protocol):
     def check_hooks_to_add(self, hook_point: HookPoint, hook_point_name: str, hook: Any) -> None: ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def is_bridge(model: object) -> TypeGuard[Bridge]:
+    """`isinstance(model, Bridge)`, which up to Python 3.11 reads every attribute, and `hook_dict` lists all hooks."""
+    return all(hasattr(type(model), name) for name in ("hook_dict", "original_model", "check_hooks_to_add"))
 
 
 def resolve_hook(model: Bridge, name: str, hooks: dict[str, HookPoint] | None = None) -> HookPoint:
@@ -84,7 +89,7 @@ def check_model(model: Any) -> None:
         ValueError: for a model that does not read one text; weights loaded inside `torch.inference_mode()`, whose
             changes cannot be seen; a default device that is not the CPU.
     """
-    if not isinstance(model, Bridge):
+    if not is_bridge(model):
         raise TypeError(
             f"model is a {type(model).__name__}, expected a TransformerBridge: load_model(…), or "
             "TransformerBridge.boot_transformers(name, hf_model=…)"
@@ -102,7 +107,8 @@ def check_model(model: Any) -> None:
 
 def underlying(model: Bridge | nn.Module) -> nn.Module:
     """The transformers model inside a bridge, or the plain model itself."""
-    return model.original_model if isinstance(model, Bridge) else model
+    inside: Any = model.original_model if is_bridge(model) else model
+    return inside
 
 
 def modules_of(root: nn.Module) -> list[nn.Module]:

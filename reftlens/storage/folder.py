@@ -21,7 +21,7 @@ from safetensors.torch import load as safetensors_tensors
 from safetensors.torch import save as safetensors_bytes
 
 from reftlens.bridge.fingerprint import Fingerprint, fingerprint
-from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.bridge.protocol import Bridge, device_of, is_bridge
 from reftlens.bridge.source import in_words
 from reftlens.editing.preflight import preflight
 from reftlens.editing.reft import ReFT
@@ -119,7 +119,7 @@ def load(
     _compare(stored, model, other_model)
     reft = rebuild(_as_written(stored.record, model), kinds or {}, stored.folder)
     _fill(reft, stored)
-    if isinstance(model, Bridge):
+    if is_bridge(model):
         preflight(reft, model)
     return reft.to(device_of(model)).eval()
 
@@ -217,7 +217,7 @@ def _compare(stored: _Stored, model: Any, other_model: bool) -> None:
 
 def _as_written(record: dict[str, Any], model: Any) -> dict[str, Any]:
     """The record with hooks under the names that the user gave, where those still mean the same hooks."""
-    if not isinstance(model, Bridge):
+    if not is_bridge(model):
         return record
     hooks = model.hook_dict
     sites = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 
-from reftlens.bridge.protocol import Bridge
+from reftlens.bridge.protocol import is_bridge
 from reftlens.editing.bound import Place
 from reftlens.editing.edits import TokenIndex
 from reftlens.editing.reft import ReFT
@@ -37,7 +37,7 @@ def on_transformers(reft: ReFT, hf_model: nn.Module, batch: Batch, variant: Vari
             generated tokens while generating, other tokens than those of the batch, or a site that chooses no token.
         RuntimeError: at the end, if nothing passed through a site.
     """
-    if isinstance(hf_model, Bridge):
+    if is_bridge(hf_model):
         raise ValueError("this is a TransformerBridge: use reft.on(model, batch)")
     variant.require(reft.sites, batch.view)
     call, blocks = _Call(hf_model, batch), _blocks(hf_model)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from reftlens.bridge.fingerprint import fingerprint
-from reftlens.bridge.protocol import Bridge
+from reftlens.bridge.protocol import is_bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.errors import StoreMismatch
@@ -56,7 +56,7 @@ def rebuild(record: dict[str, Any], kinds: Mapping[str, type[Intervention]], fol
 
 def _canonical_hooks(reft: ReFT, model: Any) -> list[str]:
     """The names of the hooks on a bridge; one that is edited again further on is known by its alias only."""
-    if not isinstance(model, Bridge):
+    if not is_bridge(model):
         return [site.hook for site in reft.sites]
     return [
         place.site.hook if place.carry is not None else place.point.name or place.site.hook
