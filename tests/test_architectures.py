@@ -267,7 +267,19 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# of those that are computed alike: the others run among the slow tests
+FAST = (
+    "GPTNeoForCausalLM",
+    "Idefics3ForConditionalGeneration",
+    "BambaForCausalLM",
+    "RwkvForCausalLM",
+    "Gemma4ForCausalLM:shared-keys",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_training_and_text_equal_plain_transformers_with_one_hook(tmp_path, name):
     checked, bridge = architecture_checks.Checked(name), zoo.boot(name)
     model = zoo.plain(name).requires_grad_(False)

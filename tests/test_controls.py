@@ -26,7 +26,7 @@ def _trained(rank, shuffled=False):
     truth = planted()
     value = truth.value[torch.randperm(len(truth.value), generator=torch.Generator().manual_seed(5))]
     train, test, base = _data(value if shuffled else truth.value)
-    config = rl.FitConfig(steps=60, lr=3e-2, batch_size=128)
+    config = rl.FitConfig(steps=50, lr=3e-2, batch_size=64)
     das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(D, rank=rank)})
     das.reset(0)
     rl.fit(das, truth.model, train, config, progress=False)
@@ -97,7 +97,7 @@ def test_the_table_can_be_read_and_seen():
     import reftlens as rl
 
     truth, das, _, train, test, base = _trained(2)
-    settings = dict(base=base[:40], random=5, random_model=False, shuffles=99, progress=False)
+    settings = dict(base=base[:40], random=3, random_model=False, shuffles=99, progress=False)
     once, again = (
         rl.controls(das, truth.model, train[:64], test[:40], rl.FitConfig(steps=3), **settings) for _ in range(2)
     )

@@ -184,7 +184,7 @@ def turns(threads, count):
     return problems
 
 
-@pytest.mark.parametrize("threads", [2, 4])
+@pytest.mark.parametrize("threads", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_threads_take_turns(threads):
     assert turns(threads, 10) == []
 

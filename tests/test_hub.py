@@ -207,8 +207,19 @@ CARDS = {  # what is saved; how its data were encoded; what the card's code then
 }
 
 
-@pytest.mark.parametrize("pushed", [False, True], ids=["folder", "hub"])
-@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize(
+    ("name", "pushed"),
+    [
+        pytest.param(
+            name,
+            pushed,
+            id=f"{name}-{'hub' if pushed else 'folder'}",
+            marks=pytest.mark.slow if pushed and name in ("raw text", "chat", "system") else (),
+        )
+        for name in CARDS
+        for pushed in (False, True)
+    ],
+)
 def test_the_code_on_the_card_runs_for_its_own_kind(llama, hub, tmp_path, monkeypatch, capsys, name, pushed):
     import reftlens as rl
 

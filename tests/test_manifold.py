@@ -35,7 +35,7 @@ def _distance(reft, model, data, **kwargs):
     return manifold_distance(reft, model, data, progress=False, **{"splits": 199, **kwargs})
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_natural_vectors_exchanged_for_natural_ones_are_not_off_the_manifold(name):
     import reftlens as rl
 

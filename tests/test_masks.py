@@ -106,7 +106,7 @@ def _planted_data(shuffled=False):
     return truth, pairs(value, 512, 1, list(VALUES)[:200])[0], pairs(value, 150, 2, list(VALUES)[200:])[0]
 
 
-def _fitted(module, shuffled=False, steps=80):
+def _fitted(module, shuffled=False, steps=50):
     truth, train, test = _planted_data(shuffled)
     reft = rl.ReFT({rl.resid_post(1, "last"): module})
     run = rl.fit(reft, truth.model, train, steps=steps, lr=5e-2, batch_size=64, progress=False)

@@ -5,6 +5,7 @@ for a stand-in of 30 thin layers, in this process; `reftlens.small` for the mode
 """
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -52,8 +53,10 @@ def test_a_notebook_runs_on_a_stand_in_for_the_model(path, scratch, monkeypatch)
     import matplotlib.pyplot as plt
 
     import reftlens as rl
+    from reftlens.tasks import emoji
 
     monkeypatch.setattr(rl, "load_model", lambda *, progress: stand_in.model())
+    monkeypatch.setattr(emoji, "DECODING", replace(emoji.DECODING, max_new_tokens=4))
     monkeypatch.chdir(scratch)
     names = {"__name__": "notebook"}
     for cell in at_setting(path, "tiny").cells:

@@ -44,7 +44,9 @@ def _places(rl, model):
     return some if parallel else [*some, [rl.resid_mid(1, "all"), rl.resid_post(1, "last")]]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(a, marks=pytest.mark.slow if a in ("qwen2", "llama") else ()) for a in ARCHITECTURES]
+)
 def test_components_add_up_to_the_change_of_the_logits(architecture, doubles):
     import reftlens as rl
     from reftlens.analysis.places.path import edit_path

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from architectures import D, bridge, fresh_bridge
+from architectures import ARCHITECTURES, D, bridge, fresh_bridge
 
 ROWS = [
     ("the cat sat on the mat and the dog ran over the green hill", " the moon"),
@@ -183,18 +183,26 @@ def everywhere():
     return module
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_texts_written_in_full_are_those_written_from_the_cache(any_model, beams, monkeypatch):
+@pytest.mark.parametrize(
+    ("architecture", "beams"),
+    [
+        pytest.param(a, beams, marks=pytest.mark.slow if beams > 1 and a not in ("gpt2", "gemma3") else ())
+        for a in ARCHITECTURES
+        for beams in (1, 3)
+    ],
+)
+def test_texts_written_in_full_are_those_written_from_the_cache(architecture, beams, monkeypatch):
     from reftlens.generation import writing
 
-    expected = written(any_model, everywhere(), beams=beams)
+    model = bridge(architecture)
+    expected = written(model, everywhere(), beams=beams)
 
     def in_full(session):
         session.in_full = True
         return session
 
     monkeypatch.setattr(writing, "checked", in_full)
-    result = written(any_model, everywhere(), beams=beams)
+    result = written(model, everywhere(), beams=beams)
     assert result.ids == expected.ids and result.edited == expected.edited
 
 
