@@ -147,7 +147,7 @@ def test_labels_that_no_shuffle_can_change_give_no_p():
 
 def test_what_cannot_be_told_is_not_called_no_evidence():
     from reftlens.analysis.causal.control_table import Control, Controls
-    from reftlens.statistics import Estimate
+    from reftlens.scoring.statistics import Estimate
 
     def warnings(p, shuffles):
         good, poor = Estimate(0.9, 0.8, 1.0, 50), Estimate(0.5, 0.4, 0.6, 50)

@@ -195,7 +195,7 @@ def test_only_what_exchanges_needs_the_source():
 
 def test_the_map_of_a_planted_network_finds_the_one_position_and_corrects_its_p():
     import reftlens as rl
-    from reftlens.statistics import holm
+    from reftlens.scoring.statistics import holm
 
     truth, data = _scene()
     found = rl.effects(_das(truth), truth.model, data, of="cells", **QUIET)
@@ -206,7 +206,7 @@ def test_the_map_of_a_planted_network_finds_the_one_position_and_corrects_its_p(
 
 
 def test_sign_flips_are_uniform_where_there_is_no_effect_and_small_where_there_is():
-    from reftlens.statistics import sign_flip_p
+    from reftlens.scoring.statistics import sign_flip_p
 
     generator = torch.Generator().manual_seed(0)
     for n in (10, 25):  # all patterns, and drawn ones
@@ -220,7 +220,7 @@ def test_sign_flips_are_uniform_where_there_is_no_effect_and_small_where_there_i
 
 
 def test_enough_signs_are_flipped_for_the_correction():
-    from reftlens.statistics import sign_flip_tests
+    from reftlens.scoring.statistics import sign_flip_tests
 
     rows = [torch.randn(20, generator=torch.Generator().manual_seed(i)) for i in range(299)] + [torch.ones(20) * 9]
     p, corrected = sign_flip_tests(rows)

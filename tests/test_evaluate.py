@@ -128,7 +128,7 @@ def test_each_mean_is_told_with_its_interval_and_drawn_with_it(gpt2):
 def test_an_accuracy_of_whole_answers_has_the_exact_interval_and_one_of_parts_the_bootstrap(shares, low, high):
     """Clopper-Pearson at either end in closed form; what is half right on every example is a point to the bootstrap."""
     from reftlens.scoring import Evaluation
-    from reftlens.statistics import mean_of
+    from reftlens.scoring.statistics import mean_of
 
     accuracy = torch.tensor([shares, [0.0, 0.5, 1.0] * 4], dtype=torch.float64)
     exact, parts = Evaluation((1, 2), torch.zeros(2, 12), accuracy, "").estimate("accuracy")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "reftlens"
 # those of the first and of the analyses, which follow the order they are written in. A word is a file at the top of the
 # package, a folder, or a folder of `analysis`; within a folder, imports go as the files need them.
 ORDER = (
-    "errors, files, figures, numbers, statistics | bridge | interventions | text | editing | cone | "
+    "errors, files, figures, numbers | bridge | interventions | text | editing | cone | "
     "scoring generation | training | storage | analysis.subspaces, analysis.places, analysis.strength, "
     "analysis.causal | widgets tasks | reports | __main__ | __init__"
 )

@@ -307,7 +307,7 @@ def test_a_vector_moves_every_token_alike_and_every_strength_is_shown(tmp_path, 
 
 def test_controls_and_their_warnings_are_shown(tmp_path, without_charts):
     import reftlens as rl
-    from reftlens.statistics import Estimate
+    from reftlens.scoring.statistics import Estimate
 
     class Warned(rl.causal.Controls):
         warnings = ("shuffled labels score as high <b>",)

@@ -377,7 +377,7 @@ def test_the_dose_of_half_the_effect_of_a_known_curve():
     ],
 )
 def test_an_interval_of_few_or_of_like_examples_is_told_as_such(values, text):
-    from reftlens.statistics import mean_of
+    from reftlens.scoring.statistics import mean_of
 
     assert str(mean_of(torch.tensor(values))) == text
 
@@ -385,7 +385,7 @@ def test_an_interval_of_few_or_of_like_examples_is_told_as_such(values, text):
 @pytest.mark.parametrize(("hits", "count"), [(0, 4), (4, 4), (3, 12), (0, 100)])
 def test_a_share_has_the_exact_interval(hits, count):
     """Clopper-Pearson: at either end, the binomial tail is 2.5 %."""
-    from reftlens.statistics import share_of
+    from reftlens.scoring.statistics import share_of
 
     found = share_of(torch.arange(count) < hits)
 
@@ -408,7 +408,7 @@ def test_the_interval_of_the_half_dose_is_open_where_resamples_have_no_effect():
 def test_intervals_hold_the_truth_as_often_as_they_say():
     """2,000 data sets of 60 examples (the simulation's own error is 0.5 %): 93 % to 97 % of 95 % intervals."""
     from reftlens.analysis.strength.curves import half_effect
-    from reftlens.statistics import mean_of
+    from reftlens.scoring.statistics import mean_of
 
     g = torch.Generator().manual_seed(0)
     strengths = [0.0, 0.25, 0.5, 1.0]

@@ -19,7 +19,7 @@ from reftlens.errors import check_one_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.comparison import per_example, scored_batches, scorer_of
 from reftlens.scoring.objectives import Objective, cross_entropy
-from reftlens.statistics import Estimate, accuracy_of, mean_of
+from reftlens.scoring.statistics import Estimate, accuracy_of, mean_of
 from reftlens.text.batch import Batch
 
 

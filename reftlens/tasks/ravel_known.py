@@ -12,7 +12,7 @@ from reftlens import figures
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.editing.engine import forward
 from reftlens.figures import DataFrame
-from reftlens.statistics import Estimate, share_of
+from reftlens.scoring.statistics import Estimate, share_of
 from reftlens.tasks.ravel import Ravel, ask
 from reftlens.tasks.ravel_files import City, Template
 from reftlens.text.encoding import encode

@@ -24,7 +24,7 @@ from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.interchange import Interchange
 from reftlens.scoring.answers import Answers, answers, first_targets
-from reftlens.statistics import difference_of, mean_of, share_of, spread_of
+from reftlens.scoring.statistics import difference_of, mean_of, share_of, spread_of
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit

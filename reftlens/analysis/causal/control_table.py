@@ -9,7 +9,7 @@ from reftlens import figures
 from reftlens.analysis.causal.permutation import CANNOT
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
-from reftlens.statistics import Estimate
+from reftlens.scoring.statistics import Estimate
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.scoring.answers import answers, first_targets
-from reftlens.statistics import Estimate, difference_of, mean_of, ratio_of, share_of
+from reftlens.scoring.statistics import Estimate, difference_of, mean_of, ratio_of, share_of
 from reftlens.text.batch import Batch
 
 WAYS = ("no edit", "subspace", "seen part", "unseen part", "whole vector")

@@ -14,7 +14,7 @@ from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
 from reftlens.figures import Axes, DataFrame
 from reftlens.numbers import seeded
-from reftlens.statistics import holm, shrunk_covariance
+from reftlens.scoring.statistics import holm, shrunk_covariance
 from reftlens.text.batch import Batch
 
 

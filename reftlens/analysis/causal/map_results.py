@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.figures import Axes, DataFrame
-from reftlens.statistics import Estimate, holm, share_of
+from reftlens.scoring.statistics import Estimate, holm, share_of
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.answers import answers, first_targets
-from reftlens.statistics import Estimate, average_of, mean_of, ratio_of, share_of
+from reftlens.scoring.statistics import Estimate, average_of, mean_of, ratio_of, share_of
 from reftlens.text.batch import Batch
 
 

@@ -19,7 +19,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.responses import responses
-from reftlens.statistics import Estimate, mean_of, sign_flip_tests
+from reftlens.scoring.statistics import Estimate, mean_of, sign_flip_tests
 from reftlens.text.batch import Batch
 
 

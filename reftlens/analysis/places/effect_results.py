@@ -11,7 +11,7 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
-from reftlens.statistics import Estimate, difference_of, mean_of, sign_flip_table
+from reftlens.scoring.statistics import Estimate, difference_of, mean_of, sign_flip_table
 
 GAINED = "log-probability gained\n(nats per target token)"
 

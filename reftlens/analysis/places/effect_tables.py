@@ -12,7 +12,7 @@ from reftlens import figures
 from reftlens.analysis.places.effect_results import GAINED, name_ticks
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
-from reftlens.statistics import Estimate, mean_of, sign_flip_table, sign_flip_tests
+from reftlens.scoring.statistics import Estimate, mean_of, sign_flip_table, sign_flip_tests
 
 
 def heat_map(ax: Axes, table: Float[Tensor, "rows columns"], label: str) -> None:

@@ -23,7 +23,7 @@ from reftlens.editing.variant import Variant
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.comparison import per_example, pieces
-from reftlens.statistics import Estimate, mean_of
+from reftlens.scoring.statistics import Estimate, mean_of
 from reftlens.text.batch import Batch
 
 _STREAM = re.compile(r"blocks\.\d+\.(hook_in|hook_out|hook_resid_(pre|mid|post))|ln_final\.hook_in")

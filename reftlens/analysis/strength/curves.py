@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reftlens.statistics import Estimate, mean_of, resampled_means, share_of
+from reftlens.scoring.statistics import Estimate, mean_of, resampled_means, share_of
 
 
 @dataclass(frozen=True, eq=False)

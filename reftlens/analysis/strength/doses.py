@@ -26,7 +26,7 @@ from reftlens.generation.decoding import Decoding
 from reftlens.generation.site_edits import check_writes
 from reftlens.numbers import reals
 from reftlens.scoring.responses import Responses, responses
-from reftlens.statistics import Estimate, accuracy_of, mean_of
+from reftlens.scoring.statistics import Estimate, accuracy_of, mean_of
 from reftlens.text.batch import Batch
 from reftlens.text.template import Prompt
 

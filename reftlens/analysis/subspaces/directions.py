@@ -19,7 +19,7 @@ from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.fixed import Ablation, SteeringVector
 from reftlens.interventions.interchange import DAS
 from reftlens.interventions.pooled import ReFTr1
-from reftlens.statistics import shrunk_covariance
+from reftlens.scoring.statistics import shrunk_covariance
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit

@@ -16,7 +16,7 @@ from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.figures import Axes, DataFrame
-from reftlens.statistics import Estimate
+from reftlens.scoring.statistics import Estimate
 from reftlens.training.run import Step
 
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
