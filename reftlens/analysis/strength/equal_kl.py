@@ -215,7 +215,8 @@ def at_kl(
     for name, search in searches.items():
         tried = tuple((sign * strength, kl) for strength, kl in search.measured)
         strength, kl, *_ = nearest[name]
-        doses[name] = Dose(sign * strength, budget, kl, *gains.get(name, nothing), tried, search.problem)
+        effect, hits = gains.get(name, nothing)
+        doses[name] = Dose(sign * strength, budget, kl, effect, hits, tried, search.problem)
     return EqualKL(doses, seed)
 
 
