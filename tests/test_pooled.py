@@ -51,6 +51,19 @@ def test_padding_batches_reuse_and_generation_do_not_matter(gpt2):
     assert list(generation.texts) == single
 
 
+@pytest.mark.parametrize("lower", [False, True])
+def test_targets_before_the_last_pooled_token_are_scored_as_without_reuse(gpt2, lower):
+    """Of the last block, too, which a lower edit makes part of the cone."""
+    data = rl.encode_prompts(gpt2, ["a prompt of several tokens", "one of four"])
+    data = replace(data, target_mask=torch.zeros_like(data.target_mask).index_fill(1, torch.tensor(2), True))
+    sites = {rl.resid_post(0, "first"): rl.SteeringVector(D, torch.linspace(-1, 1, D))} if lower else {}
+    reft = rl.ReFT(sites | {rl.resid_post(2 if lower else 1, "prompt"): _module(k=8)})
+    found, full = (rl.evaluate(reft, gpt2, data, reuse=reuse, progress=False) for reuse in (True, False))
+    assert found.computation.startswith("light cone")
+    assert (full.loss[1] - full.loss[0]).abs().max() > 1e-4
+    torch.testing.assert_close(found.loss, full.loss, atol=1e-5, rtol=0)
+
+
 def test_it_trains_as_without_reuse_and_is_stored(gpt2, tmp_path):
     data = rl.encode(gpt2, [rl.Example(t, " yes") for t in ("one", "two or three", "four")])
     trained = []

@@ -53,9 +53,10 @@ def plan_cones(data: Batch, bounds: Sequence[Bound], depth: int, reuse: Reuse) -
         places = bound.places
         masks = {i: bound.variant.mask(places[i].site, data.view) for i in bound.active}
         edited = torch.stack(list(masks.values())).any(dim=0)
-        key = edited.cpu().numpy().tobytes()
+        pooled = torch.stack([mask & places[i].intervention.pools for i, mask in masks.items()]).any(dim=0)
+        key = torch.stack([edited, pooled]).cpu().numpy().tobytes()
         if key not in known:
-            known[key] = spans(data, edited, tokens=reuse.tokens)
+            known[key] = spans(data, edited, pooled, tokens=reuse.tokens)
         blocks = [first_block(place.point.name or "", depth) or 0 for place in places]
         cones.append(PlanCone(bound, masks, min(blocks) if reuse.depth else 0, known[key]))
     return cones

@@ -21,7 +21,7 @@ from reftlens.cone.layout import PlanCone, plan_cones, right_padded
 from reftlens.cone.plans import Job, Scored, Unsound, Way
 from reftlens.cone.prefix import Captured, assemble, entering
 from reftlens.cone.reuse import Reuse
-from reftlens.cone.spans import Span, Window, buckets, spans, window, within_block
+from reftlens.cone.spans import Span, Window, buckets, window, within_block
 from reftlens.cone.stand_ins import Gather
 from reftlens.cone.store import RowStore
 from reftlens.cone.trim import Trimmed
@@ -83,8 +83,8 @@ class Cone:
         self.tidy = right_padded(full.data).to(self.device)
         self.plans = plan_cones(self.tidy, full.bounds, body.depth, reuse)
         self.first = min(plan.first for plan in self.plans)
-        edited = torch.stack([mask for plan in self.plans for mask in plan.masks.values()]).any(dim=0)
-        self.spans = spans(self.tidy, edited, tokens=reuse.tokens)
+        every = zip(*(plan.spans for plan in self.plans), strict=True)
+        self.spans = [Span(min(s.start for s in row), max(s.stop for s in row)) for row in every]
         """Of each row, those of all plans together."""
         self.plain = reuse.plain and body.may_be_plain
         latest = [max(plan.spans[row].start for plan in self.plans) for row in range(len(self.data))]
@@ -173,7 +173,7 @@ class Cone:
             numbers = torch.tensor([row.number for row in some], device=self.device)
             win = window([row.span for row in some], self.device)
             edits, at = self._edits(some, numbers, win), _predicting(win, self.tidy.target_mask[numbers])
-            trimmed = self._trims(first, at, win, used_points(edits))
+            trimmed = self._trims(first, at, win, edits)
             hooks = frozenset(
                 (within_block(edit.point.name or ""), p.intervention.kind) for edit in edits for p in edit.parts
             )
@@ -215,16 +215,17 @@ class Cone:
                 together.setdefault((i, id(edit.point), id(edit.carry), edit.heads), []).append(edit)
         return [joined(together[key]) for key in sorted(together, key=lambda key: key[0])]
 
-    def _trims(self, first: int, at: tuple[Tensor, Tensor], win: Window, used: frozenset[int]) -> bool:
+    def _trims(self, first: int, at: tuple[Tensor, Tensor], win: Window, edits: Sequence[Edit]) -> bool:
         """Whether the last block is worth computing, and can be computed, at the scored tokens only."""
         able = self.reuse.scored_only and self.reuse.tokens and self.body.may_trim
-        if not able or first == self.body.depth:
+        pools = any(part.intervention.pools for edit in edits for part in edit.parts)  # over tokens that nobody scores
+        if not able or pools or first == self.body.depth:
             return False
         if self.way is not None:
             return self.way.trimmed
         rows, width = win.real.shape
         most = int(torch.bincount(at[0], minlength=rows).max())
-        return most < 0.7 * width and not self.body.uses_more_than_output(used)
+        return most < 0.7 * width and not self.body.uses_more_than_output(used_points(edits))
 
 
 def _back_in_order(order: Sequence[int], counts: Sequence[int], device: torch.device) -> Int[Tensor, " targets"] | None:

@@ -31,8 +31,8 @@ from reftlens.text.view import Role
 _LONGEST = 128
 """Tokens of a row of the data that are compared."""
 _LENGTHS, _PROMPTS, _ROWS = (6, 9, 11, 14), (2, 5, 4, 7), (0, 1, 2, 3)
-"""Of the short rows. Their edits begin at tokens 0, 3, 2 and 5, or all at 0; they have one to four targets,
-which end at different tokens."""
+"""Of the short rows. Their edits begin at tokens 0, 3, 2 and 5, or all at 0; they have one to five targets,
+the first right after the prompt, which end at different tokens."""
 
 _verdicts: WeakKeyDictionary[nn.Module, tuple[Hashable, dict[Hashable, str]]] = WeakKeyDictionary()
 """Of each model: the state of its weights, and what was wrong with each way of computing ("" for nothing)."""
@@ -150,7 +150,7 @@ def _short_rows(full: Full, seed: int) -> Batch:
     ids = [*ids[:1], *(ids[1][:2] + row[2:] for row in ids[1:])]  # a beginning that all but the first share
     roles = [[Role.PROMPT] * p + [Role.RESPONSE] * (n - p) for n, p in zip(lengths, _PROMPTS, strict=True)]
     targets = [
-        [column == n - 2 or p < column <= p + row for column in range(n)]
+        [column == n - 2 or p <= column <= p + row for column in range(n)]
         for row, (n, p) in enumerate(zip(lengths, _PROMPTS, strict=True))
     ]
     return batch_from_rows(ids, roles, targets, tokenizer=full.data.tokenizer).to(device_of(full.model))

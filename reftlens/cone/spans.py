@@ -55,17 +55,21 @@ class Span:
         return self.stop - self.start
 
 
-def spans(data: Batch, edited: Mask, *, tokens: bool) -> list[Span]:
-    """The cone of each row: from the first token edited or scored to the last one scored; or the whole row."""
+def spans(data: Batch, edited: Mask, pooled: Mask | None = None, *, tokens: bool) -> list[Span]:
+    """The cone of each row: from the first token edited or scored to the last one scored; or the whole row.
+
+    It goes on to the last of the `pooled` tokens, whose edits each depend on all of them.
+    """
     real = data.attention_mask
     if not tokens:
         return [Span(0, int(n)) for n in real.sum(dim=1)]
     place = real.long().cumsum(dim=1) - 1
     scoring = torch.zeros_like(real)
     scoring[data.predicting] = True
+    needed = scoring if pooled is None else scoring | pooled & real
     far = torch.full_like(place, place.shape[1])
     start = torch.where(edited & real | scoring, place, far).amin(dim=1)
-    stop = torch.where(scoring, place, torch.full_like(place, -1)).amax(dim=1) + 1
+    stop = torch.where(needed, place, torch.full_like(place, -1)).amax(dim=1) + 1
     return [Span(a, b) for a, b in zip(start.tolist(), stop.tolist(), strict=True)]
 
 
