@@ -103,3 +103,23 @@ def test_ids_without_an_embedding_are_refused_where_they_are_made_and_where_they
     for call in calls(reft, llama, data):
         with pytest.raises(ValueError, match=f"row 1 of .* holds token {rows}"):
             call()
+
+
+def test_data_without_rows_are_refused_by_everything_that_takes_data(llama, reft, batch):
+    for use in (
+        lambda: rl.evaluate(reft, llama, batch[:0], progress=False),
+        lambda: rl.activations(llama, batch[:0], rl.resid_post(1, "last"), progress=False),
+        lambda: generation.prefill(reft, llama, batch[:0]),
+        lambda: rl.generate(None, llama, batch[:0]),
+    ):
+        with pytest.raises(ValueError, match="there is no row in"):
+            use()
+
+
+def test_a_row_beyond_the_learned_positions_is_refused_and_one_within_them_is_not(gpt2):
+    def example(words):
+        return [rl.Example("b", "c"), rl.Example("a " * words, "b")]
+
+    assert rl.encode(gpt2, example(60), max_length=500).tokens.shape[1] < 160
+    with pytest.raises(ValueError, match=r"row 1 of the examples has 204 tokens, and the model has positions for 160"):
+        rl.encode(gpt2, example(200), max_length=500)

@@ -15,8 +15,11 @@ def check_vocabulary(model: Bridge, batch: Batch, name: str = "data") -> None:
     """Raise where ids of `batch`, or of its sources, have no embedding in `model`, or are another tokenizer's.
 
     Raises:
-        ValueError: naming the row and the token, or a token that the two tokenizers number differently.
+        ValueError: where there is no row; naming the row and the token, or a token that the two tokenizers number
+            differently; a row with more tokens than there are learned positions.
     """
+    if not len(batch):
+        raise ValueError(f"there is no row in {name}: expected one or more")
     if batch.tokenizer is not None and model.tokenizer is not None and batch.tokenizer is not model.tokenizer:
         _compare(batch.tokenizer.get_vocab(), model.tokenizer.get_vocab(), name)
     rows = _embedding_rows(model)
@@ -29,6 +32,9 @@ def check_vocabulary(model: Bridge, batch: Batch, name: str = "data") -> None:
             f"{rows - 1}: where the tokenizer got new tokens, call resize_token_embeddings(len(tokenizer)) before the "
             "bridge is booted"
         )
+    length, row = (int(x) for x in batch.attention_mask.sum(dim=1).max(dim=0))
+    if getattr(model.cfg, "positional_embedding_type", None) == "standard" and length > model.cfg.n_ctx:
+        raise ValueError(f"row {row} of {name} has {length} tokens, and the model has positions for {model.cfg.n_ctx}")
     for variable, source in batch.sources.items():
         check_vocabulary(model, source.batch, f"source {variable!r}")
 
