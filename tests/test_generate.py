@@ -560,7 +560,11 @@ def test_the_whole_context_can_be_filled(gpt2):
     [
         ({"max_new_tokens": 0}, "=0, expected 1 or more"),
         ({"beams": 0}, "=0, expected 1 or more"),
-        ({"temperature": -1.0}, "temperature=-1.0, expected 0"),
+        ({"temperature": -1.0}, "temperature=-1.0, expected a finite number, 0"),
+        ({"temperature": float("nan")}, "temperature=nan, expected a finite number, 0"),
+        ({"temperature": 1.0, "top_p": 1.5}, "top_p=1.5, expected a share"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0, expected a share"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0, expected a finite number above 0"),
         ({"top_k": 5}, "temperature=0 does not sample"),
         ({"top_p": 0.5}, "temperature=0 does not sample"),
         ({"beams": 2, "temperature": 1.0}, "beams and sampling do not go together"),

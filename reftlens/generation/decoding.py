@@ -44,8 +44,12 @@ class Decoding:
         for name in ("temperature", "top_p", "repetition_penalty"):
             if (value := getattr(self, name)) is not None or name != "top_p":
                 object.__setattr__(self, name, real(value, name))
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature}, expected 0 (greedy) or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature}, expected a finite number, 0 (greedy) or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}, expected a share above 0, up to 1")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ValueError(f"repetition_penalty={self.repetition_penalty}, expected a finite number above 0")
         if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
             raise ValueError("top_k and top_p choose what to sample from, and temperature=0 does not sample")
         if self.beams > 1 and self.temperature > 0:
