@@ -25,18 +25,14 @@ def exclusive(model: Any) -> Iterator[None]:
     Blocks of one thread may lie within each other. An interrupt is raised where an inner block has ended, or this one.
     """
     with _interrupts.held():
-        lock = _lock_of(model.original_model)
+        with _making:
+            lock = _locks.setdefault(model.original_model, threading.RLock())
         while not lock.acquire(timeout=0.1):
             _interrupts.raise_waiting()  # while another thread has the model
         try:
             yield
         finally:
             lock.release()
-
-
-def _lock_of(root: nn.Module) -> "threading.RLock":
-    with _making:
-        return _locks.setdefault(root, threading.RLock())
 
 
 class _Interrupts:

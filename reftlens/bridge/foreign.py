@@ -29,8 +29,7 @@ def foreign_hook(points: Sequence[Named], others: Sequence[nn.Module]) -> str:
     for name, module in (*points, *(("", m) for m in others)):
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-            hooks = [hook for table in tables for hook in table.values()]
-            if any(_is_foreign(_wrapped(hook) if isinstance(module, HookPoint) else hook) for hook in hooks):
+            if any(_is_foreign(hook) for table in tables for hook in table.values()):
                 names = (name,) if name else (n for n, m in others[0].named_modules() if m is module)
                 return next(iter(names), "") or type(module).__name__
     return ""
@@ -48,26 +47,26 @@ def muted(model: Bridge) -> Iterator[None]:
         (module, name, getattr(module, name))
         for module in (*(point for _, point in hook_points(model)), *modules(model))
         for name in ("_forward_hooks", "_forward_pre_hooks")
-        if any(_is_foreign(_wrapped(hook)) for hook in getattr(module, name).values())
+        if any(map(_is_foreign, getattr(module, name).values()))
     ]
     try:
         for module, name, table in tables:
-            setattr(
-                module, name, OrderedDict((k, hook) for k, hook in table.items() if not _is_foreign(_wrapped(hook)))
-            )
+            setattr(module, name, OrderedDict((k, hook) for k, hook in table.items() if not _is_foreign(hook)))
         yield
     finally:
         for module, name, table in tables:
             setattr(module, name, table)
 
 
-def _wrapped(hook: Any) -> Any:
-    """The function that a hook point was given, inside the one that it gave to torch; any other hook as it is."""
-    names = getattr(getattr(hook, "__code__", None), "co_freevars", ())
-    cells = getattr(hook, "__closure__", None) or ()
-    inside: dict[str, Any] = {name: cell.cell_contents for name, cell in zip(names, cells, strict=False)}
-    return inside.get("hook", hook)
-
-
 def _is_foreign(hook: Any) -> bool:
-    return not str(getattr(hook, "__module__", "")).startswith(("transformer_lens", "transformers."))
+    """Of a hook point it is asked of the function that it was given, inside the one that it gave to torch."""
+    if _home(hook).startswith("transformer_lens"):
+        names = getattr(getattr(hook, "__code__", None), "co_freevars", ())
+        cells = getattr(hook, "__closure__", None) or ()
+        inside: dict[str, Any] = {name: cell.cell_contents for name, cell in zip(names, cells, strict=False)}
+        hook = inside.get("hook", hook)
+    return not _home(hook).startswith(("transformer_lens", "transformers."))
+
+
+def _home(hook: Any) -> str:
+    return str(getattr(hook, "__module__", ""))

@@ -5,13 +5,18 @@ from typing import Any
 from reftlens.bridge.protocol import Bridge
 
 
+def text_config(model: Bridge) -> Any:
+    """The part of a model's configuration that is about text; the whole where there is nothing else, None for none."""
+    config: Any = getattr(model.original_model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def length_limit(model: Bridge) -> tuple[str, int] | None:
     """The kind of rotary positions that change beyond so many tokens, or None.
 
     "longrope" takes one of two tables for all rows of a pass, "dynamic" one that depends on the passes before it.
     """
-    whole: Any = getattr(model.original_model, "config", None)
-    config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole
+    config = text_config(model)
     ropes = getattr(config, "rope_parameters", None) or {}
     for rope in ropes.values() if ropes and all(isinstance(x, dict) for x in ropes.values()) else [ropes]:
         kind = rope.get("rope_type", "")

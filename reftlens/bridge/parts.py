@@ -1,7 +1,7 @@
 """The places of a transformers model that components of its bridge hold, and the original ones in them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -33,13 +33,17 @@ def slots(module: nn.Module, seen: set[int] | None = None) -> Iterator[Slot]:
 
 
 @contextmanager
-def originals(root: nn.Module) -> Iterator[None]:
-    """Inside the block a transformers model computes without the components of its bridge."""
-    every = list(slots(root))
+def swapped(swaps: Sequence[tuple[Slot, nn.Module]]) -> Iterator[None]:
+    """Inside the block these modules stand in their slots."""
     try:
-        for slot in every:
-            slot.parent._modules[slot.name] = slot.original
+        for slot, module in swaps:
+            slot.parent._modules[slot.name] = module
         yield
     finally:
-        for slot in every:
+        for slot, _ in swaps:
             slot.parent._modules[slot.name] = slot.component
+
+
+def originals(root: nn.Module) -> AbstractContextManager[None]:
+    """Inside the block a transformers model computes without the components of its bridge."""
+    return swapped([(slot, slot.original) for slot in slots(root)])

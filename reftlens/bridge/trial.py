@@ -59,29 +59,23 @@ def trial(model: Bridge) -> Trial:
     return _trials[root][1]
 
 
-def minds_padding(model: Bridge) -> bool:
-    """Whether padding on the left changes the logits of the tokens after it, as far as that was tried."""
-    return _trials[model.original_model][1].minds_padding if model.original_model in _trials else False
-
-
-def takes_positions(model: Bridge) -> bool:
-    """Whether places of tokens may be handed to a model that was tried."""
-    return _trials[model.original_model][1].takes_positions if model.original_model in _trials else False
+def last_trial(model: Bridge) -> Trial:
+    """What was last seen of a model, with whatever weights; of one that was not tried, nothing."""
+    return _trials.get(model.original_model, (None, Trial()))[1]
 
 
 def check_agrees(model: Bridge) -> Trial:
     """Raise `ValueError` where the bridge does not compute what the original model does, or breaks."""
-    tried = trial(model)
+    tried, problem = trial(model), ""
     if tried.breaks:
+        problem = f"gives no logits for {_LONG} tokens ({tried.breaks})"
+    elif tried.differs:
+        problem = f"and the transformers model inside it give logits that differ by {tried.differs:.1g}, so nothing"
+        problem += " would be learned about the model itself"
+    if problem:
         raise ValueError(
-            f"the bridge of this {type(model.original_model).__name__} gives no logits for {_LONG} tokens "
-            f"({tried.breaks}): choose another model, or another version of TransformerLens"
-        )
-    if tried.differs:
-        raise ValueError(
-            f"the bridge of this {type(model.original_model).__name__} and the transformers model inside it give "
-            f"logits that differ by {tried.differs:.1g}, so nothing would be learned about the model itself: choose "
-            "another model, or another version of TransformerLens"
+            f"the bridge of this {type(model.original_model).__name__} {problem}: choose another model, or another "
+            "version of TransformerLens"
         )
     return tried
 

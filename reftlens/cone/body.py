@@ -17,7 +17,8 @@ from transformer_lens.model_bridge.generalized_components.mla_attention import M
 
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import foreign_hook, hook_points, modules
-from reftlens.bridge.parts import Slot, slots
+from reftlens.bridge.lengths import text_config
+from reftlens.bridge.parts import Slot, slots, swapped
 from reftlens.bridge.protocol import Bridge, modules_of, parameters_of
 from reftlens.bridge.trial import trial
 
@@ -31,7 +32,7 @@ class Body:
 
     def __init__(self, model: Bridge) -> None:
         self.model = model
-        self.config = _of_text(getattr(model.original_model, "config", None))
+        self.config = text_config(model)
         every = list(slots(model.original_model))
         by_component = {id(slot.component): slot for slot in every}
 
@@ -104,14 +105,9 @@ class Body:
         taken = {id(slot) for slot, _ in places}
         free = self._free(used) if plain else []
         swaps = [*((slot, slot.original) for slot in free if id(slot) not in taken), *places]
-        with exclusive(self.model), self._attention("sdpa" if plain and self._may_use_sdpa(used) else None):
-            try:
-                for slot, module in swaps:
-                    slot.parent._modules[slot.name] = module
-                yield
-            finally:
-                for slot, _ in swaps:
-                    slot.parent._modules[slot.name] = slot.component
+        attention = self._attention("sdpa" if plain and self._may_use_sdpa(used) else None)
+        with exclusive(self.model), attention, swapped(swaps):
+            yield
 
     def piece(self, slot: Slot, *, plain: bool, used: frozenset[int]) -> nn.Module:
         """What fills `slot` when nothing else is put there."""
@@ -169,8 +165,3 @@ class Body:
             points = (id(m) for m in slot.component.modules() if isinstance(m, HookPoint))
             self._inner_points[key] = frozenset(points)
         return self._inner_points[key]
-
-
-def _of_text(config: Any) -> Any:
-    """The part of a configuration that is about text; the whole where there is nothing else."""
-    return config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from reftlens.bridge.protocol import Bridge, device_of, weights_state
 from reftlens.cone.full import Full
 from reftlens.cone.light_cone import Cone
-from reftlens.cone.plans import Job, Scored, Unsound, Way
+from reftlens.cone.plans import Job, Unsound, Way
 from reftlens.editing.bound import Bound, bound_to
 from reftlens.editing.reft import training_mode
 from reftlens.editing.site import Site
@@ -104,12 +104,12 @@ class Probe:
         with ExitStack() as stack:
             for module in modules:
                 stack.enter_context(training_mode(module, training=False))
-            expected = _Sums.of(full, jobs, list(parameters.values()))
+            expected = _sums(full, jobs, list(parameters.values()))
             try:
-                measured = _Sums.of(cone, jobs, list(parameters.values()))
+                measured = _sums(cone, jobs, list(parameters.values()))
             except Exception as error:  # whatever a model's own code says to a stored cache: it cannot be reused
                 return f"computing with stored keys and values failed: {in_brief(error)}"
-        return difference(measured.all, expected.all, narrow=self._narrow)
+        return difference(measured, expected, narrow=self._narrow)
 
 
 def verdicts_of(model: Bridge) -> dict[Hashable, str]:
@@ -169,36 +169,19 @@ def _on_one_row(full: Full, plan: int, row: int) -> Full:
     return replace(full, data=data, bounds=[Bound(bound.places, bound.variant, donors)])
 
 
-class _Sums:
+def _sums(strategy: Full | Cone, jobs: Sequence[Job], parameters: Sequence[Tensor]) -> list[Tensor]:
     """Logits of all jobs one after the other, the sum of their losses, and its gradients."""
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        # None is 0: an edit after the last target is left out of the cone, and changes nothing in the full pass
-        self.parameters, self.grads = list(parameters), [torch.zeros_like(p) for p in parameters]
-        self.logits: list[Tensor] = []
-        self.total = torch.zeros((), dtype=torch.float32)
-
-    @classmethod
-    def of(cls, strategy: "Full | Cone", jobs: Sequence[Job], parameters: Sequence[Tensor]) -> "_Sums":
-        sums = cls(parameters)
-        for group in strategy.score(jobs):
-            sums.add(group)
-        return sums
-
-    def add(self, group: Sequence[Scored]) -> None:
-        losses = [F.cross_entropy(scored.logits.float(), scored.batch.target_ids) for scored in group]
-        self.logits += [scored.logits.detach() for scored in group]
-        loss = torch.stack(losses).sum()
-        self.total = self.total + loss.detach().cpu()
-        if self.parameters and loss.requires_grad:
-            grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-            self.grads = [
-                total if grad is None else total + grad for total, grad in zip(self.grads, grads, strict=True)
-            ]
-
-    @property
-    def all(self) -> list[Tensor]:
-        return [torch.cat(self.logits), self.total, *self.grads]
+    logits, total = list[Tensor](), torch.zeros((), dtype=torch.float32)
+    # None is 0: an edit after the last target is left out of the cone, and changes nothing in the full pass
+    gradients = [torch.zeros_like(p) for p in parameters]
+    for group in strategy.score(jobs):
+        loss = torch.stack([F.cross_entropy(each.logits.float(), each.batch.target_ids) for each in group]).sum()
+        logits += [each.logits.detach() for each in group]
+        total = total + loss.detach().cpu()
+        if parameters and loss.requires_grad:
+            more = torch.autograd.grad(loss, parameters, allow_unused=True)
+            gradients = [old if new is None else old + new for old, new in zip(gradients, more, strict=True)]
+    return [torch.cat(logits), total, *gradients]
 
 
 def difference(measured: Sequence[Tensor], expected: Sequence[Tensor], *, narrow: bool) -> str:

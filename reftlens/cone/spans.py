@@ -115,11 +115,10 @@ class Window:
         return Window(self.columns[rows], self.real[rows], self.starts[rows])
 
 
-def window(cones: Sequence[Span], device: torch.device, width: int | None = None) -> Window:
-    """The window over rows with these cones, as wide as the widest (or `width`)."""
+def window(cones: Sequence[Span], device: torch.device) -> Window:
+    """The window over rows with these cones, as wide as the widest."""
     starts = torch.tensor([c.start for c in cones], device=device)
     stops = torch.tensor([c.stop for c in cones], device=device)
-    wide = max(c.length for c in cones) if width is None else width
-    columns = starts[:, None] + torch.arange(wide, device=device)
+    columns = starts[:, None] + torch.arange(max(c.length for c in cones), device=device)
     real = columns < stops[:, None]
     return Window(torch.where(real, columns, starts[:, None]), real, starts)

@@ -58,9 +58,9 @@ class Observe(StandIn):
     the norm of the embeddings.
     """
 
-    def __init__(self, block: nn.Module, *, runs: bool = True, ends: bool = False) -> None:
+    def __init__(self, block: nn.Module) -> None:
         super().__init__(block)
-        self.runs, self.ends, self.returns = runs, ends, 0
+        self.runs, self.ends, self.returns = True, False, 0
         self.entered: Tensor | None = None
         self.left: Tensor | None = None
 

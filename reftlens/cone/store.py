@@ -76,9 +76,6 @@ class RowStore:
             self.capture.forget()
         return [self._rows[r] for r in rows]
 
-    def forget(self) -> None:
-        self._rows, self._state = {}, ()
-
     def _bytes_needed(self, sampled: int) -> int:
         """An estimate from one row: bytes per token of the cone, and per token before it; a little is added."""
         (sample,) = self._captured([sampled])

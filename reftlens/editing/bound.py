@@ -112,9 +112,11 @@ class Bound:
         source = self.donors[i].of(rows, numbers) if i in self.donors else None
         return place.edit(tokens, place.strength(self.variant), source=source, observer=observer)
 
-    def edits(self, view: TokenView, rows: Sequence[int] | None = None) -> list[Edit]:
+    def edits(
+        self, view: TokenView, rows: Sequence[int] | None = None, observers: Mapping[int, Observer] = {}
+    ) -> list[Edit]:
         """`edit` of every active place that chooses a token in `view`."""
-        edits = [self.edit(i, view, rows) for i in self.active]
+        edits = [self.edit(i, view, rows, observers.get(i)) for i in self.active]
         return [edit for edit in edits if edit is not None]
 
 

@@ -1,11 +1,11 @@
 """An edit: interventions at one hook, on chosen tokens of one forward pass."""
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, vmap
 from torch.func import functional_call
@@ -124,15 +124,11 @@ class Edit:
         """`h` with the edited vectors in their place."""
         rows, columns, _ = self.tokens
         out = h.clone()
-        if h.ndim == 3:
-            out[rows, columns] = after
-            return out
-        heads = range(h.shape[2]) if self.heads is None else self.heads
-        per_head = rearrange(after, "n (head d_head) -> n head d_head", head=len(heads))
         if self.heads is None:
-            out[rows, columns] = per_head
+            out[rows, columns] = after.reshape(-1, *h.shape[2:])
         else:
-            out[rows[:, None], columns[:, None], torch.tensor(self.heads, device=h.device)] = per_head
+            heads = torch.tensor(self.heads, device=h.device)
+            out[rows[:, None], columns[:, None], heads] = after.reshape(-1, len(heads), h.shape[3])
         return out
 
 
@@ -181,14 +177,21 @@ def _stacked(parts: Sequence[Part], h: Float[Tensor, "parts tokens d"]) -> Float
     return vmap(edited)(stack, h, torch.stack(sources)) if sources else vmap(edited)(stack, h)
 
 
+def token_width(shape: Sequence[int], heads: Sequence[int] | None, name: str | None) -> int:
+    """How wide one vector per token is, of hidden states of this shape: all heads, or the chosen ones, are joined.
+
+    Raises:
+        ValueError: for heads that the hook `name` has not.
+    """
+    if heads is not None and len(shape) != 4:
+        raise ValueError(f"{name} has no heads (shape {list(shape)}): drop heads={list(heads)}")
+    if heads is not None and max(heads) >= shape[2]:
+        raise ValueError(f"{name} has heads 0 to {shape[2] - 1}, got heads={list(heads)}")
+    return math.prod(shape[2:]) if heads is None else shape[3] * len(heads)
+
+
 def token_vectors(h: Tensor, heads: Sequence[int] | None, name: str | None) -> Float[Tensor, "batch seq d"]:
     """One vector per token: `h` itself, or its (chosen) heads joined."""
-    if h.ndim != 4:
-        if heads is not None:
-            raise ValueError(f"{name} has no heads (shape {list(h.shape)}): drop heads={list(heads)}")
-        return h
-    if heads is not None:
-        if max(heads) >= h.shape[2]:
-            raise ValueError(f"{name} has heads 0 to {h.shape[2] - 1}, got heads={list(heads)}")
-        h = h[:, :, list(heads)]
-    return rearrange(h, "batch seq head d_head -> batch seq (head d_head)")
+    width = token_width(h.shape, heads, name)
+    chosen = h if heads is None else h[:, :, list(heads)]
+    return chosen.reshape(*h.shape[:2], width)

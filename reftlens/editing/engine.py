@@ -11,7 +11,7 @@ from transformer_lens.hook_points import HookPoint
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.lengths import check_lengths, length_limit
 from reftlens.bridge.protocol import Bridge
-from reftlens.bridge.trial import minds_padding, takes_positions
+from reftlens.bridge.trial import last_trial
 from reftlens.editing.edits import Edit
 from reftlens.errors import SiteNeverFired
 
@@ -74,7 +74,7 @@ def forward_cached(
     """`forward` after the tokens in `cache`, which the mask covers too; and the cache with all of them."""
     _check_rows(model, attention_mask)
     kwargs, mask = {} if cache is None else {"past_key_values": cache}, attention_mask.long()
-    if cache is not None and takes_positions(model):  # some models begin to count anew
+    if cache is not None and last_trial(model).takes_positions:  # some models begin to count anew
         kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
     return model(tokens, attention_mask=mask, return_type="logits_and_cache", use_cache=True, **kwargs)
 
@@ -85,7 +85,7 @@ def _check_rows(model: Bridge, attention_mask: Bool[Tensor, "batch keys"]) -> No
     if limit is not None and attention_mask.shape[1] > limit[1]:
         lengths = attention_mask.sum(dim=1)
         check_lengths(model, int(lengths.min()), int(lengths.max()))
-    if minds_padding(model) and not bool(attention_mask[:, 0].all()):
+    if last_trial(model).minds_padding and not bool(attention_mask[:, 0].all()):
         raise ValueError(
             f"on this {type(model.original_model).__name__} padding on the left changes what is computed of the tokens "
             "after it: give one row at a time, or rows of one length"

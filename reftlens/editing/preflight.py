@@ -18,6 +18,7 @@ from transformer_lens.hook_points import HookPoint
 from reftlens import figures
 from reftlens.bridge.protocol import Bridge, check_model, device_of, frozen, gradients_on, other_site, resolve_hook
 from reftlens.bridge.trial import check_agrees
+from reftlens.editing.edits import token_width
 from reftlens.editing.engine import forward, hooked
 from reftlens.editing.reft import ReFT
 from reftlens.errors import in_brief
@@ -145,15 +146,9 @@ def preflight(reft: ReFT, model: Bridge) -> None:
             problem = f"{carry.name} is not what passed there plus a function of it, so it is no residual stream"
         if problem:
             raise ValueError(f"{site.hook} cannot be a site on {model.cfg.model_name}: {problem}")
-        if site.heads is not None and len(shape) != 4:
-            raise ValueError(f"{site.hook} has no heads (shape {list(shape)}): drop heads={list(site.heads)}")
-        if site.heads is not None and max(site.heads) >= shape[2]:
-            raise ValueError(f"{site.hook} has heads 0 to {shape[2] - 1}, got heads={list(site.heads)}")
-        count = 1 if len(shape) == 3 else shape[2] if site.heads is None else len(site.heads)
-        if module.d != shape[-1] * count:
-            raise ValueError(
-                f"{site} has vectors of width {shape[-1] * count}, and its {module.kind} was made for d={module.d}"
-            )
+        width = token_width(shape, site.heads, site.hook)
+        if module.d != width:
+            raise ValueError(f"{site} has vectors of width {width}, and its {module.kind} was made for d={module.d}")
 
 
 _Seen = dict[HookPoint, tuple[tuple[int, ...], str]]

@@ -60,11 +60,9 @@ class ReFT(nn.Module):
                 hint = f", such as {site}: direction.as_steering()" if hasattr(module, "as_steering") else ""
                 raise TypeError(f"{site} is mapped to a {type(module).__name__}, expected an Intervention{hint}")
         self.sites: tuple[Site, ...] = tuple(interventions)
-        unique = list({id(m): m for m in interventions.values()}.values())
-        self.interventions = nn.ModuleList(unique)
-        self.which: tuple[int, ...] = tuple(
-            next(i for i, m in enumerate(unique) if m is module) for module in interventions.values()
-        )
+        unique = {id(m): m for m in interventions.values()}
+        self.interventions = nn.ModuleList(unique.values())
+        self.which: tuple[int, ...] = tuple(list(unique).index(id(m)) for m in interventions.values())
         """For each site the index of its intervention in `interventions`."""
         self.seed: int | None = None
         """Of a copy that `seeds` made."""
@@ -74,9 +72,12 @@ class ReFT(nn.Module):
         if not isinstance(site, SupportsIndex) and site not in self.sites:
             raise KeyError(f"no site {site}, there are: {'; '.join(map(str, self.sites))}")
         index = whole(site, "site") if isinstance(site, SupportsIndex) else self.sites.index(site)
-        module = self.interventions[self.which[index]]
-        assert isinstance(module, Intervention)
-        return module
+        return self.distinct[self.which[index]]
+
+    @property
+    def distinct(self) -> list[Intervention]:
+        """The interventions, one that acts at several sites once."""
+        return [module for module in self.interventions if isinstance(module, Intervention)]
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -99,25 +100,22 @@ class ReFT(nn.Module):
 
     def parameter_count(self, model: Bridge | nn.Module | int) -> ParameterCount:
         """Honest size: tied interventions once, constraints of orthonormal frames taken off."""
-        modules = [m for m in self.interventions if isinstance(m, Intervention)]
         return ParameterCount(
-            stored=sum(m.stored_parameters for m in modules),
-            degrees_of_freedom=sum(m.degrees_of_freedom for m in modules),
+            stored=sum(m.stored_parameters for m in self.distinct),
+            degrees_of_freedom=sum(m.degrees_of_freedom for m in self.distinct),
             model=model if isinstance(model, int) else parameter_total(model),
         )
 
     def settle(self) -> None:
         """Store each orthonormal basis itself in place of the parameter that stood for it."""
-        for module in self.interventions:
-            assert isinstance(module, Intervention)
+        for module in self.distinct:
             for frame in module.frames():
                 frame.settle()
 
     def reset(self, seed: SupportsIndex) -> None:
         """Initialise every intervention anew from a seed; `ValueError` where a class of one's own does less."""
         generator = seeded(seed)
-        for module in self.interventions:
-            assert isinstance(module, Intervention)
+        for module in self.distinct:
             check_reset(module)
             module.reset(generator)
 

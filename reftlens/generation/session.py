@@ -12,7 +12,7 @@ from torch import Tensor
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.lengths import length_limit
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
-from reftlens.bridge.trial import check_predicts, minds_padding
+from reftlens.bridge.trial import check_predicts, last_trial
 from reftlens.editing.engine import attached, check_fired, forward
 from reftlens.editing.reft import ReFT, training_mode
 from reftlens.editing.variant import Variant
@@ -44,7 +44,7 @@ class Session:
         self.reft, self.model, self.decoding, self.variants = reft, model, decoding, variants
         self.prompts = prompts.repeated(len(variants))
         self.rows = Rows.of(self.prompts.prompts, device)
-        self.in_full = minds_padding(model) or self._passes_limit()
+        self.in_full = last_trial(model).minds_padding or self._passes_limit()
         """Whether every row is computed alone and from its first token, at each step."""
         if self.in_full:
             warnings.warn(

@@ -33,7 +33,7 @@ def describe(reft: ReFT, model: Any) -> dict[str, Any]:
             site.to_dict() | {"hook": hook, "written": site.hook, "intervention": i}
             for site, hook, i in zip(reft.sites, _canonical_hooks(reft, model), reft.which, strict=True)
         ],
-        "interventions": [_described(m) for m in _modules(reft)],
+        "interventions": [_described(m) for m in reft.distinct],
         "model": fingerprint(model).to_dict(),
         "versions": library_versions(),
     }
@@ -86,14 +86,10 @@ def _described(module: Intervention) -> dict[str, Any]:
     return {"kind": module.kind, "settings": settings, "dtype": dtypes.pop() if dtypes else "float32"}
 
 
-def _modules(reft: ReFT) -> list[Intervention]:
-    return [m for m in reft.interventions if isinstance(m, Intervention)]
-
-
 def _refuse_ambiguous(reft: ReFT) -> None:
     """Raise where the record could be read in two ways."""
     classes: dict[str, type[Intervention]] = dict(KINDS)
-    for module in _modules(reft):
+    for module in reft.distinct:
         if classes.setdefault(module.kind, type(module)) is not type(module):
             raise ValueError(
                 f"{type(module).__name__} has kind = {module.kind!r}, which names another class: give it a kind of "

@@ -19,7 +19,6 @@ from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import ReFT
 from reftlens.errors import TrainingDiverged
 from reftlens.files import digest
-from reftlens.interventions.base import Intervention
 from reftlens.interventions.subspace import Frame
 from reftlens.scoring.evaluation import mean_loss
 from reftlens.scoring.objectives import Objective, cross_entropy
@@ -77,7 +76,7 @@ class Run:
         self.best: dict[str, Tensor] = {}
         self.device = device_of(self.model)
         self._loss, self._targets = 0.0, 0
-        self.modules = [m for m in self.reft.interventions if isinstance(m, Intervention)]
+        self.modules = self.reft.distinct
         self.parameters = [p for p in self.reft.parameters() if p.requires_grad]
         with_decay = decayed(self.reft)
         rest = [p for p in self.parameters if all(p is not q for q in with_decay)]

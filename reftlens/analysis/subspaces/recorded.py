@@ -75,8 +75,7 @@ def read_edited(
     bound = reft.bound_to(model, data, variant)
 
     def editing(batch: Batch, rows: Sequence[int]) -> AbstractContextManager[None]:
-        edits = [bound.edit(i, batch.view, rows, observers.get(i)) for i in bound.active]
-        return attached(model, [edit for edit in edits if edit is not None])
+        return attached(model, bound.edits(batch.view, rows, observers))
 
     places = [(place.site, place.point) for place in bound.places]
     with training_mode(reft, training=False):
