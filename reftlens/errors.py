@@ -36,6 +36,11 @@ class TrainingDiverged(FloatingPointError):
     """A loss or gradient became NaN or infinite; the message names the step and the likely cause."""
 
 
+def reason_of(error: BaseException) -> str:
+    """The beginning of what an error says, in one line; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def in_brief(error: BaseException) -> str:
     """The class of an error, and the beginning of what it says, in one line."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]

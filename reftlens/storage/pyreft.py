@@ -66,9 +66,7 @@ def load_pyreft(
 
 
 def _hook(key: str) -> str:
-    match = re.fullmatch(
-        r"layer[._](\d+)[._]comp[._](.+?)[._]unit[._]pos[._]nunit[._]\d+#\d+", key
-    )  # older files have dots
+    match = re.fullmatch(r"layer[._](\d+)[._]comp[._](.+?)[._]unit[._]pos[._]nunit[._]\d+#\d+", key)  # older: dots
     if match is None or match[2] not in _COMPONENTS:
         raise ValueError(f"cannot place {key!r}: expected a layer and one of {', '.join(_COMPONENTS)}, by position")
     return f"blocks.{match[1]}.{_COMPONENTS[match[2]]}"

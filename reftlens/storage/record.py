@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from reftlens.bridge.fingerprint import fingerprint
+from reftlens.bridge.pretrained import DTYPES
 from reftlens.bridge.protocol import is_bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
@@ -16,7 +17,6 @@ from reftlens.interventions import KINDS, Intervention
 from reftlens.training.result import library_versions
 
 FORMAT = 3
-_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
 def describe(reft: ReFT, model: Any) -> dict[str, Any]:
@@ -112,9 +112,9 @@ def _built(spec: dict[str, Any], kinds: Mapping[str, type[Intervention]], folder
             f"{folder} holds an intervention of kind {kind!r}, and the known ones are {', '.join(kinds)}; if "
             f"it is a class of yours, pass kinds={{{kind!r}: YourClass}}"
         )
-    if dtype not in _DTYPES:
-        raise StoreMismatch(f"{folder} holds weights of dtype {dtype!r}, and the known ones are {', '.join(_DTYPES)}")
+    if dtype not in DTYPES:
+        raise StoreMismatch(f"{folder} holds weights of dtype {dtype!r}, and the known ones are {', '.join(DTYPES)}")
     try:
-        return kinds[kind](**spec["settings"]).to(_DTYPES[dtype])
+        return kinds[kind](**spec["settings"]).to(DTYPES[dtype])
     except (TypeError, ValueError) as error:
         raise StoreMismatch(f"{folder} holds {kind} with settings {spec['settings']}: {error}") from error

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reftlens.errors import reason_of
 from reftlens.text.loading import records
 
 _FILES = ("city_entities.jsonl", "city_prompts.jsonl", "city_wikipedia_prompts.jsonl")
@@ -59,8 +60,7 @@ def from_hub() -> tuple[tuple[City, ...], tuple[Template, ...]]:
     try:
         entities, prompts = (datasets.load_dataset(_HUB, name) for name in ("city_entity", "city_prompt"))
     except Exception as error:  # whatever kept it from being read, the way out is the same
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OSError(f"cannot read {_HUB} from the hub ({reason[:200]}): pass a folder with its files") from error
+        raise OSError(f"cannot read {_HUB} from the hub ({reason_of(error)}): pass a folder with its files") from error
     cities = _cities_of(_hub_records(entities, "city_entity"), name="City")
     return cities, _templates_of(_hub_records(prompts, "city_prompt"), text="Template")
 

@@ -200,7 +200,7 @@ class Run:
         self.reft.settle()
 
     def result(self, computation: str) -> FitResult:
-        history, weights = self.history, self.reft.interventions.state_dict()
+        history = self.history
         return FitResult(
             config=self.config,
             losses=tuple(history.losses),
@@ -217,7 +217,7 @@ class Run:
             computation=computation,
             source=source_of(self.model.original_model),
             encoding=encoding_of(self.data),
-            weights=digest({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}),
+            weights=digest(self.reft.interventions.state_dict()),
         )
 
 
