@@ -92,17 +92,17 @@ def figure_of(ax: Axes) -> Figure:
     return figure
 
 
-def short(label: object, most: int = 44) -> str:
+def short(label: object) -> str:
     """A label that fits into a figure: its middle is left out where it is long."""
     text = str(label)
-    return text if len(text) <= most else f"{text[: most - 12]} … {text[-9:]}"
+    return text if len(text) <= 44 else f"{text[:32]} … {text[-9:]}"
 
 
-def screenful(lines: Sequence[str], *, most: int = 40, width: int = 160) -> str:
+def screenful(lines: Sequence[str]) -> str:
     """Lines that fit a screen: long ones go on in the next line, and the last says how many more there are."""
-    rows = [row for line in lines for row in textwrap.wrap(line, width, subsequent_indent="    ") or [""]]
-    if len(rows) > most:
-        rows = [*rows[: most - 1], f"… and {len(rows) - most + 1} more lines: to_frame() has it all"]
+    rows = [row for line in lines for row in textwrap.wrap(line, 160, subsequent_indent="    ") or [""]]
+    if len(rows) > 40:
+        rows = [*rows[:39], f"… and {len(rows) - 39} more lines: to_frame() has it all"]
     return "\n".join(rows)
 
 

@@ -1,7 +1,7 @@
 """What each plan can change of a data set: the tokens it edits, the block its cone begins at, the cone of each row."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -65,12 +65,11 @@ def plan_cones(data: Batch, bounds: Sequence[Bound], depth: int, reuse: Reuse) -
 def right_padded(data: Batch) -> Batch:
     """The same rows, padded on the right."""
     order = (~data.attention_mask).long().argsort(dim=1, stable=True)
-    moved = {name: getattr(data, name).gather(1, order) for name in ("tokens", "role", "target_mask")}
-    return replace(data, **moved)
+    return data.rearranged(lambda x: x.gather(1, order))
 
 
 def alone(data: Batch, row: int) -> Batch:
     """One row, without padding."""
     single = right_padded(data[[row]])
     length = int(single.attention_mask.sum())
-    return replace(single, **{name: getattr(single, name)[:, :length] for name in ("tokens", "role", "target_mask")})
+    return single.rearranged(lambda x: x[:, :length])

@@ -158,9 +158,7 @@ def _short_rows(full: Full, seed: int) -> Batch:
 
 def _on_one_row(full: Full, plan: int, row: int) -> Full:
     """One plan on one row of the data, cut to its first tokens."""
-    data, bound = full.data[[row]], full.bounds[plan]
-    names = ("tokens", "role", "target_mask")
-    data = replace(data, sources={}, **{name: getattr(data, name)[:, :_LONGEST] for name in names})
+    data, bound = replace(full.data[[row]], sources={}).rearranged(lambda x: x[:, :_LONGEST]), full.bounds[plan]
     if not data.target_mask[:, 1:].any():
         data.target_mask[:, -2:] = True
     donors = {

@@ -36,8 +36,12 @@ class Site:
         object.__setattr__(self, "heads", chosen)
 
     def __str__(self) -> str:
-        heads = "" if self.heads is None else f" heads {list(self.heads)}"
-        return f"{self.hook}{heads} at {self.positions}"
+        return f"{self.vectors} at {self.positions}"
+
+    @property
+    def vectors(self) -> str:
+        """The hook, and its heads where they are chosen: what is edited of each token."""
+        return self.hook if self.heads is None else f"{self.hook} heads {list(self.heads)}"
 
     def to_dict(self) -> dict[str, Any]:
         heads = None if self.heads is None else list(self.heads)

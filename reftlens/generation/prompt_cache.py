@@ -50,7 +50,8 @@ class PromptCache:
         if reft is None:
             raise ValueError("prefilled prompts are for the edits they were read for: use Variant(strength=0)")
         if reft.sites != self.sites:
-            raise ValueError(f"the prompts were read for edits at {_listed(self.sites)}, not {_listed(reft.sites)}")
+            then, now = (", ".join(map(str, sites)) for sites in (self.sites, reft.sites))
+            raise ValueError(f"the prompts were read for edits at {then}, not {now}")
         if self.states is not None and weights_state(model) != self.weights:
             raise ValueError("the model or its weights changed since the prompts were read: call prefill again")
 
@@ -104,7 +105,3 @@ def encoded(model: Bridge, prompts: Prompts, *, chat: bool, system: str | None) 
     batch = prompts if isinstance(prompts, Batch) else prompts.prompts
     check_vocabulary(model, batch, "prompts")
     return batch
-
-
-def _listed(sites: Sequence[Site]) -> str:
-    return ", ".join(map(str, sites))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,13 +10,13 @@ from markupsafe import Markup
 from torch import Tensor
 
 from reftlens import figures
+from reftlens.figures import Axes, DataFrame
 from reftlens.generation.rows import Rows
 from reftlens.text.batch import Batch, batch_from_rows
 from reftlens.text.view import Role, token_spans
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
+_COLUMNS = ("texts", "prompt_ids", "ids", "edited", "logits")
+"""Of a `Generation`, with an entry for each prompt."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +55,22 @@ class Generation:
 
     def split(self, parts: int) -> "list[Generation]":
         """Equal parts of the rows, in order."""
-        size, columns = len(self) // parts, ("texts", "prompt_ids", "ids", "edited", "logits")
-        return [
-            replace(self, **{name: getattr(self, name)[part * size : (part + 1) * size] for name in columns})
-            for part in range(parts)
-        ]
+        size = len(self) // parts
+        rows = [slice(part * size, (part + 1) * size) for part in range(parts)]
+        return [replace(self, **{name: getattr(self, name)[some] for name in _COLUMNS}) for some in rows]
 
     @staticmethod
     def join(parts: "Sequence[Generation]") -> "Generation":
         """The rows of all, in order."""
-        columns = ("texts", "prompt_ids", "ids", "edited", "logits")
-        joined = {name: tuple(value for part in parts for value in getattr(part, name)) for name in columns}
+        joined = {name: tuple(value for part in parts for value in getattr(part, name)) for name in _COLUMNS}
         return replace(parts[0], **joined)
 
     def batch(self) -> Batch:
         """The same tokens as a batch with the generated ones as such, for a teacher-forced forward pass."""
-        ids = [[*p, *g] for p, g in zip(self.prompt_ids, self.ids, strict=True)]
-        roles = [
-            [int(Role.PROMPT)] * len(p) + [int(Role.GENERATED)] * len(g)
-            for p, g in zip(self.prompt_ids, self.ids, strict=True)
-        ]
+        rows = list(zip(self.prompt_ids, self.ids, strict=True))
+        roles = [[int(Role.PROMPT)] * len(p) + [int(Role.GENERATED)] * len(g) for p, g in rows]
         targets = [[r == Role.GENERATED for r in row] for row in roles]
-        return batch_from_rows(ids, roles, targets, tokenizer=self.tokenizer)
+        return batch_from_rows([[*p, *g] for p, g in rows], roles, targets, tokenizer=self.tokenizer)
 
     def marked(self, row: int = 0) -> str:
         """Prompt and continuation of a row as text, every edited token in ⟦brackets⟧."""
@@ -85,14 +79,12 @@ class Generation:
     def _tokens(self, row: int) -> tuple[Any, list[int], tuple[bool, ...]]:
         return self.tokenizer, [*self.prompt_ids[row], *self.ids[row]], self.edited[row]
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per prompt: the text, and how many tokens were generated and edited."""
-        import pandas as pd
-
         counts = {"tokens": list(map(len, self.ids)), "edited": list(map(sum, self.edited))}
-        return pd.DataFrame({"text": self.texts, **counts}).rename_axis("prompt")
+        return figures.table({"text": self.texts, **counts}, "prompt")
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Every token of prompt (hollow) and continuation (filled), row by row; orange: edited."""
         ax = figures.axes(ax, height=1.2 + 0.25 * len(self))
         for row, (prompt, marks) in enumerate(zip(self.prompt_ids, self.edited, strict=True)):

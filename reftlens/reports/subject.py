@@ -1,6 +1,6 @@
 """What a report is about: everything that its sections are computed from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -74,8 +74,3 @@ class Subject:
             return Measured(dose, None, "There are no prompts to write from.")
         grid = strength_grid(s.reft, s.model, s.prompts, s.strengths, s.decoding, progress=s.progress)
         return Measured(replace(dose, text=fluency(s.model, grid.generations, s.score, grid.computation)), grid, "")
-
-
-def few(texts: Sequence[str], most: int = 8) -> str:
-    """Some of them, joined."""
-    return ", ".join(texts[:most]) + (", …" if len(texts) > most else "")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from reftlens.reports.parts import Section
-from reftlens.reports.subject import Measured, Subject, few
+from reftlens.reports.subject import Measured, Subject
 from reftlens.widgets.grid import prompt_text
 
 _SMALL, _FAR, _DRIFT, _WRONG = 50, 1.0, 0.1, 0.05
@@ -37,9 +37,9 @@ def _places(subject: Subject) -> str:
     """Hooks with their positions, those of the same positions together."""
     hooks: dict[str, list[str]] = {}
     for site in subject.reft.sites:
-        heads = "" if site.heads is None else f" heads {list(site.heads)}"
-        hooks.setdefault(str(site.positions), []).append(site.hook + heads)
-    return "; ".join(f"{few(names)} at {positions}" for positions, names in hooks.items())
+        hooks.setdefault(str(site.positions), []).append(site.vectors)
+    shown = {where: ", ".join(names[:8]) + ", …" * (len(names) > 8) for where, names in hooks.items()}
+    return "; ".join(f"{names} at {where}" for where, names in shown.items())
 
 
 class Card(NamedTuple):

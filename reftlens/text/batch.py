@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, SupportsIndex
@@ -134,18 +134,18 @@ class Batch:
         index = torch.tensor(numbers, dtype=torch.long, device=self.tokens.device)
         columns = (self.role[index] != Role.PAD).any(dim=0)
         return replace(
-            self,
-            tokens=self.tokens[index][:, columns],
-            role=self.role[index][:, columns],
-            target_mask=self.target_mask[index][:, columns],
+            self.rearranged(lambda x: x[index][:, columns]),
             examples=tuple(self.examples[i] for i in numbers),
             truncated=tuple(new for new, old in enumerate(numbers) if old in self.truncated),
             sources={n: Source(s.batch, s.rows[index.to(s.rows.device)]) for n, s in self.sources.items()},
         )
 
+    def rearranged(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same with tokens, roles and target mask changed alike: moved, cut, or in another order."""
+        return replace(self, **{name: change(getattr(self, name)) for name in ("tokens", "role", "target_mask")})
+
     def to(self, device: torch.device | str) -> "Batch":
-        moved = {k: getattr(self, k).to(device) for k in ("tokens", "role", "target_mask")}
-        return replace(self, **moved)
+        return self.rearranged(lambda x: x.to(device))
 
     @property
     def attention_mask(self) -> Bool[Tensor, "batch seq"]:

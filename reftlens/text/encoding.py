@@ -65,8 +65,6 @@ def encode(
     ids, roles, cut = [], [], []
     for i, example in enumerate(_some(examples)):
         _check_example(example, i)
-        if not example.completion:
-            raise ValueError(f"row {i} has an empty completion, so there is nothing to learn or score in it")
         head, tail = _split_row(tokenizer, example, i, template, end, boundary)
         if len(head) + len(tail) > limit:
             cut.append(i)
@@ -125,17 +123,15 @@ def _some(rows: Sequence[Any]) -> Sequence[Any]:
 
 
 def _check_example(example: Any, row: int) -> None:
-    if isinstance(example, str):
-        raise TypeError(
-            f"row {row} is a str, expected an Example(prompt, completion); encode_prompts takes prompts alone"
-        )
     if not isinstance(example, Example):
-        raise TypeError(
-            f"row {row} is a {type(example).__name__}, expected an Example(prompt, completion); load_examples makes "
-            "them of records"
+        hint = (
+            "encode_prompts takes prompts alone" if isinstance(example, str) else "load_examples makes them of records"
         )
+        raise TypeError(f"row {row} is a {type(example).__name__}, expected an Example(prompt, completion); {hint}")
     if not isinstance(example.completion, str):
         raise TypeError(f"row {row}: the completion is {example.completion!r}, expected text")
+    if not example.completion:
+        raise ValueError(f"row {row} has an empty completion, so there is nothing to learn or score in it")
 
 
 def _tokenizer(model: Bridge) -> Any:

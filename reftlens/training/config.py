@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from reftlens.errors import check_one_of
 from reftlens.numbers import real, whole
 
 
@@ -52,10 +53,8 @@ class FitConfig:
             object.__setattr__(self, name, number)
         if self.clip == 0:
             raise ValueError("clip=0 leaves no gradient: None switches clipping off")
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise ValueError(f'schedule={self.schedule!r}, expected "constant", "linear" or "cosine"')
-        if self.precision not in ("model", "bfloat16"):
-            raise ValueError(f'precision={self.precision!r}, expected "model" or "bfloat16" (autocast)')
+        check_one_of("schedule", self.schedule, ("constant", "linear", "cosine"))
+        check_one_of("precision", self.precision, ("model", "bfloat16"))
 
     def replace(self, settings: Mapping[str, Any]) -> "FitConfig":
         """The same with other values of the fields that `settings` names.

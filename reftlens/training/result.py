@@ -1,18 +1,16 @@
 """What a training run was and how it went: enough to repeat it and to plot it."""
 
+import math
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reftlens import figures
 from reftlens.bridge.source import Source, in_words
+from reftlens.figures import Axes, DataFrame
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 
 def library_versions() -> dict[str, str]:
@@ -79,17 +77,15 @@ class FitResult:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def to_frame(self) -> "DataFrame":
+    def to_frame(self) -> DataFrame:
         """One row per optimizer step: loss, learning rate, gradient norm, and validation loss where measured."""
-        import pandas as pd
-
         columns = {"loss": self.losses, "learning_rate": self.learning_rates, "gradient_norm": self.gradient_norms}
-        frame = pd.DataFrame(columns, index=pd.RangeIndex(1, len(self.losses) + 1, name="step"))
-        if self.validation:
-            frame["validation_loss"] = pd.Series(dict(self.validation))
-        return frame
+        steps, validation = range(1, len(self.losses) + 1), dict(self.validation)
+        if validation:
+            columns["validation_loss"] = tuple(validation.get(step, math.nan) for step in steps)
+        return figures.table({"step": steps, **columns}, "step")
 
-    def plot(self, ax: "Axes | None" = None, *, label: str | None = None, color: str | None = None) -> "Axes":
+    def plot(self, ax: Axes | None = None, *, label: str | None = None, color: str | None = None) -> Axes:
         """Training loss over steps, with the validation loss (dashed) where there is one.
 
         Args:

@@ -37,19 +37,16 @@ def pairs_of(data: Batch, variable: str | None) -> Batch:
     name = variable or next(iter(data.sources))
     if name not in data.sources or (variable is None and len(data.sources) > 1):
         raise ValueError(f"the pairs have sources for {', '.join(data.sources)}: say which with variable=…")
-    rows = (data.sources[name].rows >= 0).nonzero().flatten().tolist()
-    if not rows:
+    pairs = data[data.sources[name].rows >= 0]
+    if not len(pairs):
         raise ValueError(f"no pair exchanges {name!r}")
-    pairs = data[rows]
     return replace(pairs, sources={"source": pairs.sources[name]})
 
 
 def rows_of(base: Batch, test: Batch, variable: str | None) -> Batch:
     """The rows of `base` that `pairs_of` keeps of `test`."""
     check_same_prompts(test, base)
-    name = variable or next(iter(test.sources))
-    rows = (test.sources[name].rows >= 0).nonzero().flatten().tolist()
-    return replace(base, sources={})[rows]
+    return replace(base, sources={})[test.sources[variable or next(iter(test.sources))].rows >= 0]
 
 
 def check_same_prompts(data: Batch, base: Batch) -> None:

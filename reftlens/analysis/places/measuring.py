@@ -119,8 +119,7 @@ def _of_parts(kind: str, whole: Variant, alone: Variants, left_out: Variants) ->
 def _of_cells(reft: ReFT, whole: Variant, places: Mapping[str, Positions]) -> Question:
     hooks: dict[str, list[int]] = {}
     for i, site in enumerate(reft.sites):
-        heads = "" if site.heads is None else f" heads {list(site.heads)}"
-        hooks.setdefault(site.hook + heads, []).append(i)
+        hooks.setdefault(site.vectors, []).append(i)
     variants = {
         f"{hook} at {label}": replace(whole, sites=sites, among=where)
         for hook, sites in hooks.items()

@@ -56,10 +56,8 @@ class Search:
         reached = f"the budget is {self.budget:g} nats per token, and KL is "
         under, over = self.bracket
         if over is None and under >= self.high:
-            return (
-                reached
-                + f"only {dict(self.measured)[under]:.3g} at strength {self.high:g}: raise high, or lower budget"
-            )
+            most = dict(self.measured)[under]
+            return reached + f"only {most:.3g} at strength {self.high:g}: raise high, or lower budget"
         every = ", ".join(f"{kl:.3g} at {s:.3g}" for s, kl in sorted(self.measured))
         return reached + f"{every}: allow more evaluations, or a larger tolerance"
 

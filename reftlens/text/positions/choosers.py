@@ -20,7 +20,7 @@ class First(Positions):
     kind: ClassVar[str] = "first"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n", _at_least_one("First", self.n))
+        object.__setattr__(self, "n", whole(self.n, "First: n", 1))
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
         pool = view.prompt if among is None else among
@@ -37,7 +37,7 @@ class Last(Positions):
     looks_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n", _at_least_one("Last", self.n))
+        object.__setattr__(self, "n", whole(self.n, "Last: n", 1))
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
         pool = _within(among, view.prompt)
@@ -163,13 +163,6 @@ class Generated(Positions):
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
         return _within(among, view.role == Role.GENERATED)
-
-
-def _at_least_one(name: str, n: SupportsIndex) -> int:
-    number = whole(n, f"{name}: n")
-    if number < 1:
-        raise ValueError(f"{name}({number}) chooses nothing; n must be 1 or more")
-    return number
 
 
 def _within(among: Mask | None, mask: Mask) -> Mask:
