@@ -24,11 +24,7 @@ DType = torch.dtype | Literal["float32", "float64", "bfloat16", "float16"]
 
 
 def load_model(
-    name: str | None = None,
-    *,
-    device: str | torch.device = "auto",
-    dtype: DType = torch.float32,
-    progress: bool = True,
+    name: str | None = None, *, device: str | torch.device = "auto", dtype: DType = torch.float32, progress: bool = True
 ) -> Any:
     """A `TransformerBridge` in eval mode, ready for interventions.
 

@@ -28,10 +28,7 @@ class Variant:
     sites: tuple[int, ...] | None
 
     def __init__(
-        self,
-        strength: SupportsFloat | Sequence[float] = 1.0,
-        among: Where | None = None,
-        sites: Integers | None = None,
+        self, strength: SupportsFloat | Sequence[float] = 1.0, among: Where | None = None, sites: Integers | None = None
     ) -> None:
         numbers: Any = strength
         if isinstance(strength, str):

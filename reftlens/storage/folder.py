@@ -38,12 +38,7 @@ _HEADER_KEY = "reftlens"
 
 
 def save(
-    reft: ReFT,
-    folder: str | Path,
-    model: Any,
-    *,
-    run: FitResult | None = None,
-    scores: Mapping[str, Any] | None = None,
+    reft: ReFT, folder: str | Path, model: Any, *, run: FitResult | None = None, scores: Mapping[str, Any] | None = None
 ) -> Path:
     """Write `reft` with a card, README.md, to `folder` (made if need be) and return the folder.
 

@@ -51,10 +51,7 @@ class Ravel:
         return entity_end([t.text for t in self.templates])
 
     def keep(
-        self,
-        *,
-        cities: Callable[[City], bool] | None = None,
-        templates: Callable[[Template], bool] | None = None,
+        self, *, cities: Callable[[City], bool] | None = None, templates: Callable[[Template], bool] | None = None
     ) -> "Ravel":
         """Those cities and those templates that the functions accept."""
         return Ravel(

@@ -124,10 +124,8 @@ def _some(rows: Sequence[Any]) -> Sequence[Any]:
 
 def _check_example(example: Any, row: int) -> None:
     if not isinstance(example, Example):
-        hint = (
-            "encode_prompts takes prompts alone" if isinstance(example, str) else "load_examples makes them of records"
-        )
-        raise TypeError(f"row {row} is a {type(example).__name__}, expected an Example(prompt, completion); {hint}")
+        maker = "encode_prompts takes prompts alone" if isinstance(example, str) else "load_examples makes them"
+        raise TypeError(f"row {row} is a {type(example).__name__}, expected an Example(prompt, completion); {maker}")
     if not isinstance(example.completion, str):
         raise TypeError(f"row {row}: the completion is {example.completion!r}, expected text")
     if not example.completion:

@@ -15,12 +15,7 @@ from reftlens.text.batch import Batch
 
 @torch.no_grad()
 def edit_size(
-    reft: ReFT,
-    model: Bridge,
-    data: Batch,
-    *,
-    variant: Variant = Variant(),
-    batch_size: int = 16,
+    reft: ReFT, model: Bridge, data: Batch, *, variant: Variant = Variant(), batch_size: int = 16
 ) -> Float[Tensor, "site example"]:
     """`‖h' - h‖ / ‖h‖` (that is, RMS over RMS) of each active site, mean over the example's edited tokens.
 

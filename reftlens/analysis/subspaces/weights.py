@@ -13,13 +13,7 @@ from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, overlap_of, site_index, span
-from reftlens.analysis.subspaces.readers import (
-    first_reader,
-    gain_of,
-    projection_at,
-    stream_readers,
-    weight_of,
-)
+from reftlens.analysis.subspaces.readers import first_reader, gain_of, projection_at, stream_readers, weight_of
 from reftlens.bridge.protocol import Bridge, resolve_hook
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
