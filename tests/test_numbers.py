@@ -11,6 +11,9 @@ from jaxtyping import TypeCheckError
 import architectures as A
 import reftlens as rl
 from reftlens import interventions, positions
+from reftlens.analysis.causal.permutation import shuffled_p
+from reftlens.analysis.strength.texts import repetition
+from reftlens.scoring.comparison import pieces
 
 D = A.D
 MASK = [True, False, True, False, False, False]
@@ -103,6 +106,7 @@ def test_places_sites_kinds_and_settings_hold_plain_integers(n):
         lambda n: vars(rl.FitConfig(epochs=n(3), steps=n(4), batch_size=n(2), seed=n(5))),
         lambda n: vars(rl.Decoding(max_new_tokens=n(3), beams=n(2), no_repeat_ngram=n(2), seed=n(1))),
         lambda n: vars(rl.Variant(sites=[n(1), n(0)])),
+        lambda n: vars(rl.Reuse(buckets=n(2))),
     ):
         assert json.dumps(make(n)) == json.dumps(make(int))
 
@@ -112,6 +116,14 @@ def test_places_in_arrays_are_places():
         assert rl.resid_post(1, many([1, 2])).positions == positions.At(1, 2) == positions.At(many([2, 1]))
         assert rl.attn_z(1, "last", heads=many([2, 0])).heads == (2, 0)
         assert rl.Variant(sites=many([1])).sites == (1,)
+        assert rl.Variant(many([0.5, 2.0])).strength == (0.5, 2.0)
+
+
+def test_a_strength_is_a_number():
+    assert [rl.Variant(x).strength for x in (1, np.float32(0.5), torch.tensor(2.0), [1])] == [1.0, 0.5, 2.0, (1.0,)]
+    for wrong in ("half", True, ["half"], [None]):
+        with pytest.raises(TypeError, match=r"strength=.*, expected a number"):
+            rl.Variant(wrong)
 
 
 @pytest.mark.parametrize("n", [*KINDS, int])
@@ -161,6 +173,10 @@ def test_what_was_trained_with_numbers_of_numpy_is_saved(tmp_path, llama, rows):
         lambda: rl.Decoding(max_new_tokens=2.5),
         lambda: rl.Decoding(seed=None),
         lambda: rl.Variant(sites=np.array([True])),
+        lambda: rl.Reuse(buckets=2.0),
+        lambda: pieces(6, 2.0),
+        lambda: repetition([1, 2, 1, 2], n=True),
+        lambda: shuffled_p(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]), None, 99.0, 0),
         lambda: rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, rank=2)}).reset(1.0),
         lambda: rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, rank=2)}).seeds([True]),
     ],

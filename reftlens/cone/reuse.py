@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from reftlens.numbers import whole
+
 
 @dataclass(frozen=True)
 class Reuse:
@@ -34,8 +36,7 @@ class Reuse:
     verify: bool = True
 
     def __post_init__(self) -> None:
-        if self.buckets < 1:
-            raise ValueError(f"buckets={self.buckets}, expected 1 or more")
+        object.__setattr__(self, "buckets", whole(self.buckets, "buckets", 1))
         for name in ("memory", "disk"):
             value = getattr(self, name)
             if value is not None and value < 0:

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 from reftlens.editing.site import Site, Where
-from reftlens.numbers import Integers, is_one, whole_numbers
+from reftlens.numbers import Integers, is_one, reals, whole_numbers
 from reftlens.text.positions import Positions
 from reftlens.text.positions.spelling import as_positions
 from reftlens.text.view import Mask, TokenView
@@ -30,16 +30,12 @@ class Variant:
     def __init__(
         self, strength: SupportsFloat | Sequence[float] = 1.0, among: Where | None = None, sites: Integers | None = None
     ) -> None:
-        numbers: Any = strength
-        if isinstance(strength, str):
-            raise TypeError(f"strength={strength!r} is text, expected a number, or one per direction")
+        numbers = reals(strength, "strength")
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"strength={strength!r}, expected finite numbers")
         if sites is not None and is_one(sites):
             raise TypeError(f"sites={sites!r}, expected a list of indices of the ReFT's sites, such as [0, 2]")
-        many = isinstance(strength, Sequence) or getattr(numbers, "ndim", 0) > 0  # else a number, of any library
-        object.__setattr__(self, "strength", tuple(map(float, numbers)) if many else float(numbers))
-        values = self.strength if isinstance(self.strength, tuple) else (self.strength,)
-        if not all(map(math.isfinite, values)):
-            raise ValueError(f"strength={strength!r}, expected finite numbers")
+        object.__setattr__(self, "strength", numbers[0] if is_one(strength) else numbers)
         object.__setattr__(self, "among", None if among is None else as_positions(among))
         object.__setattr__(self, "sites", None if sites is None else whole_numbers(sites, "site"))
 

@@ -16,6 +16,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import check_types, training_mode
 from reftlens.errors import check_finite
+from reftlens.numbers import whole
 from reftlens.text.batch import Batch
 
 
@@ -85,8 +86,7 @@ def _check(scored: Scored, scorer: Scorer, finite: bool) -> None:
 
 def pieces(count: int, size: int) -> list[tuple[int, ...]]:
     """The numbers below `count`, `size` at a time."""
-    if size < 1:
-        raise ValueError(f"batch_size={size}, expected 1 or more")
+    size = whole(size, "batch_size", 1)
     return [tuple(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 

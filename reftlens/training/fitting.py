@@ -18,6 +18,7 @@ from reftlens.editing.reft import ReFT, check_types, training_mode
 from reftlens.editing.sources import check_differs
 from reftlens.editing.variant import Variant
 from reftlens.files import destination
+from reftlens.numbers import whole
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.checkpoint import Checkpoint
@@ -65,8 +66,7 @@ def fit(
         ValueError: if a row has no target, nothing can be trained, a site is unusable, dropout of the model is active,
             or rows and sources are equal up to what is exchanged, as at a BOS token.
     """
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every={checkpoint_every}, expected 1 or more")
+    checkpoint_every = whole(checkpoint_every, "checkpoint_every", 1)
     path = None if checkpoint is None else destination(checkpoint)
     run = _run(reft, model, data, _replaced(config, settings), validation, objective)
     if all(module.variables for _, module in reft.items()):

@@ -13,7 +13,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
 from reftlens.figures import Axes, DataFrame
-from reftlens.numbers import seeded
+from reftlens.numbers import seeded, whole
 from reftlens.scoring.statistics import holm, shrunk_covariance
 from reftlens.text.batch import Batch
 
@@ -140,8 +140,7 @@ def manifold_distance(
     Raises:
         ValueError: for fewer than four rows with an edited token at a site.
     """
-    if splits < 1:
-        raise ValueError(f"splits={splits}, expected 1 or more (999 for a p of 0.001)")
+    splits = whole(splits, "splits", 1, hint=" (999 for a p of 0.001)")
     natural, edited = (
         read_edited(reft, model, data, Variant(number), batch_size=batch_size, progress=progress)
         for number in (0.0, strength)

@@ -9,7 +9,7 @@ from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
-from reftlens.numbers import seeded
+from reftlens.numbers import seeded, whole
 from reftlens.scoring.answers import answers, first_targets
 from reftlens.text.batch import Batch
 
@@ -34,8 +34,7 @@ def shuffled_p(
     seed: int,
 ) -> float:
     """Permutation p of `mean(gained[pair, label])`, labels shuffled among pairs of the same stratum."""
-    if shuffles < 1:
-        raise ValueError(f"shuffles={shuffles}, expected 1 or more (999 for a p of 0.001)")
+    shuffles = whole(shuffles, "shuffles", 1, hint=" (999 for a p of 0.001)")
     generator = seeded(seed)
     groups = torch.zeros_like(labels) if strata is None else strata
     rows, reached = torch.arange(len(labels)), 0

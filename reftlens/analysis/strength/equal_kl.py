@@ -18,6 +18,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
+from reftlens.numbers import whole
 from reftlens.scoring.responses import Responses, responses
 from reftlens.scoring.statistics import Estimate, accuracy_of, difference_of, mean_of, sign_flip_tests
 from reftlens.text.batch import Batch
@@ -194,8 +195,7 @@ def at_kl(
     """
     if not isinstance(refts, Mapping) or not refts:
         raise TypeError(f"got {refts!r:.60}, expected {{name: reft}}, one or more")
-    if evaluations < 1:
-        raise ValueError(f"evaluations={evaluations}, expected 1 or more")
+    evaluations = whole(evaluations, "evaluations", 1)
     plans = {name: reft if isinstance(reft, Plan) else Plan(reft) for name, reft in refts.items()}
     searches = {name: Search(budget, abs(high), tolerance) for name in plans}
     score, sign = partial(responses, model, batch_size=batch_size, progress=progress), math.copysign(1.0, high)

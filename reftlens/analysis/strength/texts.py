@@ -16,6 +16,7 @@ from reftlens.generation.decoding import Decoding
 from reftlens.generation.prompt_cache import encoded, prefill
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import generate
+from reftlens.numbers import whole
 from reftlens.scoring.comparison import per_example, pieces
 from reftlens.scoring.objectives import cross_entropy
 from reftlens.text.batch import Batch
@@ -46,8 +47,7 @@ def repetition(ids: Sequence[int], *, n: int = 3) -> float:
 
     0 for a text of fewer than `n` tokens.
     """
-    if n < 1:
-        raise ValueError(f"n={n}, expected 1 or more")
+    n = whole(n, "n", 1)
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 

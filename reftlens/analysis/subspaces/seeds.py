@@ -16,6 +16,7 @@ from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.figures import Axes, DataFrame
+from reftlens.numbers import whole
 from reftlens.scoring.statistics import Estimate
 from reftlens.training.run import Step
 
@@ -133,9 +134,7 @@ class FramePath:
     """
 
     def __init__(self, reft: ReFT, *, every: int = 10) -> None:
-        if every < 1:
-            raise ValueError(f"every={every}, expected 1 or more")
-        self.every, self.sites = every, reft.sites
+        self.every, self.sites = whole(every, "every", 1), reft.sites
         self._frames: dict[int, list[SubspaceBasis]] = {0: _spans(reft)}
         self._latest = 0
 
