@@ -69,6 +69,10 @@ CASES = {
         lambda rl, m: rl.activations(m, ["a"], rl.resid_post(1, "last")),
         r"a list, expected a Batch: encode_prompts",
     ),
+    "texts for an edited pass": (
+        lambda rl, m: _reft().on(m, ["a"]).__enter__(),
+        r"data is a list, expected a Batch: encode_prompts",
+    ),
     "texts for a source": (
         lambda rl, m: _data(m).with_sources(["a", "b"]),
         r"source 'source' is a list, expected a Batch.*encode_prompts",

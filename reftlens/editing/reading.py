@@ -85,8 +85,6 @@ def activations(
     """
     check_site(site)
     check_model(model)
-    if not isinstance(data, Batch):
-        raise TypeError(f"data is a {type(data).__name__}, expected a Batch: encode_prompts(model, texts) makes one")
     check_vocabulary(model, data)
     check_deterministic(model)
     check_agrees(model)

@@ -242,7 +242,5 @@ def check_types(reft: Any, model: Any, data: Any = None) -> None:
         hint = ": put it at a site, ReFT({site: …})" if isinstance(reft, Intervention) else ""
         raise TypeError(f"expected a ReFT, got {type(reft).__name__}{hint}")
     check_model(model)
-    if data is not None and not isinstance(data, Batch):
-        raise TypeError(f"data is a {type(data).__name__}, expected a Batch: encode(model, examples) makes one")
     if data is not None:
         check_vocabulary(model, data)

@@ -15,9 +15,13 @@ def check_vocabulary(model: Bridge, batch: Batch, name: str = "data") -> None:
     """Raise where ids of `batch`, or of its sources, have no embedding in `model`, or are another tokenizer's.
 
     Raises:
+        TypeError: for what is no batch.
         ValueError: where there is no row; naming the row and the token, or a token that the two tokenizers number
             differently; a row with more tokens than there are learned positions.
     """
+    if not isinstance(batch, Batch):
+        makers = "encode_prompts(model, texts) makes one, encode(model, examples) one with completions"
+        raise TypeError(f"{name} is a {type(batch).__name__}, expected a Batch: {makers}")
     if not len(batch):
         raise ValueError(f"there is no row in {name}: expected one or more")
     if batch.tokenizer is not None and model.tokenizer is not None and batch.tokenizer is not model.tokenizer:
