@@ -291,7 +291,7 @@ def test_a_change_of_the_models_weights_is_never_missed():
 
 
 def test_the_model_is_as_it_was(any_model):
-    from reftlens.bridge.foreign import has_foreign_hook
+    from reftlens.bridge import foreign
     from reftlens.cone.body import Body
 
     reft = one_site("gpt2", "resid_post")
@@ -305,7 +305,7 @@ def test_the_model_is_as_it_was(any_model):
         raise KeyboardInterrupt
     assert [(name, id(module)) for name, module in any_model.original_model.named_modules()] == modules
     assert any_model.original_model.config._attn_implementation == attention
-    assert not has_foreign_hook(any_model)
+    assert not foreign.foreign_hook(foreign.hook_points(any_model), foreign.modules(any_model))
 
 
 # -- where it is kept ----------------------------------------------------------------------------------------------

@@ -29,15 +29,15 @@ def class_in(folder: Path) -> type:
         ValueError: where it does not read text, TransformerLens has no adapter for it, or it cannot be made a bridge
             without changing what is installed.
     """
+    import transformers
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
-    from transformers import AutoConfig
     from transformers.utils.import_utils import is_torchvision_available
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     named = (getattr(config, "architectures", None) or [""])[0]
     classes = _classes_of(config, named)
     name = named or (classes[0].__name__ if classes else type(config).__name__)
-    check_reads_text(config, _class(named) or next(iter(classes), None), name)
+    check_reads_text(config, getattr(transformers, named, None) or next(iter(classes), None), name)
     fitting = [each for each in classes if each.__name__ in SUPPORTED_ARCHITECTURES]
     if not fitting:
         raise ValueError(
@@ -63,12 +63,6 @@ def _classes_of(config: Any, named: str) -> list[type]:
     autos = [wanted] if wanted is transformers.AutoModelForMaskedLM else [usual, wanted]
     entries = [auto._model_mapping.get(type(config), None) for auto in autos]
     return [each for entry in entries for each in (entry if isinstance(entry, tuple) else (entry,)) if each is not None]
-
-
-def _class(name: str) -> type | None:
-    import transformers
-
-    return getattr(transformers, name, None) if name else None
 
 
 def check_loaded(name: str, missing: Any) -> None:

@@ -35,11 +35,6 @@ def foreign_hook(points: Sequence[Named], others: Sequence[nn.Module]) -> str:
     return ""
 
 
-def has_foreign_hook(model: Bridge) -> bool:
-    """Whether somebody else has a hook on the model."""
-    return bool(foreign_hook(hook_points(model), modules(model)))
-
-
 @contextmanager
 def muted(model: Bridge) -> Iterator[None]:
     """Inside the block somebody else's hooks are not called."""

@@ -105,7 +105,7 @@ def check_predicts(model: Bridge) -> None:
 @torch.no_grad()
 def _measured(model: Bridge, *, comparable: bool) -> Trial:
     """Two rows, alone and together, by the bridge, and by the original model where its weights are `comparable`."""
-    tokens = _tokens(model)
+    tokens = few_tokens(model, 1, _LONG)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -130,10 +130,10 @@ def _measured(model: Bridge, *, comparable: bool) -> Trial:
     )
 
 
-def _tokens(model: Bridge) -> Int[Tensor, "1 long"]:
-    """Always the same."""
+def few_tokens(model: Bridge, rows: int, columns: int) -> Int[Tensor, "{rows} {columns}"]:
+    """Tokens to try a model on, always the same."""
     high = min(int(model.cfg.d_vocab), 1000)
-    tokens = torch.randint(min(5, high - 1), high, (1, _LONG), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(min(5, high - 1), high, (rows, columns), generator=torch.Generator().manual_seed(0))
     return tokens.to(device_of(model))
 
 

@@ -98,19 +98,10 @@ def _taken_of(x: Any, columns: Int[Tensor, "rows most"], width: int) -> Any:
     if not isinstance(x, Tensor):
         return x
     if x.ndim == 4 and x.shape[-2] == width:
-        return _taken(x, columns[:, None, :, None], -2)
+        return torch.take_along_dim(x, columns[:, None, :, None], -2)
     if x.ndim in (2, 3) and x.shape[1] == width:
-        return _taken(x, columns if x.ndim == 2 else columns[:, :, None], 1)
+        return torch.take_along_dim(x, columns if x.ndim == 2 else columns[:, :, None], 1)
     return x
-
-
-def _taken(x: Tensor, index: Tensor, dim: int) -> Tensor:
-    """`x` at the places of `index` along `dim`, one list of places per row."""
-    shape = list(x.shape)
-    shape[0] = index.shape[0]
-    wide = list(shape)
-    wide[dim] = index.shape[dim]
-    return x.expand(shape).gather(dim, index.expand(wide))
 
 
 def _with_mask(mask: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

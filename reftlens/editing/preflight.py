@@ -16,8 +16,8 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from reftlens import figures
-from reftlens.bridge.protocol import Bridge, check_model, device_of, frozen, gradients_on, other_site, resolve_hook
-from reftlens.bridge.trial import check_agrees
+from reftlens.bridge.protocol import Bridge, check_model, frozen, gradients_on, other_site, resolve_hook
+from reftlens.bridge.trial import check_agrees, few_tokens
 from reftlens.editing.edits import token_width
 from reftlens.editing.engine import forward, hooked
 from reftlens.editing.reft import ReFT
@@ -183,8 +183,7 @@ def _probe_together(model: Bridge, points: Sequence[HookPoint]) -> _Seen:
 
 def _run(model: Bridge) -> Tensor:
     """Logits of a few random tokens, always the same."""
-    high = min(int(model.cfg.d_vocab), 1000)
-    tokens = torch.randint(0, high, (_ROWS, _LENGTH), generator=torch.Generator().manual_seed(0)).to(device_of(model))
+    tokens = few_tokens(model, _ROWS, _LENGTH)
     return forward(model, tokens, torch.ones_like(tokens, dtype=torch.bool))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookPoint
 
-from reftlens.bridge.foreign import has_foreign_hook
+from reftlens.bridge.foreign import foreign_hook, hook_points, modules
 from reftlens.bridge.protocol import Bridge, check_deterministic, check_model, device_of, resolve_hook
 from reftlens.bridge.trial import check_agrees
 from reftlens.editing.edits import token_vectors
@@ -54,7 +54,7 @@ def read_sites(
     the user wait above it.
     """
     vectors: list[list[Tensor]] = [[] for _ in places]
-    device, ends = device_of(model), not has_foreign_hook(model)
+    device, ends = device_of(model), not foreign_hook(hook_points(model), modules(model))
     with tqdm(total=len(data), desc="activations", unit="example", disable=not progress) as bar:
         for start in range(0, len(data), batch_size):
             batch = data[start : start + batch_size].to(device)

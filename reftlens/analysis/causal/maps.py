@@ -75,14 +75,8 @@ def interchange_map(
     here = load()
     named = positions if isinstance(positions, Mapping) else {str(p): p for p in positions}
     chosen = {label: as_positions(p) for label, p in named.items()}
-    settings = (
-        tuple(ranks),
-        tuple(seeds),
-        config,
-        shuffles,
-        Reuse.of(reuse),
-        fingerprint(here).to_dict() | {"source": None},
-    )
+    known = fingerprint(here).to_dict() | {"source": None}
+    settings = tuple(ranks), tuple(seeds), config, shuffles, Reuse.of(reuse), known
     works = [
         LayerWork(load, train, test, layer, {label: at(layer, p) for label, p in chosen.items()}, *settings)
         for layer in (range(here.cfg.n_layers) if layers is None else layers)

@@ -228,11 +228,7 @@ def _states(
     """At the predicting positions: edited hooks before their edits, all hooks after them, and the logits."""
     start = [(point, _AtTargets(batch.predicting)) for point in [*layout.stream, *layout.embedded]]
     end = [(point, _AtTargets(batch.predicting)) for point in [*layout.stream, *layout.outputs, *layout.final]]
-    with (
-        hooked(model, start),
-        attached(model, edits),
-        hooked(model, end),
-    ):  # hooks are called in the order they were added
+    with hooked(model, start), attached(model, edits), hooked(model, end):  # hooks are called in the order they came
         logits = forward(model, batch.tokens, batch.attention_mask)[batch.predicting]
     for point, reader in [*start, *end]:
         if len(reader.passed) != 1:
