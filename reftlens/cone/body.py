@@ -134,7 +134,9 @@ class Body:
 
     def _free(self, used: frozenset[int]) -> list[Slot]:
         """Slots whose components may step aside."""
-        if used not in self._free_slots and self._eager_overflows and not self._may_use_sdpa(used):
+        # In float64 the mask of transformers' eager attention overflows its float32 softmax: NaN in padded rows.
+        double = next(iter(self.model.original_model.parameters())).dtype == torch.float64
+        if used not in self._free_slots and double and not self._may_use_sdpa(used):
             self._free_slots[used] = []
         if used not in self._free_slots:
             free = [slot for slot in self.outside if not used & self._points_in(slot)]
@@ -143,11 +145,6 @@ class Body:
                     free += self.inside[i] if used & self._points_in(slot) else [*self.inside[i], slot]
             self._free_slots[used] = free
         return self._free_slots[used]
-
-    @property
-    def _eager_overflows(self) -> bool:
-        """In float64 the mask of transformers' eager attention overflows its float32 softmax: NaN in padded rows."""
-        return next(iter(self.model.original_model.parameters())).dtype == torch.float64
 
     def _needs_inside(self, i: int, used: frozenset[int]) -> bool:
         """Whether a hook within block `i` is used, its own input and output apart."""

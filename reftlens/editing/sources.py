@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -111,9 +111,11 @@ def check_differs(sites: Iterable[Site], data: Batch) -> None:
             for row, other in enumerate(source.rows.tolist()):
                 if other >= 0 and _text(data, own, row) != _text(source.batch, theirs, other):
                     return
+    first = int(data.tokens[0][data.attention_mask[0]][0])  # easily taken for the first of the text, where it is a BOS
+    beginning = first if data.tokenizer is None else data.tokenizer.decode([first])
     raise ValueError(
         f"in every row the text up to what {sites[0]} chooses is that of its source, so that an exchange changes "
-        f"nothing: choose tokens at or after the first that differs (row 0 begins with {_beginning(data)!r})"
+        f"nothing: choose tokens at or after the first that differs (row 0 begins with {beginning!r})"
     )
 
 
@@ -122,12 +124,6 @@ def _text(data: Batch, mask: Tensor, row: int) -> tuple[list[int], list[int]]:
     real = data.attention_mask[row]
     places = mask[row][real].nonzero().flatten().tolist()
     return places, data.tokens[row][real][: places[-1] + 1].tolist() if places else []
-
-
-def _beginning(data: Batch) -> Any:
-    """The first token of the data, which is easily taken for the first of the text."""
-    first = int(data.tokens[0][data.attention_mask[0]][0])
-    return first if data.tokenizer is None else data.tokenizer.decode([first])
 
 
 def _lookup(site: Site, data: Batch, name: str) -> Int[Tensor, "rows width"]:

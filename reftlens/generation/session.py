@@ -44,7 +44,8 @@ class Session:
         self.reft, self.model, self.decoding, self.variants = reft, model, decoding, variants
         self.prompts = prompts.repeated(len(variants))
         self.rows = Rows.of(self.prompts.prompts, device)
-        self.in_full = last_trial(model).minds_padding or self._passes_limit()
+        limit, longest = length_limit(model), self.rows.tokens.shape[1] + decoding.max_new_tokens
+        self.in_full = last_trial(model).minds_padding or (limit is not None and longest > limit[1])
         """Whether every row is computed alone and from its first token, at each step."""
         if self.in_full:
             warnings.warn(
@@ -61,11 +62,6 @@ class Session:
         self.stops = torch.tensor(sorted(stop_tokens(model, prompts.prompts)), dtype=torch.long, device=device)
         self.generators = [torch.Generator(device).manual_seed(decoding.seed) for _ in variants]
         """Of random numbers, the same for every variant."""
-
-    def _passes_limit(self) -> bool:
-        """Whether rows can become so long that the rotary positions of what is stored are others."""
-        limit = length_limit(self.model)
-        return limit is not None and self.rows.tokens.shape[1] + self.decoding.max_new_tokens > limit[1]
 
     def _check_room(self) -> None:
         longest, limit = self.rows.tokens.shape[1], self.model.cfg.n_ctx

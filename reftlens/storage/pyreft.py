@@ -60,8 +60,9 @@ def load_pyreft(
                 f"{folder} holds two interventions at {site.hook}, both at {site.positions}: give a list of positions"
             )
         tensors = torch.load(folder / f"intkey_{key}.bin", map_location="cpu", weights_only=True)
+        name = re.sub(r"[<>']|class ", "", kind).rsplit(".", 1)[-1]  # of <class 'pyreft.interventions.NAME'>
         with torch.random.fork_rng(devices=[]):  # constructors draw a start that the file then replaces
-            result[site] = _converted(_class_name(kind), tensors, activation, dropout)
+            result[site] = _converted(name, tensors, activation, dropout)
     return ReFT(result).eval()
 
 
@@ -70,11 +71,6 @@ def _hook(key: str) -> str:
     if match is None or match[2] not in _COMPONENTS:
         raise ValueError(f"cannot place {key!r}: expected a layer and one of {', '.join(_COMPONENTS)}, by position")
     return f"blocks.{match[1]}.{_COMPONENTS[match[2]]}"
-
-
-def _class_name(kind: str) -> str:
-    """`LoreftIntervention`, of `<class 'pyreft.interventions.LoreftIntervention'>`."""
-    return re.sub(r"[<>']|class ", "", kind).rsplit(".", 1)[-1]
 
 
 @torch.no_grad()

@@ -26,7 +26,9 @@ def check_vocabulary(model: Bridge, batch: Batch, name: str = "data") -> None:
         raise ValueError(f"there is no row in {name}: expected one or more")
     if batch.tokenizer is not None and model.tokenizer is not None and batch.tokenizer is not model.tokenizer:
         _compare(batch.tokenizer.get_vocab(), model.tokenizer.get_vocab(), name)
-    rows = _embedding_rows(model)
+    root: Any = underlying(model)
+    check_reads_text(getattr(root, "config", None), type(root), type(root).__name__)
+    rows = root.get_input_embeddings().weight.shape[0]
     beyond = batch.attention_mask & ((batch.tokens >= rows) | (batch.tokens < 0))
     if beyond.any():
         row, column = beyond.nonzero()[0].tolist()
@@ -41,12 +43,6 @@ def check_vocabulary(model: Bridge, batch: Batch, name: str = "data") -> None:
         raise ValueError(f"row {row} of {name} has {length} tokens, and the model has positions for {model.cfg.n_ctx}")
     for variable, source in batch.sources.items():
         check_vocabulary(model, source.batch, f"source {variable!r}")
-
-
-def _embedding_rows(model: Bridge) -> int:
-    root: Any = underlying(model)
-    check_reads_text(getattr(root, "config", None), type(root), type(root).__name__)
-    return root.get_input_embeddings().weight.shape[0]
 
 
 def _compare(theirs: dict[str, int], ours: dict[str, int], name: str) -> None:

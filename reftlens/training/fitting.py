@@ -183,7 +183,9 @@ def _train(
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         for run in runs:
             stack.enter_context(training_mode(run.reft, training=True))
-        scorer, validator = _scorers(runs, reuse, progress)
+        first, plans, uses = runs[0], [Plan(run.reft) for run in runs], sum(run.uses for run in runs)
+        scorer = Scorer(first.model, first.data, plans, reuse, uses=uses, autocast=first.autocast, progress=progress)
+        validator = None if first.validation is None else scorer.over(first.validation)
         total = max(run.total for run in runs)
         done = min(total, min(run.done for run in runs))
         bar = stack.enter_context(tqdm(total=total, initial=done, desc="fit", unit="step", disable=not progress))
@@ -195,10 +197,3 @@ def _train(
         for run in runs:
             run.finish()
     return [run.result(scorer.computation) for run in runs]
-
-
-def _scorers(runs: Sequence[Run], reuse: Reuse | None, progress: bool) -> tuple[Scorer, Scorer | None]:
-    """Of the training data and of the validation data, with the plans of all runs."""
-    first, plans, uses = runs[0], [Plan(run.reft) for run in runs], sum(run.uses for run in runs)
-    scorer = Scorer(first.model, first.data, plans, reuse, uses=uses, autocast=first.autocast, progress=progress)
-    return scorer, None if first.validation is None else scorer.over(first.validation)

@@ -87,11 +87,6 @@ class IllusionMeter:
         if self.beyond_whole.low > 0:
             yield f"the subspace does more than the whole vector it is part of, by {self.beyond_whole} nats"
 
-    @property
-    def _reservation(self) -> str:
-        exact = all(split.share > 1 - 1e-9 for split in self.splits)
-        return "" if exact else ", as far as a graded split can tell: name the readers that matter with readers=…"
-
     def to_frame(self) -> DataFrame:
         """One row per way to edit."""
         records = []
@@ -123,7 +118,10 @@ class IllusionMeter:
             retained = self.retained(way) if self.has_effect and way != "no edit" else ""
             lines.append(f"{way:<12}  {self.accuracy(way)!s:<20}  {self.effect(way)!s:<22}  {retained}".rstrip())
         lines.append(f"subspace less whole vector: {self.beyond_whole} nats")
-        lines += [f"warning: {w}" for w in self.warnings] or [f"no sign of a subspace illusion{self._reservation}"]
+        none = "no sign of a subspace illusion"
+        if any(split.share <= 1 - 1e-9 for split in self.splits):
+            none += ", as far as a graded split can tell: name the readers that matter with readers=…"
+        lines += [f"warning: {w}" for w in self.warnings] or [none]
         return "\n".join(lines)
 
     __repr__ = __str__
