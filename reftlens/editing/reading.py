@@ -82,6 +82,11 @@ def activations(
     """Hidden states of the unedited model at the positions of `site`, row by row, on the CPU in float32 or wider.
 
     Chosen heads of one token are joined to one vector, as an intervention at the site would see them.
+
+    Raises:
+        ValueError: where `site` chooses no token in any row, or the model is in train mode with active dropout.
+        HookNotFound: where the model has no such hook.
+        NotFinite: for activations that hold NaN or infinity.
     """
     check_site(site)
     check_model(model)

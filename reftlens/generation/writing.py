@@ -111,7 +111,11 @@ def stream(
     system: str | None = None,
     variant: Variant | SupportsFloat = Variant(),
 ) -> Iterator[str]:
-    """The text of `generate`, piece by piece as it is written. A stream that is not read on edits nothing else."""
+    """The text of `generate`, piece by piece as it is written. A stream that is not read on edits nothing else.
+
+    Raises:
+        ValueError: as `generate`, and for beams, or more than one prompt.
+    """
     check_decoding(decoding)
     if decoding.beams > 1:
         raise ValueError("a stream needs beams=1: text of a beam can still be given up")

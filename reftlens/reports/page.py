@@ -67,6 +67,10 @@ def report(
         decoding: how texts are written.
         seed: of resampling tests and random directions.
         now: the time that the file says it was made at.
+
+    Raises:
+        ValueError: before anything is computed, for a path that cannot be written to; then as `dose_response`.
+        TypeError: for a record, or controls, that are none.
     """
     check_types(reft, model, data)
     for name, value, kind, maker in (("run", run, FitResult, "fit"), ("controls", controls, Controls, "controls")):

@@ -78,7 +78,7 @@ class Batch:
     def resampled(self, seed: SupportsIndex = 0) -> "Batch":
         """The same rows, each with another of them as source: resample ablation, once `Interchange` is applied.
 
-        No row is its own source: rows are shuffled, and each takes the one after it.
+        No row is its own source: rows are shuffled, and each takes the one after it; `ValueError` for fewer than two.
         """
         if len(self) < 2:
             raise ValueError(f"{len(self)} row(s): resampling needs another row to take from")

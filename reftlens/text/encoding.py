@@ -92,7 +92,7 @@ def encode_prompts(
     template_arguments: Mapping[str, Any] | None = None,
     continue_last: bool = False,
 ) -> Batch:
-    """Tokenise prompts that something is to be generated for; there are no targets. Arguments: see `encode`."""
+    """Tokenise prompts to generate for; there are no targets. Arguments and errors: see `encode`."""
     tokenizer = _tokenizer(model)
     template = Template(chat, system, dict(template_arguments or {}), continue_last)
     ids = []

@@ -1,4 +1,8 @@
-"""Fixed directions from labelled activations, one call each: what a trained subspace is to be compared with."""
+"""Fixed directions from labelled activations, one call each: what a trained subspace is to be compared with.
+
+Each raises `ValueError` for activations that are no `[examples, d]`, labels or pairs that do not match them, and fewer
+directions in the data than are to be taken, and `NotFinite` for NaN or infinity.
+"""
 
 from dataclasses import dataclass, replace
 
