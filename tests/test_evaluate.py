@@ -127,11 +127,13 @@ def test_each_mean_is_told_with_its_interval_and_drawn_with_it(gpt2):
 )
 def test_an_accuracy_of_whole_answers_has_the_exact_interval_and_one_of_parts_the_bootstrap(shares, low, high):
     """Clopper-Pearson at either end in closed form; what is half right on every example is a point to the bootstrap."""
+    import reftlens as rl
     from reftlens.scoring import Evaluation
     from reftlens.scoring.statistics import mean_of
 
+    variants = rl.Variant(1.0), rl.Variant(2.0)
     accuracy = torch.tensor([shares, [0.0, 0.5, 1.0] * 4], dtype=torch.float64)
-    exact, parts = Evaluation((1, 2), torch.zeros(2, 12), accuracy, "").estimate("accuracy")
+    exact, parts = Evaluation(variants, torch.zeros(2, 12), accuracy, "").estimate("accuracy")
     assert (exact.low, exact.high) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
     assert parts == mean_of(accuracy[1]) and parts.low < 0.5 < parts.high
 

@@ -643,9 +643,9 @@ def test_the_result_can_be_read_and_seen():
     assert "moves the wrong way" in str(found) and "strength 1:" in str(found)
     assert found.ec50("score").reference == 1.0
 
-    whole = torch.tensor([[1.0] * 6, [0.0] * 6, [0.5] * 6], dtype=torch.float64)
-    with_hits = replace(found, strengths=(0, 1, 2), on_data=replace(found.on_data, accuracy=whole))
-    high, low, half = with_hits.estimate("accuracy")
+    whole = torch.tensor([[1.0] * 6, [0.0] * 6, [0.5] * 6] * 2, dtype=torch.float64)
+    with_hits = replace(found, on_data=replace(found.on_data, accuracy=whole))
+    high, low, half, *_ = with_hits.estimate("accuracy")
     assert high.low == pytest.approx(0.025 ** (1 / 6)) and low.high == pytest.approx(1 - 0.025 ** (1 / 6))
     assert half.low == half.high == 0.5, "the bootstrap's, of parts of an answer"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, SupportsFloat
+from typing import SupportsFloat
 
 import torch
 from jaxtyping import Float
@@ -37,8 +37,8 @@ class Evaluation:
     computation: str
     """What was computed for each variant, and what was reused; or why everything was computed."""
 
-    def estimate(self, measure: Literal["loss", "accuracy"]) -> list[Estimate]:
-        """Mean over examples under each variant, with its 95 % interval.
+    def estimate(self, measure: str) -> list[Estimate]:
+        """Mean `"loss"` or `"accuracy"` over examples under each variant, with its 95 % interval.
 
         Bootstrapped; of an accuracy that is 0 or 1 on every example, exact (Clopper-Pearson).
         """
