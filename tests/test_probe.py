@@ -302,3 +302,20 @@ def test_a_cache_that_fails_is_named_in_one_line(monkeypatch):
     with pytest.warns(UserWarning, match="stored keys and values failed: TypeError: no cache here") as seen:
         assert written(model, everywhere()).ids == expected.ids
     assert all("\n" not in str(w.message) for w in seen)
+
+
+def test_a_site_that_acts_only_after_the_targets_raises_no_false_alarm():
+    """The way of computing without it is compared without it."""
+    import reftlens as rl
+
+    model = fresh_bridge("llama")
+    batch = rl.encode_prompts(model, ["the cat sat on the mat", "a dog ran by the moon"])
+    mask = torch.zeros_like(batch.target_mask)
+    mask[:, 3] = True
+    sites = {rl.resid_post(0, "first"): rl.LoReFT(D, rank=2), rl.mlp_out(2, "last"): rl.LoReFT(D, rank=2)}
+    reft, batch = rl.ReFT(sites), replace(batch, target_mask=mask)
+    expected = rl.evaluate(reft, model, batch, reuse=False, progress=False).loss
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = rl.evaluate(reft, model, batch, progress=False)
+    assert result.computation.startswith("light cone") and torch.allclose(result.loss, expected, atol=1e-5)

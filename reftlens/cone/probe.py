@@ -19,6 +19,7 @@ from reftlens.bridge.protocol import Bridge, device_of, weights_state
 from reftlens.cone.full import Full
 from reftlens.cone.light_cone import Cone
 from reftlens.cone.plans import Job, Unsound, Way
+from reftlens.cone.spans import within_block
 from reftlens.editing.bound import Bound, bound_to
 from reftlens.editing.reft import training_mode
 from reftlens.editing.site import Site
@@ -81,7 +82,7 @@ class Probe:
     def _on_short_rows(self, way: Way, jobs: Sequence[Job]) -> str:
         """What is wrong with `way` on rows that are hard for it, or ""."""
         plans = tuple(dict.fromkeys(job.plan for job in jobs))[: 2 if way.joined else 1]
-        full = _on_rows_of_its_own(self.full, plans, prefixed=way.prefixed)
+        full = _on_rows_of_its_own(self.full, plans, way)
         numbers = range(len(plans)) if len(plans) > 1 or not way.joined else (0, 0)
         reuse = replace(self.cone.reuse, beginnings=bool(self.cone.capture.beginnings))
         cone = Cone(self.cone.body, full, reuse, uses=self.cone.store.uses, progress=False, way=way)
@@ -120,24 +121,31 @@ def verdicts_of(model: Bridge) -> dict[Hashable, str]:
     return _verdicts[root][1]
 
 
-def _on_rows_of_its_own(full: Full, plans: Sequence[int], *, prefixed: bool) -> Full:
-    """The same plans on four short rows, each site at the last tokens of their prompts, or at the first."""
-    positions = Last(2) if prefixed else First(2)
+def _on_rows_of_its_own(full: Full, plans: Sequence[int], way: Way) -> Full:
+    """The same plans at the sites of `way`, on four short rows: at the last tokens of their prompts, or at the first."""
+    positions = Last(2) if way.prefixed else First(2)
     bounds = [full.bounds[plan] for plan in plans]
     moved = [
         tuple(replace(p, site=Site(p.site.hook, positions, p.site.heads)) for p in bound.places) for bound in bounds
     ]
-    variants = [Variant(bound.variant.strength, sites=bound.variant.sites) for bound in bounds]
+    variants = [Variant(bound.variant.strength, sites=_acting(bound, way)) for bound in bounds]
     names = {
         name
         for bound, variant in zip(bounds, variants, strict=True)
-        for i in (bound.active if variant.strength != 0.0 else ())
+        for i in (variant.active(bound.places) if variant.strength != 0.0 else ())
         for name in bound.places[i].intervention.variables
     }
     data = _short_rows(full, seed=0)
     if names:
         data = data.with_sources({name: _short_rows(full, seed=1) for name in names})
     return replace(full, data=data, bounds=bound_to(full.model, data, list(zip(moved, variants, strict=True))))
+
+
+def _acting(bound: Bound, way: Way) -> list[int]:
+    """The sites that the way is of; all that act, where it is of none of them."""
+    places = bound.places
+    kinds = {i: (within_block(places[i].point.name or ""), places[i].intervention.kind) for i in bound.active}
+    return [i for i, kind in kinds.items() if kind in way.edited] or list(bound.active)
 
 
 def _short_rows(full: Full, seed: int) -> Batch:
