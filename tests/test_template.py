@@ -186,3 +186,9 @@ def test_half_a_character_is_refused_with_its_row(llama, half):
         with pytest.raises(ValueError, match=r"row 1: '\\ud.*' is half of a character .*surrogatepass"):
             call()
     rl.encode_prompts(llama, ["\ud83c\udf55".encode("utf-16", "surrogatepass").decode("utf-16")])
+
+
+def test_content_that_is_no_text_is_refused_where_the_template_writes_it_out():
+    parts = [{"type": "text", "text": "the cat"}]
+    with pytest.raises(ValueError, match=r"reads text only, and writes \[\{'type': 'text'"):
+        rl.encode_prompts(A.bridge("llama"), [[{"role": "user", "content": parts}]], chat=True)

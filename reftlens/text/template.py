@@ -51,8 +51,10 @@ class Template:
         if not self.continue_last:
             return self._render(tokenizer, turns, add_generation_prompt=True)
         text, last = self._render(tokenizer, turns), turns[-1]["content"]
-        if last not in text:
-            raise ValueError(f"row {row}: the chat template changes the last message, {last[:40]!r}: {_tail(text)!r}")
+        if not isinstance(last, str) or last not in text:
+            raise ValueError(
+                f"row {row}: the chat template changes the last message, {str(last)[:40]!r}: {_tail(text)!r}"
+            )
         return text[: text.rindex(last) + len(last)]
 
     def parts(self, tokenizer: Any, prompt: Prompt, completion: str, row: int) -> tuple[str, str]:
@@ -134,9 +136,15 @@ class Template:
         return turns if self.system is None else [_turn("system", self.system), *turns]
 
     def _render(self, tokenizer: Any, turns: Messages, *, add_generation_prompt: bool = False) -> str:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=add_generation_prompt, **self.arguments
         )
+        for content in (turn["content"] for turn in turns if turn["content"] and not isinstance(turn["content"], str)):
+            if str(content) in text:
+                raise ValueError(
+                    f"this chat template reads text only, and writes out {str(content)[:60]}: give the text"
+                )
+        return text
 
 
 def _turn(role: str, content: str) -> Mapping[str, str]:
