@@ -190,5 +190,5 @@ def test_half_a_character_is_refused_with_its_row(llama, half):
 
 def test_content_that_is_no_text_is_refused_where_the_template_writes_it_out():
     parts = [{"type": "text", "text": "the cat"}]
-    with pytest.raises(ValueError, match=r"reads text only, and writes \[\{'type': 'text'"):
+    with pytest.raises(ValueError, match=r"reads text only, and writes out \[\{'type': 'text'"):
         rl.encode_prompts(A.bridge("llama"), [[{"role": "user", "content": parts}]], chat=True)

@@ -122,7 +122,7 @@ def verdicts_of(model: Bridge) -> dict[Hashable, str]:
 
 
 def _on_rows_of_its_own(full: Full, plans: Sequence[int], way: Way) -> Full:
-    """The same plans at the sites of `way`, on four short rows: at the last tokens of their prompts, or at the first."""
+    """The same plans at the sites of `way`, on four short rows: at the last tokens of prompts, or at the first."""
     positions = Last(2) if way.prefixed else First(2)
     bounds = [full.bounds[plan] for plan in plans]
     moved = [
