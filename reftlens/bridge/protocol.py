@@ -36,7 +36,8 @@ class Bridge(Protocol):
 
 def is_bridge(model: object) -> TypeGuard[Bridge]:
     """`isinstance(model, Bridge)`, which up to Python 3.11 reads every attribute, and `hook_dict` lists all hooks."""
-    return all(hasattr(type(model), name) for name in ("hook_dict", "original_model", "check_hooks_to_add"))
+    names = ("hook_dict", "original_model", "check_hooks_to_add")
+    return all(hasattr(type(model), name) or name in getattr(model, "__dict__", ()) for name in names)
 
 
 def resolve_hook(model: Bridge, name: str, hooks: dict[str, HookPoint] | None = None) -> HookPoint:
