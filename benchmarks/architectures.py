@@ -119,8 +119,9 @@ def document(results: list[dict[str, Any]], seconds: float) -> str:
         "A tiny random model, float32 on a CPU, of every transformers class that TransformerLens has an adapter for, "
         "remote code apart, beside a plain transformers model with one forward hook that computes one row at a time. "
         "Right means: the loss falls; logits, loss and gradients of every step and the losses of `evaluate` differ by "
-        f"at most {TOLERANCE:g} of the largest value; greedy tokens of a batch, of each prompt alone and of prefilled "
-        "prompts are the same; what was saved can be loaded. Edits are at the output of blocks, and at that of an MLP. "
+        f"at most {TOLERANCE:g} of the largest value (gradients, where that is more, by what a change of each weight "
+        "by 1e-6 does to them); greedy tokens of a batch, of each prompt alone and of prefilled prompts "
+        "are the same; what was saved can be loaded. Edits are at the output of blocks, and at that of an MLP. "
         f"{booted} of {len(results)} rows boot; `load_model` is asked for the same weights in a folder.\n",
         f"| verdict | {' | '.join(KINDS)} |\n|---|{'---:|' * len(KINDS)}",
     ]
