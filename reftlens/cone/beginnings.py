@@ -29,9 +29,11 @@ def shared_beginnings(tokens: Int[Tensor, "rows seq"], limits: Sequence[int], *,
     Args:
         limits: of each row, how many tokens a beginning may have.
     """
+    tokens = tokens[:, : max(limits)].cpu()
     texts = [row[:limit] for row, limit in zip(tokens.tolist(), limits, strict=True)]
     order = sorted(range(len(texts)), key=texts.__getitem__)
-    lengths = [_alike(texts[a], texts[b]) for a, b in pairwise(order)]
+    alike = (tokens[order[1:]] == tokens[order[:-1]]).cumprod(dim=1).sum(dim=1).tolist()
+    lengths = [min(n, limits[a], limits[b]) for n, (a, b) in zip(alike, pairwise(order), strict=True)]
     nested: list[_Run] = []
     run = _Run(0)
     for row, length in zip(order, [*lengths, -1], strict=True):
@@ -71,11 +73,3 @@ class _Run:
         if (len(self.single) - 1) * self.length <= overhead:
             return self
         return _Run(self.length, [], [*self.groups, Beginning(tuple(sorted(self.single)), self.length)])
-
-
-def _alike(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return place
-    return min(len(first), len(second))
