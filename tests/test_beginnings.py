@@ -111,13 +111,13 @@ def test_noise_of_one_in_a_billion_in_what_is_shared_is_seen(architecture, doubl
 
     model, reft = bridge(architecture, torch.float64), edit().to(torch.float64)
     exact, _ = scored(model, reft, texts(model), reuse(), ALL)
-    beginning = Capture.beginning
+    beginning = Capture._read
 
     def noisy(self, number):
         read = beginning(self, number)
         return read.rebuilt([t + 1e-9 * torch.randn_like(t) for t in read.tensors()], None)
 
-    monkeypatch.setattr(Capture, "beginning", noisy)
+    monkeypatch.setattr(Capture, "_read", noisy)
     measured, _ = scored(model, reft, texts(model), reuse(), ALL)
     assert 1e-13 < worst(measured, exact) < 1e-6
 
@@ -128,14 +128,14 @@ def test_a_beginning_that_is_not_the_rows_is_caught_before_it_is_used(monkeypatc
     from architectures import fresh_bridge
     from reftlens.cone.capture import Capture
 
-    model, beginning = fresh_bridge("llama"), Capture.beginning
+    model, beginning = fresh_bridge("llama"), Capture._read
 
     def wrong(self, number):
         read = beginning(self, number)
         return read.rebuilt([1.5 * t for t in read.tensors()], None)
 
     expected = rl.evaluate(edit(), model, texts(model), reuse=False, progress=False).loss
-    monkeypatch.setattr(Capture, "beginning", wrong)
+    monkeypatch.setattr(Capture, "_read", wrong)
     with pytest.warns(UserWarning, match="not reused: on short rows"):
         loss = rl.evaluate(edit(), model, texts(model), progress=False).loss
     assert torch.equal(loss, expected)

@@ -101,17 +101,15 @@ def early_ends(monkeypatch):
 
 def half_called_exact(monkeypatch):
     """What was captured is rounded to bfloat16, and nobody says so."""
-    from reftlens.cone.store import RowStore
+    from reftlens.cone.capture import Capture
 
-    captured = RowStore._captured
+    kept = Capture._kept
 
-    def wrong(self, rows):
-        return [
-            row.rebuilt([t.bfloat16().to(t.dtype) for t in row.tensors()], row.beginning)
-            for row in captured(self, rows)
-        ]
+    def wrong(self, captured):
+        row = kept(self, captured)
+        return row.rebuilt([t.bfloat16().to(t.dtype) for t in row.tensors()], row.beginning)
 
-    monkeypatch.setattr(RowStore, "_captured", wrong)
+    monkeypatch.setattr(Capture, "_kept", wrong)
 
 
 BROKEN = [shifted_mask, stale_prefix, wrong_positions, early_ends, half_called_exact]

@@ -32,7 +32,7 @@ class Capture:
     """Captures rows of a right-padded data set for cones that begin at the blocks `firsts`.
 
     `cones` hold those of all plans. No cone begins after `latest`, the tokens before which leave keys and values.
-    `beginnings` are those that rows share, all of them before the cones.
+    `beginnings` are those that rows share, all of them before the cones. What is captured is `narrow` in bfloat16.
     """
 
     body: Body
@@ -43,11 +43,12 @@ class Capture:
     plain: bool
     autocast: Autocast
     beginnings: list[Beginning]
+    narrow: bool
     returns: int = 0
 
     def __post_init__(self) -> None:
         self.of_row = {row: n for n, beginning in enumerate(self.beginnings) for row in beginning.rows}
-        self._read: dict[int, Captured] = {}
+        self.forget()
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[int]) -> list[Captured]:
@@ -59,14 +60,23 @@ class Capture:
             keys, values = self._keys_and_values(some, streams.get(self.first), wide) if max(before) else ([], [])
         result = []
         for i, row in enumerate(rows):
-            beginning = some.beginnings[i] if keys else None
+            beginning = self.beginning(self.of_row[row]) if keys and row in self.of_row else None
             start = int(some.window.starts[i])
             part = slice(self.cones[row].start - start, self.cones[row].stop - start)
             cut = {first: stream[i, part] for first, stream in streams.items()}
             own = before[i] - start
             past = [tuple(t[i, :, :own] for t in every) if before[i] else () for every in (keys, values)]
-            result.append(Captured(cut, past[0], past[1], beginning and beginning.above(self.first)))
+            result.append(self._kept(Captured(cut, past[0], past[1], beginning)))
         return result
+
+    def beginning(self, number: int) -> Captured:
+        """A beginning as rows refer to it: at the blocks of the cone."""
+        if number not in self._of_cone:
+            self._of_cone[number] = self._kept(self._read(number).above(self.first))
+        return self._of_cone[number]
+
+    def _kept(self, captured: Captured) -> Captured:
+        return captured.narrowed() if self.narrow else captured
 
     @property
     def first(self) -> int:
@@ -74,25 +84,26 @@ class Capture:
 
     def forget(self) -> None:
         """The beginnings, which are kept as long as rows are captured."""
-        self._read = {}
+        self._whole: dict[int, Captured] = {}
+        self._of_cone: dict[int, Captured] = {}
 
     def _rows(self, rows: Sequence[int]) -> "_Rows":
         numbers = [self.of_row.get(row) for row in rows]
-        beginnings = [None if n is None else self.beginning(n) for n in numbers]
+        beginnings = [None if n is None else self._read(n) for n in numbers]
         starts = [0 if n is None else self.beginnings[n].length for n in numbers]
         cones = [Span(start, self.cones[row].stop) for start, row in zip(starts, rows, strict=True)]
         return _Rows(self.data.tokens[list(rows)], window(cones, self.data.tokens.device), beginnings)
 
-    def beginning(self, number: int) -> Captured:
+    def _read(self, number: int) -> Captured:
         """Keys and values of a beginning at every block."""
-        if number not in self._read:
+        if number not in self._whole:
             beginning = self.beginnings[number]
             span = window([Span(0, beginning.length)], self.data.tokens.device)
             recorders = [Recorder(ends=i == self.body.depth - 1) for i in range(self.body.depth)]
             self._run(_Rows(self.data.tokens[[beginning.rows[0]]], span, [None]), [], cache_of(recorders))
             keys, values = recorded(recorders)
-            self._read[number] = Captured({}, tuple(k[0].clone() for k in keys), tuple(v[0].clone() for v in values))
-        return self._read[number]
+            self._whole[number] = Captured({}, tuple(k[0].clone() for k in keys), tuple(v[0].clone() for v in values))
+        return self._whole[number]
 
     def _streams(self, rows: "_Rows") -> dict[int, Tensor]:
         """The residual stream entering each of `firsts` but 0: the blocks below the highest run, nothing else."""

@@ -90,7 +90,9 @@ class Cone:
         latest = [max(plan.spans[row].start for plan in self.plans) for row in range(len(self.data))]
         firsts = tuple(sorted({plan.first for plan in self.plans}))
         shared = self._beginnings() if reuse.beginnings else []
-        self.capture = Capture(body, self.tidy, self.spans, latest, firsts, self.plain, full.autocast, shared)
+        self.capture = Capture(
+            body, self.tidy, self.spans, latest, firsts, self.plain, full.autocast, shared, narrow=reuse.half
+        )
         self.store = RowStore(self.capture, reuse, uses, progress)
 
     def _beginnings(self) -> list[Beginning]:

@@ -44,9 +44,8 @@ class Captured:
         return Captured(streams, tuple(rest[: len(self.keys)]), tuple(rest[len(self.keys) :]), beginning)
 
     def narrowed(self) -> "Captured":
-        """The same in bfloat16."""
-        beginning = self.beginning and self.beginning.narrowed()
-        return self.rebuilt([tensor.to(torch.bfloat16) for tensor in self.tensors()], beginning)
+        """The same, its own tensors in bfloat16."""
+        return self.rebuilt([tensor.to(torch.bfloat16) for tensor in self.tensors()], self.beginning)
 
     @property
     def shared(self) -> int:

@@ -56,12 +56,12 @@ class RowStore:
         if self.tier == "nowhere, recomputed":
             return
         shelf, capture = Shelf(self.tier, device, need), self.capture
-        shared = [self._put(capture.beginning(n).above(capture.first), shelf) for n in range(len(capture.beginnings))]
+        shared = [_put(capture.beginning(n), shelf, None) for n in range(len(capture.beginnings))]
         with tqdm(total=len(order), desc="capture", unit="example", disable=not self.progress, leave=False) as bar:
             for rows in _chunks(order, [c.stop for c in cones], most=4096):
-                for row, captured in zip(rows, self._captured(rows), strict=True):
+                for row, captured in zip(rows, capture(rows), strict=True):
                     beginning = captured.beginning and shared[capture.of_row[row]]
-                    self._rows[row] = self._put(captured, shelf, beginning)
+                    self._rows[row] = _put(captured, shelf, beginning)
                 bar.update(len(rows))
         self.size = shelf.used
         capture.forget()
@@ -72,29 +72,25 @@ class RowStore:
         if missing:
             if self.tier == "nowhere, recomputed":
                 self._rows = {r: c for r, c in self._rows.items() if r in rows}
-            self._rows |= dict(zip(missing, self._captured(missing), strict=True))
+            self._rows |= dict(zip(missing, self.capture(missing), strict=True))
             self.capture.forget()
         return [self._rows[r] for r in rows]
 
     def _bytes_needed(self, sampled: int) -> int:
         """An estimate from one row: bytes per token of the cone, and per token before it; a little is added."""
-        (sample,) = self._captured([sampled])
+        (sample,) = self.capture([sampled])
         cones, latest, shared = self.capture.cones, self.capture.latest, self.capture.beginnings
         stream = sum(map(padded_bytes, sample.streams.values())) / max(1, cones[sampled].length)
-        past = [*sample.above(0).tensors(), *(sample.beginning.tensors() if sample.beginning else ())]
+        past = [*sample.keys, *sample.values, *(sample.beginning.tensors() if sample.beginning else ())]
         before = sum(map(padded_bytes, past)) / max(1, latest[sampled])
         fixed = 8 * len(sample.tensors())
         own = sum(stream * c.length + before * n + fixed for c, n in zip(cones, latest, strict=True))
         saved = sum(before * beginning.length * (len(beginning.rows) - 1) - fixed for beginning in shared)
         return int(own - saved) + 4096
 
-    def _captured(self, rows: Sequence[int]) -> list[Captured]:
-        captured = self.capture(rows)
-        return [row.narrowed() for row in captured] if self.reuse.half else captured
 
-    def _put(self, captured: Captured, shelf: "Shelf", beginning: Captured | None = None) -> Captured:
-        captured = captured.narrowed() if self.reuse.half else captured
-        return captured.rebuilt([shelf.put(t) for t in captured.tensors()], beginning)
+def _put(captured: Captured, shelf: "Shelf", beginning: Captured | None) -> Captured:
+    return captured.rebuilt([shelf.put(t) for t in captured.tensors()], beginning)
 
 
 def _chunks(order: Sequence[int], lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:
