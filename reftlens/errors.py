@@ -43,7 +43,7 @@ def reason_of(error: BaseException) -> str:
 
 def in_brief(error: BaseException) -> str:
     """The class of an error, and the beginning of what it says, in one line."""
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    text = f"{type(error).__name__}: {reason_of(error)}"
     return text if len(text) <= 160 else f"{text[:160]}…"
 
 

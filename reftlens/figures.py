@@ -17,6 +17,8 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 """From the Okabe-Ito palette."""
 CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")
 """Colours of several lines, in this order, on new axes; axes that are given keep their own."""
+_LINES, _WIDTH = 40, 160
+"""Of a screen."""
 
 
 def axes(ax: Axes | None = None, *, width: float = 6.0, height: float = 3.6) -> Axes:
@@ -100,9 +102,9 @@ def short(label: object) -> str:
 
 def screenful(lines: Sequence[str]) -> str:
     """Lines that fit a screen: long ones go on in the next line, and the last says how many more there are."""
-    rows = [row for line in lines for row in textwrap.wrap(line, 160, subsequent_indent="    ") or [""]]
-    if len(rows) > 40:
-        rows = [*rows[:39], f"… and {len(rows) - 39} more lines: to_frame() has it all"]
+    rows = [row for line in lines for row in textwrap.wrap(line, _WIDTH, subsequent_indent="    ") or [""]]
+    if len(rows) > _LINES:
+        rows = [*rows[: _LINES - 1], f"… and {len(rows) - _LINES + 1} more lines: to_frame() has it all"]
     return "\n".join(rows)
 
 
