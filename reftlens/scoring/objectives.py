@@ -6,7 +6,8 @@ step, so that they can be paired; `losses` is one-dimensional, and its mean over
 minimised, so that accumulation does not change the result.
 """
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from reftlens.text.batch import Batch
 
 Objective = Callable[[Tensor, Batch], Tensor]
 
-_ROWS = 16
-"""Rows of the logits whose exponentials are held at once."""
+_ROWS = defaultdict(lambda: 256, cpu=16)
+"""Rows of the logits whose exponentials are held at once: a GPU is to be asked few times, a CPU's cache is small."""
 
 
 def cross_entropy(logits: Float[Tensor, "targets vocab"], batch: Batch) -> Float[Tensor, " targets"]:
@@ -44,7 +45,7 @@ class _NegativeLogLikelihood(torch.autograd.Function):
         ctx: Any, logits: Float[Tensor, "targets vocab"], targets: Int[Tensor, " targets"]
     ) -> Float[Tensor, " targets"]:
         top, sums = logits.amax(dim=1, keepdim=True), logits.new_empty(len(logits), 1)
-        for part, highest, total in zip(logits.split(_ROWS), top.split(_ROWS), sums.split(_ROWS), strict=True):
+        for part, highest, total in _some_rows(logits, top, sums):
             torch.sum((part - highest).exp_(), dim=1, keepdim=True, out=total)
         ctx.save_for_backward(logits, targets, top, sums)
         return (sums.log() - (logits.gather(1, targets[:, None]) - top)).squeeze(1)
@@ -54,8 +55,10 @@ class _NegativeLogLikelihood(torch.autograd.Function):
     def backward(ctx: Any, grad: Float[Tensor, " targets"]) -> tuple[Float[Tensor, "targets vocab"], None]:
         logits, targets, top, sums = ctx.saved_tensors
         out, scale = torch.empty_like(logits), grad[:, None]
-        for part, values, highest, share in zip(
-            *(x.split(_ROWS) for x in (out, logits, top, scale / sums)), strict=True
-        ):
+        for part, values, highest, share in _some_rows(out, logits, top, scale / sums):
             torch.sub(values, highest, out=part).exp_().mul_(share)
         return out.scatter_add_(1, targets[:, None], -scale), None
+
+
+def _some_rows(*every: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    return zip(*(x.split(_ROWS[x.device.type]) for x in every), strict=True)
