@@ -28,7 +28,7 @@ def texts(model, rows=TEXTS):
 
 
 def reuse(**settings):
-    """Every beginning is shared, however short the tokens that it saves."""
+    """Without the check, so that nothing is computed in full behind the test's back."""
     import reftlens as rl
 
     return rl.Reuse(verify=False, **settings)
