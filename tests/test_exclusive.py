@@ -32,13 +32,13 @@ def lens():
 
 
 def state(model):
-    """Logits, hooks, modules, flags, attention: what an edit could leave behind."""
-    root = model.original_model
+    """Logits, hooks, modules, flags, attention, gradient mode: what an edit could leave behind."""
+    root, gradients = model.original_model, torch.is_grad_enabled()
     with torch.no_grad():
         logits = root(torch.arange(1, 9)[None]).logits
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
     flags = [p.requires_grad for p in root.parameters()]
-    return logits, hooks, [id(m) for m in root.modules()], flags, root.config._attn_implementation
+    return logits, hooks, [id(m) for m in root.modules()], flags, root.config._attn_implementation, gradients
 
 
 def same(a, b):

@@ -201,7 +201,6 @@ def weights_state(model: Bridge) -> tuple[int, ...]:
     return *_versions(parameters), *_sampled(parameters)
 
 
-@torch.no_grad()
 def _sampled(parameters: list[nn.Parameter]) -> Iterator[int]:
     """For each device a hash of some numbers of every weight there."""
     pieces: dict[torch.device, list[torch.Tensor]] = {}

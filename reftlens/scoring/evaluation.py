@@ -127,8 +127,7 @@ def losses_of(
     for scored in scored_batches(scorer, every, batch_size=batch_size, describe=describe, progress=progress):
         plan, rows = scored.job.plan, list(scored.job.rows)
         right = (scored.logits.argmax(dim=-1) == scored.batch.target_ids).double()
-        with torch.no_grad():
-            loss[plan, rows] = per_example(objective(scored.logits, scored.batch), scored.batch)
+        loss[plan, rows] = per_example(objective(scored.logits.detach(), scored.batch), scored.batch)
         accuracy[plan, rows] = per_example(right, scored.batch)
     return loss, accuracy
 
