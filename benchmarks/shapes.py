@@ -55,10 +55,29 @@ SHAPES = {
 }
 
 
-def rows_of(name: str) -> list[list[int]]:
+# beside (d), what `dispatches.py` counts
+MANY = dict(
+    layers=[15],
+    positions="last",
+    rank=4,
+    rows=[(64, 8)] * 64,
+    what="layer 15, last token, 64 rows of 64 + 8",
+)
+DISPATCHED = ("d", "rows64")
+
+
+def spec_of(name: str, prompt: int | None = None) -> dict:
+    """A shape; with prompts of another length where that is given."""
+    spec = MANY if name == "rows64" else SHAPES[name]
+    if prompt is None:
+        return spec
+    return {**spec, "rows": [(prompt, c) for _, c in spec["rows"]], "what": f"{spec['what']}, prompts of {prompt}"}
+
+
+def rows_of(name: str, prompt: int | None = None) -> list[list[int]]:
     """Random token ids, the same in every environment."""
     dice = random.Random(0)
-    return [[dice.randrange(10, 40000) for _ in range(sum(lengths))] for lengths in SHAPES[name]["rows"]]
+    return [[dice.randrange(10, 40000) for _ in range(sum(lengths))] for lengths in spec_of(name, prompt)["rows"]]
 
 
 def edited_places(name: str) -> list[list[int]]:

@@ -14,30 +14,18 @@ import sys
 import time
 import warnings
 from contextlib import suppress
-from pathlib import Path
 
 import torch
+from floors import LR, LowRank, plain_model
 from shapes import SHAPES, edited_places, rows_of
 from torch.nn import functional as F
 
 warnings.filterwarnings("ignore")
-LR = 4e-3
 
 
 def padded(rows, value=0):
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
-
-
-def plain_model(folder):
-    """The transformers of the peers, before 5, does not read where newer ones write the base of the rotary angles."""
-    from transformers import AutoConfig, AutoModelForCausalLM, __version__
-
-    config = AutoConfig.from_pretrained(folder)
-    if int(__version__.split(".")[0]) < 5:
-        config.rope_theta = json.loads((Path(folder) / "config.json").read_text())["rope_parameters"]["rope_theta"]
-    settings = dict(config=config, torch_dtype=torch.float32, attn_implementation="sdpa")
-    return AutoModelForCausalLM.from_pretrained(folder, **settings).eval().requires_grad_(False)
 
 
 def reftlens_steps(shape, folder):
@@ -88,19 +76,6 @@ def handle(clock):
     torch.set_num_threads(int(words[1]))
     clock.start()
     return True
-
-
-class LowRank(torch.nn.Module):
-    """The bare edit of the floor: `h + (h A + b) B`, no constraint."""
-
-    def __init__(self, d, rank):
-        super().__init__()
-        self.A = torch.nn.Parameter(torch.randn(d, rank) / d**0.5)
-        self.B = torch.nn.Parameter(torch.randn(rank, d) / d**0.5)
-        self.b = torch.nn.Parameter(torch.zeros(rank))
-
-    def forward(self, h):
-        return h + (h @ self.A + self.b) @ self.B
 
 
 def floor_step(shape, folder):
