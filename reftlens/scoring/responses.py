@@ -11,9 +11,8 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan, Scored
 from reftlens.cone.reuse import Reuse
 from reftlens.scoring.comparison import per_example, scored_batches, scorer_of
+from reftlens.scoring.divergence import Softmax, softmax_and_divergence, softmax_of
 from reftlens.text.batch import Batch
-
-_TOGETHER = 64  # targets that are computed at once: a vocabulary in float64 is large
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,33 +59,22 @@ def responses(
     unedited = [plan._replace(variant=replace(plan.variant, strength=0.0)) for plan in edited[:1]]
     scorer = scorer_of(model, data, [*unedited, *edited], reuse)
     measures = torch.zeros(3, len(scorer.plans), len(data), dtype=torch.float64)
-    every, before = range(len(scorer.plans)), None
+    every, before, base = range(len(scorer.plans)), None, None
     settings = {"batch_size": batch_size, "describe": describe, "progress": progress, "finite": finite}
     for scored in scored_batches(scorer, every, **settings):
-        before = scored.logits if scored.job.plan == 0 or before is None else before
-        measures[:, scored.job.plan, list(scored.job.rows)] = _measured(scored, before)
+        if before is None or base is None or scored.job.plan == 0:
+            before = softmax_of(scored.logits)
+            base = _measured(scored, before, torch.zeros_like(before.total[:, 0]))
+        unchanged = scored.logits is before.logits
+        values = base if unchanged else _measured(scored, *softmax_and_divergence(scored.logits, before))
+        measures[:, scored.job.plan, list(scored.job.rows)] = values
     (base, log_prob), (base_accuracy, accuracy), (_, kl) = ((values[0], values[1:]) for values in measures)
     labels, computation = tuple(plans), scorer.computation
     return Responses(labels, log_prob, log_prob - base, accuracy, kl, base_accuracy, computation, scorer.reuses)
 
 
-@torch.no_grad()
-def _measured(scored: Scored, before: Float[Tensor, "targets vocab"]) -> Float[Tensor, "measures row"]:
-    """Log-probability, accuracy and divergence from the unedited logits `before`, of each row."""
-    columns: list[Tensor] = []
-    parts = (x.split(_TOGETHER) for x in (scored.logits, before, scored.batch.target_ids))
-    for logits, unedited, ids in zip(*parts, strict=True):
-        p, q = (x.double().log_softmax(dim=-1) for x in (logits, unedited))
-        right = (logits.argmax(dim=-1) == ids).double()
-        columns.append(torch.stack([p.gather(1, ids[:, None])[:, 0], right, _divergence(p, q)]))
-    values = torch.cat(columns, dim=1)
-    return torch.stack([per_example(row, scored.batch) for row in values])
-
-
-def _divergence(p: Float[Tensor, "tokens vocab"], q: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
-    """`KL(p ‖ q) = Σ p (log p - log q)` of each token, in nats, from log-probabilities in float64.
-
-    In float32 the two normalisers alone are wrong by more than small doses change. A token that `p` excludes adds
-    nothing.
-    """
-    return torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(dim=-1)
+def _measured(scored: Scored, p: Softmax, kl: Float[Tensor, " targets"]) -> Float[Tensor, "measures row"]:
+    """Mean log-probability, accuracy and divergence of the targets of each row."""
+    ids = scored.batch.target_ids
+    right = (scored.logits.argmax(dim=-1) == ids).double()
+    return torch.stack([per_example(values, scored.batch) for values in (p.log_prob(ids), right, kl)])
