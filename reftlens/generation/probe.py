@@ -4,6 +4,7 @@ The full computation of a text runs it alone and from its first token: no cache,
 transformers itself gives something else with a cache or in a batch, texts are written in full, and that is said.
 """
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Hashable
@@ -21,33 +22,43 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.errors import NotFinite, in_brief
 from reftlens.generation.decoding import Decoding
-from reftlens.generation.prompt_cache import PromptCache, prefill
+from reftlens.generation.prompt_cache import PromptCache, read_prompts
 from reftlens.generation.session import Session
+from reftlens.generation.stages import OVERHEAD
 from reftlens.text.batch import Batch, batch_from_rows
 from reftlens.text.positions import All, First, Last, Positions
 from reftlens.text.view import Role
 
-_LENGTHS, _WRITTEN = (7, 4), 2
-"""Tokens of the short prompts, and those that are written after each."""
+_LENGTHS, _ALIKE, _WRITTEN = (7, 4), 3, 2
+"""Tokens of the short prompts, those that both begin with where beginnings are shared, and those that are written."""
 
 
 def checked(session: Session) -> Session:
     """The session, made to compute in full where its own way of computing gives something else."""
-    if not session.decoding.verify:
-        return session
     with exclusive(session.model):
-        verdicts, way = verdicts_of(session.model), _way(session)
-        if way not in verdicts:
-            obstacle = session.runner.obstacle()
-            try:
-                with muted(session.model):
-                    verdicts[way] = _problem(session, obstacle)
-            except NotFinite:  # nothing to compare with; the session itself will say where they are
-                return session
-    if verdicts[way]:
-        warnings.warn(f"texts are written in full, one row at a time, which is slow: {verdicts[way]}", stacklevel=4)
+        session.share(OVERHEAD[session.rows.tokens.device.type])
+        problem = _verdict(session) if session.decoding.verify else ""
+        if problem and session.shares and session.prompts.states is None:
+            warnings.warn(f"prompts that begin alike are read one by one: {problem}", stacklevel=4)
+            session.stages = [session.whole]
+            problem = _verdict(session)
+    if problem:
+        warnings.warn(f"texts are written in full, one row at a time, which is slow: {problem}", stacklevel=4)
         session.in_full = True
     return session
+
+
+def _verdict(session: Session) -> str:
+    """What is wrong with the way in which the session computes, or ""."""
+    verdicts, way = verdicts_of(session.model), _way(session)
+    if way not in verdicts:
+        obstacle = session.runner.obstacle()
+        try:
+            with muted(session.model):
+                verdicts[way] = _problem(session, obstacle)
+        except NotFinite:  # nothing to compare with; the session itself will say where they are
+            return ""
+    return verdicts[way]
 
 
 def _way(session: Session) -> Hashable:
@@ -58,11 +69,12 @@ def _way(session: Session) -> Hashable:
     entry = None if states is None else (states.first > 0, states.start > 0)
     attention = getattr(config, "_attn_implementation", None)
     several = len(session.prompts) > len(session.variants), len(session.variants) > 1
-    return "generate", edited, entry, several, session.runner.obstacle(), attention
+    shares = session.shares, session.shares and _early(session)
+    return "generate", edited, entry, several, shares, session.runner.obstacle(), attention
 
 
 def _problem(session: Session, obstacle: str) -> str:
-    """What is wrong with the way in which the session computes, or ""."""
+    """What is wrong with that way on short prompts, or ""."""
     room = session.model.cfg.n_ctx - _WRITTEN - 1
     if room < 2:
         return ""
@@ -88,7 +100,7 @@ def _problem(session: Session, obstacle: str) -> str:
 
 def _short(session: Session, room: int, obstacle: str) -> tuple[Session, Int[Tensor, "step row"]]:
     """The same on one prompt, or two of different lengths, and the tokens that are to be written after each."""
-    model, states, variants = session.model, session.prompts.states, session.variants[:2]
+    model, variants = session.model, session.variants[:2]
     stops, pool = set(session.stops.tolist()), session.rows.tokens[session.rows.real].tolist()
     pool = [token for token in pool if token not in stops] or pool
     generator = torch.Generator().manual_seed(0)
@@ -96,19 +108,22 @@ def _short(session: Session, room: int, obstacle: str) -> tuple[Session, Int[Ten
     def drawn(*shape: int) -> Tensor:
         return torch.tensor(pool)[torch.randint(len(pool), shape, generator=generator)]
 
-    count = min(len(_LENGTHS), len(session.rows) // len(session.variants))
+    count = len(_LENGTHS) if session.shares else min(len(_LENGTHS), len(session.rows) // len(session.variants))
     config: Any = getattr(model.original_model, "config", None)
     window = getattr(config, "sliding_window", None) or 0
     lengths = [min(n, room) for n in (window + 1 if _LENGTHS[0] <= window < 30 else _LENGTHS[0], *_LENGTHS[1:])][:count]
-    prompts = batch_from_rows(
-        [drawn(n).tolist() for n in lengths], [[Role.PROMPT] * n for n in lengths], tokenizer=session.rows.tokenizer
-    )
-    early = states is not None and states.start == 0
-    reft = None if session.reft is None else _on_short_prompts(session.reft, early=early)
+    ids = [drawn(n).tolist() for n in lengths]
+    if session.shares:
+        ids[1:] = [ids[0][: (n := min(_ALIKE, len(row) - 1))] + row[n:] for row in ids[1:]]
+    roles = [[Role.PROMPT] * n for n in lengths]
+    prompts = batch_from_rows(ids, roles, tokenizer=session.rows.tokenizer)
+    reft = None if session.reft is None else _on_short_prompts(session.reft, early=_early(session))
     decoding = Decoding(max_new_tokens=_WRITTEN + 1, verify=False)
     short = Session(reft, model, _cache(reft, session, prompts), variants, decoding)
     if obstacle:
         short.runner.body, short.runner.problem = None, obstacle
+    if session.shares:
+        short.share(0.0)
     return short, drawn(_WRITTEN, len(short.rows)).to(short.rows.tokens.device)
 
 
@@ -116,7 +131,15 @@ def _cache(reft: ReFT | None, session: Session, prompts: Batch) -> PromptCache:
     """The short prompts, read before where those of the session were."""
     if reft is None or session.prompts.states is None:
         return PromptCache(prompts, () if reft is None else reft.sites, "nothing was read before")
-    return prefill(reft, session.model, prompts)
+    return read_prompts(reft, session.model, prompts, overhead=0.0 if session.shares else math.inf)
+
+
+def _early(session: Session) -> bool:
+    """Whether an edit acts in what is shared, or in the first column of prompts that were read before."""
+    states = session.prompts.states
+    if states is not None:
+        return states.start == 0
+    return bool(session.rows.edited[:, : session.stages[-1].start].any())
 
 
 def _on_short_prompts(reft: ReFT, *, early: bool) -> ReFT:

@@ -17,6 +17,7 @@ from reftlens.editing.reft import ReFT, check_types
 from reftlens.editing.site import Site
 from reftlens.generation.rows import Rows
 from reftlens.generation.runner import PromptStates, Runner, read
+from reftlens.generation.stages import OVERHEAD
 from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode_prompts
 from reftlens.text.template import Prompt
@@ -71,7 +72,11 @@ def prefill(
     check_types(reft, model)
     check_deterministic(model)
     check_predicts(model)
-    batch = encoded(model, prompts, chat=chat, system=system)
+    return read_prompts(reft, model, encoded(model, prompts, chat=chat, system=system))
+
+
+def read_prompts(reft: ReFT, model: Bridge, batch: Batch, *, overhead: float | None = None) -> PromptCache:
+    """What prompts begin alike is read once, where that pays at this `overhead` of a pass, in tokens."""
     rows, runner, places = Rows.of(batch, device_of(model)), Runner(model), reft.bind(model)
     with exclusive(model):
         obstacle, body = runner.obstacle(), runner.body
@@ -84,11 +89,12 @@ def prefill(
     view, last = rows.view, rows.tokens.shape[1] - 1
     edited = torch.stack([site.positions.mask(view) for site in reft.sites]).any(dim=0).any(dim=0)
     start = min([*edited.nonzero().flatten().tolist(), last])
-    states = read(body, rows, first, start)
+    states = read(runner, rows, first, start, OVERHEAD[rows.tokens.device.type] if overhead is None else overhead)
     if states is None:
         return PromptCache(batch, reft.sites, "nothing is reused: a block has no keys and values of its own")
     blocks_below = f"blocks 0 to {first - 1} and " if first else ""
-    computation = f"{blocks_below}{start} of {last + 1} prompt tokens are reused"
+    alike = "" if states.distinct is None else f"; {states.distinct} of {int(rows.real.sum())} tokens were distinct"
+    computation = f"{blocks_below}{start} of {last + 1} prompt tokens are reused{alike}"
     return PromptCache(batch, reft.sites, computation, states, weights_state(model))
 
 

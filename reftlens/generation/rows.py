@@ -66,6 +66,10 @@ class Rows:
         columns = {name: getattr(self, name)[row, real][None] for name in ("tokens", "role", "edited")}
         return replace(self, **columns, done=self.done[[row]])
 
+    def until(self, stop: int) -> "Rows":
+        """The columns before `stop`."""
+        return replace(self, **{name: getattr(self, name)[:, :stop] for name in ("tokens", "role", "edited")})
+
     def append(self, tokens: Int[Tensor, " row"], stops: Int[Tensor, " _"]) -> "Rows":
         """With one more token in every row that is not done; one of `stops` ends its row."""
         going = ~self.done

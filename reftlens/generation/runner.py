@@ -20,6 +20,7 @@ from reftlens.cone.stand_ins import Gather
 from reftlens.editing.edits import Edit, used_points
 from reftlens.editing.engine import Stop, attached, forward_cached, forward_inside
 from reftlens.generation.rows import Rows
+from reftlens.generation.stages import distinct, stages
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class PromptStates:
     keys: tuple[Float[Tensor, "row heads column d_head"], ...]
     """Of every block, at all columns."""
     values: tuple[Float[Tensor, "row heads column d_value"], ...]
+    distinct: int | None = None
+    """Tokens that were computed, where prompts begin alike and that was computed once."""
 
     def repeated(self, times: int) -> "PromptStates":
         """Of all prompts so many times over."""
@@ -57,25 +60,6 @@ class PromptStates:
         stubs = [Stub(len(self.keys[0]), self.start) for _ in range(self.first)]
         cache = cache_of([*stubs, *self.layers(range(self.first, body.depth), self.start)])
         return cache, entering(body, self.first, self.stream, self.returns)
-
-
-def read(body: Body, prompts: Rows, first: int, start: int) -> PromptStates | None:
-    """Run prompts through the unedited model, as far as the residual stream entering block `first`.
-
-    None where a block has no keys and values of its own.
-    """
-    cache = cache_of([DynamicLayer() for _ in body.blocks])
-    blocks = observers(body, [first], body.depth, plain=body.may_be_plain)
-    places: list[tuple[Slot, nn.Module]] = [(body.blocks[i], block) for i, block in blocks.items()]
-    with suppress(Stop):
-        _run(body, prompts, prompts.tokens.shape[1], cache, places, NO_HOOK)
-    entered = entering_stream(body, blocks, first)
-    stream = entered[:, start:] if first > 0 and entered is not None else None
-    filled = [(x.keys, x.values) for x in cache.layers if isinstance(x, DynamicLayer) and x.is_initialized]
-    if len(filled) < body.depth:
-        return None
-    keys, values = zip(*filled, strict=True)
-    return PromptStates(stream, first, start, blocks[0].returns, keys, values)
 
 
 class Runner:
@@ -116,6 +100,32 @@ class Runner:
         if states is not None:
             cache.layers[: states.first] = states.layers(range(states.first))
         return logits[0], cache
+
+
+def read(runner: Runner, prompts: Rows, first: int, start: int, overhead: float) -> PromptStates | None:
+    """Run prompts through the unedited model, as far as the residual stream entering block `first`.
+
+    None where a block has no keys and values of its own.
+    """
+    body, cache = runner.body, None
+    assert body is not None
+    *before, last = stages(prompts.tokens, prompts.real, limit=start, overhead=overhead)
+    for stage in before:
+        _, cache = runner.step(stage.of(prompts).until(stage.stop), stage.stop - stage.start, [], cache, None)
+        stage.hand_on(cache)
+    cache = cache_of([DynamicLayer() for _ in body.blocks]) if cache is None else cache
+    blocks = observers(body, [first], body.depth, plain=body.may_be_plain)
+    places: list[tuple[Slot, nn.Module]] = [(body.blocks[i], block) for i, block in blocks.items()]
+    with suppress(Stop):
+        _run(body, last.of(prompts), last.stop - last.start, cache, places, NO_HOOK)
+    last.hand_on(cache)
+    entered = entering_stream(body, blocks, first)
+    stream = last.to_all(entered[:, start - last.start :]) if first > 0 and entered is not None else None
+    filled = [(x.keys, x.values) for x in cache.layers if isinstance(x, DynamicLayer) and x.is_initialized]
+    if len(filled) < body.depth:
+        return None
+    keys, values = zip(*filled, strict=True)
+    return PromptStates(stream, first, start, blocks[0].returns, keys, values, distinct([*before, last], prompts))
 
 
 def _last_of(rows: Rows, new: int, body: Body, used: frozenset[int]) -> Gather:

@@ -13,6 +13,7 @@ from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.lengths import length_limit
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.bridge.trial import check_predicts, last_trial
+from reftlens.editing.edits import Edit
 from reftlens.editing.engine import attached, check_fired, forward
 from reftlens.editing.reft import ReFT, training_mode
 from reftlens.editing.variant import Variant
@@ -20,8 +21,9 @@ from reftlens.errors import check_finite
 from reftlens.generation.decoding import Decoding, stop_tokens
 from reftlens.generation.prompt_cache import PromptCache
 from reftlens.generation.rows import Rows
-from reftlens.generation.runner import Runner
+from reftlens.generation.runner import PromptStates, Runner
 from reftlens.generation.site_edits import SiteEdits
+from reftlens.generation.stages import Stage, shared, stages
 
 
 class Session:
@@ -60,6 +62,9 @@ class Session:
         self.edits = None if reft is None else SiteEdits(reft, model, variants, self.rows)
         self.runner = Runner(model)
         self.stops = torch.tensor(sorted(stop_tokens(model, prompts.prompts)), dtype=torch.long, device=device)
+        self.whole = Stage(self.prompts.states.start if self.prompts.states else 0, self.rows.tokens.shape[1])
+        self.stages = [self.whole]
+        """How the prompts are read."""
         self.generators = [torch.Generator(device).manual_seed(decoding.seed) for _ in variants]
         """Of random numbers, the same for every variant."""
 
@@ -70,6 +75,21 @@ class Session:
                 f"the longest prompt has {longest} tokens, and with max_new_tokens={self.decoding.max_new_tokens} that "
                 f"is more than the model's context of {limit}"
             )
+
+    def share(self, overhead: float) -> None:
+        """Read what prompts begin alike once, where that pays at this `overhead` of a pass, in tokens."""
+        if len(self.rows) == 1 or self.prompts.states is not None or self.in_full or self.runner.obstacle():
+            return
+        computations, limit = self.rows.tokens, self.whole.stop
+        if self.edits is not None:
+            computations, limit = self.edits.computations(self.rows)
+        self.stages = stages(computations, self.rows.real, limit=limit, overhead=overhead)
+
+    @property
+    def shares(self) -> bool:
+        """Whether what prompts begin alike is read once, or was."""
+        states = self.prompts.states
+        return shared(self.stages) if states is None else states.distinct is not None
 
     @property
     def finished(self) -> bool:
@@ -88,18 +108,31 @@ class Session:
         return logits
 
     def _newest(self) -> Float[Tensor, "row vocab"]:
-        states = None if self.cache is not None or self.runner.obstacle() else self.prompts.states
-        new = 1 if self.cache is not None else self.rows.tokens.shape[1] - (0 if states is None else states.start)
-        edits = [] if self.edits is None else self.edits.at(self.rows, new)
+        width, cache, states = self.rows.tokens.shape[1], self.cache, None
+        steps = [Stage(0 if cache is None else width - 1, width)]
+        if cache is None and not self.runner.obstacle():
+            steps, states = self.stages, self.prompts.states
         with nullcontext() if self.reft is None else training_mode(self.reft, training=False):
-            logits, self.cache = self.runner.step(self.rows, new, edits, self.cache, states)
+            for stage in steps:
+                logits, cache = self._computed(stage, cache, states)
+                stage.hand_on(cache)
+        self.cache = cache
+        return stage.to_all(logits).to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _computed(self, stage: Stage, cache: Any, states: PromptStates | None) -> tuple[Tensor, Any]:
+        """The logits after the last column of a stage, and the cache with its columns."""
+        rows, edits = stage.of(self.rows), list[Edit]()
+        if self.edits is not None:
+            here = self.edits if stage.rows is None else self.edits.of(stage.rows)
+            edits = here.at(rows, stage.start, stage.stop)
+        computed = self.runner.step(rows.until(stage.stop), stage.stop - stage.start, edits, cache, states)
         check_fired(edits)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return computed
 
     def logits_alone(self, row: int) -> Float[Tensor, "column vocab"]:
         """Of all tokens of one row, computed without a cache, padding or other rows."""
-        rows = self.rows.alone(row)
-        edits = [] if self.edits is None else self.edits.of(row).at(rows, rows.tokens.shape[1])
+        rows, number = self.rows.alone(row), self.stops.new_tensor([row])
+        edits = [] if self.edits is None else self.edits.of(number).at(rows, 0, rows.tokens.shape[1])
         mode = nullcontext() if self.reft is None else training_mode(self.reft, training=False)
         with attached(self.model, edits), mode:
             logits = forward(self.model, rows.tokens, rows.real)[0]

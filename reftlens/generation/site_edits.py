@@ -14,6 +14,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
 from reftlens.generation.rows import Rows
+from reftlens.text.view import Mask
 
 
 def check_writes(reft: ReFT) -> None:
@@ -58,32 +59,53 @@ class SiteEdits:
         """Go on with the rows of these numbers, some of them left out or there several times."""
         self.strengths = {i: strengths[rows.cpu()] for i, strengths in self.strengths.items()}
 
-    def of(self, row: int) -> "SiteEdits":
-        """The edits of one row alone."""
+    def of(self, rows: Int[Tensor, " rows"]) -> "SiteEdits":
+        """The edits of some rows alone."""
         edits = copy(self)
-        edits.strengths = {i: strengths[[row]] for i, strengths in self.strengths.items()}
+        edits.take(rows)
         return edits
 
-    def at(self, rows: Rows, new: int) -> list[Edit]:
-        """The edits of the last `new` columns; none at strength 0, so that the model computes bit for bit."""
-        edits, view = [], rows.view
-        written_only = new == 1 and rows.tokens.shape[1] > self.prompt_width
-        for i in self.sites:
-            site = self.reft.sites[i]
-            if written_only and not self.variant.reaches_response(site):
-                continue
-            mask = self.variant.mask(site, view)[:, -new:].clone()
-            mask[rows.done, -1] = False  # a row's stop token goes in only because others go on
-            if not mask.any():
-                continue
-            self.unused.discard(i)
-            mask &= (self.strengths[i] != 0).any(dim=1).to(mask.device)[:, None]
-            rows.edited[:, -new:] |= mask
+    def at(self, rows: Rows, start: int, stop: int) -> list[Edit]:
+        """The edits of the columns `start` to `stop`; none at strength 0, so that the model computes bit for bit."""
+        edits = []
+        for i, mask in self._masks(rows, start, stop).items():
             if mask.any():
                 tokens = TokenIndex.of(mask)
                 strengths = self.strengths[i][tokens.rows.cpu()]
                 edits.append(self.places[i].edit(tokens, strengths, basis=self.bases[i]))
         return edits
+
+    def computations(self, prompts: Rows) -> tuple[Int[Tensor, "row column"], int]:
+        """Of each token a number, equal for tokens that are the same and edited alike.
+
+        And the first column that is edited together with later ones of its row, or the number of columns.
+        """
+        numbers, pooled = [prompts.tokens], prompts.tokens.shape[1]
+        for i, mask in self._masks(prompts, 0, pooled).items():
+            strengths = torch.unique(self.strengths[i], dim=0, return_inverse=True)[1].to(mask.device)
+            number = torch.where(mask, 1 + strengths[:, None], 0)
+            numbers += [] if any(torch.equal(number, other) for other in numbers) else [number]
+            if self.places[i].intervention.pools and mask.any():
+                pooled = min(pooled, int(mask.any(dim=0).nonzero()[0]))
+        every = torch.stack(numbers, dim=2).flatten(0, 1)
+        return torch.unique(every, dim=0, return_inverse=True)[1].view(prompts.tokens.shape), pooled
+
+    def _masks(self, rows: Rows, start: int, stop: int) -> dict[int, Mask]:
+        """Of the sites that choose some of these columns, what is edited there; it is marked in `rows`."""
+        masks, view = {}, rows.view
+        for i in self.sites:
+            site = self.reft.sites[i]
+            if start >= self.prompt_width and not self.variant.reaches_response(site):
+                continue
+            mask = self.variant.mask(site, view)[:, start:stop].clone()
+            mask[rows.done, -1] = False  # a row's stop token goes in only because others go on
+            if not mask.any():
+                continue
+            self.unused.discard(i)
+            mask &= (self.strengths[i] != 0).any(dim=1).to(mask.device)[:, None]
+            rows.edited[:, start:stop] |= mask
+            masks[i] = mask
+        return masks
 
     def unused_sites(self) -> list[Site]:
         """Sites that have chosen no token yet."""

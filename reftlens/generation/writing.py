@@ -1,7 +1,8 @@
 """Generation with edits: greedy, sampled, by beams, or streamed, always on the key/value cache.
 
-Positions are absolute. The prompt is run once with the edits that act on it; each later token is run alone, with
-the edits whose positions choose it. Hooks are attached for the length of one forward pass and no longer.
+Positions are absolute. Prompts are run once with the edits that act on them, and what they begin with alike once for
+all; each later token is run alone, with the edits whose positions choose it. Hooks are attached for the length of one
+forward pass and no longer.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -66,7 +67,9 @@ def generate(
     """Continue each prompt with the edited model (`reft=None`: the model as it is).
 
     Which tokens are edited follows from the sites' positions and `variant`: `First`, `Last`, `Nth`, `Tokens` and
-    `Prompt` act on the prompt, `Response` and `Generated` on what is generated, `All` on both.
+    `Prompt` act on the prompt, `Response` and `Generated` on what is generated, `All` on both. What rows begin with
+    alike, in tokens and in how they are edited, is read once where that pays: a system prompt, or a prompt that is
+    continued at several strengths up to its first edited token.
 
     Args:
         prompts: texts, lists of chat messages (with `chat=True`), an encoded `Batch` of prompts, or what `prefill`
