@@ -61,7 +61,7 @@ def check_finite(values: Any, what: str, hint: str = "look where they come from"
         raise NotFinite(f"{what}: NaN or infinite numbers ({dtype}); {hint}")
 
 
-def check_each_once(values: Mapping[str, Sequence[float]]) -> None:
+def check_each_once(values: Mapping[str, Sequence[float] | Sequence[str]]) -> None:
     """Raise `ValueError` for an argument without values, or with one that is given twice."""
     for name, numbers in values.items():
         if not numbers or len(set(numbers)) < len(numbers):

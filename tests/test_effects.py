@@ -251,6 +251,50 @@ def test_a_second_run_gives_the_same_and_the_figure_shows_the_numbers_of_the_tab
     assert "alone" in str(parts) and "nats" in parts.plot().get_ylabel()
 
 
+def test_kinds_named_together_are_scored_once_and_give_what_each_gives_alone(gpt2_double, monkeypatch):
+    import reftlens as rl
+    from reftlens.scoring import responses
+
+    data, scored = _ragged(), []
+    honest = responses.scorer_of
+    monkeypatch.setattr(responses, "scorer_of", lambda *a: scored.append([p.variant for p in a[2]]) or honest(*a))
+    reft, where = _two_layers(gpt2_double).double(), {"first two": "f2", "start": "first", "end": "last"}
+    kinds = ("positions", "sites", "cells", "pairs")
+    together = rl.effects(reft, gpt2_double, data, kinds, positions=where, **QUIET)
+    assert tuple(together) == kinds and len(scored) == 1
+    # unedited; whole; three positions alone and left out; two sites (also left out of one another); three of each cell
+    assert len(scored[0]) == 1 + 1 + 6 + 2 + 6
+    for kind, result in together.items():
+        settings = {"positions": where} if kind in ("positions", "cells") else {}
+        alone = rl.effects(reft, gpt2_double, data, kind, **settings, **QUIET)
+        assert type(result) is type(alone) and vars(result).keys() == vars(alone).keys()
+        for name, value in vars(alone).items():
+            same = torch.equal if isinstance(value, torch.Tensor) and value.dtype == torch.bool else None
+            if isinstance(value, torch.Tensor) and not same:
+                torch.testing.assert_close(getattr(result, name), value, rtol=1e-12, atol=1e-12, equal_nan=True)
+            else:
+                assert same(getattr(result, name), value) if same else getattr(result, name) == value
+    assert together["cells"].gained[0, 1].abs().max() > 1e-6, "and it is not that nothing happens"
+
+
+def test_of_one_site_what_its_positions_and_its_cells_do_is_scored_once(monkeypatch):
+    import reftlens as rl
+    from reftlens.scoring import responses
+
+    truth, data = _scene()
+    scored, honest = [], responses.scorer_of
+
+    def counted(*a):
+        scored.append(sum(plan.variant.strength != 0 for plan in a[2]))
+        return honest(*a)
+
+    monkeypatch.setattr(responses, "scorer_of", counted)
+    found = rl.effects(_das(truth), truth.model, data, ["cells", "positions", "sites"], **QUIET)
+    assert scored == [4 + 1 + 4], "four cells, the whole edit, and it with each of four left out"
+    assert torch.equal(found["cells"].gained[0], found["positions"].alone)
+    assert torch.equal(found["sites"].alone[0], found["positions"].whole)
+
+
 def test_strength_is_a_knob_here_too():
     import reftlens as rl
 
@@ -278,9 +322,14 @@ def test_what_has_no_answer_is_refused():
         rl.effects(das, truth.model, data, positions={}, **QUIET)
     with pytest.raises(ValueError, match="an interaction is of two"):
         rl.effects(das, truth.model, data, of="pairs", **QUIET)
-    for of in ("sites", "pairs", {"half": rl.Variant(0.5)}):
+    for of in ("sites", ("sites",), "pairs", {"half": rl.Variant(0.5)}):
         with pytest.raises(ValueError, match="positions= is for"):
             rl.effects(das, truth.model, data, of, positions={"end": "last"}, **QUIET)
+    for of, problem in ((["sites", "sites"], "each of them once"), ([], "expected one or more")):
+        with pytest.raises(ValueError, match=problem):
+            rl.effects(das, truth.model, data, of, **QUIET)
+    with pytest.raises(TypeError, match=r"of='layers', expected 'positions', 'sites', 'cells', 'pairs'"):
+        rl.effects(das, truth.model, data, ["sites", "layers"], **QUIET)
     with pytest.raises(ValueError, match="a variant says its own"):
         rl.effects(das, truth.model, data, {"half": rl.Variant(0.5)}, strength=2.0, **QUIET)
     with pytest.raises(TypeError, match=r"expected \{label: Variant\}"):

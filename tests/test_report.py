@@ -135,7 +135,9 @@ def test_the_numbers_are_those_of_the_data_frames(page):
         rows = found[name]
         assert len(rows) == len(frame), name
         for column in frame.columns:
-            assert [row[column] for row in rows] == frame[column].tolist(), (name, column)
+            values = [row[column] for row in rows]
+            close = frame[column].dtype == float  # scored beside others, in batches of another shape
+            assert values == (pytest.approx(list(frame[column]), rel=1e-4, abs=1e-5) if close else list(frame[column]))
 
 
 def test_the_tables_show_these_numbers(page):

@@ -6,14 +6,12 @@ from typing import Any
 from markupsafe import Markup
 
 from reftlens.analysis.places.effect_tables import CellEffects
-from reftlens.analysis.places.measuring import edited_positions, effects
 from reftlens.analysis.strength.doses import MEASURES, DoseResponse
 from reftlens.reports.parts import Section, figure, table
 from reftlens.reports.subject import Subject
 from reftlens.widgets.grid import Grid, prompt_text
 
 _BESIDE, _MOST_BESIDE = (0.0, 0.5, 1.0, 2.0), 5
-_MOST_POSITIONS = 16
 _MAP = "Log-probability gained by each layer and position alone; a dot: differs from 0 (sign flips, Holm, 5 %)."
 
 
@@ -82,21 +80,17 @@ def _origin(subject: Subject) -> str:
 
 def where_section(subject: Subject) -> Section:
     """The effect of each position, of each site, and of each cell of the two."""
-    s, frames, figures = subject, {}, []
-    every = edited_positions(s.reft, s.data)
-    shown = dict(list(every.items())[-_MOST_POSITIONS:])
-    parts = {"position": effects(s.reft, s.model, s.data, positions=shown, seed=s.seed, progress=s.progress)}
-    if len(s.reft) > 1:
-        parts["site"] = effects(s.reft, s.model, s.data, of="sites", seed=s.seed, progress=s.progress)
-    for name, part in parts.items():
+    frames, figures, parts = {}, [], dict(subject.sweep.effects)
+    cells = parts.pop("cells")
+    for name, part in ((name.removesuffix("s"), part) for name, part in parts.items()):
         frames[f"each {name}"] = part.to_frame()
         caption = f"What the edit does at each {name} alone, and with that {name} left out; dashed: the whole edit."
         figures.append(figure(part.plot, f"each-{name}", caption, frames[f"each {name}"]))
-    cells = effects(s.reft, s.model, s.data, of="cells", positions=shown, seed=s.seed, progress=s.progress)
     frames["map"] = cells.to_frame()
     if isinstance(cells, CellEffects) and cells.mean.numel() > 1:
         figures.append(figure(cells.plot, "map", _MAP, frames["map"]))
-    values = {"sites": len(s.reft), "edited": len(every), "shown": len(shown), "figures": figures}
+    counts = {"sites": len(subject.reft), "edited": len(subject.positions), "shown": len(subject.shown_positions)}
+    values = counts | {"figures": figures}
     return Section("where", "Where", values, frames)
 
 

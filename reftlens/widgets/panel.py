@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from reftlens.analysis.places.measuring import edited_positions
+from reftlens.analysis.places.questions import edited_positions
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site

@@ -1,39 +1,60 @@
 """What the parts of an edit do: its positions, its sites, its cells, its pairs of sites, or any variants of it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from itertools import combinations
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import overload
 
-import torch
-from jaxtyping import Bool
-from torch import Tensor
-
-from reftlens.analysis.places.effect_results import PartEffects, VariantEffects
-from reftlens.analysis.places.effect_tables import CellEffects, PairEffects
+from reftlens.analysis.places.questions import (
+    Effects,
+    Kind,
+    Question,
+    Variants,
+    edited_rows,
+    narrowed,
+    of_variants,
+    questions_of,
+)
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import plans_of
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, check_types
 from reftlens.editing.site import Where
-from reftlens.editing.variant import Variant
-from reftlens.scoring.responses import Responses, responses
+from reftlens.scoring.responses import Responses, swept
 from reftlens.text.batch import Batch
-from reftlens.text.positions import All, Nth, Positions, Response
-from reftlens.text.positions.spelling import as_positions
-
-Effects = PartEffects | CellEffects | PairEffects | VariantEffects
-Variants = Mapping[str, Variant]
-Edited = Bool[Tensor, "variant example"]
-Question = tuple[Variants, Callable[[Responses, Edited, int], Effects]]
-"""What to score, and what to make of the responses, the rows that each variant edits, and a seed."""
 
 
+@overload
 def effects(
     reft: ReFT,
     model: Bridge,
     data: Batch,
-    of: Literal["positions", "sites", "cells", "pairs"] | Mapping[str, Variant] = "positions",
+    of: Kind | Variants = ...,
+    *,
+    positions: Mapping[str, Where] | None = ...,
+    strength: float = ...,
+    seed: int = ...,
+    batch_size: int = ...,
+    reuse: bool | Reuse = ...,
+    progress: bool = ...,
+) -> Effects: ...
+@overload
+def effects(
+    reft: ReFT,
+    model: Bridge,
+    data: Batch,
+    of: Sequence[Kind],
+    *,
+    positions: Mapping[str, Where] | None = ...,
+    strength: float = ...,
+    seed: int = ...,
+    batch_size: int = ...,
+    reuse: bool | Reuse = ...,
+    progress: bool = ...,
+) -> dict[str, Effects]: ...
+def effects(
+    reft: ReFT,
+    model: Bridge,
+    data: Batch,
+    of: Kind | Variants | Sequence[Kind] = "positions",
     *,
     positions: Mapping[str, Where] | None = None,
     strength: float = 1.0,
@@ -41,13 +62,14 @@ def effects(
     batch_size: int = 16,
     reuse: bool | Reuse = True,
     progress: bool = True,
-) -> Effects:
+) -> Effects | dict[str, Effects]:
     """What the parts of an edit do to the log-probability of the targets, all scored in one sweep.
 
     - `"positions"`, `"sites"`: each alone, and the edit with it left out, beside the whole edit → `PartEffects`.
     - `"cells"`: each hook (all its sites) at each position alone → `CellEffects`.
     - `"pairs"`: each two sites together, less the sum of each alone → `PairEffects`.
     - `{label: Variant}`: each of these variants → `VariantEffects`.
+    - a list of the names above: all of them in one sweep, each variant once → `{name: what it gives alone}`.
 
     Args:
         positions: `{label: positions}`, for positions and cells. None: every edited prompt token, counted from the end
@@ -60,146 +82,38 @@ def effects(
             site and pairs are asked for, or a setting is given that `of` does not use.
     """
     check_types(reft, model, data)
-    if positions is not None and of not in ("positions", "cells"):
-        raise ValueError(f"positions= is for of='positions' and of='cells', not for of={of!r}")
-    whole = Variant(strength)
     if isinstance(of, Mapping):
-        if strength != 1.0:
-            raise ValueError(f"strength={strength:g}: a variant says its own, as in Variant({strength:g})")
-        variants, result = _of_variants(reft, data, of)
-    elif of in ("positions", "cells"):
-        places = edited_positions(reft, data) if positions is None else _labelled(reft, data, positions)
-        variants, result = _of_positions(whole, places) if of == "positions" else _of_cells(reft, whole, places)
-    elif of in ("sites", "pairs"):
-        variants, result = (_of_sites if of == "sites" else _of_pairs)(site_labels(reft), whole)
+        if positions is not None or strength != 1.0:
+            setting = f"strength={strength:g}" if positions is None else "positions="
+            raise ValueError(f"{setting} is for the names of parts: a variant says its own, as in Variant(0.5)")
+        questions = {"variants": of_variants(reft, data, of)}
     else:
-        raise TypeError(f"of={of!r}, expected 'positions', 'sites', 'cells', 'pairs' or {{label: Variant}}")
-    plans = plans_of(reft, {label: _narrowed(reft, data, variant) for label, variant in variants.items()})
-    measured = responses(model, data, plans, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress)
-    return result(measured, _edited_rows(reft, data, variants), seed)
+        kinds = (of,) if isinstance(of, str) else tuple(of)
+        questions = questions_of(reft, data, kinds, positions=positions, strength=strength)
+    settings = {"seed": seed, "batch_size": batch_size, "reuse": Reuse.of(reuse), "progress": progress}
+    results, _ = answered(reft, model, data, questions, {}, **settings)
+    return next(iter(results.values())) if isinstance(of, str | Mapping) else results
 
 
-def _of_variants(reft: ReFT, data: Batch, variants: Variants) -> Question:
-    wrong = [f"{label!r}: {variant!r}" for label, variant in variants.items() if not isinstance(variant, Variant)]
-    if wrong or not variants:
-        raise TypeError(f"of={{{', '.join(wrong)}}}, expected {{label: Variant}}, one or more")
-    for label, rows in zip(variants, _edited_rows(reft, data, variants), strict=True):
-        if not rows.any():
-            raise ValueError(f"variant {label!r} edits no token in any of {len(data)} row(s)")
-    return variants, lambda r, edited, seed: VariantEffects(tuple(variants), edited, r.effect, r.accuracy, seed)
-
-
-def _of_positions(whole: Variant, places: Mapping[str, Positions]) -> Question:
-    alone = {label: replace(whole, among=where) for label, where in places.items()}
-    left_out = {label: replace(whole, among=All() - where) for label, where in places.items()}
-    return _of_parts("position", whole, alone, left_out)
-
-
-def _of_sites(labels: tuple[str, ...], whole: Variant) -> Question:
-    alone = {label: replace(whole, sites=(i,)) for i, label in enumerate(labels)}
-    others = [[j for j in range(len(labels)) if j != i] for i in range(len(labels))]
-    rest = [replace(whole, sites=sites) if sites else replace(whole, strength=0.0) for sites in others]
-    return _of_parts("site", whole, alone, dict(zip(labels, rest, strict=True)))
-
-
-def _of_parts(kind: str, whole: Variant, alone: Variants, left_out: Variants) -> Question:
-    """The whole edit, then a block of each part alone, then a block of the edit without it."""
-    variants = {"whole edit": whole} | {f"{label} alone": variant for label, variant in alone.items()}
-    variants |= {f"{label} left out": variant for label, variant in left_out.items()}
-    blocks = [1, len(alone), len(left_out)]
-
-    def result(r: Responses, edited: Edited, seed: int) -> PartEffects:
-        (e0, e1, e2), (a0, a1, a2) = (table.split(blocks) for table in (r.effect, r.accuracy))
-        rows, before = edited.split(blocks)[1], r.unedited_accuracy
-        return PartEffects(kind, tuple(alone), rows, e0[0], e1, e2, before, a0[0], a1, a2, seed)
-
-    return variants, result
-
-
-def _of_cells(reft: ReFT, whole: Variant, places: Mapping[str, Positions]) -> Question:
-    hooks: dict[str, list[int]] = {}
-    for i, site in enumerate(reft.sites):
-        hooks.setdefault(site.vectors, []).append(i)
-    variants = {
-        f"{hook} at {label}": replace(whole, sites=sites, among=where)
-        for hook, sites in hooks.items()
-        for label, where in places.items()
+def answered(
+    reft: ReFT,
+    model: Bridge,
+    data: Batch,
+    questions: Mapping[str, Question],
+    beside: Variants,
+    *,
+    seed: int = 0,
+    batch_size: int = 16,
+    reuse: Reuse | None = Reuse(),
+    progress: bool = True,
+) -> tuple[dict[str, Effects], Responses]:
+    """What each question gives, and the responses to variants that are scored `beside` them, in one sweep."""
+    plans = {"beside": plans_of(reft, beside)}
+    for name, (variants, _) in questions.items():
+        plans[name] = plans_of(reft, {label: narrowed(reft, data, variant) for label, variant in variants.items()})
+    each = swept(model, data, plans, batch_size=batch_size, reuse=reuse, progress=progress)
+    results = {
+        name: result(each[name], edited_rows(reft, data, variants), seed)
+        for name, (variants, result) in questions.items()
     }
-
-    def result(r: Responses, edited: Edited, seed: int) -> CellEffects:
-        tables = (table.unflatten(0, (len(hooks), len(places))) for table in (edited, r.effect, r.accuracy))
-        return CellEffects(tuple(hooks), tuple(places), *tables, seed=seed)
-
-    return variants, result
-
-
-def _of_pairs(labels: tuple[str, ...], whole: Variant) -> Question:
-    count = len(labels)
-    if count < 2:
-        raise ValueError("this ReFT has one site, and an interaction is of two")
-    pairs = list(combinations(range(count), 2))
-    variants = {label: replace(whole, sites=(i,)) for i, label in enumerate(labels)}
-    variants |= {f"{labels[i]} and {labels[j]}": replace(whole, sites=(i, j)) for i, j in pairs}
-
-    def result(r: Responses, edited: Edited, seed: int) -> PairEffects:
-        together = torch.full((count, count, r.effect.shape[1]), torch.nan, dtype=torch.float64)
-        for (i, j), effect in zip(pairs, r.effect[count:], strict=True):
-            together[i, j] = together[j, i] = effect
-        return PairEffects(labels, r.effect[:count], together, seed)
-
-    return variants, result
-
-
-def site_labels(reft: ReFT) -> tuple[str, ...]:
-    """The hook of each site; with its positions and heads where sites share a hook; numbered where they share these."""
-    hooks = [site.hook for site in reft.sites]
-    labels = [site.hook if hooks.count(site.hook) == 1 else str(site) for site in reft.sites]
-    return tuple(name if labels.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(labels))
-
-
-def edited_positions(reft: ReFT, data: Batch) -> dict[str, Positions]:
-    """Every prompt token that a site edits in some row, by its place from the end; and what is edited after it."""
-    edited, prompt = _edited_tokens(reft, data), data.prompt_mask
-    place = prompt.long().flip(1).cumsum(dim=1).flip(1)  # 1 for the last token of a prompt
-    places = place[edited & prompt].unique().flip(0).tolist()
-    positions: dict[str, Positions] = {str(-k): Nth(-k, missing="skip") for k in places}
-    if (edited & ~prompt).any():
-        positions["response"] = Response()
-    if not positions:
-        raise ValueError(f"no site chooses a token in any of {len(data)} row(s)")
-    return positions
-
-
-def _labelled(reft: ReFT, data: Batch, positions: Mapping[str, Where]) -> dict[str, Positions]:
-    """What `positions` spell, by label."""
-    if not isinstance(positions, Mapping):
-        raise TypeError(f"positions={positions!r}, expected {{label: positions}}")
-    if not positions:
-        raise ValueError("positions={}, expected {label: positions}, or None for every edited token")
-    edited, places = _edited_tokens(reft, data), {label: as_positions(where) for label, where in positions.items()}
-    for label, where in places.items():
-        if not (edited & where.mask(data.view)).any():
-            raise ValueError(f"position {label!r} ({where}) holds no edited token in any of {len(data)} row(s)")
-    return places
-
-
-def _edited_tokens(reft: ReFT, data: Batch) -> Bool[Tensor, "example seq"]:
-    """Those that a site chooses."""
-    return torch.stack([site.positions.mask(data.view) for site in reft.sites]).any(dim=0)
-
-
-def _edited_rows(reft: ReFT, data: Batch, variants: Variants) -> Edited:
-    """Rows in which each variant edits a token."""
-    rows = torch.zeros(len(variants), len(data), dtype=torch.bool)
-    for edited, variant in zip(rows, variants.values(), strict=True):
-        for i in variant.active(reft.sites):
-            edited |= variant.mask(reft.sites[i], data.view).any(dim=1).cpu()
-    return rows
-
-
-def _narrowed(reft: ReFT, data: Batch, variant: Variant) -> Variant:
-    """`variant` at those of its sites that have a token among its positions; strength 0 where none has."""
-    if variant.among is None:
-        return variant
-    active = [i for i in variant.active(reft.sites) if variant.mask(reft.sites[i], data.view).any()]
-    return replace(variant, sites=active) if active else replace(variant, among=None, strength=0.0)
+    return results, each["beside"]
