@@ -4,10 +4,16 @@ import json
 from pathlib import Path
 
 import torch
+from shapes import SHAPES, edited_places, rows_of
 from torch.nn import functional as F
 
 LR = 4e-3
 WIDTH = 576  # of the residual stream of SmolLM2-135M
+
+
+def padded(rows, value=0):
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
 
 
 def plain_model(folder):
@@ -42,6 +48,107 @@ class Stored:
 
     def update(self, keys, values, block, *args, **_):
         return torch.cat([self.keys[block], keys], dim=2), torch.cat([self.values[block], values], dim=2)
+
+
+def floor_step(shape, folder):
+    """Plain transformers: sdpa, a bare low-rank edit by a forward hook, logits at the targets only."""
+    model, spec = plain_model(folder), SHAPES[shape]
+    tokens, mask = padded(rows_of(shape)), padded([[1] * len(r) for r in rows_of(shape)])
+    places = [(i, p) for i, row in enumerate(edited_places(shape)) for p in row]
+    at = tuple(torch.tensor(x) for x in zip(*places, strict=True))
+    targets = [(i, t) for i, (p, c) in enumerate(spec["rows"]) for t in range(p, p + c)]
+    rows, columns = (torch.tensor(x) for x in zip(*targets, strict=True))
+    edits = {layer: LowRank(576, spec["rank"]) for layer in spec["layers"]}
+
+    def hook_for(edit):
+        def hook(module, args, output):
+            h = output[0] if isinstance(output, tuple) else output
+            out = h.clone()
+            out[at] = edit(h[at])
+            return (out, *output[1:]) if isinstance(output, tuple) else out
+
+        return hook
+
+    for layer, edit in edits.items():
+        model.model.layers[layer].register_forward_hook(hook_for(edit))
+    optimizer = torch.optim.AdamW([p for e in edits.values() for p in e.parameters()], lr=LR)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        hidden = model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[rows, columns - 1])
+        F.cross_entropy(logits, tokens[rows, columns]).backward()
+        optimizer.step()
+
+    return step
+
+
+def floor_reuse_step(shape, folder):
+    """The same with the same reuse: layers above the edit, tokens from the edit on, the same groups of rows."""
+    from transformers import DynamicCache
+
+    from reftlens.cone.spans import buckets
+
+    model, spec = plain_model(folder), SHAPES[shape]
+    if len(spec["layers"]) > 1:  # every layer is edited from its first tokens on: there is nothing to reuse
+        return floor_step(shape, folder)
+    (layer,) = spec["layers"]
+    edit = LowRank(576, spec["rank"])
+    optimizer = torch.optim.AdamW(edit.parameters(), lr=LR)
+    ids, lengths = rows_of(shape), spec["rows"]
+    groups = []
+    for rows in buckets([c for _, c in lengths], [p - 1 for p, _ in lengths], 3, 16.0):
+        longest, width = max(lengths[r][0] for r in rows) - 1, max(lengths[r][1] for r in rows)
+        depth, count = model.config.num_hidden_layers, len(rows)
+        stream = torch.zeros(count, width, 576)
+        place = torch.zeros(count, width, dtype=torch.long)
+        keys = [torch.zeros(count, 3, longest, 64) for _ in range(depth)]
+        values = [torch.zeros(count, 3, longest, 64) for _ in range(depth)]
+        allowed = torch.zeros(count, 1, width, longest + width, dtype=torch.bool)
+        at, targets = [], []
+        for i, r in enumerate(rows):
+            prompt, completion = lengths[r]
+            with torch.no_grad():
+                seen, cache = {}, DynamicCache()
+                handle = model.model.layers[layer].register_forward_hook(
+                    lambda m, a, o, seen=seen: seen.update(h=o[0] if isinstance(o, tuple) else o)
+                )
+                model.model(input_ids=torch.tensor([ids[r]]), past_key_values=cache, use_cache=True)
+                handle.remove()
+            start = prompt - 1
+            stream[i, :completion] = seen["h"].view(-1, 576)[start : start + completion]
+            place[i] = (start + torch.arange(width)).clamp(max=start + completion - 1)
+            for n in range(depth):
+                keys[n][i, :, longest - start :] = cache.layers[n].keys[0, :, :start]
+                values[n][i, :, longest - start :] = cache.layers[n].values[0, :, :start]
+            for q in range(width):
+                allowed[i, 0, q, longest - start : longest + q + 1] = True
+            at += [(i, t) for t in range(completion)]
+            targets += ids[r][prompt:]
+        rotary = model.model.rotary_emb(stream, place)
+        index = tuple(torch.tensor(x) for x in zip(*at, strict=True))
+        groups.append((stream, rotary, place, keys, values, allowed, index, torch.tensor(targets)))
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        hidden, targets = [], []
+        for stream, rotary, place, keys, values, allowed, index, wanted in groups:
+            cache = DynamicCache()
+            for n, (k, v) in enumerate(zip(keys, values, strict=True)):
+                cache.update(k, v, n)
+            h = torch.cat([edit(stream[:, :1]), stream[:, 1:]], dim=1)
+            for block in model.model.layers[layer + 1 :]:
+                h = block(
+                    h, attention_mask=allowed, position_embeddings=rotary, position_ids=place, past_key_values=cache
+                )
+                h = h[0] if isinstance(h, tuple) else h
+            hidden.append(h[index])
+            targets.append(wanted)
+        logits = model.lm_head(model.model.norm(torch.cat(hidden)))
+        F.cross_entropy(logits, torch.cat(targets)).backward()
+        optimizer.step()
+
+    return step
 
 
 def cone_step(spec, ids, folder):

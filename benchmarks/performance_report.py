@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import counted
-from shapes import SHAPES
+import text_report
+from shapes import SHAPES, TEXTS
 
 NAMES = {
     "pyreft-loreft": "pyreft LoReFT",
@@ -38,7 +39,8 @@ scaled-dot-product attention, a bare low-rank edit at the same place and logits 
 everything, once with the same reuse, written for the shape by hand. pyreft 0.1.0 with pyvene 0.1.8 runs in an
 environment of its own. A reftlens step is one of the public `rl.fit`: gradient clipping, schedule, record and all.
 Capture and the check of the way of computing happen once, before the steps that are timed; peak memory includes them.
-Tokens are random; the lengths in (e) are made up, with two thirds of the tokens of the padded batch being padding.
+Tokens of (a) to (e) are random; the lengths in (e) are made up, with two thirds of the tokens of the padded batch being
+padding. (f) to (i) are real text. Load of the machine while it was measured: {load}.
 
 """
 
@@ -168,23 +170,30 @@ def draw(results: dict, path: Path) -> None:
 
 
 def write(results: dict, out: Path) -> None:
-    repeats = min(len(times) for shape in results.values() for times in shape["cpu"].values())
+    repeats = min(len(times) for s in SHAPES if s in results for times in results[s]["cpu"].values())
     parts = [
         HEAD.format(
-            repeats=repeats, machine=platform.machine(), torch=version("torch"), transformers=version("transformers")
+            repeats=repeats,
+            load=text_report.load(results),
+            machine=platform.machine(),
+            torch=version("torch"),
+            transformers=version("transformers"),
         ),
         "## Training: median CPU seconds per step\n\n" + table(results),
         "\n\n## Wall time on two threads, and peak memory (growth over the process with its model loaded)\n\n",
         wall_and_memory(results),
+        text_report.section(results),
         "\n\n## Generation: tokens per second of one thread, 64 greedy tokens after 40, layer 8 edited\n\n",
         generation(results),
     ]
     for extra in (out / f"performance_{name}.md" for name in ("buckets", "twenty", "analyses")):
         if extra.exists():
             parts.append("\n\n" + extra.read_text(encoding="utf-8").rstrip())
+    texts = {shape: results[shape]["counted"] for shape in TEXTS if shape in results}
     counts = "\n".join(
-        f"- {size.name}: " + ", ".join(f"({s}) {ratio:.1f}" for s, ratio in counted.ratios(size).items())
+        f"- {size.name}: " + ", ".join(f"({s}) {ratio:.1f}" for s, ratio in every.items())
         for size in (counted.SMOL, counted.LLAMA)
+        for every in [counted.ratios(size) | {shape: ratio[size.name] for shape, ratio in texts.items()}]
     )
     parts.append("\n" + TAIL.format(counted=counts))
     (out / "performance.md").write_text("".join(parts), encoding="utf-8")

@@ -3,6 +3,7 @@
 import random
 
 DEPTH = 30  # blocks of SmolLM2-135M
+TINY_RATE = 1e-12  # steps on real text learn nothing, so that the losses of all contenders can be compared at each
 
 # layers, positions, rank, and the length of prompt and completion of each row
 SHAPES = {
@@ -55,6 +56,52 @@ SHAPES = {
 }
 
 
+WHOLE = 20  # steps of (h2) that are measured with capture and check
+# on real text: seed of the batches (of 0 to 3 the one whose share of padding is nearest to that of all rows), layers,
+# positions, rank, rows of a batch, whether completions end in the EOS token, and the most tokens they may have
+TEXTS = {
+    "f": dict(
+        seed=2,
+        layers=list(range(DEPTH)),
+        positions="f7+l7",
+        rank=8,
+        batch=32,
+        ends=True,
+        most=512,
+        what="commonsense mix, all layers, first and last 7 tokens, rank 8, batches of 32",
+    ),
+    "h1": dict(
+        seed=3,
+        layers=list(range(DEPTH)),
+        positions="f7+l7",
+        rank=8,
+        batch=16,
+        ends=False,
+        most=512,
+        what="eight-shot SST-2, all layers, first and last 7 tokens, rank 8, batches of 16",
+    ),
+    "h2": dict(
+        seed=3,
+        layers=[15],
+        positions="last",
+        rank=4,
+        batch=16,
+        ends=False,
+        most=512,
+        what="eight-shot SST-2, layer 15, last token, rank 4, batches of 16",
+    ),
+    "i": dict(
+        seed=3,
+        layers=[8, 16, 24],
+        positions="f5+l5",
+        rank=4,
+        batch=16,
+        ends=True,
+        most=128,
+        what="UltraFeedback (completions cut at 128), layers 8, 16, 24, first and last 5 tokens, batches of 16",
+    ),
+}
+
 # beside (d), what `dispatches.py` counts
 MANY = dict(
     layers=[15],
@@ -82,7 +129,22 @@ def rows_of(name: str, prompt: int | None = None) -> list[list[int]]:
 
 def edited_places(name: str) -> list[list[int]]:
     """Per row the places that are edited; f7+l7 of prompts of 14 tokens or more."""
-    ends = [prompt for prompt, _ in SHAPES[name]["rows"]]
-    if SHAPES[name]["positions"] == "last":
-        return [[end - 1] for end in ends]
-    return [[*range(7), *range(end - 7, end)] for end in ends]
+    return [edited_of(SHAPES[name]["positions"], prompt) for prompt, _ in SHAPES[name]["rows"]]
+
+
+def edited_of(positions: str, prompt: int) -> list[int]:
+    """The places of `last` or of `fN+lM` in a prompt that is longer than N + M."""
+    if positions == "last":
+        return [prompt - 1]
+    first, last = (int(part[1:]) for part in positions.split("+"))
+    return [*range(first), *range(prompt - last, prompt)]
+
+
+def start_of(layer: int, d: int, rank: int):
+    """Where every contender starts on real text: the frame `R` `[d, rank]`, `W` and `b` of LoReFT at a layer."""
+    import torch
+
+    dice = torch.Generator().manual_seed(layer)
+    R = torch.linalg.qr(torch.randn(d, rank, generator=dice, dtype=torch.float64))[0].float()
+    W, b = ((torch.rand(*shape, generator=dice) * 2 - 1) / d**0.5 for shape in ((rank, d), (rank,)))
+    return R, W, b

@@ -2,10 +2,12 @@
 
 The shapes `g1` and `g8` are the generation of 64 tokens instead, for 1 and 8 prompts.
 
-    python worker.py CONTENDER SHAPE MODEL_FOLDER
+    python worker.py CONTENDER SHAPE MODEL_FOLDER [TEXTS]
 
-Contenders: `reftlens` (its own environment), `floor` and `floor-reuse` (plain transformers, same environment),
-`pyreft-loreft` and `pyreft-nodireft` (the peers' environment). Started by `step_time.py`.
+Contenders: `reftlens` (its own environment; `reftlens-whole` is capture, check and 20 steps as one), `floor` and
+`floor-reuse` (plain transformers, same environment), `pyreft-loreft` and `pyreft-nodireft` (the peers' environment).
+Shapes on real text take one of five batches after the other from the file TEXTS, and answer with the loss as well.
+Started by `step_time.py`.
 """
 
 import json
@@ -14,43 +16,35 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from itertools import count
+from pathlib import Path
 
 import torch
-from floors import LR, LowRank, plain_model
-from shapes import SHAPES, edited_places, rows_of
-from torch.nn import functional as F
+from floors import LR, LowRank, floor_reuse_step, floor_step, plain_model
+from shapes import SHAPES, TEXTS, TINY_RATE, WHOLE, rows_of, start_of
 
 warnings.filterwarnings("ignore")
 
 
-def padded(rows, value=0):
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
-
-
-def reftlens_steps(shape, folder):
-    """The public `fit`, one optimizer step at a time."""
+def reftlens_fit(shape, folder, batches):
+    """The public `fit`, ready to be called; what it trains starts at `start_of` on real text."""
     import reftlens as rl
     from reftlens.text.batch import batch_from_rows
 
-    model, spec = rl.load_model(folder, progress=False), SHAPES[shape]
-    data = batch_from_rows(rows_of(shape), [[1] * p + [2] * c for p, c in spec["rows"]])
+    model, spec = rl.load_model(folder, progress=False), TEXTS.get(shape) or SHAPES[shape]
+    rows = [row for batch in batches for row in batch] or zip(rows_of(shape), (p for p, _ in spec["rows"]), strict=True)
+    ids, prompts = zip(*rows, strict=True)
+    data = batch_from_rows(ids, [[1] * p + [2] * (len(row) - p) for row, p in zip(ids, prompts, strict=True)])
     sites = [rl.resid_post(layer, spec["positions"]) for layer in spec["layers"]]
     reft = rl.ReFT({site: rl.LoReFT(model.cfg.d_model, rank=spec["rank"]) for site in sites})
+    settings = dict(lr=LR, batch_size=len(data))
+    if batches:
+        settings = dict(lr=TINY_RATE, batch_size=spec["batch"], shuffle=False)
+        for layer, (_, module) in zip(spec["layers"], reft.items(), strict=True):
+            R, W, b = start_of(layer, module.d, module.rank)
+            module.frame.set(R), module.W.data.copy_(W), module.b.data.copy_(b)
     rl.training.preflight(reft, model)
-    baseline = yield
-    steps = 1000
-
-    def on_step(step):
-        if step.step == 1:
-            print(json.dumps({"ready": True}), flush=True)
-        if not handle(clock):
-            raise StopIteration
-
-    clock = Clock()
-    with suppress(StopIteration):
-        rl.fit(reft, model, data, steps=steps, lr=LR, batch_size=len(data), on_step=on_step, progress=False)
-    yield baseline
+    return lambda **more: rl.fit(reft, model, data, **settings, **more, progress=False)
 
 
 class Clock:
@@ -66,10 +60,10 @@ class Clock:
         return {"cpu": time.process_time() - self.started[0], "wall": time.perf_counter() - self.started[1]}
 
 
-def handle(clock):
+def handle(clock, loss=None):
     """Report the step that just ended, if one was asked for; wait for the next request. False: the end."""
     if clock.started is not None:
-        print(json.dumps(clock.read()), flush=True)
+        print(json.dumps({**clock.read(), "loss": loss}), flush=True)
     words = sys.stdin.readline().split()
     if not words or words[0] != "step":
         return False
@@ -78,141 +72,41 @@ def handle(clock):
     return True
 
 
-def floor_step(shape, folder):
-    """Plain transformers: sdpa, a bare low-rank edit by a forward hook, logits at the targets only."""
-    model, spec = plain_model(folder), SHAPES[shape]
-    tokens, mask = padded(rows_of(shape)), padded([[1] * len(r) for r in rows_of(shape)])
-    places = [(i, p) for i, row in enumerate(edited_places(shape)) for p in row]
-    at = tuple(torch.tensor(x) for x in zip(*places, strict=True))
-    targets = [(i, t) for i, (p, c) in enumerate(spec["rows"]) for t in range(p, p + c)]
-    rows, columns = (torch.tensor(x) for x in zip(*targets, strict=True))
-    edits = {layer: LowRank(576, spec["rank"]) for layer in spec["layers"]}
+def reftlens_steps(fit, warm):
+    """One optimizer step after the other of a call of `fit`; the first ones capture and check."""
+    clock = Clock()
 
-    def hook_for(edit):
-        def hook(module, args, output):
-            h = output[0] if isinstance(output, tuple) else output
-            out = h.clone()
-            out[at] = edit(h[at])
-            return (out, *output[1:]) if isinstance(output, tuple) else out
+    def on_step(step):
+        if step.step == warm:
+            print(json.dumps({"ready": True}), flush=True)
+        if step.step >= warm and not handle(clock, step.loss):
+            raise StopIteration
 
-        return hook
-
-    for layer, edit in edits.items():
-        model.model.layers[layer].register_forward_hook(hook_for(edit))
-    optimizer = torch.optim.AdamW([p for e in edits.values() for p in e.parameters()], lr=LR)
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        hidden = model.model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[rows, columns - 1])
-        F.cross_entropy(logits, tokens[rows, columns]).backward()
-        optimizer.step()
-
-    return step
+    with suppress(StopIteration):
+        fit(steps=100_000, on_step=on_step)
 
 
-def floor_reuse_step(shape, folder):
-    """The same with the same reuse: layers above the edit, tokens from the edit on, the same groups of rows."""
-    from transformers import DynamicCache
-
-    from reftlens.cone.spans import buckets
-
-    model, spec = plain_model(folder), SHAPES[shape]
-    if len(spec["layers"]) > 1:  # every layer is edited from its first tokens on: there is nothing to reuse
-        return floor_step(shape, folder)
-    (layer,) = spec["layers"]
-    edit = LowRank(576, spec["rank"])
-    optimizer = torch.optim.AdamW(edit.parameters(), lr=LR)
-    ids, lengths = rows_of(shape), spec["rows"]
-    groups = []
-    for rows in buckets([c for _, c in lengths], [p - 1 for p, _ in lengths], 3, 16.0):
-        longest, width = max(lengths[r][0] for r in rows) - 1, max(lengths[r][1] for r in rows)
-        depth, count = model.config.num_hidden_layers, len(rows)
-        stream = torch.zeros(count, width, 576)
-        place = torch.zeros(count, width, dtype=torch.long)
-        keys = [torch.zeros(count, 3, longest, 64) for _ in range(depth)]
-        values = [torch.zeros(count, 3, longest, 64) for _ in range(depth)]
-        allowed = torch.zeros(count, 1, width, longest + width, dtype=torch.bool)
-        at, targets = [], []
-        for i, r in enumerate(rows):
-            prompt, completion = lengths[r]
-            with torch.no_grad():
-                seen, cache = {}, DynamicCache()
-                handle = model.model.layers[layer].register_forward_hook(
-                    lambda m, a, o, seen=seen: seen.update(h=o[0] if isinstance(o, tuple) else o)
-                )
-                model.model(input_ids=torch.tensor([ids[r]]), past_key_values=cache, use_cache=True)
-                handle.remove()
-            start = prompt - 1
-            stream[i, :completion] = seen["h"].view(-1, 576)[start : start + completion]
-            place[i] = (start + torch.arange(width)).clamp(max=start + completion - 1)
-            for n in range(depth):
-                keys[n][i, :, longest - start :] = cache.layers[n].keys[0, :, :start]
-                values[n][i, :, longest - start :] = cache.layers[n].values[0, :, :start]
-            for q in range(width):
-                allowed[i, 0, q, longest - start : longest + q + 1] = True
-            at += [(i, t) for t in range(completion)]
-            targets += ids[r][prompt:]
-        rotary = model.model.rotary_emb(stream, place)
-        index = tuple(torch.tensor(x) for x in zip(*at, strict=True))
-        groups.append((stream, rotary, place, keys, values, allowed, index, torch.tensor(targets)))
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        hidden, targets = [], []
-        for stream, rotary, place, keys, values, allowed, index, wanted in groups:
-            cache = DynamicCache()
-            for n, (k, v) in enumerate(zip(keys, values, strict=True)):
-                cache.update(k, v, n)
-            h = torch.cat([edit(stream[:, :1]), stream[:, 1:]], dim=1)
-            for block in model.model.layers[layer + 1 :]:
-                h = block(
-                    h, attention_mask=allowed, position_embeddings=rotary, position_ids=place, past_key_values=cache
-                )
-                h = h[0] if isinstance(h, tuple) else h
-            hidden.append(h[index])
-            targets.append(wanted)
-        logits = model.lm_head(model.model.norm(torch.cat(hidden)))
-        F.cross_entropy(logits, torch.cat(targets)).backward()
-        optimizer.step()
-
-    return step
+def reftlens_whole(fit):
+    """A call of `fit`, as one step."""
+    clock = Clock()
+    print(json.dumps({"ready": True}), flush=True)
+    handle(clock)
+    run = fit(steps=WHOLE)
+    handle(clock, sum(run.losses) / len(run.losses))
 
 
-def pyreft_step(shape, folder, kind):
-    """What pyreft's trainer does at a step: its own loss function on a collated batch, then AdamW."""
-    import pyreft
-    from pyreft.reft_trainer import ReftTrainer
-
-    model, spec = plain_model(folder), SHAPES[shape]
-    representations = [
-        {
-            "layer": layer,
-            "component": "block_output",
-            "low_rank_dimension": spec["rank"],
-            "intervention": kind(embed_dim=576, low_rank_dimension=spec["rank"], add_bias=True, dtype=torch.float32),
-        }
-        for layer in spec["layers"]
-    ]
-    reft = pyreft.get_reft_model(model, pyreft.ReftConfig(representations=representations), set_device=False)
-    places = torch.tensor(edited_places(shape))  # weights tied over prefix and suffix: one list of places per layer
-    ids = rows_of(shape)
-    labels = [[-100] * p + row[p:] for row, (p, _) in zip(ids, spec["rows"], strict=True)]
-    inputs = {
-        "input_ids": padded(ids),
-        "attention_mask": padded([[1] * len(r) for r in ids]),
-        "labels": padded(labels, -100),
-        "intervention_locations": places[:, None, :].repeat(1, len(representations), 1),
-    }
-    optimizer = torch.optim.AdamW([p for p in reft.parameters() if p.requires_grad], lr=LR)
-    reft.train()
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        ReftTrainer.compute_loss(None, reft, inputs).backward()
-        optimizer.step()
-
-    return step
+def steps(step, batches):
+    """The steps of another contender, after a warm one."""
+    clock, loss = Clock(), None
+    if batches:
+        step(0, only_first=True)
+    else:
+        step()
+    print(json.dumps({"ready": True}), flush=True)
+    for number in count():
+        if not handle(clock, loss):
+            return
+        loss = step(number % len(batches)) if batches else step() and None
 
 
 def generate_step(contender, folder, batch):
@@ -251,6 +145,24 @@ def generate_step(contender, folder, batch):
     return lambda: reft.generate(inputs, unit_locations=at, intervene_on_prompt=True, **settings)
 
 
+def step_of(contender, shape, folder, batches):
+    if shape not in TEXTS and shape not in SHAPES:
+        return torch.no_grad()(generate_step(contender, folder, int(shape[1:])))
+    if contender.startswith("pyreft"):
+        import peers
+        import pyreft
+
+        kinds = {"pyreft-loreft": pyreft.LoreftIntervention, "pyreft-nodireft": pyreft.NodireftIntervention}
+        return (
+            peers.text_steps(shape, batches, folder) if batches else peers.pyreft_step(shape, folder, kinds[contender])
+        )
+    if batches:
+        from text_floor import Floor
+
+        return Floor(shape, batches, folder).step
+    return (floor_step if contender == "floor" else floor_reuse_step)(shape, folder)
+
+
 def resident():
     """Bytes of memory this process holds now."""
     with open("/proc/self/statm", encoding="ascii") as file:
@@ -258,31 +170,20 @@ def resident():
 
 
 def main():
-    contender, shape, folder = sys.argv[1:]
+    contender, shape, folder, *texts = sys.argv[1:]
     torch.set_num_threads(1)
-    if contender == "reftlens" and shape in SHAPES:
-        run = reftlens_steps(shape, folder)
-        next(run)
+    batches = json.loads(Path(texts[0]).read_text(encoding="utf-8")) if texts else []
+    if contender.startswith("reftlens") and (shape in SHAPES or batches):
+        fit = reftlens_fit(shape, folder, batches)
         before = resident()
-        run.send(before)
-    else:
-        if shape not in SHAPES:
-            step = torch.no_grad()(generate_step(contender, folder, int(shape[1:])))
-        elif contender == "floor":
-            step = floor_step(shape, folder)
-        elif contender == "floor-reuse":
-            step = floor_reuse_step(shape, folder)
+        if contender == "reftlens-whole":
+            reftlens_whole(fit)
         else:
-            import pyreft
-
-            kinds = {"pyreft-loreft": pyreft.LoreftIntervention, "pyreft-nodireft": pyreft.NodireftIntervention}
-            step = pyreft_step(shape, folder, kinds[contender])
+            reftlens_steps(fit, max(1, len(batches)))
+    else:
+        step = step_of(contender, shape, folder, batches)
         before = resident()
-        step()
-        print(json.dumps({"ready": True}), flush=True)
-        clock = Clock()
-        while handle(clock):
-            step()
+        steps(step, batches)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"growth": peak - before}), flush=True)
 
