@@ -91,6 +91,22 @@ def test_the_size_of_the_batches_does_not_matter(any_model):
     assert len(whole) == 4 + 4 + int(data.prompt_mask[2].sum())
 
 
+def test_equal_rows_are_read_once_and_a_users_hook_sees_every_row(llama):
+    import reftlens as rl
+
+    rows, place, seen = [2, 0, 1, 0, 2], rl.resid_post(0, "all"), []
+    data = texts("llama")[rows]
+    expected = [rl.activations(llama, data[i], place, progress=False) for i in range(len(rows))]
+    llama.blocks[0].hook_in.add_hook(lambda h, hook: seen.append(h.shape[0]) and None)
+    try:
+        hooked = rl.activations(llama, data, place, progress=False)
+    finally:
+        llama.reset_hooks()
+    for found in (hooked, rl.activations(llama, data, place, progress=False)):
+        torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=0)  # float32, padded and not
+    assert seen == [5]
+
+
 def test_the_mean_of_activations_is_a_mean_ablation(llama):
     import reftlens as rl
 

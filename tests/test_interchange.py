@@ -113,6 +113,31 @@ def test_sources_follow_their_rows_into_any_batch(gpt2, order):
             assert evaluation.loss[1].tolist() == pytest.approx([expected[i] for i in order], abs=1e-5)
 
 
+def test_only_the_sources_that_rows_take_from_are_read_and_equal_ones_once(gpt2, monkeypatch):
+    """And every row gets what it would get from a source of its own."""
+    import reftlens as rl
+    from reftlens.editing import reading
+    from reftlens.text.batch import Batch
+
+    seen, forward = [], reading.forward
+    monkeypatch.setattr(
+        reading, "forward", lambda m, tokens, mask: seen.append(len(tokens)) or forward(m, tokens, mask)
+    )
+    base, source = _data()
+    reft = rl.ReFT({rl.resid_post(0, "f1+l2"): _das(gpt2.cfg.d_model)})
+
+    def losses(data):
+        seen.clear()
+        return rl.evaluate(reft, gpt2, data, progress=False, reuse=False).loss[1].tolist()
+
+    apart = losses(base.with_sources((source, [2, 0, 2])))
+    assert seen == [2]
+    twice = Batch.join([source, source])
+    assert losses(base.with_sources((twice, [2, 3, 5]))) == pytest.approx(apart, abs=1e-6) and seen == [2]
+    own = losses(base.with_sources((source, [-1, -1, -1])))
+    assert len(set(apart) | set(own)) == 6 and seen == [1], "one, for its width"
+
+
 def test_reuse_is_exact_for_das_at_several_sites_and_positions(gpt2_double):
     import reftlens as rl
 

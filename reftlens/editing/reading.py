@@ -1,8 +1,9 @@
 """Hidden states at sites: what mean ablation, fixed directions, exchanges and many analyses start from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,6 +38,14 @@ class _Reader:
         if self.ends and all(reader.states for reader in self.readers):
             raise Stop
 
+    def chosen(self, site: Site, batch: Batch) -> Sequence[Float[Tensor, "tokens d"]]:
+        """What was read at the positions of `site`, of each row."""
+        if len(self.states) != 1:
+            raise ValueError(f"{site.hook} fired {len(self.states)} times in one forward pass, expected once")
+        mask = site.positions.mask(batch.view)
+        vectors = token_vectors(self.states[0], site.heads, site.hook)[mask]
+        return vectors.split(mask.sum(dim=1).tolist())
+
 
 @torch.no_grad()
 def read_sites(
@@ -47,32 +56,46 @@ def read_sites(
     batch_size: int = 16,
     progress: bool = False,
     edited: Editing | None = None,
+    rows: Iterable[int] | None = None,
 ) -> list[Float[Tensor, "tokens d"]]:
-    """Hidden states at the positions of each site, row by row, in the model's dtype.
+    """Hidden states at the positions of each site, row by row, in the model's dtype; of all rows, or only of `rows`.
 
-    Of the unedited model, or inside the context that `edited` makes. A pass ends at the deepest site, unless hooks of
-    the user wait above it.
+    Of the unedited model, or inside the context that `edited` makes. Rows that are the same are read once, beside
+    others of their length, and a pass ends at the deepest site; where hooks of the user wait, rows are read as they
+    come, and to the end.
     """
-    vectors: list[list[Tensor]] = [[] for _ in places]
+    vectors: list[dict[int, Tensor]] = [{} for _ in places]
     device, ends = device_of(model), not foreign_hook(hook_points(model), modules(model))
-    with tqdm(total=len(data), desc="activations", unit="example", disable=not progress) as bar:
-        for start in range(0, len(data), batch_size):
-            batch = data[start : start + batch_size].to(device)
+    alike = _alike(data, range(len(data)) if rows is None else rows, apart=edited is not None or not ends)
+    lengths = data.attention_mask.sum(dim=1).tolist()
+    order = sorted(dict.fromkeys(alike), key=lengths.__getitem__) if ends else alike
+    with tqdm(total=len(order), desc="activations", unit="example", disable=not progress) as bar:
+        for start in range(0, len(order), batch_size):
+            some = order[start : start + batch_size]
+            batch = data[some].to(device)
             readers: list[_Reader] = []
             readers += [_Reader(readers, ends) for _ in places]
-            context = edited(batch, range(start, start + len(batch))) if edited else nullcontext()
+            context = edited(batch, some) if edited else nullcontext()
             hooks = [(point, reader) for (_, point), reader in zip(places, readers, strict=True)]
             with context, hooked(model, hooks), suppress(Stop):
                 forward(model, batch.tokens, batch.attention_mask)
             for (site, _), reader, read in zip(places, readers, vectors, strict=True):
-                if len(reader.states) != 1:
-                    raise ValueError(f"{site.hook} fired {len(reader.states)} times in one forward pass, expected once")
-                read.append(token_vectors(reader.states[0], site.heads, site.hook)[site.positions.mask(batch.view)])
+                read |= zip(some, reader.chosen(site, batch), strict=True)
             bar.update(len(batch))
-    states = [torch.cat(read) for read in vectors]
+    states = [torch.cat([read[row] for row in alike]) for read in vectors]
     for (site, _), read in zip(places, states, strict=True):
         check_finite(read, f"the activations at {site}", "load the model in a wider dtype, or look at its weights")
     return states
+
+
+def _alike(data: Batch, rows: Iterable[int], *, apart: bool) -> list[int]:
+    """For each of `rows` the first that has its tokens in its roles; with `apart`, each for itself."""
+    if apart:
+        return list(rows)
+    first: dict[tuple[Any, ...], int] = {}
+    real, tokens, role = (x.cpu() for x in (data.attention_mask, data.tokens, data.role))
+    keys = ((row, real[row]) for row in rows)
+    return [first.setdefault((*tokens[row, mask].tolist(), *role[row, mask].tolist()), row) for row, mask in keys]
 
 
 @torch.no_grad()

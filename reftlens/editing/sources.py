@@ -1,4 +1,7 @@
-"""What interchange interventions put in: hidden states of source rows, read once and handed out token by token."""
+"""What interchange interventions put in: hidden states of source rows, read once and handed out token by token.
+
+Of a source only those rows are read that a row of the data takes from, and those that are the same once.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -7,6 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.protocol import Bridge, device_of
@@ -28,17 +32,13 @@ class Donor:
     """For the tokens that one site chooses in each row of a data set: what each variable's source holds there."""
 
     vectors: tuple[Float[Tensor, "tokens d"], ...]
-    """One tensor for each variable of the intervention."""
+    """One tensor for each variable of the intervention; the last vector is NaN."""
     lookups: tuple[Int[Tensor, "rows width"], ...]
     """For each token of a row, padding not counted, which of `vectors` it takes; -1 where nothing is exchanged."""
 
     def of(self, rows: Int[Tensor, " n"], tokens: Int[Tensor, " n"]) -> Float[Tensor, "n variables d"]:
         """Source vectors of tokens: their row, and their number in it, padding not counted; NaN for no exchange."""
-        places = [lookup[rows, tokens] for lookup in self.lookups]
-        taken = [
-            torch.where((place >= 0)[:, None], vectors[place.clamp(min=0)], torch.nan)
-            for vectors, place in zip(self.vectors, places, strict=True)
-        ]
+        taken = [vectors[lookup[rows, tokens]] for vectors, lookup in zip(self.vectors, self.lookups, strict=True)]
         return torch.stack(taken, dim=1)
 
 
@@ -68,13 +68,15 @@ def read_donors(
         here = {i: exchange for i, exchange in exchanges.items() if name in exchange.variables}
         edited = editing(source.batch) if editing and source.batch.sources else None
         places = [(exchange.site, exchange.point) for exchange in here.values()]
-        for i, states in zip(here, read_sites(model, source.batch, places, edited=edited), strict=True):
-            sources[i][name] = states, _lookup(here[i].site, data, name).to(device)
+        used = sorted({*source.rows.tolist()} - {-1}) or [0]  # of the right width, where nothing is taken
+        for i, states in zip(here, read_sites(model, source.batch, places, edited=edited, rows=used), strict=True):
+            vectors = pad(states, (0, 0, 0, 1), value=torch.nan)
+            sources[i][name] = vectors, _lookup(here[i].site, data, name).to(device)
     donors = {}
     for i, known in sources.items():
         if known:
-            states, lookup = next(iter(known.values()))
-            nothing = states, torch.full_like(lookup, -1)
+            vectors, lookup = next(iter(known.values()))
+            nothing = vectors, torch.full_like(lookup, -1)
             donors[i] = Donor(*zip(*(known.get(name, nothing) for name in exchanges[i].variables), strict=True))
     return donors
 
@@ -140,7 +142,8 @@ def _lookup(site: Site, data: Batch, name: str) -> Int[Tensor, "rows width"]:
             f"such as the last of each: {site.positions} >> Last(1)"
         )
     rows, columns = mask.nonzero().unbind(dim=1)
-    begins, order = theirs.cumsum(dim=0) - theirs, (mask.long().cumsum(dim=1) - 1)[rows, columns]
+    used = torch.isin(torch.arange(len(theirs)), index)
+    begins, order = (theirs * used).cumsum(dim=0) - theirs, (mask.long().cumsum(dim=1) - 1)[rows, columns]
     lookup = torch.full(mask.shape, -1)
     taken = torch.where(index >= 0, begins[index.clamp(min=0)], -1)[rows]
     lookup[rows, data.view.index.cpu()[rows, columns]] = torch.where(taken >= 0, taken + order, -1)
