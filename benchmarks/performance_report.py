@@ -186,7 +186,7 @@ def write(results: dict, out: Path) -> None:
         "\n\n## Generation: tokens per second of one thread, 64 greedy tokens after 40, layer 8 edited\n\n",
         generation(results),
     ]
-    for extra in (out / f"performance_{name}.md" for name in ("buckets", "twenty", "analyses")):
+    for extra in (out / f"performance_{name}.md" for name in ("buckets", "twenty", "analyses", "session")):
         if extra.exists():
             parts.append("\n\n" + extra.read_text(encoding="utf-8").rstrip())
     texts = {shape: results[shape]["counted"] for shape in TEXTS if shape in results}
