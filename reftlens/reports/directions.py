@@ -9,7 +9,6 @@ from reftlens.analysis.subspaces.directions import pca
 from reftlens.analysis.subspaces.examples import DirectionExample, DirectionExamples, direction_examples
 from reftlens.analysis.subspaces.geometry import columns_of, overlap
 from reftlens.analysis.subspaces.tokens import DirectionTokens, direction_tokens
-from reftlens.editing.reading import activations
 from reftlens.reports.parts import Section, figure, or_reason
 from reftlens.reports.subject import Subject
 
@@ -38,7 +37,7 @@ def _subspaces(subject: Subject) -> dict[str, Tensor]:
     subspaces: dict[str, Tensor] = {}
     for i, site in enumerate(subject.reft.sites[:_MOST_SITES]):
         columns = columns_of(subject.reft[i])
-        hidden = activations(subject.model, subject.data, site, progress=subject.progress)
+        hidden = subject.states[i].cpu()
         rank = min(columns.shape[1], len(hidden) - 1)
         if not 0 < rank <= 32:
             raise ValueError(f"{site} has rank {columns.shape[1]} and {len(hidden)} tokens, expected 1 to 32")

@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
+from jaxtyping import Float
+from torch import Tensor
+
 from reftlens.analysis.causal.control_table import Controls
 from reftlens.analysis.places.measuring import answered
 from reftlens.analysis.places.questions import Effects, Kind, edited_positions, questions_of
@@ -14,6 +17,7 @@ from reftlens.analysis.strength.texts import fluency
 from reftlens.analysis.subspaces.frame import PrincipalFrame, principal_frame
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import plans_of
+from reftlens.editing.reading import read_sites
 from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
 from reftlens.generation.decoding import Decoding
@@ -83,6 +87,12 @@ class Subject:
         return or_reason("The directions of the edit", read)
 
     @cached_property
+    def states(self) -> list[Float[Tensor, "_ _"]]:
+        """Hidden states of the unedited model that each site edits."""
+        places = [(place.site, place.point) for place in self.reft.bind(self.model)]
+        return read_sites(self.model, self.data, places, progress=self.progress)
+
+    @cached_property
     def positions(self) -> dict[str, Positions]:
         """Every edited position."""
         return edited_positions(self.reft, self.data)
@@ -110,7 +120,7 @@ class Subject:
     def results(self) -> Measured:
         """The strength curve, and texts at every strength, on which fluency is then measured."""
         s = self
-        size, off_target = edit_size(s.reft, s.model, s.data), None
+        size, off_target = edit_size(s.reft, s.model, s.data, states=s.states), None
         if s.unrelated is not None:
             off_target = responses(s.model, s.unrelated, plans_of(s.reft, self._doses), progress=s.progress)
         dose = DoseResponse(s.strengths, s.sweep.doses, size, off_target, None)
