@@ -237,13 +237,12 @@ def dose_response(
         check_writes(reft)
     variants = [Variant(s, among, sites) for s in doses]
     plans = plans_of(reft, dict(zip(map(str, doses), variants, strict=True)))
-    score_on = partial(responses, model, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress)
+    settings = {"batch_size": batch_size, "reuse": Reuse.of(reuse), "progress": progress}
+    score_on = partial(responses, model, **settings)
     size = edit_size(reft, model, data, variant=Variant(1.0, among, sites), batch_size=batch_size)
     on_data = score_on(data, plans, describe="dose response")
     off_target = None if unrelated is None else score_on(unrelated, plans, describe="unrelated prompts")
     text = None
     if prompts is not None:
-        text = written(
-            reft, model, prompts, variants, decoding, score=score, chat=chat, batch_size=batch_size, progress=progress
-        )
+        text = written(reft, model, prompts, variants, decoding, score=score, chat=chat, **settings)
     return DoseResponse(doses, on_data, size, off_target, text)

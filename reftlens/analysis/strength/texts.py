@@ -8,38 +8,40 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
-from reftlens.editing.engine import forward
+from reftlens.bridge.protocol import Bridge
+from reftlens.cone.plans import Plan
+from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
+from reftlens.editing.site import resid_post
 from reftlens.editing.variant import Variant
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.prompt_cache import encoded, prefill
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import generate
+from reftlens.interventions import SteeringVector
 from reftlens.numbers import whole
-from reftlens.scoring.comparison import per_example, pieces
+from reftlens.scoring.comparison import pieces, scorer_of
+from reftlens.scoring.evaluation import losses_of
 from reftlens.scoring.objectives import cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.text.template import Prompt
 
 
-@torch.no_grad()
-def perplexity(model: Bridge, data: Batch, *, batch_size: int = 16) -> Float[Tensor, " example"]:
+def perplexity(
+    model: Bridge, data: Batch, *, batch_size: int = 16, reuse: Reuse | None = Reuse()
+) -> Float[Tensor, " example"]:
     """`exp` of the mean negative log-likelihood of each row's targets, under the model as it is.
 
-    For generated text (`generation.batch()`) the targets are the generated tokens, given the prompt.
+    For generated text (`generation.batch()`) the targets are the generated tokens, given the prompt; what rows begin
+    with alike is read once.
 
     Raises:
         ValueError: where a row has no target.
     """
-    check_deterministic(model)
-    data.require_targets()
-    losses = []
-    for rows in pieces(len(data), batch_size):
-        batch = data[list(rows)].to(device_of(model))
-        logits = forward(model, batch.tokens, batch.attention_mask)[batch.predicting]
-        losses.append(per_example(cross_entropy(logits, batch).double(), batch))
-    return torch.cat(losses).exp()
+    nothing = ReFT({resid_post(0, "response"): SteeringVector(int(model.cfg.d_model))})
+    scorer = scorer_of(model, data, [Plan(nothing, Variant(0.0))], reuse)
+    losses, _ = losses_of(scorer, cross_entropy, batch_size=batch_size, describe="perplexity", progress=False)
+    return losses[0].exp()
 
 
 def repetition(ids: Sequence[int], *, n: int = 3) -> float:
@@ -75,8 +77,10 @@ def fluency(
     computation: str,
     *,
     batch_size: int = 16,
+    reuse: Reuse | None = Reuse(),
 ) -> Written:
     """What continuations of the same prompts are like, one `Generation` for each dose."""
+    every = Batch.join([generation.batch() for generation in generations])
     texts = tuple(generation.texts for generation in generations)
     repeated = [[repetition(ids) for ids in generation.ids] for generation in generations]
     scores = None
@@ -84,7 +88,7 @@ def fluency(
         scores = torch.tensor([[float(score(text)) for text in row] for row in texts], dtype=torch.float64)
     return Written(
         texts,
-        torch.stack([perplexity(model, generation.batch(), batch_size=batch_size) for generation in generations]),
+        perplexity(model, every, batch_size=batch_size, reuse=reuse).view(len(generations), -1),
         torch.tensor(repeated, dtype=torch.float64),
         scores,
         computation,
@@ -101,6 +105,7 @@ def written(
     score: Callable[[str], float] | None = None,
     chat: bool = False,
     batch_size: int = 16,
+    reuse: Reuse | None = Reuse(),
     progress: bool = True,
 ) -> Written:
     """Continue the prompts under each variant, `batch_size` prompts with all variants in one batch.
@@ -121,4 +126,4 @@ def written(
             parts.append(generate(reft, model, cache, settings, variant=variants))
             bar.update(len(rows) * len(variants))
     generations = [Generation.join(doses) for doses in zip(*parts, strict=True)]
-    return fluency(model, generations, score, computation, batch_size=batch_size)
+    return fluency(model, generations, score, computation, batch_size=batch_size, reuse=reuse)
