@@ -10,6 +10,7 @@ Shapes on real text take one of five batches after the other from the file TEXTS
 Started by `step_time.py`.
 """
 
+import ctypes
 import json
 import resource
 import sys
@@ -24,6 +25,7 @@ from floors import LR, LowRank, floor_reuse_step, floor_step, plain_model
 from shapes import SHAPES, TEXTS, TINY_RATE, WHOLE, rows_of, start_of
 
 warnings.filterwarnings("ignore")
+LARGE = 2 * 2**30  # bytes that a waiting contender holds: unused ones are handed back, as several of them wait at once
 
 
 def reftlens_fit(shape, folder, batches):
@@ -64,6 +66,8 @@ def handle(clock, loss=None):
     """Report the step that just ended, if one was asked for; wait for the next request. False: the end."""
     if clock.started is not None:
         print(json.dumps({**clock.read(), "loss": loss}), flush=True)
+    if resident() > LARGE:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     words = sys.stdin.readline().split()
     if not words or words[0] != "step":
         return False
