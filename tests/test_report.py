@@ -290,11 +290,16 @@ def test_an_exchange_gets_a_report_that_says_what_does_not_apply(tmp_path, witho
     assert "<input" not in text
 
 
-def test_a_vector_moves_every_token_alike_and_every_strength_is_shown(tmp_path, without_charts):
+def test_a_vector_moves_every_token_alike_and_every_strength_is_shown(tmp_path, monkeypatch, without_charts):
     import reftlens as rl
+    from reftlens.reports import subject
     from reftlens.reports.page import report
+    from reftlens.scoring import responses
 
     model, data, reft, _ = trained()
+    sweeps, reads, score, read = [], [], responses.scorer_of, subject.read_sites
+    monkeypatch.setattr(responses, "scorer_of", lambda *a: sweeps.append(len(a[2])) or score(*a))
+    monkeypatch.setattr(subject, "read_sites", lambda *a, **k: reads.append(a[1]) or read(*a, **k))
     vector = rl.ReFT({rl.resid_post(1, "last"): rl.directions.random_subspace(architectures.D).as_steering()})
     asked = {"strengths": [-2, 4], "progress": False, "decoding": rl.Decoding(4)}
     said = {}
@@ -303,6 +308,9 @@ def test_a_vector_moves_every_token_alike_and_every_strength_is_shown(tmp_path, 
         said[name] = Page(text).text["directions"]
         columns = re.findall(r'<th scope="col"[^>]*>(-2|0 \(unedited\)|1|4)</th>', text)
         assert columns[:4] == ["-2", "0 (unedited)", "1", "4"]
+    # one sweep and one reading each: unedited, and three strengths, of which one is the whole edit; of two sites also two
+    # positions alone (each is the other left out), two sites likewise, and the one cell that is none of these
+    assert len(reads) == 2 and sweeps == [4, 4 + 2 + 2 + 1 + 1], "and the cell that edits nothing, which is not computed"
     assert "moves every token alike" in said["vector"] and "largest" not in said["vector"]
     assert "moves every token alike" not in said["trained"] and "largest" in said["trained"]
 
