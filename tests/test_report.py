@@ -308,9 +308,10 @@ def test_a_vector_moves_every_token_alike_and_every_strength_is_shown(tmp_path, 
         said[name] = Page(text).text["directions"]
         columns = re.findall(r'<th scope="col"[^>]*>(-2|0 \(unedited\)|1|4)</th>', text)
         assert columns[:4] == ["-2", "0 (unedited)", "1", "4"]
-    # one sweep and one reading each: unedited, and three strengths, of which one is the whole edit; of two sites also two
-    # positions alone (each is the other left out), two sites likewise, and the one cell that is none of these
-    assert len(reads) == 2 and sweeps == [4, 4 + 2 + 2 + 1 + 1], "and the cell that edits nothing, which is not computed"
+    # one sweep and one reading each: unedited, and three strengths, of which one is the whole edit; of two sites also
+    # two positions alone (each is the other left out), two sites likewise, the one cell that is none of these, and the
+    # one that edits nothing, which is not computed
+    assert len(reads) == 2 and sweeps == [4, 4 + 2 + 2 + 1 + 1]
     assert "moves every token alike" in said["vector"] and "largest" not in said["vector"]
     assert "moves every token alike" not in said["trained"] and "largest" in said["trained"]
 
