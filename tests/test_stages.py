@@ -196,6 +196,20 @@ def test_prefilled_prompts_are_read_once_where_they_begin_alike(positions, doubl
     assert worst(found, expected) < 1e-10
 
 
+@pytest.mark.parametrize("positions", ["f3", "f2+l1", "all", "l4"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
+def test_what_follows_prefilled_columns_is_shared_too(architecture, positions, doubles, monkeypatch):
+    """Strengths apart, texts edited in their beginning share it; the check covers it and does not object."""
+    import reftlens as rl
+
+    model, reft = double(architecture), edit(positions)
+    found, expected = both(monkeypatch, model, reft, rl.generation.prefill(reft, model, PROMPTS), verify=True)
+    assert worst(found, expected) < 1e-10
+    with monkeypatch.context() as patch:
+        sharing(patch, None)
+        assert worst(found, written(model, reft)) < 1e-10
+
+
 def _stored(prefilled):
     return [stored.transpose(1, 2) for stored in (*prefilled.states.keys, *prefilled.states.values)]
 

@@ -24,7 +24,7 @@ from reftlens.errors import NotFinite, in_brief
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.prompt_cache import PromptCache, read_prompts
 from reftlens.generation.session import Session
-from reftlens.generation.stages import OVERHEAD
+from reftlens.generation.stages import OVERHEAD, shared
 from reftlens.text.batch import Batch, batch_from_rows
 from reftlens.text.positions import All, First, Last, Positions
 from reftlens.text.view import Role
@@ -38,7 +38,7 @@ def checked(session: Session) -> Session:
     with exclusive(session.model):
         session.share(OVERHEAD[session.rows.tokens.device.type])
         problem = _verdict(session) if session.decoding.verify else ""
-        if problem and session.shares and session.prompts.states is None:
+        if problem and shared(session.stages):
             warnings.warn(f"prompts that begin alike are read one by one: {problem}", stacklevel=4)
             session.stages = [session.whole]
             problem = _verdict(session)
@@ -66,10 +66,10 @@ def _way(session: Session) -> Hashable:
     states, config = session.prompts.states, getattr(session.model.original_model, "config", None)
     places = () if session.edits is None else [session.edits.places[i] for i in session.edits.sites]
     edited = frozenset((within_block(p.point.name or ""), p.intervention.kind, _reaches(p.site)) for p in places)
-    entry = None if states is None else (states.first > 0, states.start > 0)
+    entry = None if states is None else (states.first > 0, states.start > 0, states.distinct is not None)
     attention = getattr(config, "_attn_implementation", None)
-    several = len(session.prompts) > len(session.variants), len(session.variants) > 1
-    shares = session.shares, session.shares and _early(session)
+    several = len(session.prompts) > 1, len(session.variants) > 1
+    shares = shared(session.stages), _early(session)
     return "generate", edited, entry, several, shares, session.runner.obstacle(), attention
 
 
@@ -108,21 +108,23 @@ def _short(session: Session, room: int, obstacle: str) -> tuple[Session, Int[Ten
     def drawn(*shape: int) -> Tensor:
         return torch.tensor(pool)[torch.randint(len(pool), shape, generator=generator)]
 
-    count = len(_LENGTHS) if session.shares else min(len(_LENGTHS), len(session.rows) // len(session.variants))
+    states = session.prompts.states
+    alike = shared(session.stages) or (states is not None and states.distinct is not None)
+    count = len(_LENGTHS) if alike else min(len(_LENGTHS), len(session.prompts))
     config: Any = getattr(model.original_model, "config", None)
     window = getattr(config, "sliding_window", None) or 0
     lengths = [min(n, room) for n in (window + 1 if _LENGTHS[0] <= window < 30 else _LENGTHS[0], *_LENGTHS[1:])][:count]
     ids = [drawn(n).tolist() for n in lengths]
-    if session.shares:
+    if alike:
         ids[1:] = [ids[0][: (n := min(_ALIKE, len(row) - 1))] + row[n:] for row in ids[1:]]
     roles = [[Role.PROMPT] * n for n in lengths]
     prompts = batch_from_rows(ids, roles, tokenizer=session.rows.tokenizer)
-    reft = None if session.reft is None else _on_short_prompts(session.reft, early=_early(session))
+    reft = None if session.reft is None else _on_short_prompts(session.reft, _early(session))
     decoding = Decoding(max_new_tokens=_WRITTEN + 1, verify=False)
     short = Session(reft, model, _cache(reft, session, prompts), variants, decoding)
     if obstacle:
         short.runner.body, short.runner.problem = None, obstacle
-    if session.shares:
+    if shared(session.stages):
         short.share(0.0)
     return short, drawn(_WRITTEN, len(short.rows)).to(short.rows.tokens.device)
 
@@ -131,24 +133,33 @@ def _cache(reft: ReFT | None, session: Session, prompts: Batch) -> PromptCache:
     """The short prompts, read before where those of the session were."""
     if reft is None or session.prompts.states is None:
         return PromptCache(prompts, () if reft is None else reft.sites, "nothing was read before")
-    return read_prompts(reft, session.model, prompts, overhead=0.0 if session.shares else math.inf)
+    overhead = math.inf if session.prompts.states.distinct is None else 0.0
+    return read_prompts(reft, session.model, prompts, overhead=overhead)
 
 
-def _early(session: Session) -> bool:
-    """Whether an edit acts in what is shared, or in the first column of prompts that were read before."""
+def _early(session: Session) -> int | None:
+    """After how many tokens of a short prompt edits are to act; None for at its last ones.
+
+    Early where they act in what is shared, or in the first column of prompts that were read before.
+    """
     states = session.prompts.states
-    if states is not None:
-        return states.start == 0
-    return bool(session.rows.edited[:, : session.stages[-1].start].any())
+    if bool(session.rows.edited[:, : session.stages[-1].start].any()) or (states is not None and states.start == 0):
+        return int(states is not None and states.start > 0)
+    return None
 
 
-def _on_short_prompts(reft: ReFT, *, early: bool) -> ReFT:
-    """The same interventions at tokens that a short prompt has, and at all that is written where theirs reach there."""
+def _on_short_prompts(reft: ReFT, early: int | None) -> ReFT:
+    """The same interventions at tokens that a short prompt has, and at all that is written where theirs reach there.
+
+    At the last tokens; or at the first after so many.
+    """
     sites, before = {}, Counter[tuple[Any, ...]]()
     for site, module in reft.items():
         hook = site.hook, site.heads
         size = 2 + before[hook]  # sites at one hook differ in their positions
-        positions: Positions = First(size) if early else Last(size)
+        positions: Positions = Last(size)
+        if early is not None:
+            positions = First(size + early) - First(early) if early else First(size)
         if _reaches(site):
             positions = All() - First(before[hook]) if before[hook] else All()
         sites[Site(site.hook, positions, site.heads)] = module

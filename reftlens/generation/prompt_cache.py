@@ -5,7 +5,7 @@ residual stream at the first edited token and block; `generate` then starts from
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -38,13 +38,6 @@ class PromptCache:
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-    def repeated(self, times: int) -> "PromptCache":
-        """All prompts so many times over."""
-        if times == 1:
-            return self
-        prompts = self.prompts[list(range(len(self))) * times]
-        return replace(self, prompts=prompts, states=None if self.states is None else self.states.repeated(times))
 
     def check(self, reft: ReFT | None, model: Bridge) -> None:
         """Raise if these are not the sites, or this is not the model, that the prompts were read for."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -39,27 +39,34 @@ class PromptStates:
     distinct: int | None = None
     """Tokens that were computed, where prompts begin alike and that was computed once."""
 
-    def repeated(self, times: int) -> "PromptStates":
-        """Of all prompts so many times over."""
-        stream = None if self.stream is None else self.stream.repeat(times, 1, 1)
-        keys, values = (tuple(x.repeat(times, 1, 1, 1) for x in each) for each in (self.keys, self.values))
-        return replace(self, stream=stream, keys=keys, values=values)
+    def enter(
+        self, body: Body, rows: Int[Tensor, " rows"], start: int, stop: int, cache: Any
+    ) -> tuple[DynamicCache, list[tuple[Slot, nn.Module]]]:
+        """A cache of some rows up to column `start`, and what to put into the blocks below `first`.
 
-    def layers(self, blocks: range, stop: int | None = None) -> list[DynamicLayer]:
-        """Cache layers that hold the columns before `stop`, of these blocks; what is stored stays as it is."""
+        They then compute nothing, and the stream of the columns up to `stop` enters block `first`. Above it, a cache
+        that holds columns from `self.start` on stays.
+        """
+        stubs = [Stub(len(rows), start) for _ in range(self.first)]
+        above = (
+            self._layers(range(self.first, body.depth), rows, start) if cache is None else cache.layers[self.first :]
+        )
+        stream = None if self.stream is None else self.stream[rows, start - self.start : stop - self.start]
+        return cache_of([*stubs, *above]), entering(body, self.first, stream, self.returns)
+
+    def fill(self, cache: Any, rows: Int[Tensor, " rows"]) -> None:
+        """Put all columns of the blocks that computed nothing into a cache."""
+        cache.layers[: self.first] = self._layers(range(self.first), rows, None)
+
+    def _layers(self, blocks: range, rows: Int[Tensor, " rows"], stop: int | None) -> list[DynamicLayer]:
+        """Cache layers of these blocks with the columns before `stop`."""
         layers = []
         for i in blocks:
             layer = DynamicLayer()
             layer.lazy_initialization(self.keys[i], self.values[i])
-            layer.keys, layer.values = self.keys[i][:, :, :stop], self.values[i][:, :, :stop]
+            layer.keys, layer.values = self.keys[i][rows, :, :stop], self.values[i][rows, :, :stop]
             layers.append(layer)
         return layers
-
-    def enter(self, body: Body) -> tuple[DynamicCache, list[tuple[Slot, nn.Module]]]:
-        """A cache that ends at `start`, and what to put into the blocks below `first` so that they compute nothing."""
-        stubs = [Stub(len(self.keys[0]), self.start) for _ in range(self.first)]
-        cache = cache_of([*stubs, *self.layers(range(self.first, body.depth), self.start)])
-        return cache, entering(body, self.first, self.stream, self.returns)
 
 
 class Runner:
@@ -80,25 +87,22 @@ class Runner:
         return self.problem if self.body is None else self.body.obstacle() or self.body.stateful
 
     def step(
-        self, rows: Rows, new: int, edits: Sequence[Edit], cache: Any, states: PromptStates | None
+        self, rows: Rows, new: int, edits: Sequence[Edit], cache: Any, below: Sequence[tuple[Slot, nn.Module]] = ()
     ) -> tuple[Float[Tensor, "row vocab"], Any]:
-        """Logits after the last of the `new` columns that are not in the cache, and the cache with all columns."""
+        """Logits after the last of the `new` columns that are not in the cache, and the cache with all columns.
+
+        `below` is what stands in for blocks that are not run.
+        """
         body = self.body
         if body is None or self.obstacle():
             with attached(self.model, edits):
                 logits, cache = forward_cached(self.model, rows.tokens[:, -new:], rows.real, cache)
             return logits[:, -1], cache
         used = used_points(edits)
-        places: list[tuple[Slot, nn.Module]] = [(body.head, _last_of(rows, new, body, used))]
-        if states is not None:
-            cache, below = states.enter(body)
-            places += below
-        elif cache is None:
-            cache = cache_of([DynamicLayer() for _ in body.blocks])
+        places = [(body.head, _last_of(rows, new, body, used)), *below]
+        cache = cache_of([DynamicLayer() for _ in body.blocks]) if cache is None else cache
         with attached(self.model, edits):
             logits = _run(body, rows, new, cache, places, used)
-        if states is not None:
-            cache.layers[: states.first] = states.layers(range(states.first))
         return logits[0], cache
 
 
@@ -111,7 +115,7 @@ def read(runner: Runner, prompts: Rows, first: int, start: int, overhead: float)
     assert body is not None
     *before, last = stages(prompts.tokens, prompts.real, limit=start, overhead=overhead)
     for stage in before:
-        _, cache = runner.step(stage.of(prompts).until(stage.stop), stage.stop - stage.start, [], cache, None)
+        _, cache = runner.step(stage.of(prompts).until(stage.stop), stage.stop - stage.start, [], cache)
         stage.hand_on(cache)
     cache = cache_of([DynamicLayer() for _ in body.blocks]) if cache is None else cache
     blocks = observers(body, [first], body.depth, plain=body.may_be_plain)

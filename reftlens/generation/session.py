@@ -23,7 +23,7 @@ from reftlens.generation.prompt_cache import PromptCache
 from reftlens.generation.rows import Rows
 from reftlens.generation.runner import PromptStates, Runner
 from reftlens.generation.site_edits import SiteEdits
-from reftlens.generation.stages import Stage, shared, stages
+from reftlens.generation.stages import Stage, stages
 
 
 class Session:
@@ -44,8 +44,8 @@ class Session:
         check_predicts(model)
         device = device_of(model)
         self.reft, self.model, self.decoding, self.variants = reft, model, decoding, variants
-        self.prompts = prompts.repeated(len(variants))
-        self.rows = Rows.of(self.prompts.prompts, device)
+        self.prompts = prompts
+        self.rows = Rows.of(prompts.prompts[list(range(len(prompts))) * len(variants)], device)
         limit, longest = length_limit(model), self.rows.tokens.shape[1] + decoding.max_new_tokens
         self.in_full = last_trial(model).minds_padding or (limit is not None and longest > limit[1])
         """Whether every row is computed alone and from its first token, at each step."""
@@ -78,18 +78,13 @@ class Session:
 
     def share(self, overhead: float) -> None:
         """Read what prompts begin alike once, where that pays at this `overhead` of a pass, in tokens."""
-        if len(self.rows) == 1 or self.prompts.states is not None or self.in_full or self.runner.obstacle():
+        if len(self.rows) == 1 or self.in_full or self.runner.obstacle():
             return
         computations, limit = self.rows.tokens, self.whole.stop
         if self.edits is not None:
             computations, limit = self.edits.computations(self.rows)
-        self.stages = stages(computations, self.rows.real, limit=limit, overhead=overhead)
-
-    @property
-    def shares(self) -> bool:
-        """Whether what prompts begin alike is read once, or was."""
-        states = self.prompts.states
-        return shared(self.stages) if states is None else states.distinct is not None
+        start = self.whole.start
+        self.stages = stages(computations, self.rows.real, start=start, limit=limit, overhead=overhead)
 
     @property
     def finished(self) -> bool:
@@ -116,18 +111,27 @@ class Session:
             for stage in steps:
                 logits, cache = self._computed(stage, cache, states)
                 stage.hand_on(cache)
+        if states is not None:
+            states.fill(cache, self._prompts())
         self.cache = cache
         return stage.to_all(logits).to(torch.promote_types(logits.dtype, torch.float32))
 
     def _computed(self, stage: Stage, cache: Any, states: PromptStates | None) -> tuple[Tensor, Any]:
         """The logits after the last column of a stage, and the cache with its columns."""
-        rows, edits = stage.of(self.rows), list[Edit]()
+        rows, edits, below = stage.of(self.rows), list[Edit](), []
         if self.edits is not None:
             here = self.edits if stage.rows is None else self.edits.of(stage.rows)
             edits = here.at(rows, stage.start, stage.stop)
-        computed = self.runner.step(rows.until(stage.stop), stage.stop - stage.start, edits, cache, states)
+        if states is not None and self.runner.body is not None:
+            some = self._prompts() if stage.rows is None else self._prompts()[stage.rows]
+            cache, below = states.enter(self.runner.body, some, stage.start, stage.stop, cache)
+        computed = self.runner.step(rows.until(stage.stop), stage.stop - stage.start, edits, cache, below)
         check_fired(edits)
         return computed
+
+    def _prompts(self) -> Int[Tensor, " row"]:
+        """Of each row, at the first step, the number of its prompt."""
+        return torch.arange(len(self.rows), device=self.rows.tokens.device) % len(self.prompts)
 
     def logits_alone(self, row: int) -> Float[Tensor, "column vocab"]:
         """Of all tokens of one row, computed without a cache, padding or other rows."""

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from reftlens.cone.caches import Stub
 from reftlens.generation.rows import Rows
 
 OVERHEAD = defaultdict(lambda: 256.0, cpu=64.0)
@@ -50,7 +51,7 @@ class Stage:
         if self.owners is None:
             return
         for layer in cache.layers:
-            if layer.is_initialized:
+            if layer.is_initialized and not isinstance(layer, Stub):
                 layer.keys, layer.values = self._shifted(layer.keys), self._shifted(layer.values)
 
     def _shifted(self, stored: Tensor) -> Tensor:
@@ -61,9 +62,14 @@ class Stage:
 
 
 def stages(
-    computations: Int[Tensor, "row column"], real: Bool[Tensor, "row column"], *, limit: int, overhead: float
+    computations: Int[Tensor, "row column"],
+    real: Bool[Tensor, "row column"],
+    *,
+    start: int = 0,
+    limit: int,
+    overhead: float,
 ) -> list[Stage]:
-    """The cheapest stages: each costs its columns times its rows, and `overhead` tokens.
+    """The cheapest stages from column `start` on: each costs its columns times its rows, and `overhead` tokens.
 
     Args:
         computations: equal where the same is computed of a token, as long as all tokens before it are the same too.
@@ -72,18 +78,18 @@ def stages(
     texts = [row[mask].tolist() for row, mask in zip(computations.cpu(), real.cpu(), strict=True)]
     width, device = computations.shape[1], computations.device
     like, ends = _alike(texts, width)
-    cuts = _cuts(ends, width, limit, overhead)
+    cuts = _cuts(ends, range(start, width), limit, overhead)
     every, result = list(range(len(texts))), list[Stage]()
     chosen = [[row for row in every if ends[row] < stop] for stop in cuts]
-    for (start, stop), rows, following in zip(pairwise([0, *cuts]), chosen, [*chosen[1:], every], strict=True):
+    for (begin, stop), rows, following in zip(pairwise([start, *cuts]), chosen, [*chosen[1:], every], strict=True):
         if rows == every:
-            result.append(Stage(start, stop))
+            result.append(Stage(begin, stop))
             continue
         owners = [_owner(row, stop, like, ends) for row in following]
         shifts = [len(texts[owner]) - len(texts[row]) for row, owner in zip(following, owners, strict=True)]
         places = [rows.index(owner) for owner in owners]
         some, first, moved = (torch.tensor(numbers, device=device) for numbers in (rows, places, shifts))
-        result.append(Stage(start, stop, some, first, moved if any(shifts) else None))
+        result.append(Stage(begin, stop, some, first, moved if any(shifts) else None))
     return result
 
 
@@ -129,13 +135,13 @@ def _owner(row: int, stop: int, like: Sequence[int], ends: Sequence[int]) -> int
     return row
 
 
-def _cuts(ends: Sequence[int], width: int, limit: int, overhead: float) -> list[int]:
+def _cuts(ends: Sequence[int], columns: range, limit: int, overhead: float) -> list[int]:
     """Where stages end: exact, by dynamic programming over the columns where the number of rows grows."""
     ordered = sorted(ends)
-    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
-    for stop in sorted({min(end, limit) for end in ends} - {0} | {width}):
+    best: dict[int, tuple[float, list[int]]] = {columns.start: (0.0, [])}
+    for stop in sorted({cut for end in ends if (cut := min(end, limit)) in columns[1:]} | {columns.stop}):
         rows = bisect_left(ordered, stop)
         costs = [(cost + rows * (stop - start) + overhead, cuts) for start, (cost, cuts) in best.items()]
         cost, cuts = min(costs, key=lambda each: each[0])
         best[stop] = cost, [*cuts, stop]
-    return best[width][1]
+    return best[columns.stop][1]
