@@ -32,15 +32,18 @@ Pieces = tuple[Tensor, ...]
 
 
 class Prefilled(Stub):
-    """Stored keys and values of each row, before those that a forward pass computes."""
+    """Stored keys and values of each row, and those of a beginning that all rows share, before what a pass computes."""
 
-    def __init__(self, keys: Sequence[Pieces], values: Sequence[Pieces], length: int) -> None:
+    def __init__(
+        self, keys: Sequence[Pieces], values: Sequence[Pieces], length: int, shared: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         super().__init__(len(keys), length)
         self.stored_keys, self.stored_values, self.length = list(keys), list(values), length
+        self.shared = shared or (None, None)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **_: Any) -> tuple[Tensor, Tensor]:
-        keys = _Joined.apply(key_states, self.stored_keys, self.length)
-        values = _Joined.apply(value_states, self.stored_values, self.length)
+        keys = _Joined.apply(key_states, self.shared[0], self.stored_keys, self.length)
+        values = _Joined.apply(value_states, self.shared[1], self.stored_values, self.length)
         assert isinstance(keys, Tensor) and isinstance(values, Tensor)
         return keys, values
 
@@ -70,23 +73,31 @@ def recorded(recorders: Sequence[Recorder]) -> tuple[list[Tensor], list[Tensor]]
 
 
 class _Joined(torch.autograd.Function):
-    """`[stored, new]` along the tokens, stored rows padded on the left with zeros; only `new` takes a gradient."""
+    """`[stored, shared, new]` along the tokens, stored rows padded on the left with zeros and without a gradient.
+
+    What is shared is written to each row from one place, and takes the sum of the rows' gradients.
+    """
 
     @staticmethod
-    def forward(ctx: Any, new: Tensor, stored: Sequence[Pieces], length: int) -> Tensor:
-        ctx.length = length
+    def forward(ctx: Any, new: Tensor, shared: Tensor | None, stored: Sequence[Pieces], length: int) -> Tensor:
+        ctx.length, ctx.shared = length, 0 if shared is None else shared.shape[2]
         rows, heads, tokens, width = new.shape
         out = new.new_empty(rows, heads, length + tokens, width)
         for i, pieces in enumerate(stored):
-            end = length
+            end = length - ctx.shared
             for piece in reversed(pieces):
                 out[i, :, end - piece.shape[1] : end] = piece
                 end -= piece.shape[1]
             if end:
                 out[i, :, :end] = 0
+        if shared is not None:
+            out[:, :, length - ctx.shared : length] = shared
         out[:, :, length:] = new
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0][:, :, ctx.length :], None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        (grad,), length, shared = grads, ctx.length, None
+        if ctx.shared and ctx.needs_input_grad[1]:
+            shared = grad[:, :, length - ctx.shared : length].sum(dim=0, keepdim=True)
+        return grad[:, :, length:], shared, None, None

@@ -2,8 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -14,53 +14,51 @@ from reftlens.bridge.lengths import length_limit
 from reftlens.bridge.protocol import device_of
 from reftlens.cone.beginnings import Beginning, shared_beginnings
 from reftlens.cone.body import Body
-from reftlens.cone.caches import Prefilled, Stub, cache_of
+from reftlens.cone.caches import Prefilled, Recorder, Stub, cache_of, recorded
 from reftlens.cone.capture import Capture
 from reftlens.cone.full import Full
-from reftlens.cone.layout import PlanCone, plan_cones, right_padded
+from reftlens.cone.groups import PASS
+from reftlens.cone.layout import plan_cones, right_padded
+from reftlens.cone.passes import Course, Pass, Planner, Row, unread
 from reftlens.cone.plans import Job, Scored, Unsound, Way
 from reftlens.cone.prefix import Captured, assemble, entering
 from reftlens.cone.reuse import Reuse
-from reftlens.cone.spans import Span, Window, buckets, window, within_block
+from reftlens.cone.spans import Span
 from reftlens.cone.stand_ins import Gather
 from reftlens.cone.store import RowStore
 from reftlens.cone.trim import Trimmed
-from reftlens.editing.edits import Edit, joined, used_points
-from reftlens.editing.engine import attached, check_fired, forward_inside
-from reftlens.text.view import Mask
+from reftlens.editing.edits import used_points
+from reftlens.editing.engine import Stop, attached, check_fired, forward_inside
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
 _ROWS = 8
 """The unembedding gets a multiple of so many rows. For some other numbers, CPU libraries with several threads add the
 vocabulary's tens of thousands of terms one after the other in the backward pass, and gradients lose two digits."""
-_OVERHEAD = defaultdict(lambda: 256.0, cpu=16.0)  # what one more pass through the blocks costs, in tokens
+
+KeysAndValues = list[tuple[Tensor, Tensor]]
+"""Of the blocks of a cone."""
 
 
-class _Row(NamedTuple):
-    """A row of the data set, under the plan of one of the jobs that are computed together."""
+class _Begun:
+    """Keys and values of a beginning; `apart`, from its graph, to which their gradient is sent back at once."""
 
-    job: int
-    plan: PlanCone
-    number: int
-    """In the data set."""
+    def __init__(self, computed: KeysAndValues, *, apart: bool) -> None:
+        self.computed, self.handed = computed, computed
+        if apart:
+            self.handed = [(_leaf(keys), _leaf(values)) for keys, values in computed]
 
-    @property
-    def span(self) -> Span:
-        return self.plan.spans[self.number]
+    def send_back(self) -> None:
+        """After the backward passes of all that went on from it."""
+        pairs = zip(self.computed, self.handed, strict=True)
+        both = [(t, leaf) for ts, leaves in pairs for t, leaf in zip(ts, leaves, strict=True) if leaf is not t]
+        reached = [(t, leaf.grad) for t, leaf in both if leaf.grad is not None]
+        if reached:
+            tensors, grads = zip(*reached, strict=True)
+            torch.autograd.backward(tensors, grads)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """One pass through the blocks of the cone, for rows of similar length."""
-
-    group: list[int]
-    """Numbers of its rows among those that are computed together."""
-    rows: list[_Row]
-    window: Window
-    edits: list[Edit]
-    at: tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]
-    """Row and column, in the window, of what each target is predicted from."""
-    way: Way
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_() if tensor.requires_grad else tensor
 
 
 class Cone:
@@ -94,10 +92,13 @@ class Cone:
             body, self.tidy, self.spans, latest, firsts, self.plain, full.autocast, shared, narrow=reuse.half
         )
         self.store = RowStore(self.capture, reuse, uses, progress)
+        self.planner = Planner(body, self.tidy, self.plans, reuse, way)
+        self._counts: list[int] = self.tidy.target_mask.sum(dim=1).tolist()
+        self._tokens = 0, 0
 
     def _beginnings(self) -> list[Beginning]:
         """Those of the frozen tokens that pay, or any, in the way that is asked for."""
-        overhead = 0.0 if self.way is not None else _OVERHEAD[self.device.type]
+        overhead = 0.0 if self.way is not None else PASS[self.device.type]
         return shared_beginnings(self.tidy.tokens, [span.start for span in self.spans], overhead=overhead)
 
     @property
@@ -108,12 +109,14 @@ class Cone:
         blocks = f"blocks {self.first} to {last}" if self.first <= last else "no block"
         repeated = sum((len(shared.rows) - 1) * shared.length for shared in self.capture.beginnings)
         distinct = f" ({whole - tokens - repeated} distinct of {whole - tokens})" if repeated else ""
-        return f"light cone: {blocks}, {tokens} of {whole} tokens; the rest{distinct} is kept {self.store}"
+        computed = f" ({self._tokens[1]} distinct of {self._tokens[0]} so far)" if len(set(self._tokens)) > 1 else ""
+        return f"light cone: {blocks}, {tokens} of {whole} tokens{computed}; the rest{distinct} is kept {self.store}"
 
-    def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
+    def score(self, jobs: Sequence[Job], *, whole: bool = True) -> Iterator[list[Scored]]:
         """Jobs whose cones begin at the same block together, as long as they stay small.
 
-        Keys are joined with their prefix once for every job.
+        Keys are joined with their prefix once for every job. With `whole` False jobs come in parts, each with a graph
+        of its own: what was scored goes backward before the next is asked for.
         """
         limit = length_limit(self.body.model)
         if limit is not None and int(self.data.attention_mask.sum(dim=1).max()) > limit[1]:
@@ -124,110 +127,116 @@ class Cone:
             more = sum(self.spans[row].stop for row in job.rows)
             other = bool(group) and self.plans[job.plan].first != self.plans[group[-1].plan].first
             if other or (group and size + more > _TOGETHER[self.device.type]):
-                yield self._scored(group)
+                yield from self._scored(group, whole=whole)
                 group, size = [], 0
             group.append(job)
             size += more
-        yield self._scored(group)
+        yield from self._scored(group, whole=whole)
 
-    def _scored(self, jobs: list[Job]) -> list[Scored]:
+    def _scored(self, jobs: list[Job], *, whole: bool) -> Iterator[list[Scored]]:
         """All rows of jobs whose cones begin at one block."""
-        rows = [_Row(j, self.plans[job.plan], number) for j, job in enumerate(jobs) for number in job.rows]
-        passes = self._passes(rows, len(jobs) > 1)
-        for each in passes:
-            self.check(each.way, jobs)
+        rows = [Row(j, self.plans[job.plan], number) for j, job in enumerate(jobs) for number in job.rows]
+        courses = list(self.planner.courses(rows, joined_jobs=len(jobs) > 1))
+        for course in courses:
+            for each in course.passes:
+                self.check(each.way, jobs)
         self.store.prepare()
         captured = [
-            whole.cut(self.spans[row.number], row.span, row.plan.first, row.plan.first - self.first)
-            for whole, row in zip(self.store.fetch([row.number for row in rows]), rows, strict=True)
+            kept.cut(self.spans[row.number], row.span, row.plan.first, row.plan.first - self.first)
+            for kept, row in zip(self.store.fetch([row.number for row in rows]), rows, strict=True)
         ]
-        counts = self.tidy.target_mask.sum(dim=1)[[row.number for row in rows]].tolist()
-        order = _back_in_order([n for each in passes for n in each.group], counts, self.device)
-        gather, logits = Gather(order, _ROWS), []
-        with self.autocast():
-            for each in passes:
-                gather.last = each is passes[-1]
-                logits.append(self._run(each, [captured[n] for n in each.group], gather))
-        if self.reuse.scored_only:
-            (scored,) = logits[-1:]  # a slice of all, or a split into one, would be copied once more by autograd
-            scored = scored if len(scored) == sum(counts) else scored[: sum(counts)]
-        else:
-            scored = torch.cat(logits) if order is None else torch.cat(logits)[order]
-        sizes = [sum(count for count, row in zip(counts, rows, strict=True) if row.job == j) for j in range(len(jobs))]
-        batches = [self.data[list(job.rows)].to(self.device) for job in jobs]
-        parts = scored.split(sizes) if len(jobs) > 1 else [scored]
-        return [Scored(*each) for each in zip(jobs, batches, parts, strict=True)]
+        self._count(courses, rows)
+        results = list[tuple[list[int], Tensor]]()
+        for course in courses:
+            begun = _Begun(self._begin(course.beginning, captured), apart=not whole and torch.is_grad_enabled())
+            for each in course.passes:
+                logits = self._run(each, [captured[n] for n in each.group], begun.handed)
+                if whole:
+                    results.append((each.group, logits))
+                else:
+                    yield self._parts(jobs, rows, each.group, logits)
+            begun.send_back()
+        if whole:
+            order = [n for group, _ in results for n in group]
+            logits = torch.cat([x for _, x in results]) if len(results) > 1 else results[0][1]
+            back = _back_in_order(order, self._targets(rows), self.device)
+            yield self._parts(jobs, rows, range(len(rows)), logits if back is None else logits[back])
 
-    def _passes(self, rows: Sequence[_Row], joined_jobs: bool) -> list[_Pass]:
-        """In what groups the rows are computed, and how."""
-        lengths, before = [row.span.length for row in rows], [row.span.start for row in rows]
-        if self.way is None:
-            groups = buckets(lengths, before, self.reuse.buckets, _OVERHEAD[self.device.type])
-        else:
-            middle = sorted(lengths)[len(lengths) // 2] if self.way.grouped else 0
-            halves = ([n for n, length in enumerate(lengths) if (length < middle) is half] for half in (True, False))
-            groups = [half for half in halves if half]
-        first, depth = rows[0].plan.first, self.body.depth
-        entry = "norm" if first == depth else "block" if first else "embedding"
-        passes = []
-        for group in groups:
-            some = [rows[n] for n in group]
-            numbers = torch.tensor([row.number for row in some], device=self.device)
-            win = window([row.span for row in some], self.device)
-            edits, at = self._edits(some, numbers, win), _predicting(win, self.tidy.target_mask[numbers])
-            trimmed = self._trims(first, at, win, edits)
-            hooks = frozenset(
-                (within_block(edit.point.name or ""), p.intervention.kind) for edit in edits for p in edit.parts
-            )
-            way = Way(hooks, entry, bool(win.starts.any()), trimmed, len(groups) > 1, joined_jobs)
-            passes.append(_Pass(group, some, win, edits, at, way))
-        return passes
+    @property
+    def _like(self) -> Tensor:
+        """Has the dtype of hidden states."""
+        return next(self.body.head.original.parameters())
 
-    def _run(self, each: _Pass, captured: Sequence[Captured], gather: Gather) -> Float[Tensor, "targets vocab"]:
-        """The logits of one pass at its targets (those of all passes so far where `gather` is at its last)."""
-        rows, win, at = each.rows, each.window, each.at
-        first, used = rows[0].plan.first, used_points(each.edits)
-        stream, mask, layers = assemble(captured, first, win, next(self.body.head.original.parameters()))
-        places = entering(self.body, first, stream, self.capture.returns)
-        if self.reuse.scored_only:
-            gather.at, gather.unembed = at, self.body.piece(self.body.head, plain=self.plain, used=used)
-            places.append((self.body.head, gather))
-        trims, cache, before = each.way.trimmed, None, int(win.starts.max())
-        if trims and not layers:
-            layers = [Prefilled([()] * len(rows), [()] * len(rows), 0) for _ in range(self.body.depth - first)]
-        if layers:
-            below: list[DynamicLayer] = [Stub(len(rows), before) for _ in range(first)]
-            cache = cache_of([*below, *layers])
-        if trims and cache is not None:
-            places.append((self.body.blocks[-1], Trimmed(self.body, cache, layers[-1], before, at)))
-        numbers = torch.tensor([row.number for row in rows], device=self.device)
-        with attached(self.body.model, each.edits), self.body.arranged(places, plain=self.plain, used=used):
-            tokens = win.cut(self.tidy.tokens[numbers])
-            logits = forward_inside(self.body.model, tokens, mask, win.columns, cache)
+    def _targets(self, rows: Sequence[Row]) -> list[int]:
+        """How many each row has."""
+        return [self._counts[row.number] for row in rows]
+
+    def _parts(self, jobs: Sequence[Job], rows: Sequence[Row], group: Sequence[int], logits: Tensor) -> list[Scored]:
+        """Logits at the targets of some rows, which are in the order of the jobs, by job."""
+        by_job = defaultdict[int, list[int]](list)
+        for n in group:
+            by_job[rows[n].job].append(rows[n].number)
+        parts = [replace(jobs[j], rows=tuple(numbers)) for j, numbers in by_job.items()]
+        sizes = [sum(self._counts[row] for row in part.rows) for part in parts]
+        pieces = logits.split(sizes) if len(parts) > 1 else [logits]
+        batches = [self.data[list(part.rows)].to(self.device) for part in parts]
+        return [Scored(*each) for each in zip(parts, batches, pieces, strict=True)]
+
+    def _begin(self, beginning: Pass | None, captured: Sequence[Captured]) -> KeysAndValues:
+        """Keys and values of a beginning at the blocks of the cone, the last of which only starts."""
+        if beginning is None:
+            return []
+        first, depth = beginning.rows[0].plan.first, self.body.depth
+        some = [captured[n] for n in beginning.group]
+        stream, mask, layers = assemble(some, first, beginning.window, self._like)
+        stored = [layer for layer in layers if isinstance(layer, Prefilled)] or [None] * (depth - first)
+        recorders = [Recorder(ends=first + n == depth - 1, after=layer) for n, layer in enumerate(stored)]
+        with suppress(Stop):
+            self._pass(beginning, stream, mask, recorders)
+        check_fired([edit for edit in beginning.edits if not unread(edit, depth)])
+        return list(zip(*recorded(recorders), strict=True))
+
+    def _run(self, each: Pass, captured: Sequence[Captured], begun: KeysAndValues) -> Float[Tensor, "targets vocab"]:
+        """The logits of one pass at its targets; where only they are unembedded, with rows up to a multiple."""
+        stream, mask, layers = assemble(captured, each.rows[0].plan.first, each.window, self._like, begun)
+        if each.way.trimmed and not layers:
+            empty = [()] * len(each.rows)
+            layers = [Prefilled(empty, empty, 0) for _ in range(self.body.depth - each.rows[0].plan.first)]
+        logits = self._pass(each, stream, mask, layers)
         check_fired(each.edits)
-        return logits.flatten(0, 1) if self.reuse.scored_only else logits[at]
+        targets = len(each.at[0])
+        return logits if len(logits) == targets else logits[:targets]  # a slice of all would be copied by autograd
 
-    def _edits(self, rows: Sequence[_Row], numbers: Int[Tensor, " rows"], win: Window) -> list[Edit]:
-        """The edits of all jobs, those at the same place of their `ReFT` in one."""
-        together: dict[tuple[Any, ...], list[Edit]] = {}
-        for job in dict.fromkeys(row.job for row in rows):
-            which = [n for n, row in enumerate(rows) if row.job == job]
-            places = torch.tensor(which, device=self.device)
-            for i, edit in rows[which[0]].plan.edits(win, places, numbers[places]).items():
-                together.setdefault((i, id(edit.point), id(edit.carry), edit.heads), []).append(edit)
-        return [joined(together[key]) for key in sorted(together, key=lambda key: key[0])]
+    def _pass(self, each: Pass, stream: Tensor | None, mask: Tensor, layers: Sequence[DynamicLayer]) -> Tensor:
+        """One pass through the blocks of the cone, from what enters it."""
+        first, used, win, gather = each.rows[0].plan.first, used_points(each.edits), each.window, Gather(each.at, _ROWS)
+        places, cache, before = entering(self.body, first, stream, self.capture.returns), None, int(win.starts.max())
+        if self.reuse.scored_only:
+            gather.unembed = self.body.piece(self.body.head, plain=self.plain, used=used)
+            places.append((self.body.head, gather))
+        if layers:
+            below: list[DynamicLayer] = [Stub(len(each.rows), before) for _ in range(first)]
+            cache = cache_of([*below, *layers])
+            if each.way.trimmed:
+                places.append((self.body.blocks[-1], Trimmed(self.body, cache, layers[-1], before, each.at)))
+        with (
+            self.autocast(),
+            attached(self.body.model, each.edits),
+            self.body.arranged(places, plain=self.plain, used=used),
+        ):
+            tokens = win.cut(self.tidy.tokens[each.numbers])
+            logits = forward_inside(self.body.model, tokens, mask, win.columns, cache)
+        return logits.flatten(0, 1) if self.reuse.scored_only else logits[each.at]
 
-    def _trims(self, first: int, at: tuple[Tensor, Tensor], win: Window, edits: Sequence[Edit]) -> bool:
-        """Whether the last block is worth computing, and can be computed, at the scored tokens only."""
-        able = self.reuse.scored_only and self.reuse.tokens and self.body.may_trim
-        pools = any(part.intervention.pools for edit in edits for part in edit.parts)  # over tokens that nobody scores
-        if not able or pools or first == self.body.depth:
-            return False
-        if self.way is not None:
-            return self.way.trimmed
-        rows, width = win.real.shape
-        most = int(torch.bincount(at[0], minlength=rows).max())
-        return most < 0.7 * width and not self.body.uses_more_than_output(used_points(edits))
+    def _count(self, courses: Sequence[Course], rows: Sequence[Row]) -> None:
+        """Note how many tokens of cones were asked for, and how many of them are computed."""
+        asked = sum(row.span.length for row in rows)
+        saved = sum(
+            course.beginning.window.real.shape[1] * (sum(len(each.group) for each in course.passes) - 1)
+            for course in courses
+            if course.beginning is not None
+        )
+        self._tokens = self._tokens[0] + asked, self._tokens[1] + asked - saved
 
 
 def _back_in_order(order: Sequence[int], counts: Sequence[int], device: torch.device) -> Int[Tensor, " targets"] | None:
@@ -238,9 +247,3 @@ def _back_in_order(order: Sequence[int], counts: Sequence[int], device: torch.de
     for n in order:
         begins[n], total = total, total + counts[n]
     return torch.tensor([begins[n] + i for n in range(len(order)) for i in range(counts[n])], device=device)
-
-
-def _predicting(win: Window, targets: Mask) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
-    """Row and column, in the window, of what each target is predicted from."""
-    rows, columns = targets.nonzero().unbind(dim=1)
-    return rows, columns - 1 - win.starts[rows]

@@ -60,6 +60,8 @@ class Way(NamedTuple):
     """Whether there are several groups of rows of similar length."""
     joined: bool
     """Whether several jobs share the pass."""
+    shared: bool
+    """Whether it goes on from a beginning of the cone that was computed once for all its rows."""
 
 
 class Unsound(Exception):

@@ -107,20 +107,22 @@ def entering(body: Body, first: int, stream: Tensor | None, returns: int) -> lis
 
 
 def assemble(
-    captured: Sequence[Captured], first: int, window: Window, like: Tensor
+    captured: Sequence[Captured], first: int, window: Window, like: Tensor, begun: Sequence[tuple[Tensor, Tensor]] = ()
 ) -> tuple[Tensor | None, Bool[Tensor, "rows keys"], list[DynamicLayer]]:
     """The stream entering block `first` of several rows, the attention mask, and cache layers from that block on.
 
-    Prefixes are padded on the left and cones on the right, so that neighbouring tokens are neighbours.
+    Prefixes are padded on the left and cones on the right, so that neighbouring tokens are neighbours. Keys and values
+    of each block that are `begun` stand between them: the first tokens of the cones, computed for all rows.
     """
-    longest, stream = int(window.starts.max()), None
+    shared, stream = begun[0][0].shape[2] if begun else 0, None
     if first in captured[0].streams:
         width = captured[0].streams[first].shape[-1]
         stream = torch.zeros(*window.real.shape, width, device=window.real.device, dtype=like.dtype)
         for i, row in enumerate(captured):
-            stream[i, : len(row.streams[first])] = row.streams[first]
+            own = row.streams[first][shared : shared + window.real.shape[1]]
+            stream[i, : len(own)] = own
     layers: list[DynamicLayer] = []
-    for block in range(max(len(row.keys) for row in captured)):
+    for block in range(max(len(begun), *(len(row.keys) for row in captured))):
         keys, values = zip(*(row.pieces(block) for row in captured), strict=True)
-        layers.append(Prefilled(keys, values, longest))
+        layers.append(Prefilled(keys, values, int(window.starts.max()), begun[block] if begun else None))
     return stream, mask_of(window), layers

@@ -26,7 +26,7 @@ from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
 from reftlens.errors import NotFinite, check_finite, in_brief
 from reftlens.text.batch import Batch, batch_from_rows
-from reftlens.text.positions import First, Last
+from reftlens.text.positions import At, First, Last
 from reftlens.text.view import Role
 
 _LONGEST = 128
@@ -84,7 +84,8 @@ class Probe:
         plans = tuple(dict.fromkeys(job.plan for job in jobs))[: 2 if way.joined else 1]
         full = _on_rows_of_its_own(self.full, plans, way)
         numbers = range(len(plans)) if len(plans) > 1 or not way.joined else (0, 0)
-        reuse = replace(self.cone.reuse, beginnings=bool(self.cone.capture.beginnings))
+        shares = way.shared or bool(self.cone.capture.beginnings)
+        reuse = replace(self.cone.reuse, beginnings=shares)
         cone = Cone(self.cone.body, full, reuse, uses=self.cone.store.uses, progress=False, way=way)
         return self._difference(full, cone, [Job(i, _ROWS) for i in numbers])
 
@@ -123,7 +124,7 @@ def verdicts_of(model: Bridge) -> dict[Hashable, str]:
 
 def _on_rows_of_its_own(full: Full, plans: Sequence[int], way: Way) -> Full:
     """The same plans at the sites of `way`, on four short rows: at the last tokens of prompts, or at the first."""
-    positions = Last(2) if way.prefixed else First(2)
+    positions = At(1, 2) if way.prefixed and way.shared else Last(2) if way.prefixed else First(2)
     bounds = [full.bounds[plan] for plan in plans]
     moved = [
         tuple(replace(p, site=Site(p.site.hook, positions, p.site.heads)) for p in bound.places) for bound in bounds
@@ -155,7 +156,7 @@ def _short_rows(full: Full, seed: int) -> Batch:
     lengths = [min(n, most) for n in (*_LENGTHS[:-1], window + 3 if 11 < window <= 29 else _LENGTHS[-1])]
     generator, pool = torch.Generator().manual_seed(seed), full.data.tokens[full.data.attention_mask].cpu()
     ids = [pool[torch.randint(len(pool), (n,), generator=generator)].tolist() for n in lengths]
-    ids = [*ids[:1], *(ids[1][:2] + row[2:] for row in ids[1:])]  # a beginning that all but the first share
+    ids = [*ids[:1], *(ids[1][:3] + row[3:] for row in ids[1:])]  # a beginning that all but the first share
     roles = [[Role.PROMPT] * p + [Role.RESPONSE] * (n - p) for n, p in zip(lengths, _PROMPTS, strict=True)]
     targets = [
         [column == n - 2 or p <= column <= p + row for column in range(n)]

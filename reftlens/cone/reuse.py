@@ -13,8 +13,8 @@ class Reuse:
         depth: skip the blocks below the first edit.
         tokens: skip the tokens before the first edit and after the last target.
         scored_only: run the unembedding at the targets only.
-        beginnings: capture what rows begin with alike (a template, a system prompt, few-shot examples) once for all.
-        buckets: compute a step's examples in up to so many groups of similar length.
+        beginnings: compute what rows begin with alike (a template, a system prompt, few-shot examples) once for all.
+        buckets: compute rows in up to so many groups of similar length; by default as many as pay.
         plain: let components of the bridge whose hooks nobody uses step aside for the original ones, with the
             fast attention function.
         memory: bytes that may be kept on the device (on a CPU, in memory), by default half of what is free.
@@ -28,7 +28,7 @@ class Reuse:
     tokens: bool = True
     scored_only: bool = True
     beginnings: bool = True
-    buckets: int = 3
+    buckets: int | None = None
     plain: bool = True
     memory: int | None = None
     disk: int | None = None
@@ -36,7 +36,8 @@ class Reuse:
     verify: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "buckets", whole(self.buckets, "buckets", 1))
+        if self.buckets is not None:
+            object.__setattr__(self, "buckets", whole(self.buckets, "buckets", 1))
         for name in ("memory", "disk"):
             value = getattr(self, name)
             if value is not None and value < 0:

@@ -74,24 +74,38 @@ class Scorer:
         """Whether the frozen computation is reused."""
         return self._cone is not None
 
-    def score(self, jobs: Sequence[Job]) -> Generator[list[Scored], None, None]:
-        """Score jobs, as many together as is sensible; jobs of one group share a graph, so call backward once."""
-        left = list(jobs)
+    def score(self, jobs: Sequence[Job], *, whole: bool = True) -> Generator[list[Scored], None, None]:
+        """Score jobs, as many together as is sensible; those of one list share a graph, so call backward once.
+
+        With `whole` False jobs may come in parts, as little memory as possible is taken, and each list is to go
+        backward before the next is asked for.
+        """
+        left = [(job, list(job.rows)) for job in jobs]
         if self._cone is not None:
             with exclusive(self.model):
                 self._problem = self._cone.body.obstacle()
             try:
-                for group in () if self._problem else self._cone.score(jobs):
+                for group in () if self._problem else self._cone.score(jobs, whole=whole):
                     for scored in group:
-                        left.remove(scored.job)
+                        _take(left, scored.job)
                     yield group
             except Unsound as problem:
                 self._problem = str(problem)
                 warnings.warn(f"the frozen computation is not reused: {problem}", stacklevel=4)
             if self._problem:
                 self._cone = None
-        if left:
-            yield from self._full.score(left)
+        rest = [Job(job.plan, tuple(rows)) for job, rows in left if rows]
+        if rest:
+            yield from self._full.score(rest)
+
+
+def _take(left: list[tuple[Job, list[int]]], part: Job) -> None:
+    """Strike the rows of `part` from the first job under its plan that has them left."""
+    for job, rows in left:
+        if job.plan == part.plan and set(part.rows) <= set(rows):
+            for row in part.rows:
+                rows.remove(row)
+            return
 
 
 def _body_of(model: Bridge, places: Sequence[Places], reuse: Reuse | None) -> tuple[Body | None, str]:

@@ -73,12 +73,17 @@ def spans(data: Batch, edited: Mask, pooled: Mask | None = None, *, tokens: bool
     return [Span(a, b) for a, b in zip(start.tolist(), stop.tolist(), strict=True)]
 
 
-def buckets(lengths: Sequence[int], keys: Sequence[int], most: int, overhead: float) -> list[list[int]]:
-    """Split rows into at most `most` groups that are computed apart, at the least cost; each keeps the rows' order.
+def cost_of(lengths: Sequence[int], keys: Sequence[int], overhead: float) -> float:
+    """What a group of rows costs, in tokens: its size times its longest cone, a little more for every key that
+    attention reads (`keys` before each cone), and `overhead` for one more pass through the blocks."""
+    return len(lengths) * max(lengths) * (1 + (max(keys) + max(lengths)) / _KEYS_PER_TOKEN) + overhead
 
-    A group costs its size times its longest cone, a little more for every key that attention reads (`keys` per row),
-    and `overhead` (in tokens) for one more pass through the blocks. Exact among groups that are ranges of lengths, by
-    dynamic programming; where all rows have as many keys, no other groups are cheaper.
+
+def buckets(lengths: Sequence[int], keys: Sequence[int], most: int | None, overhead: float) -> list[list[int]]:
+    """Split rows into groups (at most `most`) that are computed apart, at the least cost; each keeps the rows' order.
+
+    Exact among groups that are ranges of lengths, by dynamic programming; where all rows have as many keys, no other
+    groups are cheaper.
     """
     steps = sorted(set(lengths))
     rows = [[i for i, length in enumerate(lengths) if length == step] for step in steps]
@@ -90,8 +95,9 @@ def buckets(lengths: Sequence[int], keys: Sequence[int], most: int, overhead: fl
             size, deepest = size + len(rows[first]), max(deepest, *(keys[i] for i in rows[first]))
             cost = size * longest * (1 + (deepest + longest) / _KEYS_PER_TOKEN) + overhead
             for k, (before, cuts) in best[first].items():
-                if k < most and before + cost < cheapest.get(k + 1, (float("inf"), ()))[0]:
-                    cheapest[k + 1] = (before + cost, (*cuts, first))
+                groups = 0 if most is None else k + 1  # how many there are does not matter
+                if (most is None or k < most) and before + cost < cheapest.get(groups, (float("inf"), ()))[0]:
+                    cheapest[groups] = (before + cost, (*cuts, first))
         best.append(cheapest)
     cuts = [*min(best[-1].values())[1], len(steps)]
     return [sorted(i for step in rows[a:b] for i in step) for a, b in pairwise(cuts)]

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -77,18 +76,13 @@ class Observe(StandIn):
 
 
 class Gather(nn.Module):
-    """In place of the unembedding: collects what the targets are predicted from, over several passes.
+    """In place of the unembedding, which gets only what stands `at` the targets, with rows of zeros up to a multiple of
+    `multiple`."""
 
-    The last pass unembeds it all, in the given order, with rows of zeros up to a multiple of `multiple`.
-    """
-
-    def __init__(self, order: Tensor | None, multiple: int = 1) -> None:
+    def __init__(self, at: tuple[Tensor, Tensor], multiple: int = 1) -> None:
         super().__init__()
-        self.order, self.multiple = order, multiple
+        self.at, self.multiple = at, multiple
         self.unembed: nn.Module = nn.Identity()
-        self.at: tuple[Tensor, Tensor] | None = None
-        self.last = False
-        self.collected: list[Tensor] = []
 
     @property
     def weight(self) -> Any:
@@ -96,9 +90,5 @@ class Gather(nn.Module):
         return self.unembed.weight
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        self.collected.append(hidden_states[self.at])
-        if not self.last:
-            return hidden_states[:, :0]
-        rows = torch.cat(self.collected) if len(self.collected) > 1 else self.collected[0]
-        rows = rows if self.order is None else rows[self.order]
+        rows = hidden_states[self.at]
         return self.unembed(pad(rows, (0, 0, 0, -len(rows) % self.multiple))[None])

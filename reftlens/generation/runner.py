@@ -134,9 +134,9 @@ def read(runner: Runner, prompts: Rows, first: int, start: int, overhead: float)
 
 def _last_of(rows: Rows, new: int, body: Body, used: frozenset[int]) -> Gather:
     """The unembedding, of the last of `new` columns alone."""
-    gather, every = Gather(None), torch.arange(len(rows), device=rows.tokens.device)
-    gather.last, gather.unembed = True, body.piece(body.head, plain=body.may_be_plain, used=used)
-    gather.at = (every, torch.full_like(every, new - 1))
+    every = torch.arange(len(rows), device=rows.tokens.device)
+    gather = Gather((every, torch.full_like(every, new - 1)))
+    gather.unembed = body.piece(body.head, plain=body.may_be_plain, used=used)
     return gather
 
 

@@ -47,8 +47,9 @@ def scored_batches(
     describe: str = "scores",
     progress: bool = False,
     finite: bool = True,
+    whole: bool = True,
 ) -> Iterator[Scored]:
-    """The scorer's rows, `batch_size` at a time, under each of its plans with these indices.
+    """The scorer's rows, `batch_size` at a time, under each of its plans with these indices; fewer with `whole` False.
 
     Plans of strength 0 are the unedited model: they come first and are computed once.
 
@@ -63,11 +64,11 @@ def scored_batches(
         for reft in {id(scorer.plans[i].reft): scorer.plans[i].reft for i in plans}.values():
             stack.enter_context(training_mode(reft, training=False))
         for rows in pieces(len(scorer.data), batch_size):
-            for group in scorer.score([Job(i, rows) for i in idle[:1]]) if idle else ():
+            for group in scorer.score([Job(i, rows) for i in idle[:1]], whole=whole) if idle else ():
                 for scored in group:
                     _check(scored, scorer, finite)
-                    yield from (replace(scored, job=Job(i, rows)) for i in idle)
-            for group in scorer.score([Job(i, rows) for i in active]) if active else ():
+                    yield from (replace(scored, job=replace(scored.job, plan=i)) for i in idle)
+            for group in scorer.score([Job(i, rows) for i in active], whole=whole) if active else ():
                 for scored in group:
                     _check(scored, scorer, finite)
                     yield scored

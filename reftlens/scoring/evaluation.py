@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from reftlens.editing.variant import Variant
 from reftlens.errors import check_one_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.comparison import per_example, scored_batches, scorer_of
-from reftlens.scoring.objectives import Objective, cross_entropy
+from reftlens.scoring.objectives import Objective, cross_entropy, is_per_target
 from reftlens.scoring.statistics import Estimate, accuracy_of, mean_of
 from reftlens.text.batch import Batch
 
@@ -123,8 +123,8 @@ def losses_of(
 ) -> tuple[Float[Tensor, "plan example"], Float[Tensor, "plan example"]]:
     """Loss and accuracy of every example under every plan of the scorer."""
     loss, accuracy = torch.zeros(2, len(scorer.plans), len(scorer.data), dtype=torch.float64)
-    every = range(len(scorer.plans))
-    for scored in scored_batches(scorer, every, batch_size=batch_size, describe=describe, progress=progress):
+    settings: dict[str, Any] = dict(batch_size=batch_size, describe=describe, progress=progress)
+    for scored in scored_batches(scorer, range(len(scorer.plans)), whole=not is_per_target(objective), **settings):
         plan, rows = scored.job.plan, list(scored.job.rows)
         right = (scored.logits.argmax(dim=-1) == scored.batch.target_ids).double()
         loss[plan, rows] = per_example(objective(scored.logits.detach(), scored.batch), scored.batch)
@@ -136,7 +136,7 @@ def losses_of(
 def mean_loss(scorer: Scorer, plan: int, objective: Objective, *, batch_size: int) -> float:
     """Mean loss per target of the model edited as one of the scorer's plans says, dropout off."""
     total, weight = 0.0, 0
-    for scored in scored_batches(scorer, [plan], batch_size=batch_size):
+    for scored in scored_batches(scorer, [plan], batch_size=batch_size, whole=not is_per_target(objective)):
         values = objective(scored.logits, scored.batch)
         total, weight = total + values.sum().item(), weight + values.numel()
     return total / weight

@@ -4,6 +4,9 @@ Any callable `(logits, batch) -> losses` will do. `logits` is `[targets, vocab]`
 the order of `batch.target_ids` and `batch.target_rows`; `batch` is a whole micro-batch, its rows in the order of the
 step, so that they can be paired; `losses` is one-dimensional, and its mean over the whole optimizer step is what is
 minimised, so that accumulation does not change the result.
+
+An objective whose losses each come from their own row of logits alone may say so by an attribute, `per_target = True`:
+it is then given a few rows of a micro-batch at a time, and less memory is taken.
 """
 
 from collections import defaultdict
@@ -18,6 +21,12 @@ from torch.autograd.function import once_differentiable
 from reftlens.text.batch import Batch
 
 Objective = Callable[[Tensor, Batch], Tensor]
+
+
+def is_per_target(objective: Objective) -> bool:
+    """Whether it may be given a part of the targets."""
+    return objective is cross_entropy or getattr(objective, "per_target", False) is True
+
 
 _ROWS = defaultdict(lambda: 256, cpu=16)
 """Rows of the logits whose exponentials are held at once: a GPU is to be asked few times, a CPU's cache is small."""

@@ -21,7 +21,7 @@ from reftlens.errors import TrainingDiverged
 from reftlens.files import digest
 from reftlens.interventions.subspace import Frame
 from reftlens.scoring.evaluation import mean_loss
-from reftlens.scoring.objectives import Objective, cross_entropy
+from reftlens.scoring.objectives import Objective, cross_entropy, is_per_target
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 from reftlens.training.result import FitResult, encoding_of, library_versions
@@ -228,7 +228,10 @@ def advance(runs: Sequence[Run], scorer: Scorer, validator: Scorer | None) -> li
     for turn in range(max(map(len, micro_batches))):
         jobs = [Job(run.number, rows[turn]) for run, rows in zip(runs, micro_batches, strict=True) if turn < len(rows)]
         by_number = {run.number: run for run in runs}
-        with closing(scorer.score(jobs)) as groups:  # an error of the objective leaves nothing on the model
+        whole = not all(is_per_target(run.objective) for run in runs)
+        with closing(
+            scorer.score(jobs, whole=whole)
+        ) as groups:  # an error of the objective leaves nothing on the model
             for group in groups:
                 value = torch.stack([by_number[scored.job.plan].loss_of(scored) for scored in group]).sum()
                 if value.requires_grad:  # not so where no site chooses a token in these rows
