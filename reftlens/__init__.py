@@ -11,6 +11,7 @@ from reftlens.analysis.places import effects
 from reftlens.analysis.strength import dose_response
 from reftlens.analysis.subspaces import directions
 from reftlens.bridge.pretrained import load_model
+from reftlens.cone.memory import forget
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import hooks
 from reftlens.editing.reading import activations
@@ -78,6 +79,7 @@ __all__ = [
     "final_norm",
     "fit",
     "fit_many",
+    "forget",
     "generate",
     "generation",
     "hooks",

@@ -74,7 +74,7 @@ def one_site(architecture, kind, positions="last", dtype=torch.float32):
 def off(**parts):
     import reftlens as rl
 
-    return rl.Reuse(verify=False, **parts)
+    return rl.Reuse(verify=False, remember=False, **parts)
 
 
 # -- the laws ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ the keys and values of the tokens before the cone, at the blocks of the cone. Ca
 of the two needs it, and never the unembedding. What rows begin with alike is captured once for all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -81,6 +81,14 @@ class Capture:
     @property
     def first(self) -> int:
         return min(self.firsts)
+
+    @property
+    def setting(self) -> Hashable:
+        """What decides what is captured of a row, beside the model, its tokens and the cones."""
+        kind, attention = self.data.tokens.device.type, getattr(self.body.config, "_attn_implementation", None)
+        with self.autocast():
+            narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return self.plain, self.narrow, narrow, attention, str(self.data.tokens.device)
 
     def forget(self) -> None:
         """The beginnings, which are kept as long as rows are captured."""

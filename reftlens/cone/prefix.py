@@ -58,11 +58,17 @@ class Captured:
 
     def cut(self, whole: Span, cone: Span, first: int, skip: int) -> "Captured":
         """What a cone within `whole` needs that begins at block `first`, `skip` blocks above the lowest captured."""
-        part = slice(cone.start - whole.start, cone.stop - whole.start)
-        streams = {first: self.streams[first][part]} if first in self.streams else {}
-        if cone.start == 0:
+        return self.part(whole, (first - skip,), cone, (first,), cone.start)
+
+    def part(
+        self, whole: Span, firsts: tuple[int, ...], span: Span, wanted: tuple[int, ...], latest: int
+    ) -> "Captured":
+        """What cones within `whole` need that begin at the blocks `wanted`, no earlier than at token `latest`."""
+        tokens = slice(span.start - whole.start, span.stop - whole.start)
+        streams = {first: self.streams[first][tokens] for first in wanted if first in self.streams}
+        if latest == 0:
             return Captured(streams, (), ())
-        above, own = self.above(skip), cone.start - self.shared
+        above, own = self.above(min(wanted) - min(firsts)), latest - self.shared
         keys, values = (tuple(t[:, :own] for t in every) for every in (above.keys, above.values))
         return Captured(streams, keys, values, above.beginning)
 

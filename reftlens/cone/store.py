@@ -7,7 +7,7 @@ is gone when the process ends, however it ends, and no later run can take it for
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from reftlens.bridge.protocol import device_of, version_of, weights_versions
 from reftlens.cone.capture import Capture
+from reftlens.cone.memory import MEMORY, Cones
 from reftlens.cone.prefix import Captured
 from reftlens.cone.reuse import Reuse
 
@@ -25,7 +26,7 @@ Tier = Literal["on the device", "in host memory", "on disk", "nowhere, recompute
 
 @dataclass
 class RowStore:
-    """Captured rows, by their number; rows that are used once (`uses` of 1 or less) are not stored."""
+    """Captured rows, by their number; rows that are used once (`uses` of 1 or less) are kept in the memory alone."""
 
     capture: Capture
     reuse: Reuse
@@ -33,11 +34,17 @@ class RowStore:
     progress: bool
     tier: Tier = field(default="nowhere, recomputed", init=False)
     size: int = field(default=0, init=False)
+    recalled: int = field(default=0, init=False)
+    """Rows that an earlier call captured."""
     _rows: dict[int, Captured] = field(default_factory=dict, init=False, repr=False)
     _state: tuple[int, ...] = field(default=(), init=False, repr=False)
+    _model: object = field(default=None, init=False, repr=False)
+    """The model as it is now, for the memory."""
+    _texts: list[bytes] = field(default_factory=list, init=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.tier} ({self.size / 1e6:.1f} MB)" if self.size else self.tier
+        size = f" ({self.size / 1e6:.1f} MB)" if self.size else ""
+        return f"{self.tier}{size}" + (f", {self.recalled} rows of it from earlier calls" if self.recalled else "")
 
     def prepare(self) -> None:
         """Capture all rows, if they are to be stored and this was not done before for the model as it is now."""
@@ -45,11 +52,22 @@ class RowStore:
         state = (*weights_versions(self.capture.body.model), *version_of(data.tokens), *version_of(data.role))
         if self._state == state:
             return
-        self._rows, self._state = {}, state
-        if self.uses <= 1:
+        self._rows, self._state, self.recalled = {}, state, 0
+        if self._remembers:
+            self._model = MEMORY.state(self.capture.body.model)
+            lengths = data.attention_mask.sum(dim=1).tolist()
+            self._texts = [row[:n].tobytes() for row, n in zip(data.tokens.cpu().numpy(), lengths, strict=True)]
+        if self.uses > 1:
+            self._store()
+
+    def _store(self) -> None:
+        """Capture all rows that are not remembered."""
+        data, cones = self.capture.data, self.capture.cones
+        self._recall(range(len(data)))
+        order = sorted({*range(len(data))} - {*self._rows}, key=lambda r: (cones[r].stop, r))
+        if not order:
+            self.tier = "on the device"
             return
-        cones = self.capture.cones
-        order = sorted(range(len(data)), key=lambda r: (cones[r].stop, r))
         need = self._bytes_needed(max(order, key=lambda r: self.capture.latest[r]))
         device = device_of(self.capture.body.model)
         self.tier = choose_tier(need, device, self.reuse.memory, self.reuse.disk)
@@ -63,18 +81,52 @@ class RowStore:
                     beginning = captured.beginning and shared[capture.of_row[row]]
                     self._rows[row] = _put(captured, shelf, beginning)
                 bar.update(len(rows))
+        if self.tier == "on the device":
+            self._remember(order)
         self.size = shelf.used
         capture.forget()
 
     def fetch(self, rows: Sequence[int]) -> list[Captured]:
         """What was captured of these rows; those that are not stored are captured now, each once."""
+        if any(r not in self._rows for r in rows) and self.tier == "nowhere, recomputed":
+            self._rows = {r: c for r, c in self._rows.items() if r in rows}
+        self._recall(rows)
         missing = sorted({r for r in rows if r not in self._rows})
         if missing:
-            if self.tier == "nowhere, recomputed":
-                self._rows = {r: c for r, c in self._rows.items() if r in rows}
             self._rows |= dict(zip(missing, self.capture(missing), strict=True))
             self.capture.forget()
+            if self.uses <= 1:
+                self._remember(missing)
         return [self._rows[r] for r in rows]
+
+    @property
+    def _remembers(self) -> bool:
+        return self.reuse.remember and self.reuse.memory != 0
+
+    def _key(self, row: int) -> Hashable:
+        return self._model, self.capture.setting, self._texts[row]
+
+    def _cones(self, row: int) -> Cones:
+        return Cones(self.capture.firsts, self.capture.cones[row], self.capture.latest[row])
+
+    def _recall(self, rows: Iterable[int]) -> None:
+        """Take what an earlier call captured."""
+        for row in rows if self._remembers else ():
+            if row not in self._rows:
+                known = MEMORY.get(self._key(row), self._cones(row))
+                if known is not None:
+                    self._rows[row], self.capture.returns = known
+                    self.recalled += 1
+
+    def _remember(self, rows: Iterable[int]) -> None:
+        """Leave what was captured to later calls."""
+        budget = self.reuse.memory or MEMORY.room(_free_memory() // 8)
+        copies = dict[int, Captured]()
+        for row in rows if self._remembers else ():
+            captured = self._rows[row]
+            if self.uses <= 1:  # views of what is larger
+                captured = _copied(captured, copies)
+            MEMORY.put(self._key(row), self._cones(row), captured, self.capture.returns, budget)
 
     def _bytes_needed(self, sampled: int) -> int:
         """An estimate from one row: bytes per token of the cone, and per token before it; a little is added."""
@@ -91,6 +143,16 @@ class RowStore:
 
 def _put(captured: Captured, shelf: "Shelf", beginning: Captured | None) -> Captured:
     return captured.rebuilt([shelf.put(t) for t in captured.tensors()], beginning)
+
+
+def _copied(captured: Captured, copies: dict[int, Captured]) -> Captured:
+    """With tensors of its own; a beginning that several rows share is copied once."""
+    shared = captured.beginning
+    if shared is not None:
+        if id(shared) not in copies:
+            copies[id(shared)] = shared.rebuilt([t.clone() for t in shared.tensors()], None)
+        shared = copies[id(shared)]
+    return captured.rebuilt([t.clone() for t in captured.tensors()], shared)
 
 
 def _chunks(order: Sequence[int], lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:

@@ -1,0 +1,137 @@
+"""What was captured of rows, kept for later calls: the same rows of the same model are not captured again.
+
+A row is known by its tokens, whatever batch it comes in; what was captured serves any cone that needs no more of it.
+All that is kept shares one budget of bytes, and what was not used for longest goes first.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from threading import RLock
+from typing import NamedTuple
+from weakref import WeakKeyDictionary, finalize
+
+import torch
+from torch import Tensor, nn
+
+from reftlens.bridge.protocol import Bridge, weights_state
+from reftlens.cone.prefix import Captured
+from reftlens.cone.spans import Span
+
+
+class Cones(NamedTuple):
+    """What was captured of a row: the streams of `span` entering `firsts`, and keys of the tokens before `latest`."""
+
+    firsts: tuple[int, ...]
+    span: Span
+    latest: int
+
+    def hold(self, other: "Cones", shared: int) -> bool:
+        """Whether these hold all that others need, where the first `shared` tokens were captured for several rows."""
+        inside = self.span.start <= other.span.start and other.span.stop <= self.span.stop
+        deep = min(self.firsts) <= min(other.firsts) and {*other.firsts} - {0} <= {*self.firsts}
+        return inside and deep and shared <= other.span.start and other.latest <= self.latest
+
+
+@dataclass
+class _Kept:
+    cones: Cones
+    captured: Captured
+    returns: int
+    """How many values a block of the model returns, which is seen when rows are captured."""
+
+
+class Memory:
+    """Captured rows of any model, and how many bytes they take."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._room = 0
+        self._rows: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._beginnings: Counter[int] = Counter()
+        self._states: WeakKeyDictionary[nn.Module, tuple[object, object]] = WeakKeyDictionary()
+        self._lock = RLock()
+
+    def clear(self) -> None:
+        with self._lock:
+            self._rows.clear()
+            self._beginnings.clear()
+            self.size = 0
+
+    def room(self, free: int) -> int:
+        """The budget where none is set: what was `free` when it was first asked for."""
+        self._room = self._room or free
+        return self._room
+
+    def state(self, model: Bridge) -> object:
+        """Stands for a model with the weights that it has now; rows of other weights of it are dropped."""
+        root, now = model.original_model, (weights_state(model), _check_sum(model.original_model))
+        with self._lock:
+            known = self._states.get(root)
+            if known is None or known[0] != now:
+                if known is not None:
+                    self._drop_all(known[1])
+                self._states[root] = known = now, object()
+                finalize(root, self._drop_all, known[1])
+        return known[1]
+
+    def _drop_all(self, state: object) -> None:
+        """The rows of a model that was changed, or is gone."""
+        with self._lock:
+            for key in [key for key in self._rows if isinstance(key, tuple) and key[0] is state]:
+                self._drop(key)
+
+    def get(self, key: Hashable, cones: Cones) -> tuple[Captured, int] | None:
+        """What a cone needs, if all of it is kept, and how many values a block returns."""
+        with self._lock:
+            kept = self._rows.get(key)
+            if kept is None or not kept.cones.hold(cones, kept.captured.shared):
+                return None
+            self._rows.move_to_end(key)
+        own = kept.cones
+        return kept.captured.part(own.span, own.firsts, cones.span, cones.firsts, cones.latest), kept.returns
+
+    def put(self, key: Hashable, cones: Cones, captured: Captured, returns: int, budget: int) -> None:
+        """Keep what was captured, in place of what was known of the row, where there is room for it."""
+        with self._lock:
+            if key in self._rows:
+                self._drop(key)
+            self._rows[key] = _Kept(cones, captured, returns)
+            self.size += self._weigh(captured, 1)
+            while self._rows and self.size > budget:
+                self._drop(next(iter(self._rows)))
+
+    def _drop(self, key: Hashable) -> None:
+        self.size -= self._weigh(self._rows.pop(key).captured, -1)
+
+    def _weigh(self, captured: Captured, change: int) -> int:
+        """Bytes that are needed for a row, beside those for rows that share its beginning."""
+        size, beginning = _bytes(captured.tensors()), captured.beginning
+        if beginning is not None:
+            before = self._beginnings[id(beginning)]
+            self._beginnings[id(beginning)] = after = before + change
+            size += _bytes(beginning.tensors()) if min(before, after) == 0 else 0
+        return size
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+_WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _check_sum(root: nn.Module) -> tuple[int, ...]:
+    """Changes with any number of any weight: the sum of their bits, taken for whole numbers, of each."""
+    weights = [t.detach() for t in (*root.parameters(), *root.buffers()) if t.numel() and not t.is_complex()]
+    sums = [t.view(_WHOLE[t.element_size()]).sum(dtype=torch.int32) for t in weights]
+    by_device = [torch.stack([s for s in sums if s.device == device]) for device in {s.device for s in sums}]
+    return tuple(n for some in by_device for n in some.tolist())
+
+
+MEMORY = Memory()
+
+
+def forget() -> None:
+    """Drop all that was captured of rows and kept for later calls; they capture it anew."""
+    MEMORY.clear()

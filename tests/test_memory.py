@@ -1,0 +1,206 @@
+"""What one call captured serves the next, and is never that of another model, batch or setting."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from architectures import D, bridge, fresh_bridge
+
+ROWS = [
+    ("the cat sat on the mat and", " looked at the moon"),
+    ("a dog", " ran by the green hill while a dog"),
+    ("the moon over the green hill while a cat looked at the mat", " the"),
+]
+
+
+@pytest.fixture(autouse=True)
+def captured(monkeypatch):
+    """Counts the rows that are captured; nothing is remembered from before."""
+    import reftlens as rl
+    from reftlens.cone.capture import Capture
+
+    rl.forget()
+    rows, call = [], Capture.__call__
+
+    def counted(self, numbers):
+        rows.extend(numbers)
+        return call(self, numbers)
+
+    monkeypatch.setattr(Capture, "__call__", counted)
+    yield rows
+    rl.forget()
+
+
+def data_of(model, rows=ROWS):
+    import reftlens as rl
+
+    return rl.encode(model, [rl.Example(*row) for row in rows])
+
+
+def edit(layer=1, positions="last"):
+    import reftlens as rl
+
+    reft = rl.ReFT({rl.resid_post(layer, positions): rl.LoReFT(D, rank=2)})
+    reft.reset(0)
+    return reft
+
+
+def losses(model, data, reft=None, **settings):
+    import reftlens as rl
+
+    reuse = rl.Reuse(verify=False, **settings) if settings.pop("reuse", True) else False
+    return rl.evaluate(reft or edit(), model, data, [0, 1], reuse=reuse, progress=False)
+
+
+def fresh(model, data, reft=None):
+    """Without a memory."""
+    return losses(model, data, reft, remember=False)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
+def test_the_next_call_captures_nothing_and_has_the_same_numbers(architecture, captured):
+    import reftlens as rl
+
+    model, data = bridge(architecture), data_of(bridge(architecture))
+    rl.fit(edit(), model, data, steps=2, reuse=rl.Reuse(verify=False), progress=False)
+    assert sorted(set(captured)) == [0, 1, 2]
+    captured.clear()
+    for part in (data, data[[2, 0]], replace(data), data_of(model)[[1]]):
+        result = losses(model, part)
+        assert torch.equal(result.loss, fresh_loss(model, part, captured)) and captured == []
+        assert f"{len(part)} rows of it from earlier calls" in result.computation
+    later = edit(positions="response")  # begins after what was captured ends
+    assert torch.equal(losses(model, data, later).loss, fresh(model, data, later).loss) and captured
+
+
+def fresh_loss(model, data, captured):
+    before = list(captured)
+    loss = fresh(model, data).loss
+    captured[:] = before
+    return loss
+
+
+def test_what_needs_less_is_served_and_what_needs_more_is_captured(captured):
+    """Fewer keys, fewer tokens of the stream and a place above are within what is kept; a place below is not."""
+    model = bridge("llama")
+    data = data_of(model)
+    losses(model, data, edit(0, "l2"))
+    captured.clear()
+    assert torch.equal(losses(model, data, edit(0, "l2")).loss, fresh(model, data, edit(0, "l2")).loss)
+    captured.clear()
+    losses(model, data, edit(0, "last"))
+    assert captured == [0, 1, 2]  # its keys go on to a later token
+    captured.clear()
+    losses(model, data, edit(0, "last"))
+    assert captured == []
+
+
+def by_data(model, data):
+    model.original_model.lm_head.weight.data[3, 1] += 0.5
+
+
+def by_place(model, data):
+    with torch.no_grad():
+        model.original_model.model.layers[0].mlp.original_component.up_proj.weight.mul_(2)
+
+
+def by_tokens(model, data):
+    data.tokens[0, 1] = data.tokens[0, 2]
+
+
+def by_dtype(model, data):
+    model.original_model.to(torch.bfloat16)
+
+
+def by_attention(model, data):
+    model.original_model.config._attn_implementation = "sdpa"
+
+
+@pytest.mark.parametrize("change", [by_data, by_place, by_tokens, by_dtype, by_attention])
+def test_what_was_changed_in_place_is_captured_anew(change, captured):
+    model = fresh_bridge("llama")
+    data = data_of(model)
+    before = losses(model, data).loss
+    captured.clear()
+    change(model, data)
+    after = losses(model, data).loss
+    assert captured == ([0] if change is by_tokens else [0, 1, 2])
+    assert torch.equal(after, fresh(model, data).loss)
+    if change is not by_attention:
+        assert not torch.allclose(after[:, 0], before[:, 0], atol=1e-6)
+
+
+def test_a_hook_of_the_users_own_is_seen(captured):
+    model = fresh_bridge("llama")
+    data = data_of(model)
+    losses(model, data)
+    model.original_model.model.embed_tokens.register_forward_hook(lambda module, inputs, out: 2 * out)
+    result = losses(model, data)
+    assert "another hook is active" in result.computation
+
+
+def test_nothing_is_kept_of_a_model_that_is_gone(captured):
+    import gc
+
+    from reftlens.cone.memory import MEMORY
+
+    model = fresh_bridge("llama")
+    losses(model, data_of(model))
+    assert MEMORY.size > 0
+    del model
+    gc.collect()
+    assert MEMORY.size == 0
+
+
+def test_two_models_do_not_mix(captured):
+    one, other = fresh_bridge("llama"), fresh_bridge("llama")
+    with torch.no_grad():
+        other.original_model.lm_head.weight.mul_(2)
+    data = data_of(one)
+    first, second = losses(one, data).loss, losses(other, data).loss
+    assert captured == [0, 1, 2] * 2 and not torch.allclose(first, second)
+    assert torch.equal(losses(one, data).loss, first) and torch.equal(losses(other, data).loss, second)
+    assert len(captured) == 6
+
+
+def test_the_budget_holds_and_what_was_not_used_for_longest_goes_first(captured):
+    import reftlens as rl
+    from reftlens.cone.memory import MEMORY
+
+    model, words = bridge("llama"), ["the", "cat", "sat", "on", "mat", "a", "dog", "ran", "over", "green", "hill"]
+    batches = [data_of(model, [(f"{a} {b} the moon", " ran")]) for a in words for b in words]
+    losses(model, batches[0])
+    room = 4 * MEMORY.size
+    for batch in batches:
+        losses(model, batch, memory=room)
+        assert 0 < MEMORY.size <= room
+        losses(model, batches[0], memory=room)  # used all the time, so it stays
+    captured.clear()
+    losses(model, batches[0], memory=room)
+    losses(model, batches[-1], memory=room)
+    assert captured == []
+    losses(model, batches[1], memory=room)
+    assert captured == [0]
+    rl.forget()
+    assert MEMORY.size == 0
+    losses(model, batches[0], memory=0)
+    assert MEMORY.size == 0 and captured == [0, 0]
+
+
+def test_beginnings_are_counted_once_and_kept_as_long_as_a_row_of_them(captured):
+    from reftlens.cone.memory import MEMORY
+
+    model = bridge("llama")
+    shots = "the cat sat on the mat while a dog ran by the green hill and looked at the moon the cat sat on the hill "
+    data = data_of(model, [(shots + end, " ran") for end in ("a dog", "the cat", "the moon", "and the hill")])
+    result = losses(model, data)
+    assert " distinct of " in result.computation
+    shared = MEMORY.size
+    captured.clear()
+    assert torch.equal(losses(model, data).loss, fresh_loss(model, data, captured)) and captured == []
+    losses(model, data, beginnings=False)
+    assert captured == []
+    MEMORY.clear()
+    losses(model, data, beginnings=False)
+    assert shared < 0.6 * MEMORY.size
