@@ -218,6 +218,8 @@ def late_positions(monkeypatch):
 
 def forgotten_cache(monkeypatch):
     """The newest token is computed as if it were the first."""
+    from dataclasses import replace
+
     from reftlens.generation import runner
 
     run = runner._run
@@ -226,7 +228,7 @@ def forgotten_cache(monkeypatch):
         if new == 1:
             cache = runner.cache_of([runner.DynamicLayer() for _ in body.blocks])
             newest = {name: getattr(rows, name)[:, -1:] for name in ("tokens", "role", "edited")}
-            rows = runner.replace(rows, **newest)
+            rows = replace(rows, **newest)
         return run(body, rows, new, cache, places, used)
 
     monkeypatch.setattr(runner, "_run", wrong)

@@ -31,7 +31,7 @@ Question = tuple[Variants, Callable[[Responses, Edited, int], Effects]]
 def questions_of(
     reft: ReFT,
     data: Batch,
-    kinds: Sequence[Kind],
+    kinds: Sequence[str],
     *,
     positions: Mapping[str, Where] | None = None,
     strength: float = 1.0,
