@@ -57,7 +57,7 @@ def plan_cones(data: Batch, bounds: Sequence[Bound], depth: int, reuse: Reuse) -
         key = torch.stack([edited, pooled]).cpu().numpy().tobytes()
         if key not in known:
             known[key] = spans(data, edited, pooled, tokens=reuse.tokens)
-        blocks = [first_block(place.point.name or "", depth) or 0 for place in places]
+        blocks = [first_block(places[i].point.name or "", depth) or 0 for i in bound.active]
         cones.append(PlanCone(bound, masks, min(blocks) if reuse.depth else 0, known[key]))
     return cones
 
