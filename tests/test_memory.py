@@ -168,7 +168,7 @@ def test_the_budget_holds_and_what_was_not_used_for_longest_goes_first(captured)
     import reftlens as rl
     from reftlens.cone.memory import MEMORY
 
-    model, words = bridge("llama"), ["the", "cat", "sat", "on", "mat", "a", "dog", "ran", "over", "green", "hill"]
+    model, words = bridge("llama"), ["the", "cat", "sat", "on"]
     batches = [data_of(model, [(f"{a} {b} the moon", " ran")]) for a in words for b in words]
     losses(model, batches[0])
     room = 4 * MEMORY.size

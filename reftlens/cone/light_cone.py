@@ -142,8 +142,8 @@ class Cone:
                 self.check(each.way, jobs)
         self.store.prepare()
         captured = [
-            kept.cut(self.spans[row.number], row.span, row.plan.first, row.plan.first - self.first)
-            for kept, row in zip(self.store.fetch([row.number for row in rows]), rows, strict=True)
+            stored.cut(self.spans[row.number], row.span, row.plan.first, row.plan.first - self.first)
+            for stored, row in zip(self.store.fetch([row.number for row in rows]), rows, strict=True)
         ]
         self._count(courses, rows)
         results = list[tuple[list[int], Tensor]]()
@@ -229,14 +229,14 @@ class Cone:
         return logits.flatten(0, 1) if self.reuse.scored_only else logits[each.at]
 
     def _count(self, courses: Sequence[Course], rows: Sequence[Row]) -> None:
-        """Note how many tokens of cones were asked for, and how many of them are computed."""
-        asked = sum(row.span.length for row in rows)
+        """Note how many tokens cones have, and how many of them are computed."""
+        tokens = sum(row.span.length for row in rows)
         saved = sum(
             course.beginning.window.real.shape[1] * (sum(len(each.group) for each in course.passes) - 1)
             for course in courses
             if course.beginning is not None
         )
-        self._tokens = self._tokens[0] + asked, self._tokens[1] + asked - saved
+        self._tokens = self._tokens[0] + tokens, self._tokens[1] + tokens - saved
 
 
 def _back_in_order(order: Sequence[int], counts: Sequence[int], device: torch.device) -> Int[Tensor, " targets"] | None:

@@ -34,7 +34,7 @@ class Cones(NamedTuple):
 
 
 @dataclass
-class _Kept:
+class _Entry:
     cones: Cones
     captured: Captured
     returns: int
@@ -47,7 +47,7 @@ class Memory:
     def __init__(self) -> None:
         self.size = 0
         self._room = 0
-        self._rows: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._rows: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._beginnings: Counter[int] = Counter()
         self._states: WeakKeyDictionary[nn.Module, tuple[object, object]] = WeakKeyDictionary()
         self._lock = RLock()
@@ -84,19 +84,19 @@ class Memory:
     def get(self, key: Hashable, cones: Cones) -> tuple[Captured, int] | None:
         """What a cone needs, if all of it is kept, and how many values a block returns."""
         with self._lock:
-            kept = self._rows.get(key)
-            if kept is None or not kept.cones.hold(cones, kept.captured.shared):
+            entry = self._rows.get(key)
+            if entry is None or not entry.cones.hold(cones, entry.captured.shared):
                 return None
             self._rows.move_to_end(key)
-        own = kept.cones
-        return kept.captured.part(own.span, own.firsts, cones.span, cones.firsts, cones.latest), kept.returns
+        own = entry.cones
+        return entry.captured.part(own.span, own.firsts, cones.span, cones.firsts, cones.latest), entry.returns
 
     def put(self, key: Hashable, cones: Cones, captured: Captured, returns: int, budget: int) -> None:
         """Keep what was captured, in place of what was known of the row, where there is room for it."""
         with self._lock:
             if key in self._rows:
                 self._drop(key)
-            self._rows[key] = _Kept(cones, captured, returns)
+            self._rows[key] = _Entry(cones, captured, returns)
             self.size += self._weigh(captured, 1)
             while self._rows and self.size > budget:
                 self._drop(next(iter(self._rows)))
