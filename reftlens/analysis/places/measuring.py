@@ -54,7 +54,7 @@ def effects(
     reft: ReFT,
     model: Bridge,
     data: Batch,
-    of: Kind | Variants | Sequence[Kind] = "positions",
+    of: str | Variants | Sequence[str] = "positions",
     *,
     positions: Mapping[str, Where] | None = None,
     strength: float = 1.0,
