@@ -61,13 +61,9 @@ class RowStore:
             self._store()
 
     def _store(self) -> None:
-        """Capture all rows that are not remembered."""
+        """Capture all rows, always in the same order: the bits of a training run do not depend on earlier calls."""
         data, cones = self.capture.data, self.capture.cones
-        self._recall(range(len(data)))
-        order = sorted({*range(len(data))} - {*self._rows}, key=lambda r: (cones[r].stop, r))
-        if not order:
-            self.tier = "on the device"
-            return
+        order = sorted(range(len(data)), key=lambda r: (cones[r].stop, r))
         need = self._bytes_needed(max(order, key=lambda r: self.capture.latest[r]))
         device = device_of(self.capture.body.model)
         self.tier = choose_tier(need, device, self.reuse.memory, self.reuse.disk)
@@ -111,7 +107,7 @@ class RowStore:
 
     def _recall(self, rows: Iterable[int]) -> None:
         """Take what an earlier call captured."""
-        for row in rows if self._remembers else ():
+        for row in rows if self._remembers and self.uses <= 1 else ():
             if row not in self._rows:
                 known = MEMORY.get(self._key(row), self._cones(row))
                 if known is not None:
