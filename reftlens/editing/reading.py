@@ -61,14 +61,15 @@ def read_sites(
     """Hidden states at the positions of each site, row by row, in the model's dtype; of all rows, or only of `rows`.
 
     Of the unedited model, or inside the context that `edited` makes. Rows that are the same are read once, beside
-    others of their length, and a pass ends at the deepest site; where hooks of the user wait, rows are read as they
-    come, and to the end.
+    others of their length, and a pass ends at the deepest site. Edited rows are read as they come; and where hooks of
+    the user wait, all are, and to the end.
     """
     vectors: list[dict[int, Tensor]] = [{} for _ in places]
     device, ends = device_of(model), not foreign_hook(hook_points(model), modules(model))
-    alike = _alike(data, range(len(data)) if rows is None else rows, apart=edited is not None or not ends)
-    lengths = data.attention_mask.sum(dim=1).tolist()
-    order = sorted(dict.fromkeys(alike), key=lengths.__getitem__) if ends else alike
+    order = alike = list(range(len(data)) if rows is None else rows)
+    if edited is None and ends:
+        alike, lengths = _alike(data, alike), data.attention_mask.sum(dim=1).tolist()
+        order = sorted(dict.fromkeys(alike), key=lengths.__getitem__)
     with tqdm(total=len(order), desc="activations", unit="example", disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
             some = order[start : start + batch_size]
@@ -88,10 +89,8 @@ def read_sites(
     return states
 
 
-def _alike(data: Batch, rows: Iterable[int], *, apart: bool) -> list[int]:
-    """For each of `rows` the first that has its tokens in its roles; with `apart`, each for itself."""
-    if apart:
-        return list(rows)
+def _alike(data: Batch, rows: Sequence[int]) -> list[int]:
+    """For each of `rows` the first that has its tokens in its roles."""
     first: dict[tuple[Any, ...], int] = {}
     real, tokens, role = (x.cpu() for x in (data.attention_mask, data.tokens, data.role))
     keys = ((row, real[row]) for row in rows)

@@ -47,9 +47,9 @@ def edits_of(reft: ReFT, model: Bridge, data: Batch, *, batch_size: int = 16, pr
         ValueError: if a site chooses no token, an exchange has no source in `data`, or a basis is zero.
     """
     records = [_record_of(site, module) for site, module in reft.items()]
-    observers, order = {i: record.observe for i, record in enumerate(records)}, list[int]()
-    read_edited(reft, model, data, batch_size=batch_size, progress=progress, observers=observers, order=order)
-    return [record.finished(data, order) for record in records]
+    observers = {i: record.observe for i, record in enumerate(records)}
+    read_edited(reft, model, data, batch_size=batch_size, progress=progress, observers=observers)
+    return [record.finished(data) for record in records]
 
 
 @torch.no_grad()
@@ -62,13 +62,11 @@ def read_edited(
     batch_size: int = 16,
     progress: bool = True,
     observers: Mapping[int, Observer] = {},
-    order: list[int] | None = None,
 ) -> list[Float[Tensor, "tokens d"]]:
     """Hidden states of the edited model at each site, after the edit there, dropout off; float64 on the CPU.
 
     Args:
         observers: called with the edits at the sites of these indices and the hidden states that they edit.
-        order: the rows are added to it as they are read, and observed: not in the order of the data.
 
     Raises:
         ValueError: if a site chooses no token, or an exchange has no source in `data`.
@@ -77,8 +75,6 @@ def read_edited(
     bound = reft.bound_to(model, data, variant)
 
     def editing(batch: Batch, rows: Sequence[int]) -> AbstractContextManager[None]:
-        if order is not None:
-            order.extend(rows)
         return attached(model, bound.edits(batch.view, rows, observers))
 
     places = [(place.site, place.point) for place in bound.places]
@@ -105,14 +101,9 @@ class _Record:
         self.hidden.append(hidden.cpu().double() @ self.span)
         self.edits.append(code.cpu().double() @ (self.basis.T @ self.span))
 
-    def finished(self, data: Batch, order: Sequence[int]) -> SiteEdits:
-        """All of it, row by row, when the rows were read in this order."""
-        mask = self.site.positions.mask(data.view).cpu()
-        rows, columns = mask.nonzero().unbind(dim=1)
-        counts = mask.sum(dim=1)[list(order)].tolist()
-        places = torch.tensor(order).argsort().tolist()
-        parts = (torch.cat(values).split(counts) for values in (self.hidden, self.edits))
-        hidden, edits = (torch.cat([values[place] for place in places]) for values in parts)
+    def finished(self, data: Batch) -> SiteEdits:
+        rows, columns = self.site.positions.mask(data.view).nonzero().cpu().unbind(dim=1)
+        hidden, edits = torch.cat(self.hidden), torch.cat(self.edits)
         return SiteEdits(data, self.site, self.basis, self.span, hidden, edits, rows, columns)
 
 
