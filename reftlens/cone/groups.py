@@ -43,9 +43,9 @@ def sections(
 def _cost(division: Sequence[Section], lengths: Sequence[int], keys: Sequence[int], overhead: float) -> float:
     total = 0.0
     for section in division:
-        first = section.groups[0][0]
-        total += cost_of([section.shared], [keys[first]], overhead) if section.shared else 0.0
+        shared = section.shared
+        total += cost_of(1, shared, keys[section.groups[0][0]], overhead) if shared else 0.0
         for group in section.groups:
-            left, before = [lengths[n] - section.shared for n in group], [keys[n] + section.shared for n in group]
-            total += cost_of(left, before, overhead)
+            longest, before = max(lengths[n] for n in group) - shared, max(keys[n] for n in group) + shared
+            total += cost_of(len(group), longest, before, overhead)
     return total

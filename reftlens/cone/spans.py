@@ -73,10 +73,10 @@ def spans(data: Batch, edited: Mask, pooled: Mask | None = None, *, tokens: bool
     return [Span(a, b) for a, b in zip(start.tolist(), stop.tolist(), strict=True)]
 
 
-def cost_of(lengths: Sequence[int], keys: Sequence[int], overhead: float) -> float:
+def cost_of(rows: int, longest: int, keys: int, overhead: float) -> float:
     """What a group of rows costs, in tokens: its size times its longest cone, a little more for every key that
-    attention reads (`keys` before each cone), and `overhead` for one more pass through the blocks."""
-    return len(lengths) * max(lengths) * (1 + (max(keys) + max(lengths)) / _KEYS_PER_TOKEN) + overhead
+    attention reads (`keys` before the cones), and `overhead` for one more pass through the blocks."""
+    return rows * longest * (1 + (keys + longest) / _KEYS_PER_TOKEN) + overhead
 
 
 def buckets(lengths: Sequence[int], keys: Sequence[int], most: int | None, overhead: float) -> list[list[int]]:
@@ -93,7 +93,7 @@ def buckets(lengths: Sequence[int], keys: Sequence[int], most: int | None, overh
         size, deepest = 0, 0
         for first in range(n - 1, -1, -1):
             size, deepest = size + len(rows[first]), max(deepest, *(keys[i] for i in rows[first]))
-            cost = size * longest * (1 + (deepest + longest) / _KEYS_PER_TOKEN) + overhead
+            cost = cost_of(size, longest, deepest, overhead)
             for k, (before, cuts) in best[first].items():
                 groups = 0 if most is None else k + 1  # how many there are does not matter
                 if (most is None or k < most) and before + cost < cheapest.get(groups, (float("inf"), ()))[0]:
