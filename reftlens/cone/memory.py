@@ -5,7 +5,7 @@ All that is kept shares one budget of bytes, and what was not used for longest g
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from threading import RLock
 from typing import NamedTuple
@@ -58,9 +58,9 @@ class Memory:
             self._beginnings.clear()
             self.size = 0
 
-    def room(self, free: int) -> int:
-        """The budget where none is set: what was `free` when it was first asked for."""
-        self._room = self._room or free
+    def room(self, free: Callable[[], int]) -> int:
+        """The budget where none is set: an eighth of what was `free` when it was first asked for."""
+        self._room = self._room or free() // 8
         return self._room
 
     def state(self, model: Bridge) -> object:

@@ -38,9 +38,8 @@ class RowStore:
     """Rows that an earlier call captured."""
     _rows: dict[int, Captured] = field(default_factory=dict, init=False, repr=False)
     _state: tuple[int, ...] = field(default=(), init=False, repr=False)
-    _model: object = field(default=None, init=False, repr=False)
-    """The model as it is now, for the memory."""
-    _texts: list[bytes] = field(default_factory=list, init=False, repr=False)
+    _keys: list[Hashable] = field(default_factory=list, init=False, repr=False)
+    """Of each row, for the memory: the model as it is now, what else decides, and the row's tokens."""
 
     def __str__(self) -> str:
         size = f" ({self.size / 1e6:.1f} MB)" if self.size else ""
@@ -54,9 +53,9 @@ class RowStore:
             return
         self._rows, self._state, self.recalled = {}, state, 0
         if self._remembers:
-            self._model = MEMORY.state(self.capture.body.model)
-            lengths = data.attention_mask.sum(dim=1).tolist()
-            self._texts = [row[:n].tobytes() for row, n in zip(data.tokens.cpu().numpy(), lengths, strict=True)]
+            model, setting = MEMORY.state(self.capture.body.model), self.capture.setting
+            rows, lengths = data.tokens.cpu().numpy(), data.attention_mask.sum(dim=1).tolist()
+            self._keys = [(model, setting, row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
         if self.uses > 1:
             self._store()
 
@@ -99,9 +98,6 @@ class RowStore:
     def _remembers(self) -> bool:
         return self.reuse.remember and self.reuse.memory != 0
 
-    def _key(self, row: int) -> Hashable:
-        return self._model, self.capture.setting, self._texts[row]
-
     def _cones(self, row: int) -> Cones:
         return Cones(self.capture.firsts, self.capture.cones[row], self.capture.latest[row])
 
@@ -109,20 +105,22 @@ class RowStore:
         """Take what an earlier call captured."""
         for row in rows if self._remembers and self.uses <= 1 else ():
             if row not in self._rows:
-                known = MEMORY.get(self._key(row), self._cones(row))
+                known = MEMORY.get(self._keys[row], self._cones(row))
                 if known is not None:
                     self._rows[row], self.capture.returns = known
                     self.recalled += 1
 
     def _remember(self, rows: Iterable[int]) -> None:
         """Leave what was captured to later calls."""
-        budget = self.reuse.memory or MEMORY.room(_free_memory() // 8)
+        if not self._remembers:
+            return
+        budget = self.reuse.memory or MEMORY.room(_free_memory)
         copies = dict[int, Captured]()
-        for row in rows if self._remembers else ():
+        for row in rows:
             captured = self._rows[row]
             if self.uses <= 1:  # views of what is larger
                 captured = _copied(captured, copies)
-            MEMORY.put(self._key(row), self._cones(row), captured, self.capture.returns, budget)
+            MEMORY.put(self._keys[row], self._cones(row), captured, self.capture.returns, budget)
 
     def _bytes_needed(self, sampled: int) -> int:
         """An estimate from one row: bytes per token of the cone, and per token before it; a little is added."""
