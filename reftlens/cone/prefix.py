@@ -120,7 +120,7 @@ def assemble(
     Prefixes are padded on the left and cones on the right, so that neighbouring tokens are neighbours. Keys and values
     of each block that are `begun` stand between them: the first tokens of the cones, computed for all rows.
     """
-    shared, stream = begun[0][0].shape[2] if begun else 0, None
+    longest, shared, stream = int(window.starts.max()), begun[0][0].shape[2] if begun else 0, None
     if first in captured[0].streams:
         width = captured[0].streams[first].shape[-1]
         stream = torch.zeros(*window.real.shape, width, device=window.real.device, dtype=like.dtype)
@@ -130,5 +130,5 @@ def assemble(
     layers: list[DynamicLayer] = []
     for block in range(max(len(begun), *(len(row.keys) for row in captured))):
         keys, values = zip(*(row.pieces(block) for row in captured), strict=True)
-        layers.append(Prefilled(keys, values, int(window.starts.max()), begun[block] if begun else None))
+        layers.append(Prefilled(keys, values, longest, begun[block] if begun else None))
     return stream, mask_of(window), layers
