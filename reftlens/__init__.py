@@ -32,7 +32,7 @@ from reftlens.editing.site import (
     resid_pre,
 )
 from reftlens.editing.variant import Variant
-from reftlens.generation import Decoding, generate, stream
+from reftlens.generation import Decoding, generate
 from reftlens.interventions import DAS, Ablation, DiReFT, Interchange, Intervention, LoReFT, SteeringVector
 from reftlens.reports.page import report
 from reftlens.scoring.evaluation import evaluate
@@ -100,7 +100,6 @@ __all__ = [
     "save",
     "slider",
     "storage",
-    "stream",
     "strength",
     "subspaces",
     "tasks",

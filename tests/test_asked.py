@@ -94,7 +94,10 @@ CASES = {
     "one site of a variant": (lambda rl, m: rl.Variant(sites=0), r"sites=0, expected a list of indices"),
     "sites of a variant": (lambda rl, m: rl.Variant(sites=[rl.embeddings("last")]), r"expected a whole number"),
     "a strength that is text": (lambda rl, m: rl.Variant("2"), r"strength='2', expected a number"),
-    "several prompts to stream": (lambda rl, m: list(rl.stream(_reft(), m, ["a"])), r"a stream is of one prompt"),
+    "several prompts to stream": (
+        lambda rl, m: list(rl.generation.stream(_reft(), m, ["a"])),
+        r"a stream is of one prompt",
+    ),
     "no positions": (lambda rl, m: rl.resid_post(1, None), r"positions=None"),
     "a learning rate that is text": (lambda rl, m: rl.FitConfig(lr="1e-2"), r"lr='1e-2', expected a number"),
     "a seed that is text": (lambda rl, m: rl.FitConfig(seed="a"), r"seed='a', expected a whole number"),

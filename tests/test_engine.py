@@ -229,7 +229,9 @@ OPERATIONS = {
         reft, model, PROMPTS, rl.Decoding(max_new_tokens=2, temperature=1.0)
     ),
     "beams": lambda rl, reft, model, data: rl.generate(reft, model, PROMPTS, rl.Decoding(max_new_tokens=2, beams=2)),
-    "stream": lambda rl, reft, model, data: list(rl.stream(reft, model, PROMPTS[0], rl.Decoding(max_new_tokens=2))),
+    "stream": lambda rl, reft, model, data: list(
+        rl.generation.stream(reft, model, PROMPTS[0], rl.Decoding(max_new_tokens=2))
+    ),
     "preflight": lambda rl, reft, model, data: rl.training.preflight(reft, model),
     "sites": lambda rl, reft, model, data: rl.hooks(model, unusable=True),
     "activations": lambda rl, reft, model, data: rl.activations(model, data, rl.resid_post(1, "all"), progress=False),

@@ -160,7 +160,7 @@ def turns(threads, count):
     model, reft, decoding = fresh_bridge("llama"), steering(), rl.Decoding(max_new_tokens=3)
     prompts = ["the cat sat on", "a dog ran over the hill"]
     expected = {edited: rl.generate(reft if edited else None, model, prompts, decoding).ids for edited in (True, False)}
-    streamed = "".join(rl.stream(reft, model, prompts[0], decoding))
+    streamed = "".join(rl.generation.stream(reft, model, prompts[0], decoding))
     assert expected[True] != expected[False]
     problems = []
 
@@ -171,7 +171,7 @@ def turns(threads, count):
                 ids = rl.generate(reft if edited else None, model, prompts, decoding).ids
                 if ids != expected[edited]:
                     problems.append(f"another text, edited: {edited}")
-                if turn % 10 == 0 and "".join(rl.stream(reft, model, prompts[0], decoding)) != streamed:
+                if turn % 10 == 0 and "".join(rl.generation.stream(reft, model, prompts[0], decoding)) != streamed:
                     problems.append("another stream")
         except Exception as error:
             problems.append(repr(error))

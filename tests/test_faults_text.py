@@ -256,7 +256,7 @@ def test_settings_of_generation_that_contradict_are_refused_before_prompts_are_r
     with pytest.raises(ValueError, match="keep_logits needs beams=1"):
         rl.generate(reft, llama, [""], beams, keep_logits=True)
     with pytest.raises(ValueError, match="a stream needs beams=1"):
-        list(rl.stream(reft, llama, "", beams))
+        list(rl.generation.stream(reft, llama, "", beams))
     with pytest.raises(ValueError, match=r"variant=\[\], expected one or more"):
         rl.generate(reft, llama, [""], variant=[])
 

@@ -33,7 +33,7 @@ EDITED = {
     "greedy": lambda rl, m: rl.generate(broken(), m, ["the cat"], rl.Decoding(max_new_tokens=2)),
     "sampled": lambda rl, m: rl.generate(broken(), m, ["the cat"], rl.Decoding(max_new_tokens=2, temperature=1.0)),
     "beams": lambda rl, m: rl.generate(broken(), m, ["the cat"], rl.Decoding(max_new_tokens=2, beams=2)),
-    "stream": lambda rl, m: list(rl.stream(broken(), m, "the cat")),
+    "stream": lambda rl, m: list(rl.generation.stream(broken(), m, "the cat")),
     "in float16": lambda rl, m: rl.evaluate(
         broken(torch.full((D,), 1e6)), fresh_bridge("llama", dtype=torch.float16), data(m), progress=False
     ),

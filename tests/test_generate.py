@@ -586,7 +586,7 @@ def test_beams_keep_no_logits_and_are_no_stream_and_nothing_runs_to_say_so(llama
         with pytest.raises(ValueError, match="keep_logits needs beams=1"):
             rl.generate(None, llama, ["the cat"], rl.Decoding(beams=2), keep_logits=True)
         with pytest.raises(ValueError, match="a stream needs beams=1"):
-            next(rl.stream(None, llama, "the cat", rl.Decoding(beams=2)))
+            next(rl.generation.stream(None, llama, "the cat", rl.Decoding(beams=2)))
     finally:
         llama.reset_hooks()
     assert not seen
@@ -644,7 +644,7 @@ def test_the_pieces_of_a_stream_are_the_text_of_generate(architecture, settings)
     decoding = rl.Decoding(max_new_tokens=7, **settings)
     pieces = {}
     for prompt in ("the cat sat", "a dog ran by")[: 2 if architecture == "llama" else 1]:
-        pieces[prompt] = list(rl.stream(reft, model, prompt, decoding, variant=0.8))
+        pieces[prompt] = list(rl.generation.stream(reft, model, prompt, decoding, variant=0.8))
         assert "".join(pieces[prompt]) == rl.generate(reft, model, [prompt], decoding, variant=0.8).texts[0]
     if architecture == "llama":
         assert max(map(len, pieces.values())) > 1  # bytes that are no text wait for what follows them
@@ -662,7 +662,7 @@ def test_a_suspended_stream_leaves_no_hook_and_edits_no_other_call(architecture)
             return model(batch.tokens, attention_mask=batch.attention_mask.long(), use_cache=False)
 
     plain = everyday()
-    stream = rl.stream(reft, model, "the cat sat on", rl.Decoding(max_new_tokens=6))
+    stream = rl.generation.stream(reft, model, "the cat sat on", rl.Decoding(max_new_tokens=6))
     pieces = [next(stream)]
     assert torch.is_grad_enabled()
     assert not any(p.fwd_hooks for p in model.hook_dict.values())
@@ -676,7 +676,7 @@ def test_a_suspended_stream_leaves_no_hook_and_edits_no_other_call(architecture)
 def test_a_stream_that_is_dropped_leaves_nothing_behind(llama):
     import reftlens as rl
 
-    stream = rl.stream(sites_at("both").train(), llama, "the cat", rl.Decoding(max_new_tokens=20))
+    stream = rl.generation.stream(sites_at("both").train(), llama, "the cat", rl.Decoding(max_new_tokens=20))
     next(stream)
     stream.close()
     assert torch.is_grad_enabled() and not any(p.fwd_hooks for p in llama.hook_dict.values())

@@ -75,7 +75,9 @@ def test_beams_and_streams_go_on_from_prefilled_prompts(llama):
     prefilled = rl.generation.prefill(reft, llama, PROMPTS[:1])
     beams = [rl.generate(reft, llama, p, rl.Decoding(max_new_tokens=4, beams=3)) for p in (prefilled, PROMPTS[:1])]
     assert beams[0] == beams[1]
-    texts = ["".join(rl.stream(reft, llama, p, rl.Decoding(max_new_tokens=6))) for p in (prefilled, PROMPTS[0])]
+    texts = [
+        "".join(rl.generation.stream(reft, llama, p, rl.Decoding(max_new_tokens=6))) for p in (prefilled, PROMPTS[0])
+    ]
     assert texts[0] == texts[1]
 
 
