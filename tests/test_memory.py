@@ -84,19 +84,68 @@ def fresh_loss(model, data, captured):
     return loss
 
 
-def test_what_needs_less_is_served_and_what_needs_more_is_captured(captured):
-    """Fewer keys, fewer tokens of the stream and a place above are within what is kept; a place below is not."""
-    model = bridge("llama")
-    data = data_of(model)
-    losses(model, data, edit(0, "l2"))
+def places(*places):
+    """Sites after blocks, or before the first one (-1), at positions."""
+    import reftlens as rl
+
+    return [rl.resid_pre(0, where) if layer < 0 else rl.resid_post(layer, where) for layer, where in places]
+
+
+def scores(model, data, sites, **settings):
+    """Losses under edits at some sites together, and under each of several alone."""
+    import reftlens as rl
+
+    reft = rl.ReFT({site: rl.LoReFT(D, rank=2) for site in sites})
+    reft.reset(0)
+    alone = [rl.Variant(sites=[i]) for i in range(len(sites))]
+    reuse = rl.Reuse(verify=False, **settings)
+    reft = reft.to(model.cfg.dtype)
+    return rl.evaluate(reft, model, data, [1, *alone[: len(sites) * (len(sites) > 1)]], reuse=reuse, progress=False)
+
+
+TWO = (0, "l3"), (1, "last")
+NEEDS = {
+    "both": ([(0, "l3")], TWO, "extended"),
+    "keys of later tokens": ([(0, "l3")], [(0, "last")], "extended"),
+    "a stream higher up": ([(0, "l3")], [(1, "l3")], "extended"),
+    "a stream between two": ([(0, "l3"), (2, "l3")], [(1, "l3")], "extended"),
+    "the stream that the final norm takes": ([(0, "l3")], [(2, "last")], "extended"),
+    "from the embedding": ([(-1, "l3")], TWO, "extended"),
+    "nothing before": ([(0, [0])], TWO, "extended"),
+    "one of two sites": (TWO, TWO[1:], "held"),
+    "a lower block": ([(1, "l2")], [(0, "l2")], "captured"),
+    "earlier tokens": ([(0, "l2")], [(0, "l3")], "captured"),
+}
+
+
+CASES = [("llama", name) for name in NEEDS] + [(other, "both") for other in ("gpt2", "neox", "gemma3")]
+
+
+@pytest.mark.parametrize(("architecture", "name"), CASES)
+def test_a_row_is_extended_from_what_is_known_or_captured_beside_it(architecture, name, captured, doubles):
+    from reftlens.cone.memory import MEMORY
+
+    model = bridge(architecture, torch.float64)
+    data = data_of(model, [*ROWS, (ROWS[0][0] + " the", " cat"), (ROWS[0][0] + " a", " dog ran")])  # some begin alike
+    before, after, how = places(*NEEDS[name][0]), places(*NEEDS[name][1]), NEEDS[name][2]
+    expected = scores(model, data, after, remember=False)
+    scores(model, data, before)
     captured.clear()
-    assert torch.equal(losses(model, data, edit(0, "l2")).loss, fresh(model, data, edit(0, "l2")).loss)
-    captured.clear()
-    losses(model, data, edit(0, "last"))
-    assert captured == [0, 1, 2]  # its keys go on to a later token
-    captured.clear()
-    losses(model, data, edit(0, "last"))
-    assert captured == []
+    measured = scores(model, data, after)
+    assert (measured.loss - expected.loss).abs().max() < 1e-10
+    assert ("5 rows of it from earlier calls, 5 of them extended" in measured.computation) == (how == "extended")
+    assert captured == ([0, 1, 2, 3, 4] if how == "captured" else [])
+    for sites in (before, after):  # both are known now
+        assert scores(model, data, sites).computation.endswith("5 rows of it from earlier calls")
+    assert len(captured) == (5 if how == "captured" else 0) and MEMORY.size == bytes_in(MEMORY)
+
+
+def bytes_in(memory):
+    """All tensors that are kept, each once."""
+    every = [known.captured for several in memory._rows.values() for known in several]
+    every += [captured.beginning for captured in every if captured.beginning]
+    tensors = {t.data_ptr(): t for captured in every for t in captured.tensors() if t.numel()}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def by_data(model, data):
@@ -124,12 +173,14 @@ def by_attention(model, data):
 def test_what_was_changed_in_place_is_captured_anew(change, captured):
     model = fresh_bridge("llama")
     data = data_of(model)
-    before = losses(model, data).loss
+    losses(model, data, edit(0, "l2"))
     captured.clear()
+    before = losses(model, data).loss
+    assert captured == []  # extended
     change(model, data)
     after = losses(model, data).loss
     assert captured == ([0] if change is by_tokens else [0, 1, 2])
-    assert torch.equal(after, fresh(model, data).loss)
+    assert torch.allclose(after, fresh(model, data).loss, rtol=0, atol=1e-6 if change is by_tokens else 0)
     if change is not by_attention:
         assert not torch.allclose(after[:, 0], before[:, 0], atol=1e-6)
 

@@ -1,12 +1,12 @@
 """What was captured of rows, kept for later calls: the same rows of the same model are not captured again.
 
-A row is known by its tokens, whatever batch it comes in; what was captured serves any cone that needs no more of it.
+A row is known by its tokens, whatever batch it comes in; what was captured serves any cone that needs no more of it,
+and cones that begin higher up or need keys of later tokens are computed from it.
 All that is kept shares one budget of bytes, and what was not used for longest goes first.
 """
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from threading import RLock
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, finalize
@@ -18,6 +18,9 @@ from reftlens.bridge.protocol import Bridge, weights_state
 from reftlens.cone.prefix import Captured
 from reftlens.cone.spans import Span
 
+_NEEDS = 4
+"""So much is kept of a row that cannot be computed from one another."""
+
 
 class Cones(NamedTuple):
     """What was captured of a row: the streams of `span` entering `firsts`, and keys of the tokens before `latest`."""
@@ -26,19 +29,36 @@ class Cones(NamedTuple):
     span: Span
     latest: int
 
-    def hold(self, other: "Cones", shared: int) -> bool:
-        """Whether these hold all that others need, where the first `shared` tokens were captured for several rows."""
+    def reach(self, other: "Cones") -> bool:
+        """Whether all that others need can be computed from these: no lower block, and no other tokens."""
         inside = self.span.start <= other.span.start and other.span.stop <= self.span.stop
-        deep = min(self.firsts) <= min(other.firsts) and {*other.firsts} - {0} <= {*self.firsts}
-        return inside and deep and shared <= other.span.start and other.latest <= self.latest
+        return inside and min(self.firsts) <= min(other.firsts)
+
+    def hold(self, other: "Cones") -> bool:
+        """Whether these hold all that others need."""
+        return self.reach(other) and {*other.firsts} - {0} <= {*self.firsts} and other.latest <= self.latest
+
+    def union(self, other: "Cones") -> "Cones":
+        """With all that others need, of the tokens of these."""
+        return Cones(tuple(sorted({*self.firsts, *other.firsts})), self.span, max(self.latest, other.latest))
+
+    def entry(self, first: int) -> "Cones":
+        """What all of the tokens need to go on from block `first`."""
+        return Cones((first,), self.span, self.span.start)
 
 
-@dataclass
-class _Entry:
+class Known(NamedTuple):
+    """What is kept of a row."""
+
     cones: Cones
     captured: Captured
     returns: int
     """How many values a block of the model returns, which is seen when rows are captured."""
+
+    def part(self, cones: Cones) -> Captured:
+        """What cones need, of what this holds."""
+        own = self.cones
+        return self.captured.part(own.span, own.firsts, cones.span, cones.firsts, cones.latest)
 
 
 class Memory:
@@ -47,7 +67,7 @@ class Memory:
     def __init__(self) -> None:
         self.size = 0
         self._room = 0
-        self._rows: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._rows: OrderedDict[Hashable, tuple[Known, ...]] = OrderedDict()
         self._beginnings: Counter[int] = Counter()
         self._states: WeakKeyDictionary[nn.Module, tuple[object, object]] = WeakKeyDictionary()
         self._lock = RLock()
@@ -81,28 +101,32 @@ class Memory:
             for key in [key for key in self._rows if isinstance(key, tuple) and key[0] is state]:
                 self._drop(key)
 
-    def get(self, key: Hashable, cones: Cones) -> tuple[Captured, int] | None:
-        """What a cone needs, if all of it is kept, and how many values a block returns."""
+    def get(self, key: Hashable, cones: Cones) -> Known | None:
+        """What is kept of a row and holds what cones need, or else what it can be computed from."""
         with self._lock:
-            entry = self._rows.get(key)
-            if entry is None or not entry.cones.hold(cones, entry.captured.shared):
+            if key not in self._rows:
                 return None
             self._rows.move_to_end(key)
-        own = entry.cones
-        return entry.captured.part(own.span, own.firsts, cones.span, cones.firsts, cones.latest), entry.returns
+            able = [known for known in self._rows[key] if known.cones.reach(cones)]
+        return next((known for known in able if known.cones.hold(cones)), able[-1] if able else None)
 
-    def put(self, key: Hashable, cones: Cones, captured: Captured, returns: int, budget: int) -> None:
-        """Keep what was captured, in place of what was known of the row, where there is room for it."""
+    def put(self, key: Hashable, new: Known, budget: int) -> None:
+        """Keep what was captured, in place of all that it holds of what was known of the row, where there is room."""
         with self._lock:
+            known = self._rows.get(key, ())
+            if not any(old.cones.hold(new.cones) for old in known):
+                known = (*[old for old in known if not new.cones.hold(old.cones)][1 - _NEEDS :], new)
+            for each in known:  # before the same are dropped: a beginning that goes on being used is counted once
+                self.size += self._weigh(each.captured, 1)
             if key in self._rows:
                 self._drop(key)
-            self._rows[key] = _Entry(cones, captured, returns)
-            self.size += self._weigh(captured, 1)
+            self._rows[key] = known
             while self._rows and self.size > budget:
                 self._drop(next(iter(self._rows)))
 
     def _drop(self, key: Hashable) -> None:
-        self.size -= self._weigh(self._rows.pop(key).captured, -1)
+        for known in self._rows.pop(key):
+            self.size -= self._weigh(known.captured, -1)
 
     def _weigh(self, captured: Captured, change: int) -> int:
         """Bytes that are needed for a row, beside those for rows that share its beginning."""

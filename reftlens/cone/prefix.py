@@ -72,6 +72,13 @@ class Captured:
         keys, values = (tuple(t[:, :own] for t in every) for every in (above.keys, above.values))
         return Captured(streams, keys, values, above.beginning)
 
+    def followed(self, streams: dict[int, Tensor], keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> "Captured":
+        """With streams that enter more blocks, and keys and values of the tokens that follow."""
+        more, own = (*keys, *values), (*self.keys, *self.values)
+        past = [torch.cat(pair, dim=1) for pair in zip(own, more, strict=True)] if own and more else own or more
+        middle = len(past) // 2
+        return Captured(self.streams | streams, tuple(past[:middle]), tuple(past[middle:]), self.beginning)
+
     def pieces(self, block: int) -> tuple[Pieces, Pieces]:
         """Keys, and values, of all tokens before the cone."""
         if not self.keys:

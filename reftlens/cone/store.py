@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from reftlens.bridge.protocol import device_of, version_of, weights_versions
 from reftlens.cone.capture import Capture
-from reftlens.cone.memory import MEMORY, Cones
+from reftlens.cone.extension import extended
+from reftlens.cone.memory import MEMORY, Cones, Known
 from reftlens.cone.prefix import Captured
 from reftlens.cone.reuse import Reuse
 
@@ -36,6 +37,8 @@ class RowStore:
     size: int = field(default=0, init=False)
     recalled: int = field(default=0, init=False)
     """Rows that an earlier call captured."""
+    extended: int = field(default=0, init=False)
+    """Those of them from which more was computed."""
     _rows: dict[int, Captured] = field(default_factory=dict, init=False, repr=False)
     _state: tuple[int, ...] = field(default=(), init=False, repr=False)
     _keys: list[Hashable] = field(default_factory=list, init=False, repr=False)
@@ -43,7 +46,8 @@ class RowStore:
 
     def __str__(self) -> str:
         size = f" ({self.size / 1e6:.1f} MB)" if self.size else ""
-        return f"{self.tier}{size}" + (f", {self.recalled} rows of it from earlier calls" if self.recalled else "")
+        recalled = f", {self.recalled} rows of it from earlier calls" if self.recalled else ""
+        return f"{self.tier}{size}{recalled}" + (f", {self.extended} of them extended" if self.extended else "")
 
     def prepare(self) -> None:
         """Capture all rows, if they are to be stored and this was not done before for the model as it is now."""
@@ -51,7 +55,7 @@ class RowStore:
         state = (*weights_versions(self.capture.body.model), *version_of(data.tokens), *version_of(data.role))
         if self._state == state:
             return
-        self._rows, self._state, self.recalled = {}, state, 0
+        self._rows, self._state, self.recalled, self.extended = {}, state, 0, 0
         if self._remembers:
             model, setting = MEMORY.state(self.capture.body.model), self.capture.setting
             rows, lengths = data.tokens.cpu().numpy(), data.attention_mask.sum(dim=1).tolist()
@@ -102,25 +106,37 @@ class RowStore:
         return Cones(self.capture.firsts, self.capture.cones[row], self.capture.latest[row])
 
     def _recall(self, rows: Iterable[int]) -> None:
-        """Take what an earlier call captured."""
+        """Take what an earlier call captured, and compute from it what is missing."""
+        near = dict[tuple[int, ...], dict[int, Known]]()
         for row in rows if self._remembers and self.uses <= 1 else ():
-            if row not in self._rows:
-                known = MEMORY.get(self._keys[row], self._cones(row))
-                if known is not None:
-                    self._rows[row], self.capture.returns = known
-                    self.recalled += 1
+            known = None if row in self._rows else MEMORY.get(self._keys[row], self._cones(row))
+            if known is not None and known.cones.hold(self._cones(row)):
+                self._take(row, known)
+            elif known is not None and not self.reuse.half:
+                near.setdefault(known.cones.firsts, {})[row] = known
+        for some in near.values():
+            for row, known in extended(self.capture, some).items():
+                MEMORY.put(self._keys[row], known, self._budget)
+                self._take(row, known)
+                self.extended += 1
+
+    def _take(self, row: int, known: Known) -> None:
+        self._rows[row], self.capture.returns = known.part(self._cones(row)), known.returns
+        self.recalled += 1
+
+    @property
+    def _budget(self) -> int:
+        """Of the memory, in bytes."""
+        return self.reuse.memory or MEMORY.room(_free_memory)
 
     def _remember(self, rows: Iterable[int]) -> None:
         """Leave what was captured to later calls."""
-        if not self._remembers:
-            return
-        budget = self.reuse.memory or MEMORY.room(_free_memory)
         copies = dict[int, Captured]()
-        for row in rows:
+        for row in rows if self._remembers else ():
             captured = self._rows[row]
             if self.uses <= 1:  # views of what is larger
                 captured = _copied(captured, copies)
-            MEMORY.put(self._keys[row], self._cones(row), captured, self.capture.returns, budget)
+            MEMORY.put(self._keys[row], Known(self._cones(row), captured, self.capture.returns), self._budget)
 
     def _bytes_needed(self, sampled: int) -> int:
         """An estimate from one row: bytes per token of the cone, and per token before it; a little is added."""
