@@ -28,6 +28,14 @@ def length_limit(model: Bridge) -> tuple[str, int] | None:
     return None
 
 
+def changes_with_length(model: Bridge, longest: int) -> str:
+    """Why rows of up to `longest` tokens are not what parts of them were in other passes, or ""."""
+    limit = length_limit(model)
+    if limit is None or longest <= limit[1]:
+        return ""
+    return f"its rotary positions ({limit[0]}) are others in rows of more than {limit[1]} tokens"
+
+
 def check_lengths(model: Bridge, shortest: int, longest: int) -> None:
     """Raise where rows of these lengths cannot be computed in one pass.
 

@@ -19,7 +19,7 @@ from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import foreign_hook, hook_points, modules
 from reftlens.bridge.lengths import text_config
 from reftlens.bridge.parts import Slot, slots, swapped
-from reftlens.bridge.protocol import Bridge, modules_of, parameters_of
+from reftlens.bridge.protocol import Bridge, device_of, modules_of, parameters_of
 from reftlens.bridge.trial import trial
 
 
@@ -33,6 +33,7 @@ class Body:
     def __init__(self, model: Bridge) -> None:
         self.model = model
         self.config = text_config(model)
+        self.kind = device_of(model).type  # of the device that passes run on
         every = list(slots(model.original_model))
         by_component = {id(slot.component): slot for slot in every}
 

@@ -98,9 +98,13 @@ class Capture:
     def _rows(self, rows: Sequence[int]) -> "_Rows":
         numbers = [self.of_row.get(row) for row in rows]
         beginnings = [None if n is None else self._read(n) for n in numbers]
-        starts = [0 if n is None else self.beginnings[n].length for n in numbers]
-        cones = [Span(start, self.cones[row].stop) for start, row in zip(starts, rows, strict=True)]
-        return _Rows(self.data.tokens[list(rows)], window(cones, self.data.tokens.device), beginnings)
+        return _Rows(self.data.tokens[list(rows)], window(self.after(rows), self.data.tokens.device), beginnings)
+
+    def after(self, rows: Sequence[int]) -> list[Span]:
+        """The tokens of each of these rows after the beginning that it shares, up to the end of its cone."""
+        shared = (self.of_row.get(row) for row in rows)
+        starts = [0 if n is None else self.beginnings[n].length for n in shared]
+        return [Span(start, self.cones[row].stop) for start, row in zip(starts, rows, strict=True)]
 
     def _read(self, number: int) -> Captured:
         """Keys and values of a beginning at every block."""

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from reftlens.bridge.lengths import length_limit
+from reftlens.bridge.lengths import changes_with_length
 from reftlens.bridge.protocol import device_of
 from reftlens.cone.beginnings import Beginning, shared_beginnings
 from reftlens.cone.body import Body
@@ -98,7 +98,7 @@ class Cone:
 
     def _beginnings(self) -> list[Beginning]:
         """Those of the frozen tokens that pay, or any, in the way that is asked for."""
-        overhead = 0.0 if self.way is not None else PASS[self.device.type]
+        overhead = 0.0 if self.way is not None else PASS[self.body.kind]
         return shared_beginnings(self.tidy.tokens, [span.start for span in self.spans], overhead=overhead)
 
     @property
@@ -118,9 +118,9 @@ class Cone:
         Keys are joined with their prefix once for every job. With `whole` False jobs come in parts, each with a graph
         of its own: what was scored goes backward before the next is asked for.
         """
-        limit = length_limit(self.body.model)
-        if limit is not None and int(self.data.attention_mask.sum(dim=1).max()) > limit[1]:
-            raise Unsound(f"its rotary positions ({limit[0]}) are others in rows of more than {limit[1]} tokens")
+        obstacle = changes_with_length(self.body.model, int(self.data.attention_mask.sum(dim=1).max()))
+        if obstacle:
+            raise Unsound(obstacle)
         group: list[Job] = []
         size = 0
         for job in sorted(jobs, key=lambda job: self.plans[job.plan].first):
@@ -133,10 +133,17 @@ class Cone:
             size += more
         yield from self._scored(group, whole=whole)
 
+    def divided(self, jobs: Sequence[Job]) -> tuple[list[Row], list[Course]]:
+        """All rows of jobs whose cones begin at one block, in passes; `computation` counts them."""
+        rows = [Row(j, self.plans[job.plan], number) for j, job in enumerate(jobs) for number in job.rows]
+        courses, tokens = list(self.planner.courses(rows, joined_jobs=len(jobs) > 1)), sum(r.span.length for r in rows)
+        saved = sum(course.saved for course in courses)
+        self._tokens = self._tokens[0] + tokens, self._tokens[1] + tokens - saved
+        return rows, courses
+
     def _scored(self, jobs: list[Job], *, whole: bool) -> Iterator[list[Scored]]:
         """All rows of jobs whose cones begin at one block."""
-        rows = [Row(j, self.plans[job.plan], number) for j, job in enumerate(jobs) for number in job.rows]
-        courses = list(self.planner.courses(rows, joined_jobs=len(jobs) > 1))
+        rows, courses = self.divided(jobs)
         for course in courses:
             for each in course.passes:
                 self.check(each.way, jobs)
@@ -145,7 +152,6 @@ class Cone:
             stored.cut(self.spans[row.number], row.span, row.plan.first, row.plan.first - self.first)
             for stored, row in zip(self.store.fetch([row.number for row in rows]), rows, strict=True)
         ]
-        self._count(courses, rows)
         results = list[tuple[list[int], Tensor]]()
         for course in courses:
             begun = _Begun(self._begin(course.beginning, captured), apart=not whole and torch.is_grad_enabled())
@@ -227,16 +233,6 @@ class Cone:
             tokens = win.cut(self.tidy.tokens[each.numbers])
             logits = forward_inside(self.body.model, tokens, mask, win.columns, cache)
         return logits.flatten(0, 1) if self.reuse.scored_only else logits[each.at]
-
-    def _count(self, courses: Sequence[Course], rows: Sequence[Row]) -> None:
-        """Note how many tokens cones have, and how many of them are computed."""
-        tokens = sum(row.span.length for row in rows)
-        saved = sum(
-            course.beginning.window.real.shape[1] * (sum(len(each.group) for each in course.passes) - 1)
-            for course in courses
-            if course.beginning is not None
-        )
-        self._tokens = self._tokens[0] + tokens, self._tokens[1] + tokens - saved
 
 
 def _back_in_order(order: Sequence[int], counts: Sequence[int], device: torch.device) -> Int[Tensor, " targets"] | None:

@@ -59,6 +59,13 @@ class Course:
     beginning: Pass | None
     passes: list[Pass]
 
+    @property
+    def saved(self) -> int:
+        """Tokens that the beginning stands for and that are not computed."""
+        if self.beginning is None:
+            return 0
+        return self.beginning.window.real.shape[1] * (sum(len(each.group) for each in self.passes) - 1)
+
 
 @dataclass
 class Planner:
@@ -91,7 +98,7 @@ class Planner:
 
     def _sections(self, rows: Sequence[Row]) -> list[Section]:
         lengths, before = [row.span.length for row in rows], [row.span.start for row in rows]
-        first, overhead = rows[0].plan.first, PASS[self.device.type]
+        first, overhead = rows[0].plan.first, PASS[self.body.kind]
         able = self.reuse.beginnings and self.reuse.tokens and first < self.body.depth and len(rows) > 1
         shares = able and (self.way is None or self.way.shared)
         known = [(row.job, row.number, self._sharing[id(row.plan)]) for row in rows]

@@ -46,7 +46,7 @@ class Scorer:
         refts = {id(plan.reft): plan.reft.to(device_of(model)) for plan in self.plans}
         bound = {key: reft.bind(model) for key, reft in refts.items()}
         self._places = [bound[id(plan.reft)] for plan in self.plans]
-        self._body, self._problem = _body_of(model, self._places, reuse)
+        self._body, self._problem = body_of(model, self._places, reuse)
         self._open(data, uses)
 
     def over(self, data: Batch) -> "Scorer":
@@ -108,7 +108,7 @@ def _take(left: list[tuple[Job, list[int]]], part: Job) -> None:
             return
 
 
-def _body_of(model: Bridge, places: Sequence[Places], reuse: Reuse | None) -> tuple[Body | None, str]:
+def body_of(model: Bridge, places: Sequence[Places], reuse: Reuse | None) -> tuple[Body | None, str]:
     """The parts of the model; or None, and why nothing can be reused on it with these sites."""
     if reuse is None:
         return None, "reuse is switched off"

@@ -7,7 +7,7 @@ is gone when the process ends, however it ends, and no later run can take it for
 import os
 import shutil
 import tempfile
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +21,7 @@ from reftlens.cone.extension import extended
 from reftlens.cone.memory import MEMORY, Cones, Known
 from reftlens.cone.prefix import Captured
 from reftlens.cone.reuse import Reuse
+from reftlens.cone.spans import Span
 
 Tier = Literal["on the device", "in host memory", "on disk", "nowhere, recomputed"]
 
@@ -65,8 +66,8 @@ class RowStore:
 
     def _store(self) -> None:
         """Capture all rows, always in the same order: the bits of a training run do not depend on earlier calls."""
-        data, cones = self.capture.data, self.capture.cones
-        order = sorted(range(len(data)), key=lambda r: (cones[r].stop, r))
+        chunks = captured_together(self.capture.cones)
+        order = [row for chunk in chunks for row in chunk]
         need = self._bytes_needed(max(order, key=lambda r: self.capture.latest[r]))
         device = device_of(self.capture.body.model)
         self.tier = choose_tier(need, device, self.reuse.memory, self.reuse.disk)
@@ -75,7 +76,7 @@ class RowStore:
         shelf, capture = Shelf(self.tier, device, need), self.capture
         shared = [_put(capture.beginning(n), shelf, None) for n in range(len(capture.beginnings))]
         with tqdm(total=len(order), desc="capture", unit="example", disable=not self.progress, leave=False) as bar:
-            for rows in _chunks(order, [c.stop for c in cones], most=4096):
+            for rows in chunks:
                 for row, captured in zip(rows, capture(rows), strict=True):
                     beginning = captured.beginning and shared[capture.of_row[row]]
                     self._rows[row] = _put(captured, shelf, beginning)
@@ -165,15 +166,14 @@ def _copied(captured: Captured, copies: dict[int, Captured]) -> Captured:
     return captured.rebuilt([t.clone() for t in captured.tensors()], shared)
 
 
-def _chunks(order: Sequence[int], lengths: Sequence[int], *, most: int) -> Iterator[list[int]]:
-    """Consecutive rows together, up to `most` tokens with their padding; always the same for the same data."""
-    chunk: list[int] = []
-    for row in order:
-        if chunk and (len(chunk) + 1) * max(lengths[r] for r in (*chunk, row)) > most:
-            yield chunk
-            chunk = []
-        chunk.append(row)
-    yield chunk
+def captured_together(cones: Sequence[Span], *, most: int = 4096) -> list[list[int]]:
+    """All rows, the shorter ones first, in parts of up to `most` tokens with their padding."""
+    chunks: list[list[int]] = []
+    for row in sorted(range(len(cones)), key=lambda r: (cones[r].stop, r)):
+        if not chunks or (len(chunks[-1]) + 1) * cones[row].stop > most:
+            chunks.append([])
+        chunks[-1].append(row)
+    return chunks
 
 
 def choose_tier(need: int, device: torch.device, memory: int | None = None, disk: int | None = None) -> Tier:

@@ -1,10 +1,14 @@
 """Settings of a training run, stored with its result, and the learning rate they imply at each step."""
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import torch
 
 from reftlens.errors import check_one_of
 from reftlens.numbers import real, whole
@@ -76,6 +80,21 @@ class FitConfig:
     def total_steps(self, rows: int) -> int:
         return self.epochs * self.steps_per_epoch(rows) if self.steps is None else self.steps
 
+    def uses(self, rows: int) -> float:
+        """How often each of so many rows is computed in the whole run, about."""
+        return self.total_steps(rows) * self.batch_size * self.accumulate / rows
+
+    def micro_batches(self, step: int, rows: int) -> list[tuple[int, ...]]:
+        """Which of `rows` rows optimizer step `step` (from 0) sees: a function of the settings alone."""
+        epoch, place = divmod(step, self.steps_per_epoch(rows))
+        order = torch.arange(rows)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "epoch", epoch))
+            order = torch.randperm(rows, generator=generator)
+        size, taken = self.batch_size, self.batch_size * self.accumulate
+        chosen = order.tolist()[place * taken :][:taken]
+        return [tuple(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+
     def learning_rate(self, step: int, total: int) -> float:
         """The rate of optimizer step `step` (from 0) of `total`; linear and cosine fall towards 0 after warm-up."""
         warmup = math.ceil(self.warmup * total) if self.warmup < 1 else int(self.warmup)
@@ -85,3 +104,8 @@ class FitConfig:
         if self.schedule == "linear":
             return self.lr * (1 - done)
         return self.lr * 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else self.lr
+
+
+def derived_seed(seed: int, what: str, number: int) -> int:
+    """An independent seed for each purpose, so that a run can be picked up at any step."""
+    return int.from_bytes(hashlib.sha256(json.dumps([seed, what, number]).encode()).digest()[:7], "big")

@@ -183,7 +183,8 @@ def _train(
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         for run in runs:
             stack.enter_context(training_mode(run.reft, training=True))
-        first, plans, uses = runs[0], [Plan(run.reft) for run in runs], sum(run.uses for run in runs)
+        first, plans = runs[0], [Plan(run.reft) for run in runs]
+        uses = sum(run.config.uses(len(run.data)) for run in runs)
         scorer = Scorer(first.model, first.data, plans, reuse, uses=uses, autocast=first.autocast, progress=progress)
         validator = None if first.validation is None else scorer.over(first.validation)
         total = max(run.total for run in runs)

@@ -1,7 +1,5 @@
 """A training run in progress, one optimizer step at a time; its state after each step is all that it needs to go on."""
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ from reftlens.interventions.subspace import Frame
 from reftlens.scoring.evaluation import mean_loss
 from reftlens.scoring.objectives import Objective, cross_entropy, is_per_target
 from reftlens.text.batch import Batch
-from reftlens.training.config import FitConfig
+from reftlens.training.config import FitConfig, derived_seed
 from reftlens.training.result import FitResult, encoding_of, library_versions
 
 
@@ -97,30 +95,18 @@ class Run:
     def finished(self) -> bool:
         return self.done >= self.total or self.history.stopped_early
 
-    @property
-    def uses(self) -> float:
-        """How often each row is computed in the whole run, about."""
-        return self.total * self.config.batch_size * self.config.accumulate / len(self.data)
-
     # -- one optimizer step ------------------------------------------------------------------------------
 
     def open_step(self) -> list[tuple[int, ...]]:
         """Make ready for the next optimizer step; its rows, in micro-batches: a function of seed and step only."""
         # torch.manual_seed also notes its stack for every kind of device that is not in use: milliseconds
         seed_all = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
-        seed_all(_derived_seed(self.config.seed, "step", self.done))
+        seed_all(derived_seed(self.config.seed, "step", self.done))
         self.optimizer.zero_grad(set_to_none=True)
         for module in self.modules:
             module.anneal(self.done / max(1, self.total - 1))
         self._loss, self._targets = 0.0, 0
-        epoch, place = divmod(self.done, self.config.steps_per_epoch(len(self.data)))
-        order = torch.arange(len(self.data))
-        if self.config.shuffle:
-            generator = torch.Generator().manual_seed(_derived_seed(self.config.seed, "epoch", epoch))
-            order = torch.randperm(len(self.data), generator=generator)
-        size = self.config.batch_size
-        rows = order.tolist()[place * size * self.config.accumulate :][: size * self.config.accumulate]
-        return [tuple(rows[i : i + size]) for i in range(0, len(rows), size)]
+        return self.config.micro_batches(self.done, len(self.data))
 
     def loss_of(self, scored: Scored) -> Tensor:
         """Sum of the losses of a micro-batch; the step's mean is over all targets, whatever micro-batch they are in."""
@@ -240,8 +226,3 @@ def advance(runs: Sequence[Run], scorer: Scorer, validator: Scorer | None) -> li
     for run in runs:
         run.history.seconds += (time.perf_counter() - began) / len(runs)
     return steps
-
-
-def _derived_seed(seed: int, what: str, number: int) -> int:
-    """An independent seed for each purpose, so that a run can be picked up at any step."""
-    return int.from_bytes(hashlib.sha256(json.dumps([seed, what, number]).encode()).digest()[:7], "big")
