@@ -38,6 +38,13 @@ def _seeded() -> None:
         torch.cuda.manual_seed_all(0)
 
 
+@pytest.fixture(autouse=True)
+def _forgetful() -> None:
+    """No test reads what another one computed."""
+    if memory := sys.modules.get("reftlens.cone.memory"):
+        memory.forget()
+
+
 @pytest.fixture(params=architectures.ARCHITECTURES)
 def any_model(request):
     """Each tiny architecture in turn, float32; read-only."""

@@ -194,6 +194,155 @@ def test_a_hook_of_the_users_own_is_seen(captured):
     assert "another hook is active" in result.computation
 
 
+@pytest.fixture
+def scored(monkeypatch):
+    """Collects how many rows are scored under each strength."""
+    from reftlens.cone.scorer import Scorer
+
+    rows, score = [], Scorer.score
+
+    def counted(self, jobs, **settings):
+        jobs = list(jobs)
+        rows.extend((self.plans[job.plan].variant.strength, len(job.rows)) for job in jobs)
+        return score(self, jobs, **settings)
+
+    monkeypatch.setattr(Scorer, "score", counted)
+    return rows
+
+
+def asked(model, data, reft, strengths=(0.5, 1), **settings):
+    """What each strength does."""
+    import reftlens as rl
+    from reftlens.cone.plans import plans_of
+    from reftlens.scoring.responses import responses
+
+    plans, reuse = plans_of(reft, {str(s): rl.Variant(s) for s in strengths}), rl.Reuse(verify=False, **settings)
+    return responses(model, data, plans, reuse=reuse, progress=False)
+
+
+def assert_same(a, b, *, rows=slice(None), alone=False):
+    """To the bit; a row computed in other company differs by rounding."""
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if alone else {"rtol": 0, "atol": 0}
+    for name in ("log_prob", "effect", "accuracy", "kl", "unedited_accuracy"):
+        torch.testing.assert_close(getattr(a, name), getattr(b, name)[..., rows], **tolerance)
+
+
+def by_parameter(model, data, reft):
+    with torch.no_grad():
+        reft[0].b[1] += 1e-3
+
+
+def by_target(model, data, reft):
+    data.target_mask[0, data.attention_mask[0].sum() - 1] = False
+
+
+def by_configuration(model, data, reft):
+    model.original_model.config.rms_norm_eps = 1e-5
+
+
+CHANGES = {
+    by_parameter: [(0, 3), (0.5, 3), (1, 3)],
+    by_configuration: [(0, 3), (0.5, 3), (1, 3)],
+    by_target: [(0, 1), (0.5, 1), (1, 1)],
+    by_tokens: [(0, 1), (0.5, 1), (1, 1)],
+    by_data: [(0, 3), (0.5, 3), (1, 3)],
+    by_dtype: [(0, 3), (0.5, 3), (1, 3)],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_scores_are_read_until_something_that_decides_them_changes(change, scored):
+    model = fresh_bridge("llama")
+    data, reft = data_of(model), edit()
+    first = asked(model, data, reft)
+    assert scored == [(0, 3), (0.5, 3), (1, 3)] and "earlier" not in first.computation
+    assert_same(first, asked(model, data, reft, remember=False))
+    scored.clear()
+    again, some = asked(model, data, edit()), asked(model, data[[2, 0]], reft)
+    assert scored == [] and again.computation == "9 of 9 scores from earlier calls" and again.reused
+    assert_same(again, first)
+    assert_same(some, first, rows=[2, 0])
+    change(*(model, data, reft)[: change.__code__.co_argcount])
+    changed = asked(model, data, reft)
+    assert scored == CHANGES[change]
+    assert_same(changed, asked(model, data, reft, remember=False), alone=len(data) > scored[0][1])
+
+
+def test_only_what_is_not_known_is_scored_and_never_what_was_scored_otherwise(scored):
+    import reftlens as rl
+
+    model = bridge("llama")
+    data, reft = data_of(model), edit()
+    asked(model, data[:2], reft)
+    scored.clear()
+    asked(model, data, reft)
+    assert scored == [(0, 1), (0.5, 1), (1, 1)]
+    asked(model, data, reft, [1, -2, 0, 0.5])  # the unedited model, which divergence is from, is computed with the new
+    assert scored[3:] == [(0, 3), (-2, 3)]
+    for settings in ({"half": True}, {"plain": False}):
+        scored.clear()
+        result = asked(model, data, reft, **settings)
+        assert scored == [(0, 3), (0.5, 3), (1, 3)]
+        assert_same(result, asked(model, data, reft, remember=False, **settings))
+    scored.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        asked(model, data, reft)
+    rl.forget()
+    asked(model, data, reft)
+    assert scored == [(0, 3), (0.5, 3), (1, 3)] * 2
+
+
+def test_rows_in_which_two_variants_are_one_computation_are_scored_once(scored):
+    """A token that only some rows have: in the others leaving it out is the whole edit, and it alone is nothing."""
+    import reftlens as rl
+
+    model, data, reft = bridge("gpt2"), data_of(bridge("gpt2")), edit(positions="all")
+    far = rl.positions.Nth(-10, missing="skip")
+    result = rl.effects(reft, model, data, positions={"far": far}, reuse=rl.Reuse(remember=False), progress=False)
+    long = int((data.prompt_mask.sum(dim=1) >= 10).sum())
+    assert 0 < long < 3 and [n for _, n in scored] == [3, 3, long, long]
+    short = data.prompt_mask.sum(dim=1) < 10
+    assert (result.alone[0, short] == 0).all() and torch.equal(result.left_out[0, short], result.whole[short])
+
+
+def test_nothing_is_kept_of_what_cannot_be_vouched_for(scored):
+    import reftlens as rl
+
+    class Doubled(rl.LoReFT):
+        kind = "Doubled"
+
+    def own(reft):
+        return rl.ReFT({reft.sites[0]: Doubled(D, rank=2)})
+
+    def hooked(reft):
+        reft[0].register_forward_hook(lambda module, inputs, out: out)
+        return reft
+
+    def patched(reft):
+        reft[0].code = lambda h, basis: torch.zeros_like(h[..., :2])
+        return reft
+
+    model = fresh_bridge("llama")
+    data = data_of(model)
+    exchange = rl.ReFT({rl.resid_post(1, "last"): rl.Interchange(D)})
+    asked(model, data, edit())
+    for reft, rows in (
+        (own(edit()), data),
+        (hooked(edit()), data),
+        (patched(edit()), data),
+        (exchange, data.resampled()),
+    ):
+        for _ in range(2):
+            scored.clear()
+            asked(model, rows, reft, [1])
+            assert scored == [(0, 3), (1, 3)]
+    asked(model, data, edit())
+    model.original_model.model.embed_tokens.register_forward_hook(lambda module, inputs, out: 2 * out)
+    scored.clear()
+    asked(model, data, edit())
+    assert scored == [(0, 3), (0.5, 3), (1, 3)]
+
+
 def test_nothing_is_kept_of_a_model_that_is_gone(captured):
     import gc
 

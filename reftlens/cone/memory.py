@@ -1,4 +1,4 @@
-"""What was captured of rows, kept for later calls: the same rows of the same model are not captured again.
+"""What was captured of rows, and what they scored, kept for later calls: neither is computed a second time.
 
 A row is known by its tokens, whatever batch it comes in; what was captured serves any cone that needs no more of it,
 and cones that begin higher up or need keys of later tokens are computed from it.
@@ -61,13 +61,18 @@ class Known(NamedTuple):
         return self.captured.part(own.span, own.firsts, cones.span, cones.firsts, cones.latest)
 
 
+Scores = tuple[float, ...]
+_SCORES = 512
+"""About the bytes that the scores of a row and their key take."""
+
+
 class Memory:
-    """Captured rows of any model, and how many bytes they take."""
+    """Captured rows of any model and scores of rows, and how many bytes they take."""
 
     def __init__(self) -> None:
         self.size = 0
         self._room = 0
-        self._rows: OrderedDict[Hashable, tuple[Known, ...]] = OrderedDict()
+        self._rows: OrderedDict[Hashable, tuple[Known, ...] | Scores] = OrderedDict()
         self._beginnings: Counter[int] = Counter()
         self._states: WeakKeyDictionary[nn.Module, tuple[object, object]] = WeakKeyDictionary()
         self._lock = RLock()
@@ -104,29 +109,50 @@ class Memory:
     def get(self, key: Hashable, cones: Cones) -> Known | None:
         """What is kept of a row and holds what cones need, or else what it can be computed from."""
         with self._lock:
-            if key not in self._rows:
-                return None
-            self._rows.move_to_end(key)
-            able = [known for known in self._rows[key] if known.cones.reach(cones)]
+            able = [known for known in self._known(key) if known.cones.reach(cones)]
         return next((known for known in able if known.cones.hold(cones)), able[-1] if able else None)
 
     def put(self, key: Hashable, new: Known, budget: int) -> None:
         """Keep what was captured, in place of all that it holds of what was known of the row, where there is room."""
         with self._lock:
-            known = self._rows.get(key, ())
+            known = self._known(key)
             if not any(old.cones.hold(new.cones) for old in known):
                 known = (*[old for old in known if not new.cones.hold(old.cones)][1 - _NEEDS :], new)
             for each in known:  # before the same are dropped: a beginning that goes on being used is counted once
                 self.size += self._weigh(each.captured, 1)
+            self._keep(key, known, budget)
+
+    def scores(self, key: Hashable) -> Scores | None:
+        """What a row scored, where it is kept."""
+        with self._lock:
             if key in self._rows:
-                self._drop(key)
-            self._rows[key] = known
-            while self._rows and self.size > budget:
-                self._drop(next(iter(self._rows)))
+                self._rows.move_to_end(key)
+            return tuple(value for value in self._rows.get(key, ()) if isinstance(value, float)) or None
+
+    def put_scores(self, key: Hashable, scores: Scores, budget: int) -> None:
+        """Keep what a row scored, where there is room for it."""
+        with self._lock:
+            self.size += _SCORES
+            self._keep(key, scores, budget)
+
+    def _known(self, key: Hashable) -> tuple[Known, ...]:
+        """What is kept of a row, which is used now."""
+        if key in self._rows:
+            self._rows.move_to_end(key)
+        return tuple(known for known in self._rows.get(key, ()) if isinstance(known, Known))
+
+    def _keep(self, key: Hashable, entry: tuple[Known, ...] | Scores, budget: int) -> None:
+        """Put what has been weighed in the place of what was there, and drop what there is no room for."""
+        if key in self._rows:
+            self._drop(key)
+        self._rows[key] = entry
+        while self._rows and self.size > budget:
+            self._drop(next(iter(self._rows)))
 
     def _drop(self, key: Hashable) -> None:
-        for known in self._rows.pop(key):
-            self.size -= self._weigh(known.captured, -1)
+        entry = self._rows.pop(key)
+        self.size -= sum(self._weigh(known.captured, -1) for known in entry if isinstance(known, Known))
+        self.size -= _SCORES if isinstance(entry[0], float) else 0
 
     def _weigh(self, captured: Captured, change: int) -> int:
         """Bytes that are needed for a row, beside those for rows that share its beginning."""
@@ -157,5 +183,5 @@ MEMORY = Memory()
 
 
 def forget() -> None:
-    """Drop all that was captured of rows and kept for later calls; they capture it anew."""
+    """Drop all that was captured and scored of rows and kept for later calls; they compute it anew."""
     MEMORY.clear()

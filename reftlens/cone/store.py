@@ -128,7 +128,7 @@ class RowStore:
     @property
     def _budget(self) -> int:
         """Of the memory, in bytes."""
-        return self.reuse.memory or MEMORY.room(_free_memory)
+        return self.reuse.memory or MEMORY.room(free_memory)
 
     def _remember(self, rows: Iterable[int]) -> None:
         """Leave what was captured to later calls."""
@@ -183,13 +183,14 @@ def choose_tier(need: int, device: torch.device, memory: int | None = None, disk
     """
     if device.type == "cuda" and need <= (torch.cuda.mem_get_info(device)[0] // 2 if memory is None else memory):
         return "on the device"
-    if need <= (_free_memory() // 2 if memory is None else memory):
+    if need <= (free_memory() // 2 if memory is None else memory):
         return "in host memory" if device.type == "cuda" else "on the device"
     room = shutil.disk_usage(tempfile.gettempdir()).free // 2 if disk is None else disk
     return "on disk" if need <= room else "nowhere, recomputed"
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
+    """Bytes of memory that are available."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             available = next(line for line in lines if line.startswith("MemAvailable"))

@@ -20,8 +20,8 @@ from reftlens.numbers import whole
 from reftlens.text.batch import Batch
 
 
-def scorer_of(model: Bridge, data: Batch, plans: Sequence[Plan], reuse: Reuse | None) -> Scorer:
-    """A scorer of `data` for one pass over it. Plans share what is frozen and each pass through the model.
+def check_plans(model: Bridge, data: Batch, plans: Sequence[Plan]) -> None:
+    """Raise where `data` cannot be scored under these plans.
 
     Raises:
         ValueError: where there is no plan, a row has no target, or a variant chooses no token in any row.
@@ -35,6 +35,15 @@ def scorer_of(model: Bridge, data: Batch, plans: Sequence[Plan], reuse: Reuse | 
     data.require_targets()
     for reft, variant in plans:
         variant.require(reft.sites, data.view)
+
+
+def scorer_of(model: Bridge, data: Batch, plans: Sequence[Plan], reuse: Reuse | None) -> Scorer:
+    """A scorer of `data` for one pass over it. Plans share what is frozen and each pass through the model.
+
+    Raises:
+        ValueError: as `check_plans`.
+    """
+    check_plans(model, data, plans)
     return Scorer(model, data, plans, reuse, uses=1)
 
 
@@ -44,6 +53,7 @@ def scored_batches(
     plans: Sequence[int],
     *,
     batch_size: int,
+    rows: Sequence[Sequence[int]] | None = None,
     describe: str = "scores",
     progress: bool = False,
     finite: bool = True,
@@ -53,26 +63,33 @@ def scored_batches(
 
     Plans of strength 0 are the unedited model: they come first and are computed once.
 
+    Args:
+        rows: for each of the plans, those of the rows to score; None for all.
+
     Raises:
         NotFinite: with `finite`, for logits that hold NaN or infinity.
     """
     idle = [i for i in plans if scorer.plans[i].variant.strength == 0.0]
     active = [i for i in plans if i not in idle]
-    total = len(scorer.data) * len(plans)
+    every = range(len(scorer.data))
+    chosen = {i: set(some) for i, some in zip(plans, rows or [every] * len(plans), strict=True)}
+    order, total = sorted(set().union(*chosen.values())), sum(map(len, chosen.values()))
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=total, desc=describe, unit="example", disable=not progress))
         for reft in {id(scorer.plans[i].reft): scorer.plans[i].reft for i in plans}.values():
             stack.enter_context(training_mode(reft, training=False))
-        for rows in pieces(len(scorer.data), batch_size):
-            for group in scorer.score([Job(i, rows) for i in idle[:1]], whole=whole) if idle else ():
+        for piece in pieces(len(order), batch_size):
+            jobs = {i: Job(i, tuple(order[n] for n in piece if order[n] in some)) for i, some in chosen.items()}
+            for group in scorer.score([jobs[i] for i in idle[:1]], whole=whole) if idle else ():
                 for scored in group:
                     _check(scored, scorer, finite)
                     yield from (replace(scored, job=replace(scored.job, plan=i)) for i in idle)
-            for group in scorer.score([Job(i, rows) for i in active], whole=whole) if active else ():
+            acting = [jobs[i] for i in active if jobs[i].rows]
+            for group in scorer.score(acting, whole=whole) if acting else ():
                 for scored in group:
                     _check(scored, scorer, finite)
                     yield scored
-            bar.update(len(rows) * len(plans))
+            bar.update(sum(len(job.rows) for job in jobs.values()))
 
 
 def _check(scored: Scored, scorer: Scorer, finite: bool) -> None:

@@ -1,6 +1,6 @@
 """How the model's predictions respond to edits: log-probability gained, and divergence from the unedited model."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -13,9 +13,9 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan, Scored
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
-from reftlens.editing.reft import check_types
-from reftlens.scoring.comparison import per_example, scored_batches, scorer_of
+from reftlens.scoring.comparison import check_plans, per_example, scored_batches, scorer_of
 from reftlens.scoring.divergence import Softmax, softmax_and_divergence, softmax_of
+from reftlens.scoring.remembered import ScoreTable
 from reftlens.text.batch import Batch
 
 
@@ -55,27 +55,23 @@ def responses(
 
     A plan takes those sources of `data` that its sites exchange.
 
-    What is the same computation (equal tokens, sites and strength of one `ReFT`) is computed once.
+    What is the same computation of a row (equal edited tokens, parameters and strength) is computed once, and what
+    an earlier call scored is read, unless `reuse` says otherwise.
 
     Raises:
         NotFinite: with `finite`, for logits that hold NaN or infinity.
         ValueError: where there is no plan, a row has no target, or a variant chooses no token in any row.
     """
-    first: dict[Hashable, Plan] = {}
-    keys: list[Hashable] = []
-    for plan in plans.values():
-        check_types(plan.reft, model, data)
-        nothing = plan._replace(variant=replace(plan.variant, strength=0.0))
-        first = first or {_computation(nothing, data): nothing}  # the unedited model, before all
-        keys.append(_computation(plan, data))
-        first.setdefault(keys[-1], plan)
-    scorer = scorer_of(model, data, list(first.values()), reuse)
+    first = next(iter(plans.values()), None)
+    every = [] if first is None else [first._replace(variant=replace(first.variant, strength=0.0)), *plans.values()]
+    check_plans(model, data, every)
+    table = ScoreTable(model, data, every, reuse, "responses")
     settings = {"batch_size": batch_size, "describe": describe, "progress": progress, "finite": finite}
-    places = {key: i for i, key in enumerate(first)}
-    measures = _measures(scorer, settings)[:, [0, *(places[key] for key in keys)]]
-    (base, log_prob), (base_accuracy, accuracy), (_, kl) = ((values[0], values[1:]) for values in measures)
-    labels, computation = tuple(plans), scorer.computation
-    return Responses(labels, log_prob, log_prob - base, accuracy, kl, base_accuracy, computation, scorer.reuses)
+    scorer = _score_missing(table, model, data, every, settings)
+    (base, log_prob), (base_accuracy, accuracy), (_, kl) = ((x[0], x[1:]) for x in table.table())
+    computation = table.computation(scorer)
+    reused = scorer is None or scorer.reuses
+    return Responses(tuple(plans), log_prob, log_prob - base, accuracy, kl, base_accuracy, computation, reused)
 
 
 def swept(
@@ -98,25 +94,35 @@ def swept(
     return parts
 
 
-def _computation(plan: Plan, data: Batch) -> Hashable:
-    """Equal for two plans that are one computation on `data`: what acts, how strongly, on which tokens."""
-    reft, variant = plan
-    masks = ((i, variant.mask(reft.sites[i], data.view)) for i in variant.active(reft.sites))
-    return id(reft), variant.strength, *((i, mask.cpu().numpy().tobytes()) for i, mask in masks)
-
-
-def _measures(scorer: Scorer, settings: dict[str, Any]) -> Float[Tensor, "measures plan example"]:
-    """Log-probability, accuracy and divergence from the first of the plans, the unedited model, on each example."""
-    measures = torch.zeros(3, len(scorer.plans), len(scorer.data), dtype=torch.float64)
+def _score_missing(
+    table: ScoreTable, model: Bridge, data: Batch, every: Sequence[Plan], settings: dict[str, Any]
+) -> Scorer | None:
+    """Log-probability, accuracy and divergence from the first plan, the unedited model, of what is not known."""
+    missing = table.missing()
+    missing[0] = sorted(set().union(*missing))
+    plans = [p for p, rows in enumerate(missing) if rows]
+    if not plans:
+        return None
+    scorer = scorer_of(model, data, [every[p] for p in plans], table.reuse)
     before = base = None
-    for scored in scored_batches(scorer, range(len(scorer.plans)), **settings):
+    for scored in scored_batches(scorer, range(len(plans)), rows=[missing[p] for p in plans], **settings):
         if before is None or base is None or scored.job.plan == 0:
-            before = softmax_of(scored.logits)
-            base = _measured(scored, before, torch.zeros_like(before.total[:, 0]))
-        unchanged = scored.logits is before.logits
-        values = base if unchanged else _measured(scored, *softmax_and_divergence(scored.logits, before))
-        measures[:, scored.job.plan, list(scored.job.rows)] = values
-    return measures
+            base, before = scored, softmax_of(scored.logits)
+            values = _measured(scored, before, torch.zeros_like(before.total[:, 0]))
+        else:
+            values = _measured(scored, *softmax_and_divergence(scored.logits, _of_rows(before, base, scored.job.rows)))
+        table.put(plans[scored.job.plan], scored.job.rows, values)
+    if scorer.reuses:
+        table.keep()
+    return scorer
+
+
+def _of_rows(p: Softmax, scored: Scored, rows: tuple[int, ...]) -> Softmax:
+    """At the targets of some of the rows."""
+    if rows == scored.job.rows:
+        return p
+    wanted = torch.tensor([row in rows for row in scored.job.rows], device=p.total.device)[scored.batch.target_rows]
+    return Softmax(*(values[wanted] for values in p))
 
 
 def _measured(scored: Scored, p: Softmax, kl: Float[Tensor, " targets"]) -> Float[Tensor, "measures row"]:
