@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn import Module
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache
 
 from reftlens.bridge.parts import Slot
 from reftlens.cone.beginnings import Beginning
@@ -55,9 +55,10 @@ class Capture:
         before = [self.latest[row] for row in rows]
         with self.autocast():
             some = self._rows(rows)
-            streams = self._streams(some)
+            recorders = self._recorders(some) if max(before) else []
+            streams = self._streams(some, recorders)
             wide = max(n - int(start) for n, start in zip(before, some.window.starts.tolist(), strict=True))
-            keys, values = self._keys_and_values(some, streams.get(self.first), wide) if max(before) else ([], [])
+            keys, values = self._keys_and_values(some.narrowed(max(1, wide)), streams, recorders)
         result = []
         for i, row in enumerate(rows):
             beginning = self.beginning(self.of_row[row]) if keys and row in self.of_row else None
@@ -117,28 +118,34 @@ class Capture:
             self._whole[number] = Captured({}, tuple(k[0].clone() for k in keys), tuple(v[0].clone() for v in values))
         return self._whole[number]
 
-    def _streams(self, rows: "_Rows") -> dict[int, Tensor]:
+    def _recorders(self, rows: "_Rows") -> list[Recorder]:
+        """Of the blocks of the cone; the last one only starts, where no stream that leaves it is wanted."""
+        depth, ends = self.body.depth, max(self.firsts) < self.body.depth
+        return [Recorder(ends=ends and i == depth - 1, after=rows.layer(i)) for i in range(self.first, depth)]
+
+    def _streams(self, rows: "_Rows", recorders: list[Recorder]) -> dict[int, Tensor]:
         """The residual stream entering each of `firsts` but 0: the blocks below the highest run, nothing else."""
         body, firsts = self.body, sorted({*self.firsts} - {0})
         if not firsts:
             return {}
         blocks = observers(body, firsts, firsts[-1], plain=self.plain)
-        cache = cache_of([rows.layer(i) for i in range(body.depth)]) if any(rows.beginnings) else None
+        cache = self._cache(rows, recorders) if recorders or any(rows.beginnings) else None
         self._run(rows, [(body.blocks[i], block) for i, block in blocks.items()], cache)
         self.returns = blocks[0].returns
         return {i: stream for i in firsts if (stream := entering_stream(body, blocks, i)) is not None}
 
-    def _keys_and_values(self, rows: "_Rows", stream: Tensor | None, wide: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of `wide` tokens at the blocks from `first` on, the last of which only starts."""
-        depth = self.body.depth
-        if self.first == depth:
-            return [], []
-        rows = rows.narrowed(max(1, wide))
-        below: list[DynamicLayer] = [rows.layer(i) for i in range(self.first)]
-        recorders = [Recorder(ends=i == depth - 1, after=rows.layer(i)) for i in range(self.first, depth)]
-        entry = None if stream is None else stream[:, : max(1, wide)]
-        self._run(rows, entering(self.body, self.first, entry, self.returns), cache_of([*below, *recorders]))
+    def _keys_and_values(
+        self, rows: "_Rows", streams: dict[int, Tensor], recorders: list[Recorder]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Of the blocks of the cone: those that the streams did not go through, for these tokens, and the others."""
+        top = max(self.firsts)
+        if recorders and top < self.body.depth:
+            entry = streams[top][:, : rows.window.real.shape[1]] if top else None
+            self._run(rows, entering(self.body, top, entry, self.returns), self._cache(rows, recorders))
         return recorded(recorders)
+
+    def _cache(self, rows: "_Rows", recorders: list[Recorder]) -> DynamicCache:
+        return cache_of([*(rows.layer(i) for i in range(self.body.depth - len(recorders))), *recorders])
 
     def _run(self, rows: "_Rows", places: list[tuple[Slot, Module]], cache: Any = None) -> None:
         tokens = rows.window.cut(rows.tokens)
