@@ -369,8 +369,8 @@ def test_a_wrong_beginning_is_caught_before_it_is_used(cheap, monkeypatch):
     def wrong(self, beginning, captured):
         return [tuple(1.5 * t for t in pair) for pair in begin(self, beginning, captured)]
 
-    expected = rl.evaluate(edits("f3"), model, texts(model), reuse=False, progress=False).loss
+    expected = rl.evaluate(edits("f3"), model, texts(model), [1], reuse=False, progress=False).loss
     monkeypatch.setattr(Cone, "_begin", wrong)
     with pytest.warns(UserWarning, match="not reused: on short rows"):
-        loss = rl.evaluate(edits("f3"), model, texts(model), progress=False).loss
+        loss = rl.evaluate(edits("f3"), model, texts(model), [1], progress=False).loss
     assert torch.equal(loss, expected)

@@ -35,8 +35,6 @@ class PlanCone:
             numbers: of the same rows, in the data set.
         """
         edits: dict[int, Edit] = {}
-        if self.bound.variant.strength == 0.0:  # computed as if there were no edit, bit for bit
-            return edits
         part = window.take(places)
         for i, mask in self.masks.items():
             rows, columns = (part.cut(mask[numbers]) & part.real).nonzero().unbind(dim=1)
@@ -47,18 +45,23 @@ class PlanCone:
 
 
 def plan_cones(data: Batch, bounds: Sequence[Bound], depth: int, reuse: Reuse) -> list[PlanCone]:
-    """The cone of each plan on right-padded `data`; spans are computed once for plans that edit the same tokens."""
+    """The cone of each plan on right-padded `data`; spans are computed once for plans that edit the same tokens.
+
+    That of the unedited model begins at the final norm, at the first scored token.
+    """
     cones, known = [], dict[bytes, list[Span]]()
     for bound in bounds:
         places = bound.places
-        masks = {i: bound.variant.mask(places[i].site, data.view) for i in bound.active}
-        edited = torch.stack(list(masks.values())).any(dim=0)
-        pooled = torch.stack([mask & places[i].intervention.pools for i, mask in masks.items()]).any(dim=0)
+        active = () if bound.variant.strength == 0.0 else bound.active
+        masks = {i: bound.variant.mask(places[i].site, data.view) for i in active}
+        none = torch.zeros_like(data.attention_mask)
+        edited = torch.stack([none, *masks.values()]).any(dim=0)
+        pooled = torch.stack([none, *(mask & places[i].intervention.pools for i, mask in masks.items())]).any(dim=0)
         key = torch.stack([edited, pooled]).cpu().numpy().tobytes()
         if key not in known:
             known[key] = spans(data, edited, pooled, tokens=reuse.tokens)
-        blocks = [first_block(places[i].point.name or "", depth) or 0 for i in bound.active]
-        cones.append(PlanCone(bound, masks, min(blocks) if reuse.depth else 0, known[key]))
+        blocks = [first_block(places[i].point.name or "", depth) or 0 for i in active]
+        cones.append(PlanCone(bound, masks, min(blocks, default=depth) if reuse.depth else 0, known[key]))
     return cones
 
 

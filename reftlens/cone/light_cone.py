@@ -85,7 +85,8 @@ class Cone:
         self.spans = [Span(min(s.start for s in row), max(s.stop for s in row)) for row in every]
         """Of each row, those of all plans together."""
         self.plain = reuse.plain and body.may_be_plain
-        latest = [max(plan.spans[row].start for plan in self.plans) for row in range(len(self.data))]
+        through = [plan for plan in self.plans if plan.first < body.depth]  # blocks, which read keys
+        latest = [max((plan.spans[row].start for plan in through), default=0) for row in range(len(self.data))]
         firsts = tuple(sorted({plan.first for plan in self.plans}))
         shared = self._beginnings() if reuse.beginnings else []
         self.capture = Capture(
