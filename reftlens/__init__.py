@@ -41,7 +41,7 @@ from reftlens.text import positions
 from reftlens.text.batch import Batch, Example
 from reftlens.text.encoding import encode, encode_prompts
 from reftlens.text.loading import load_examples
-from reftlens.training import FitConfig, fit, fit_many
+from reftlens.training import FitConfig, fit, fit_many, plan
 from reftlens.widgets.live import slider
 
 __all__ = [
@@ -92,6 +92,7 @@ __all__ = [
     "mlp_out",
     "mlp_post",
     "places",
+    "plan",
     "positions",
     "report",
     "resid_mid",

@@ -23,7 +23,14 @@ def check_reads_text(config: Any, model_class: Any, name: str) -> None:
 
 
 def class_in(folder: Path) -> type:
-    """The class to load a folder as: a text tower by itself where transformers has one, else what the folder names.
+    """The class to load a folder as; raises as `class_of` does."""
+    import transformers
+
+    return class_of(transformers.AutoConfig.from_pretrained(folder, local_files_only=True))
+
+
+def class_of(config: Any) -> type:
+    """The class of a configuration: a text tower by itself where transformers has one, else what it names.
 
     Raises:
         ValueError: where it does not read text, TransformerLens has no adapter for it, or it cannot be made a bridge
@@ -33,7 +40,6 @@ def class_in(folder: Path) -> type:
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
     from transformers.utils.import_utils import is_torchvision_available
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     named = (getattr(config, "architectures", None) or [""])[0]
     classes = _classes_of(config, named)
     name = named or (classes[0].__name__ if classes else type(config).__name__)

@@ -19,6 +19,7 @@ from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import muted
 from reftlens.bridge.parts import originals
 from reftlens.bridge.protocol import Bridge, device_of, weights_state
+from reftlens.bridge.weightless import is_weightless
 from reftlens.errors import in_brief
 
 _SHORT, _LONG = 7, 23
@@ -50,7 +51,9 @@ _trials: WeakKeyDictionary[nn.Module, tuple[Hashable, Trial]] = WeakKeyDictionar
 
 
 def trial(model: Bridge) -> Trial:
-    """What a model does with a few tokens, measured once for each state of its weights."""
+    """What a model does with a few tokens, measured once for each state of its weights; nothing without weights."""
+    if is_weightless(model):
+        return Trial()
     root, processed = model.original_model, bool(getattr(model, "compatibility_mode", False))
     state = weights_state(model), processed
     if root not in _trials or _trials[root][0] != state:

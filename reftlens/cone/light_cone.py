@@ -31,7 +31,7 @@ from reftlens.editing.edits import used_points
 from reftlens.editing.engine import Stop, attached, check_fired, forward_inside
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
-_ROWS = 8
+ROWS = 8
 """The unembedding gets a multiple of so many rows. For some other numbers, CPU libraries with several threads add the
 vocabulary's tens of thousands of terms one after the other in the backward pass, and gradients lose two digits."""
 
@@ -216,7 +216,7 @@ class Cone:
 
     def _pass(self, each: Pass, stream: Tensor | None, mask: Tensor, layers: Sequence[DynamicLayer]) -> Tensor:
         """One pass through the blocks of the cone, from what enters it."""
-        first, used, win, gather = each.rows[0].plan.first, used_points(each.edits), each.window, Gather(each.at, _ROWS)
+        first, used, win, gather = each.rows[0].plan.first, used_points(each.edits), each.window, Gather(each.at, ROWS)
         places, cache, before = entering(self.body, first, stream, self.capture.returns), None, int(win.starts.max())
         if self.reuse.scored_only:
             gather.unembed = self.body.piece(self.body.head, plain=self.plain, used=used)

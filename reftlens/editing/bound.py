@@ -128,7 +128,7 @@ def bound_to(model: Bridge, data: Batch, plans: Sequence[tuple[Places, Variant]]
     Raises:
         ValueError: where a plan exchanges what the data has no source for, or the data has one that no plan exchanges.
     """
-    exchanged = [_exchanged(places, variant) for places, variant in plans]
+    exchanged = [exchanges_of(places, variant) for places, variant in plans]
     every = list(dict.fromkeys(exchange for exchanges in exchanged for exchange in exchanges.values()))
     if any(data.sources[name].batch.sources for name in (check_sources(data, every) if every else ())):
         taken = [{name for exchange in exchanges.values() for name in exchange.variables} for exchanges in exchanged]
@@ -142,7 +142,7 @@ def bound_to(model: Bridge, data: Batch, plans: Sequence[tuple[Places, Variant]]
     ]
 
 
-def _exchanged(places: Places, variant: Variant) -> dict[int, Exchanged]:
+def exchanges_of(places: Places, variant: Variant) -> dict[int, Exchanged]:
     """What is exchanged, at the active places that exchange something."""
     if variant.strength == 0.0:  # the unedited model takes nothing from a source
         return {}
@@ -161,4 +161,4 @@ def _donors(model: Bridge, data: Batch, places: Places, variant: Variant, *, nes
         inner = Bound(places, Variant(sites=tuple(donors)), donors)
         return lambda batch, rows: attached(model, inner.edits(batch.view, rows))
 
-    return read_donors(model, data, _exchanged(places, variant), editing, nested=nested)
+    return read_donors(model, data, exchanges_of(places, variant), editing, nested=nested)

@@ -4,7 +4,9 @@ from reftlens.editing.preflight import preflight
 from reftlens.scoring.objectives import cross_entropy
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit, fit_many
+from reftlens.training.forecast import Forecast
+from reftlens.training.planning import plan
 from reftlens.training.result import FitResult
 from reftlens.training.run import Step
 
-__all__ = ["FitConfig", "FitResult", "Step", "cross_entropy", "fit", "fit_many", "preflight"]
+__all__ = ["FitConfig", "FitResult", "Forecast", "Step", "cross_entropy", "fit", "fit_many", "plan", "preflight"]

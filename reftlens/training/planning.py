@@ -1,0 +1,169 @@
+"""`plan`: what `fit` would compute and store, before anything runs; for a model at hand or a bare configuration."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from reftlens.bridge.lengths import changes_with_length, length_limit
+from reftlens.bridge.protocol import Bridge, device_of, is_bridge
+from reftlens.bridge.weightless import weightless
+from reftlens.cone.body import Body
+from reftlens.cone.full import Full
+from reftlens.cone.light_cone import Cone
+from reftlens.cone.plans import Job
+from reftlens.cone.reuse import Reuse
+from reftlens.cone.scorer import body_of
+from reftlens.cone.size import Size, size_of
+from reftlens.cone.spans import first_block, within_block
+from reftlens.cone.stored import Stored
+from reftlens.cone.work import Work, full_work, step_work
+from reftlens.editing.bound import Bound, Places, exchanges_of
+from reftlens.editing.reft import ReFT, check_types, training_mode
+from reftlens.editing.sources import check_sources
+from reftlens.editing.variant import Variant
+from reftlens.text.batch import Batch
+from reftlens.training.config import FitConfig
+from reftlens.training.forecast import Forecast, in_units
+
+_STREAM = (
+    "hook_in",
+    "hook_out",
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_attn_out",
+    "hook_mlp_out",
+)
+
+
+def plan(
+    reft: ReFT,
+    model: Any,
+    data: Batch,
+    config: FitConfig = FitConfig(),
+    *,
+    reuse: bool | Reuse = True,
+    device: str | torch.device | None = None,
+) -> Forecast:
+    """What `fit(reft, model, data, config, reuse=reuse)` would compute and store, before anything runs.
+
+    Rows are drawn, and put into passes, by the same functions as in `fit`, so that tokens are those of the run, one for
+    one. Operations are those of matrix products, two for each multiply-add, `2 · tokens · (weights + heads · (d_key +
+    d_value) · keys)` of a block, padding included, and in a backward pass the same with attention twice. Left out are
+    the edits themselves, norms, the reading of sources, validation, and the check of each way of computing on a few
+    short rows, which may end in the full computation. Bytes are estimates.
+
+    Args:
+        model: a bridge, which is not run but for the few tokens of its first trial; or a configuration of transformers,
+            such as `LlamaConfig(…)` or `AutoConfig.from_pretrained(…)`, of which no weight is allocated.
+        data: encoded with the model's tokenizer: which tokens rows share decides what is computed once.
+        device: that `fit` would run on; by default the model's own, and for a configuration a GPU where there is one.
+
+    Raises:
+        TypeError: for a model that is neither.
+        ValueError: naming a field that the configuration lacks, or a row or site that `fit` would refuse.
+        HookNotFound: for a site on a block that the model does not have.
+    """
+    if not isinstance(config, FitConfig):
+        raise TypeError(f"config={config!r}, expected a FitConfig")
+    bridge, runs_on = _model_on(model, device)
+    check_types(reft, bridge, data)
+    data.require_targets()
+    Variant().require(reft.sites, data.view)
+    places, settings = reft.bind(bridge), Reuse.of(reuse)
+    body, problem = body_of(bridge, [places], settings)
+    exchanged = list(exchanges_of(places, Variant()).values())
+    if exchanged or data.sources:
+        check_sources(data, exchanged)
+    size = size_of(body or Body(bridge))
+    _check_widths(places, size)
+    obstacle = problem or changes_with_length(bridge, int(data.attention_mask.sum(dim=1).max()))
+    run = _Run(bridge, data, config, size, _lowest(places, size.depth), runs_on)
+    if body is None or settings is None or obstacle:
+        return run.in_full(f"full computation: {obstacle}")
+    body.kind = runs_on.type
+    full = Full(bridge, data, [Bound(places, Variant(), {})], nullcontext)
+    with training_mode(reft, training=True):
+        return run.in_cone(Cone(body, full, settings, uses=config.uses(len(data)), progress=False))
+
+
+def _model_on(model: Any, device: str | torch.device | None) -> tuple[Bridge, torch.device]:
+    """A bridge, made of a configuration if need be, and the device that it is to run on."""
+    if is_bridge(model):
+        return model, device_of(model) if device is None else torch.device(device)
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    return weightless(model), torch.device(usual if device is None else device)
+
+
+def _lowest(places: Places, depth: int) -> int:
+    """The lowest block that a gradient goes back through."""
+    names = [place.point.name or "" for place in places]
+    return min((first_block(name, depth) or 0) + name.endswith((".mlp.hook_out", "hook_mlp_out")) for name in names)
+
+
+def _check_widths(places: Places, size: Size) -> None:
+    """Raise `ValueError` where an intervention on the residual stream was made for another width."""
+    for place in places:
+        hook, d = within_block(place.point.name or ""), place.intervention.d
+        if hook in _STREAM and d != size.d:
+            kind = place.intervention.kind
+            raise ValueError(f"{place.site} has vectors of width {size.d}, and its {kind} was made for d={d}")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of `fit` that is not made."""
+
+    model: Bridge
+    data: Batch
+    config: FitConfig
+    size: Size
+    lowest: int
+    device: torch.device
+
+    @property
+    def _steps(self) -> Iterator[list[tuple[int, ...]]]:
+        rows = len(self.data)
+        return (self.config.micro_batches(step, rows) for step in range(self.config.total_steps(rows)))
+
+    @cached_property
+    def _full_steps(self) -> tuple[Work, ...]:
+        lengths = self.data.attention_mask.sum(dim=1).tolist()
+        limit = length_limit(self.model)
+
+        def work(rows: tuple[int, ...]) -> Work:
+            own = [lengths[row] for row in rows]
+            alone = limit is not None and max(own) > limit[1]
+            return full_work(self.size, own, self.lowest, alone=alone)
+
+        return tuple(sum(map(work, step), Work()) for step in self._steps)
+
+    def in_full(self, computation: str) -> Forecast:
+        return self._forecast(computation, Work(), self._full_steps, 0, "nowhere, recomputed")
+
+    def in_cone(self, cone: Cone) -> Forecast:
+        stored, steps = Stored(cone, self.size, self._width(cone.reuse)), list[Work]()
+        capture = stored.prepare(self.device)
+        for step in self._steps:
+            total = Work()
+            for rows in step:
+                capture += stored.fetch(rows)
+                courses = cone.divided([Job(0, rows)])[1]
+                total += step_work(self.size, courses, self.lowest, scored_only=cone.reuse.scored_only)
+            steps.append(total)
+        return self._forecast(cone.computation, capture, tuple(steps), cone.store.size, cone.store.tier)
+
+    def _width(self, reuse: Reuse) -> int:
+        """Bytes of a number that is kept."""
+        return 2 if reuse.half or self.config.precision == "bfloat16" else self.size.width
+
+    def _forecast(self, computation: str, capture: Work, steps: tuple[Work, ...], kept: int, tier: str) -> Forecast:
+        name, size = type(self.model.original_model).__name__, self.size
+        what = (
+            f"{name} ({size.depth} blocks of width {size.d:,}, {in_units(size.bytes, 'B')} of weights) on {self.device}"
+        )
+        return Forecast(what, computation, self.config, capture, steps, self._full_steps, kept, tier)
