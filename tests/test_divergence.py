@@ -22,7 +22,8 @@ def _exactly(p, q, ids):
 
 
 def _measured(p, q, ids):
-    softmax, kl = divergence.softmax_and_divergence(p, divergence.softmax_of(q))
+    at = torch.arange(len(p)).flip(0)  # the two may have their targets in other orders
+    softmax, kl = divergence.softmax_and_divergence(p, divergence.softmax_of(q[at]), at)
     return torch.stack([softmax.log_prob(ids), kl])
 
 

@@ -37,19 +37,19 @@ def softmax_of(logits: Float[Tensor, "targets vocab"]) -> Softmax:
 
 @torch.no_grad()
 def softmax_and_divergence(
-    logits: Float[Tensor, "targets vocab"], before: Softmax
+    logits: Float[Tensor, "targets vocab"], before: Softmax, at: Int[Tensor, " targets"]
 ) -> tuple[Softmax, Float[Tensor, " targets"]]:
-    """The softmax `p` at each target, and `KL(p ‖ q)` from that of `before`, in nats.
+    """The softmax `p` at each target, and `KL(p ‖ q)` from that of `before` at its targets `at`, in nats.
 
     With `x`, `y` the logits less the largest of each, and `X`, `Y` their totals, it is `Σ eˣ (x - y) / X - log(X / Y)`:
     one exponential for each logit, and a KL of 1e-8 is right to 1e-7. A token that `p` excludes adds nothing.
     """
-    (top, total), moved = _empty(logits), torch.empty_like(before.total)
-    for (p, shift), x, highest, out, y, highest_before, change in _pieces(logits, top, total, *before[:2], moved):
-        torch.sub(p.copy_(x).sub_(highest), shift.copy_(y).sub_(highest_before), out=shift)
+    (top, total), moved = _empty(logits), torch.empty_like(before.total[at])
+    for (p, shift), x, highest, out, here, change in _pieces(logits, top, total, at, moved):
+        torch.sub(p.copy_(x).sub_(highest), shift.copy_(before.logits[here]).sub_(before.top[here]), out=shift)
         torch.sum(p.exp_(), dim=1, keepdim=True, out=out)
         torch.nansum(p.mul_(shift), dim=1, keepdim=True, out=change)  # NaN is 0 · ∞, or it is in a total as well
-    return Softmax(logits, top, total), (moved / total - (total / before.total).log())[:, 0]
+    return Softmax(logits, top, total), (moved / total - (total / before.total[at]).log())[:, 0]
 
 
 def _empty(logits: Float[Tensor, "targets vocab"]) -> tuple[Float[Tensor, "targets 1"], Float[Tensor, "targets 1"]]:

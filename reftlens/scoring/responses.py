@@ -104,25 +104,43 @@ def _score_missing(
     if not plans:
         return None
     scorer = scorer_of(model, data, [every[p] for p in plans], table.reuse)
-    before = base = None
-    for scored in scored_batches(scorer, range(len(plans)), rows=[missing[p] for p in plans], **settings):
-        if before is None or base is None or scored.job.plan == 0:
-            base, before = scored, softmax_of(scored.logits)
-            values = _measured(scored, before, torch.zeros_like(before.total[:, 0]))
-        else:
-            values = _measured(scored, *softmax_and_divergence(scored.logits, _of_rows(before, base, scored.job.rows)))
-        table.put(plans[scored.job.plan], scored.job.rows, values)
+    unedited = _Unedited(compares=len(plans) > 1)
+    for scored in scored_batches(scorer, range(len(plans)), rows=[missing[p] for p in plans], whole=False, **settings):
+        p, kl = unedited.read(scored) if scored.job.plan == 0 else unedited.compared(scored)
+        table.put(plans[scored.job.plan], scored.job.rows, _measured(scored, p, kl))
     if scorer.reuses:
         table.keep()
     return scorer
 
 
-def _of_rows(p: Softmax, scored: Scored, rows: tuple[int, ...]) -> Softmax:
-    """At the targets of some of the rows."""
-    if rows == scored.job.rows:
-        return p
-    wanted = torch.tensor([row in rows for row in scored.job.rows], device=p.total.device)[scored.batch.target_rows]
-    return Softmax(*(values[wanted] for values in p))
+class _Unedited:
+    """What the unedited model predicts for the rows that are scored now, which come in parts."""
+
+    def __init__(self, *, compares: bool) -> None:
+        self.compares = compares
+        self._parts: list[Softmax] = []
+        self._at: dict[int, list[int]] = {}
+        """Of each row, its targets among those of all parts."""
+        self._whole: Softmax | None = None
+
+    def read(self, scored: Scored) -> tuple[Softmax, Float[Tensor, " targets"]]:
+        """Of some rows; the first that come after others have been compared begin anew."""
+        if self._whole is not None:
+            self._parts, self._at, self._whole = [], {}, None
+        p, begin = softmax_of(scored.logits), sum(map(len, self._at.values()))
+        for row, count in zip(scored.job.rows, scored.batch.target_mask.sum(dim=1).tolist(), strict=True):
+            self._at[row] = list(range(begin, begin + count))
+            begin += count
+        self._parts += [p] * self.compares
+        return p, torch.zeros_like(p.total[:, 0])
+
+    def compared(self, scored: Scored) -> tuple[Softmax, Float[Tensor, " targets"]]:
+        """The softmax of edited rows, and their divergence."""
+        if self._whole is None:
+            parts = self._parts
+            self._whole = parts[0] if len(parts) == 1 else Softmax(*map(torch.cat, zip(*parts, strict=True)))
+        at = torch.tensor([i for row in scored.job.rows for i in self._at[row]], device=scored.logits.device)
+        return softmax_and_divergence(scored.logits, self._whole, at)
 
 
 def _measured(scored: Scored, p: Softmax, kl: Float[Tensor, " targets"]) -> Float[Tensor, "measures row"]:
