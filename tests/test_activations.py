@@ -156,7 +156,7 @@ def test_heads_are_joined_in_the_order_given(llama):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_reading_ends_the_pass_at_the_site_and_leaves_the_model_as_it_was(architecture, monkeypatch):
-    """Blocks above the deepest site that is read do not run, and nothing of the pass that was cut short stays."""
+    """Blocks above the deepest site and tokens after the last one do not run, and nothing of a pass cut short stays."""
     import reftlens as rl
 
     model = fresh_bridge(architecture)
@@ -168,4 +168,10 @@ def test_reading_ends_the_pass_at_the_site_and_leaves_the_model_as_it_was(archit
     monkeypatch.setattr(kind, "forward", lambda self, *a, **k: (ran.append(self), forward(self, *a, **k))[1])
     read = rl.activations(model, batch, rl.resid_post(0, "all"), progress=False)
     assert ran == [model.blocks[0]] and len(read) == batch.attention_mask.sum()
+    wide = []
+    monkeypatch.setattr(
+        kind, "forward", lambda self, h, *a, **k: (wide.append(h.shape[1]), forward(self, h, *a, **k))[1]
+    )
+    first = rl.activations(model, batch, rl.resid_post(0, "f2"), progress=False)  # and tokens after the last chosen one
+    assert wide == [2] and torch.allclose(first[:2], read[:2], atol=1e-6)
     assert torch.equal(model(batch.tokens, attention_mask=batch.attention_mask.long()), before)

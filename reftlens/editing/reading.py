@@ -12,13 +12,15 @@ from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.foreign import foreign_hook, hook_points, modules
+from reftlens.bridge.lengths import length_limit
 from reftlens.bridge.protocol import Bridge, check_deterministic, check_model, device_of, resolve_hook
-from reftlens.bridge.trial import check_agrees
+from reftlens.bridge.trial import check_agrees, trial
 from reftlens.editing.edits import token_vectors
 from reftlens.editing.engine import Stop, forward, hooked
 from reftlens.editing.site import Site, check_site
 from reftlens.errors import check_finite
 from reftlens.text.batch import Batch
+from reftlens.text.view import Mask
 from reftlens.text.vocabulary import check_vocabulary
 
 Editing = Callable[[Batch, Sequence[int]], AbstractContextManager[None]]
@@ -38,11 +40,10 @@ class _Reader:
         if self.ends and all(reader.states for reader in self.readers):
             raise Stop
 
-    def chosen(self, site: Site, batch: Batch) -> Sequence[Float[Tensor, "tokens d"]]:
+    def chosen(self, site: Site, mask: Mask) -> Sequence[Float[Tensor, "tokens d"]]:
         """What was read at the positions of `site`, of each row."""
         if len(self.states) != 1:
             raise ValueError(f"{site.hook} fired {len(self.states)} times in one forward pass, expected once")
-        mask = site.positions.mask(batch.view)
         vectors = token_vectors(self.states[0], site.heads, site.hook)[mask]
         return vectors.split(mask.sum(dim=1).tolist())
 
@@ -61,11 +62,12 @@ def read_sites(
     """Hidden states at the positions of each site, row by row, in the model's dtype; of all rows, or only of `rows`.
 
     Of the unedited model, or inside the context that `edited` makes. Rows that are the same are read once, beside
-    others of their length, and a pass ends at the deepest site. Edited rows are read as they come; and where hooks of
-    the user wait, all are, and to the end.
+    others of their length, to the last chosen token, and a pass ends at the deepest site. Edited rows are read as they
+    come; and where hooks of the user wait, all are, and to the end.
     """
     vectors: list[dict[int, Tensor]] = [{} for _ in places]
     device, ends = device_of(model), not foreign_hook(hook_points(model), modules(model))
+    short = ends and edited is None and not trial(model).looks_ahead and not _too_long(model, data)
     order = alike = list(range(len(data)) if rows is None else rows)
     if edited is None and ends:
         alike, lengths = _alike(data, alike), data.attention_mask.sum(dim=1).tolist()
@@ -78,15 +80,29 @@ def read_sites(
             readers += [_Reader(readers, ends) for _ in places]
             context = edited(batch, some) if edited else nullcontext()
             hooks = [(point, reader) for (_, point), reader in zip(places, readers, strict=True)]
+            masks = [site.positions.mask(batch.view) for site, _ in places]
+            stop = max(1, *(_width(mask) for mask in masks)) if short else batch.tokens.shape[1]
             with context, hooked(model, hooks), suppress(Stop):
-                forward(model, batch.tokens, batch.attention_mask)
-            for (site, _), reader, read in zip(places, readers, vectors, strict=True):
-                read |= zip(some, reader.chosen(site, batch), strict=True)
+                forward(model, batch.tokens[:, :stop], batch.attention_mask[:, :stop])
+            for (site, _), mask, reader, read in zip(places, masks, readers, vectors, strict=True):
+                read |= zip(some, reader.chosen(site, mask[:, :stop]), strict=True)
             bar.update(len(batch))
     states = [torch.cat([read[row] for row in alike]) for read in vectors]
     for (site, _), read in zip(places, states, strict=True):
         check_finite(read, f"the activations at {site}", "load the model in a wider dtype, or look at its weights")
     return states
+
+
+def _width(mask: Mask) -> int:
+    """Columns up to the last one that is chosen in some row."""
+    columns = mask.any(dim=0).nonzero()
+    return int(columns[-1]) + 1 if len(columns) else 0
+
+
+def _too_long(model: Bridge, data: Batch) -> bool:
+    """Whether the length of a row changes what is computed of its first tokens."""
+    limit = length_limit(model)
+    return limit is not None and int(data.attention_mask.sum(dim=1).max()) > limit[1]
 
 
 def _alike(data: Batch, rows: Sequence[int]) -> list[int]:
