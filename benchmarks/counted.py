@@ -10,27 +10,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shapes import DEPTH, SHAPES, TEXTS, edited_of
+from transformers import LlamaConfig
+
+from reftlens.bridge.weightless import weightless
+from reftlens.cone.body import Body
+from reftlens.cone.size import Size, size_of
 
 
 @dataclass(frozen=True)
-class Size:
-    """What the cost of a decoder-only model depends on."""
+class Named(Size):
+    """A model, all of whose blocks are alike."""
 
-    name: str
-    depth: int
-    d: int
-    keys: int  # width of keys (and of values) of one token, all heads
-    mlp: int
-    vocab: int
-
-    @property
-    def block(self) -> int:
-        """Multiply-adds of one block for one token, attention over keys left out."""
-        return 2 * self.d * self.d + 2 * self.d * self.keys + 3 * self.d * self.mlp
+    name: str = ""
 
 
-SMOL = Size("SmolLM2-135M", 30, 576, 192, 1536, 49152)
-LLAMA = Size("Llama-3-8B", 32, 4096, 1024, 14336, 128256)
+def llama(name: str, depth: int, **shape: int) -> Named:
+    one = size_of(Body(weightless(LlamaConfig(num_hidden_layers=1, **shape))))
+    return Named(**vars(one) | {"blocks": one.blocks * depth}, name=name)
+
+
+SMOL = llama(
+    "SmolLM2-135M",
+    30,
+    hidden_size=576,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    intermediate_size=1536,
+    vocab_size=49152,
+)
+LLAMA = llama(
+    "Llama-3-8B",
+    32,
+    hidden_size=4096,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    intermediate_size=14336,
+    vocab_size=128256,
+)
 
 
 def full(size: Size, shape: str) -> float:
@@ -42,8 +58,8 @@ def _full(size: Size, layers: list[int], lengths: list[int]) -> float:
     longest = max(lengths)
     lowest = _layer(size, min(layers))
     tokens = len(lengths) * longest
-    block = tokens * (size.block + 2 * size.d * longest)
-    return block * (size.depth + size.depth - lowest - 1) + 2 * tokens * size.d * size.vocab
+    block = size.block(0, tokens, longest)
+    return block * (size.depth + size.depth - lowest - 1) + 2 * tokens * size.unembedding
 
 
 def cone(size: Size, shape: str) -> float:
@@ -54,7 +70,7 @@ def cone(size: Size, shape: str) -> float:
         start = 0 if "f" in spec["positions"] else prompt - 1
         tokens, keys = prompt + completion - 1 - start, prompt + completion - 1
         blocks = size.depth - (0 if "f" in spec["positions"] else first)
-        total += 2 * blocks * tokens * (size.block + 2 * size.d * keys) + 2 * completion * size.d * size.vocab
+        total += 2 * blocks * size.block(0, tokens, keys) + 2 * completion * size.unembedding
     return total
 
 
@@ -65,8 +81,8 @@ def text_ratio(size: Size, shape: str, batches: list) -> float:
     total, least = 0.0, 0.0
     for batch in batches:
         total += _full(size, layers, [len(ids) for ids, _ in batch])
-        least += 2 * above * sum(size.block + 2 * size.d * place for place in _distinct(shape, batch))
-        least += 2 * sum(len(ids) - prompt for ids, prompt in batch) * size.d * size.vocab
+        least += 2 * above * sum(size.block(0, 1, place) for place in _distinct(shape, batch))
+        least += 2 * sum(len(ids) - prompt for ids, prompt in batch) * size.unembedding
     return total / least
 
 
