@@ -25,8 +25,8 @@ class Forecast:
     """What each step computes."""
     full_steps: tuple[Work, ...]
     """What each step would compute without reuse."""
-    kept: int
-    """Bytes that are kept of what was captured, about."""
+    stored: int
+    """Bytes of what was captured, about."""
     tier: str
     """Where: "on the device", "in host memory", "on disk", or "nowhere, recomputed"."""
 
@@ -55,26 +55,25 @@ class Forecast:
         rows = {"capture": self.capture, "steps": self.step, "steps in full": self.full_step}
         columns = ("tokens", "padded", "forward", "backward", "memory")
         table = [{"what": name} | {c: getattr(work, c) for c in columns} for name, work in rows.items()]
-        table[0]["memory"] = self.kept
+        table[0]["memory"] = self.stored
         return figures.table(table, "what")
 
     def __str__(self) -> str:
         steps, config = len(self.steps), self.config
         often = f"{config.accumulate} times " if config.accumulate > 1 else ""
-        kept, peak, full_peak = (in_units(n, "B") for n in (self.kept, self.step.memory, self.full_step.memory))
-        return "\n".join(
-            [
-                f"{steps:,} steps of up to {often}{config.batch_size} rows through {self.model}",
-                self.computation,
-                "",
-                f"{'':22}{'tokens':>12}{'with padding':>14}{'forward':>14}{'backward':>14}  memory, about",
-                _line("capture, once", self.capture, 1, f"{kept} {self.tier}" if self.kept else ""),
-                _line("a step, on average", self.step, steps, f"{peak} at its peak, weights apart"),
-                _line("a step in full", self.full_step, steps, f"{full_peak} at its peak"),
-                "",
-                f"In full a step takes {self.ratio:.3g} times the operations, and the run {self.run_ratio:.3g} times.",
-            ]
-        )
+        stored, peak, full_peak = (in_units(n, "B") for n in (self.stored, self.step.memory, self.full_step.memory))
+        lines = [
+            f"{steps:,} steps of up to {often}{config.batch_size} rows through {self.model}",
+            self.computation,
+            "",
+            f"{'':22}{'tokens':>12}{'with padding':>14}{'forward':>14}{'backward':>14}  memory, about",
+            _line("capture, in all", self.capture, 1, f"{stored} {self.tier}" if self.stored else ""),
+            _line("a step, on average", self.step, steps, f"{peak} at its peak, weights apart"),
+            _line("a step in full", self.full_step, steps, f"{full_peak} at its peak"),
+            "",
+            f"In full a step takes {self.ratio:.3g} times the operations, and the run {self.run_ratio:.3g} times.",
+        ]
+        return "\n".join(lines if self.steps != self.full_steps else [*lines[:4], lines[5]])
 
     __repr__ = __str__
 

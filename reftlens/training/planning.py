@@ -59,9 +59,11 @@ def plan(
 
     Args:
         model: a bridge, which is not run but for the few tokens of its first trial; or a configuration of transformers,
-            such as `LlamaConfig(…)` or `AutoConfig.from_pretrained(…)`, of which no weight is allocated.
+            such as `LlamaConfig(…)` or `AutoConfig.from_pretrained(…)`, of which no weight is allocated, and which is
+            taken for that of a model that predicts each token from those before it.
         data: encoded with the model's tokenizer: which tokens rows share decides what is computed once.
         device: that `fit` would run on; by default the model's own, and for a configuration a GPU where there is one.
+            A GPU that is not here is taken to have room for what is captured.
 
     Raises:
         TypeError: for a model that is neither.
@@ -161,9 +163,9 @@ class _Run:
         """Bytes of a number that is kept."""
         return 2 if reuse.half or self.config.precision == "bfloat16" else self.size.width
 
-    def _forecast(self, computation: str, capture: Work, steps: tuple[Work, ...], kept: int, tier: str) -> Forecast:
+    def _forecast(self, computation: str, capture: Work, steps: tuple[Work, ...], stored: int, tier: str) -> Forecast:
         name, size = type(self.model.original_model).__name__, self.size
         what = (
             f"{name} ({size.depth} blocks of width {size.d:,}, {in_units(size.bytes, 'B')} of weights) on {self.device}"
         )
-        return Forecast(what, computation, self.config, capture, steps, self._full_steps, kept, tier)
+        return Forecast(what, computation, self.config, capture, steps, self._full_steps, stored, tier)
