@@ -63,7 +63,9 @@ class Hosts(TorchFunctionMode):
         if name == "__get__" and host and func.__self__ is torch.Tensor.device:
             return HOST
         out = func(*args, **kwargs)
-        moved = name == "to" and any(isinstance(v, torch.device | str) for v in (*args[1:], *kwargs.values()))
+        moved = name == "to" and any(
+            isinstance(v, torch.device | str) and v != "cpu" for v in (*args[1:], *kwargs.values())
+        )
         if (moved and host) or (name == "cpu" and not host):
             with torch._C.DisableTorchFunction():
                 out = out.view(out.shape)  # apart from what it was moved from, which may be the same here

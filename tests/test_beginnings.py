@@ -1,6 +1,7 @@
 """What rows begin with alike is captured once, and nothing that is scored changes."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,7 +118,8 @@ def test_noise_of_one_in_a_billion_in_what_is_shared_is_seen(architecture, doubl
 
     def noisy(self, number):
         read = beginning(self, number)
-        return read.rebuilt([t + 1e-9 * torch.randn_like(t) for t in read.tensors()], None)
+        noisy = [t + 1e-9 * torch.randn_like(t) for t in read.pool.tensors()]
+        return replace(read, pool=read.pool.rebuilt(noisy))
 
     monkeypatch.setattr(Capture, "_read", noisy)
     measured, _ = scored(model, reft, texts(model), reuse(), ALL)
@@ -134,7 +136,7 @@ def test_a_beginning_that_is_not_the_rows_is_caught_before_it_is_used(monkeypatc
 
     def wrong(self, number):
         read = beginning(self, number)
-        return read.rebuilt([1.5 * t for t in read.tensors()], None)
+        return replace(read, pool=read.pool.rebuilt([1.5 * t for t in read.pool.tensors()]))
 
     expected = rl.evaluate(edit(), model, texts(model), reuse=False, progress=False).loss
     monkeypatch.setattr(Capture, "_read", wrong)

@@ -163,9 +163,8 @@ def test_the_unedited_model_goes_through_no_block_twice(architecture, captured, 
 
 def bytes_in(memory):
     """All tensors that are kept, each once."""
-    every = [known.captured for several in memory._rows.values() for known in several]
-    every += [captured.beginning for captured in every if captured.beginning]
-    tensors = {t.data_ptr(): t for captured in every for t in captured.tensors() if t.numel()}
+    parts = [part for several in memory._rows.values() for known in several for part in known.captured.parts]
+    tensors = {t.data_ptr(): t for part in parts for t in part.pool.tensors() if t.numel()}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 

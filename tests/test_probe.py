@@ -61,14 +61,14 @@ def shifted_mask(monkeypatch):
 
 
 def stale_prefix(monkeypatch):
-    """Stored keys are those of another row."""
-    from reftlens.cone.prefix import Captured
+    """Stored keys are those of the tokens before."""
+    from reftlens.cone.captured import Captured
 
     cut = Captured.cut
 
     def wrong(self, *arguments):
         whole = cut(self, *arguments)
-        return replace(whole, keys=tuple(k.roll(1, dims=1) for k in whole.keys))
+        return replace(whole, pool=replace(whole.pool, keys=tuple(k.roll(1, dims=0) for k in whole.pool.keys)))
 
     monkeypatch.setattr(Captured, "cut", wrong)
 
@@ -92,9 +92,9 @@ def early_ends(monkeypatch):
     columns = trim._columns
 
     def wrong(*arguments):
-        which, real = columns(*arguments)
-        short = real.sum(dim=1) < real.shape[1]
-        return torch.where(short[:, None] & real, (which - 1).clamp(min=0), which), real
+        which, places = columns(*arguments)
+        short = places[0].bincount(minlength=len(which)) < which.shape[1]
+        return torch.where(short[:, None], (which - 1).clamp(min=0), which), places
 
     monkeypatch.setattr(trim, "_columns", wrong)
 
@@ -105,9 +105,9 @@ def half_called_exact(monkeypatch):
 
     kept = Capture._kept
 
-    def wrong(self, captured):
-        row = kept(self, captured)
-        return row.rebuilt([t.bfloat16().to(t.dtype) for t in row.tensors()], row.beginning)
+    def wrong(self, *captured):
+        pool = kept(self, *captured)
+        return pool.rebuilt([t.bfloat16().to(t.dtype) for t in pool.tensors()])
 
     monkeypatch.setattr(Capture, "_kept", wrong)
 

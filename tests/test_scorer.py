@@ -131,7 +131,8 @@ def test_noise_of_one_in_a_billion_in_the_stored_keys_is_seen(architecture, doub
     def noisy(*arguments):
         stream, mask, layers = assemble(*arguments)
         for layer in layers:
-            layer.stored_keys = [tuple(k + 1e-9 * torch.randn_like(k) for k in row) for row in layer.stored_keys]
+            keys = layer.stored.keys
+            layer.stored = layer.stored._replace(keys=keys + 1e-9 * torch.randn_like(keys))
         return stream, mask, layers
 
     monkeypatch.setattr(light_cone, "assemble", noisy)
@@ -339,7 +340,7 @@ def test_a_kill_during_capture_leaves_nothing(tmp_path):
         "import sys, time, torch\n"
         "from reftlens.cone.store import Shelf\n"
         "shelf = Shelf('on disk', torch.device('cpu'), 1 << 20)\n"
-        "stored = shelf.put(torch.ones(1000))\n"
+        "stored = shelf.room(torch.empty(1000)).fill_(1.0)\n"
         "print(stored.sum().item(), flush=True)\n"
         "time.sleep(60)\n"
     )

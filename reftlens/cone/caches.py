@@ -1,9 +1,11 @@
 """Cache layers of transformers that hold what was captured, note what is computed, or only have a length."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -23,27 +25,45 @@ class Stub(DynamicLayer):
 
     def __init__(self, rows: int, length: int) -> None:
         super().__init__()
-        self.keys = self.values = torch.zeros(1, dtype=torch.float32).expand(rows, 1, length, 1)
+        self.keys = self.values = _no_content(rows, length)
         self.is_initialized = True
 
 
-Pieces = tuple[Tensor, ...]
-"""Keys, or values, of tokens that follow one another, `[heads, tokens, width]` each."""
+@lru_cache(maxsize=64)
+def _no_content(rows: int, length: int) -> Tensor:
+    return torch.zeros(1, dtype=torch.float32).expand(rows, 1, length, 1)
+
+
+class PastTokens(NamedTuple):
+    """Keys and values of many tokens, one after the other, with all heads side by side."""
+
+    keys: Float[Tensor, "stored width"]
+    values: Float[Tensor, "stored width"]
+    index: Int[Tensor, "rows tokens"]
+    """Of each row its tokens, and then as many more as a pass computes, or more, which are written over."""
 
 
 class Prefilled(Stub):
-    """Stored keys and values of each row, and those of a beginning that all rows share, before what a pass computes."""
+    """Stored keys and values of each row, and those of a beginning that all rows share, before what a pass computes.
+
+    Args:
+        length: how many tokens there are before those of the pass; the last of them are `begun`, the others `stored`.
+    """
 
     def __init__(
-        self, keys: Sequence[Pieces], values: Sequence[Pieces], length: int, shared: tuple[Tensor, Tensor] | None = None
+        self, rows: int, length: int, stored: PastTokens | None = None, begun: tuple[Tensor, Tensor] | None = None
     ) -> None:
-        super().__init__(len(keys), length)
-        self.stored_keys, self.stored_values, self.length = list(keys), list(values), length
-        self.shared = shared or (None, None)
+        super().__init__(rows, length)
+        self.length, self.stored, self.begun = length, stored, begun or (None, None)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **_: Any) -> tuple[Tensor, Tensor]:
-        keys = _Joined.apply(key_states, self.shared[0], self.stored_keys, self.length)
-        values = _Joined.apply(value_states, self.shared[1], self.stored_values, self.length)
+        if self.length == 0:
+            return key_states, value_states
+        *stored, index = self.stored or (None, None, None)
+        keys, values = (
+            _Joined.apply(*each, index, self.length)
+            for each in zip((key_states, value_states), self.begun, stored, strict=True)
+        )
         assert isinstance(keys, Tensor) and isinstance(values, Tensor)
         return keys, values
 
@@ -73,31 +93,31 @@ def recorded(recorders: Sequence[Recorder]) -> tuple[list[Tensor], list[Tensor]]
 
 
 class _Joined(torch.autograd.Function):
-    """`[stored, shared, new]` along the tokens, stored rows padded on the left with zeros and without a gradient.
+    """`[stored, begun, new]` along the tokens, stored ones of all rows taken at once and without a gradient.
 
-    What is shared is written to each row from one place, and takes the sum of the rows' gradients.
+    What is begun is written to each row from one place, and takes the sum of the rows' gradients.
     """
 
     @staticmethod
-    def forward(ctx: Any, new: Tensor, shared: Tensor | None, stored: Sequence[Pieces], length: int) -> Tensor:
-        ctx.length, ctx.shared = length, 0 if shared is None else shared.shape[2]
+    def forward(
+        ctx: Any, new: Tensor, begun: Tensor | None, stored: Tensor | None, index: Tensor | None, length: int
+    ) -> Float[Tensor, "rows heads tokens width"]:
+        ctx.length, ctx.begun = length, 0 if begun is None else begun.shape[2]
         rows, heads, tokens, width = new.shape
-        out = new.new_empty(rows, heads, length + tokens, width)
-        for i, pieces in enumerate(stored):
-            end = length - ctx.shared
-            for piece in reversed(pieces):
-                out[i, :, end - piece.shape[1] : end] = piece
-                end -= piece.shape[1]
-            if end:
-                out[i, :, :end] = 0
-        if shared is not None:
-            out[:, :, length - ctx.shared : length] = shared
+        if stored is None or index is None:
+            out = new.new_empty(rows, heads, length + tokens, width)
+        else:
+            index = index if index.shape[1] == length + tokens else index[:, : length + tokens]
+            taken = stored.index_select(0, index.flatten()).to(new.device, new.dtype)
+            out = taken.view(rows, length + tokens, heads, width).transpose(1, 2)
+        if begun is not None:
+            out[:, :, length - ctx.begun : length] = begun
         out[:, :, length:] = new
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        (grad,), length, shared = grads, ctx.length, None
-        if ctx.shared and ctx.needs_input_grad[1]:
-            shared = grad[:, :, length - ctx.shared : length].sum(dim=0, keepdim=True)
-        return grad[:, :, length:], shared, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        (grad,), length, begun = grads, ctx.length, None
+        if ctx.begun and ctx.needs_input_grad[1]:
+            begun = grad[:, :, length - ctx.begun : length].sum(dim=0, keepdim=True)
+        return grad[:, :, length:], begun, None, None, None

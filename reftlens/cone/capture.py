@@ -11,17 +11,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 from transformers import DynamicCache
 
 from reftlens.bridge.parts import Slot
+from reftlens.bridge.protocol import device_of
 from reftlens.cone.beginnings import Beginning
 from reftlens.cone.body import Body
 from reftlens.cone.caches import Prefilled, Recorder, cache_of, recorded
+from reftlens.cone.captured import NO_TOKENS, Captured, Pool, together
 from reftlens.cone.plans import Autocast
-from reftlens.cone.prefix import NO_HOOK, Captured, entering, entering_stream, mask_of, observers
+from reftlens.cone.prefix import NO_HOOK, entering, entering_stream, mask_of, observers, past_layers
 from reftlens.cone.spans import Span, Window, window
 from reftlens.editing.engine import Stop, forward_inside
 from reftlens.text.batch import Batch
@@ -57,27 +59,31 @@ class Capture:
             some = self._rows(rows)
             recorders = self._recorders(some) if max(before) else []
             streams = self._streams(some, recorders)
-            wide = max(n - int(start) for n, start in zip(before, some.window.starts.tolist(), strict=True))
-            keys, values = self._keys_and_values(some.narrowed(max(1, wide)), streams, recorders)
-        result = []
-        for i, row in enumerate(rows):
+            wide = max(1, *(n - start for n, start in zip(before, some.window.starts.tolist(), strict=True)))
+            keys, values = self._keys_and_values(some.narrowed(wide), streams, recorders)
+        keys, values = ([t[:, :, :wide] for t in every] for every in (keys, values))
+        pool = self._kept({first: stream.flatten(0, 1) for first, stream in streams.items()}, keys, values)
+        result, width = [], some.window.real.shape[1]
+        for i, (row, start) in enumerate(zip(rows, some.window.starts.tolist(), strict=True)):
             beginning = self.beginning(self.of_row[row]) if keys and row in self.of_row else None
-            start = int(some.window.starts[i])
-            part = slice(self.cones[row].start - start, self.cones[row].stop - start)
-            cut = {first: stream[i, part] for first, stream in streams.items()}
-            own = before[i] - start
-            past = [tuple(t[i, :, :own] for t in every) if before[i] else () for every in (keys, values)]
-            result.append(self._kept(Captured(cut, past[0], past[1], beginning)))
+            cone = Span(*(i * width + place - start for place in (self.cones[row].start, self.cones[row].stop)))
+            past = Span(i * wide, i * wide + before[i] - start) if before[i] else NO_TOKENS
+            result.append(Captured(pool, cone, past, 0, beginning))
         return result
 
+    @torch.no_grad()
     def beginning(self, number: int) -> Captured:
         """A beginning as rows refer to it: at the blocks of the cone."""
         if number not in self._of_cone:
-            self._of_cone[number] = self._kept(self._read(number).above(self.first))
+            whole = self._read(number)
+            pool = whole.pool.narrowed() if self.narrow else whole.pool
+            self._of_cone[number] = replace(whole, pool=pool, skip=self.first)
         return self._of_cone[number]
 
-    def _kept(self, captured: Captured) -> Captured:
-        return captured.narrowed() if self.narrow else captured
+    def _kept(self, streams: dict[int, Tensor], keys: Sequence[Tensor], values: Sequence[Tensor]) -> Pool:
+        """All rows that were captured together, one after the other."""
+        pool = Pool(streams, tuple(map(side_by_side, keys)), tuple(map(side_by_side, values)))
+        return pool.narrowed() if self.narrow else pool
 
     @property
     def first(self) -> int:
@@ -86,10 +92,10 @@ class Capture:
     @property
     def setting(self) -> Hashable:
         """What decides what is captured of a row, beside the model, its tokens and the cones."""
-        kind, attention = self.data.tokens.device.type, getattr(self.body.config, "_attn_implementation", None)
+        device, attention = device_of(self.body.model), getattr(self.body.config, "_attn_implementation", None)
         with self.autocast():
-            narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return self.plain, self.narrow, narrow, attention, str(self.data.tokens.device)
+            narrow = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        return self.plain, self.narrow, narrow, attention, str(device)
 
     def forget(self) -> None:
         """The beginnings, which are kept as long as rows are captured."""
@@ -99,7 +105,7 @@ class Capture:
     def _rows(self, rows: Sequence[int]) -> "_Rows":
         numbers = [self.of_row.get(row) for row in rows]
         beginnings = [None if n is None else self._read(n) for n in numbers]
-        return _Rows(self.data.tokens[list(rows)], window(self.after(rows), self.data.tokens.device), beginnings)
+        return _Rows(self.data.tokens[list(rows)], window(self.after(rows)), beginnings)
 
     def after(self, rows: Sequence[int]) -> list[Span]:
         """The tokens of each of these rows after the beginning that it shares, up to the end of its cone."""
@@ -111,17 +117,19 @@ class Capture:
         """Keys and values of a beginning at every block."""
         if number not in self._whole:
             beginning = self.beginnings[number]
-            span = window([Span(0, beginning.length)], self.data.tokens.device)
+            span = window([Span(0, beginning.length)])
             recorders = [Recorder(ends=i == self.body.depth - 1) for i in range(self.body.depth)]
             self._run(_Rows(self.data.tokens[[beginning.rows[0]]], span, [None]), [], cache_of(recorders))
             keys, values = recorded(recorders)
-            self._whole[number] = Captured({}, tuple(k[0].clone() for k in keys), tuple(v[0].clone() for v in values))
+            pool = Pool({}, tuple(map(side_by_side, keys)), tuple(map(side_by_side, values)))
+            self._whole[number] = Captured(pool, NO_TOKENS, Span(0, beginning.length))
         return self._whole[number]
 
     def _recorders(self, rows: "_Rows") -> list[Recorder]:
         """Of the blocks of the cone; the last one only starts, where no stream that leaves it is wanted."""
         depth, ends = self.body.depth, max(self.firsts) < self.body.depth
-        return [Recorder(ends=ends and i == depth - 1, after=rows.layer(i)) for i in range(self.first, depth)]
+        layers = rows.layers(depth)
+        return [Recorder(ends=ends and i == depth - 1, after=layers[i]) for i in range(self.first, depth)]
 
     def _streams(self, rows: "_Rows", recorders: list[Recorder]) -> dict[int, Tensor]:
         """The residual stream entering each of `firsts` but 0: the blocks below the highest run, nothing else."""
@@ -145,12 +153,13 @@ class Capture:
         return recorded(recorders)
 
     def _cache(self, rows: "_Rows", recorders: list[Recorder]) -> DynamicCache:
-        return cache_of([*(rows.layer(i) for i in range(self.body.depth - len(recorders))), *recorders])
+        return cache_of([*rows.layers(self.body.depth)[: self.body.depth - len(recorders)], *recorders])
 
     def _run(self, rows: "_Rows", places: list[tuple[Slot, Module]], cache: Any = None) -> None:
-        tokens = rows.window.cut(rows.tokens)
+        tokens, mask = rows.window.cut(rows.tokens), mask_of(rows.window)
+        inputs = [x.to(device_of(self.body.model)) for x in (tokens, mask, rows.window.columns)]
         with self.body.arranged(places, plain=self.plain, used=NO_HOOK), suppress(Stop):
-            forward_inside(self.body.model, tokens, mask_of(rows.window), rows.window.columns, cache)
+            forward_inside(self.body.model, *inputs, cache)
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,12 @@ class _Rows:
         win = self.window
         return replace(self, window=Window(win.columns[:, :wide], win.real[:, :wide], win.starts))
 
-    def layer(self, block: int) -> Prefilled:
-        """The beginnings in the cache of a block."""
-        pieces = [((), ()) if beginning is None else beginning.pieces(block) for beginning in self.beginnings]
-        return Prefilled([keys for keys, _ in pieces], [values for _, values in pieces], int(self.window.starts.max()))
+    def layers(self, depth: int) -> list[Prefilled]:
+        """The beginnings in the cache of each block."""
+        together_now = iter(together([b for b in self.beginnings if b is not None]))
+        beginnings = [b and next(together_now) for b in self.beginnings]
+        return past_layers(beginnings, self.window) or [Prefilled(len(beginnings), 0) for _ in range(depth)]
+
+
+def side_by_side(computed: Float[Tensor, "rows heads tokens width"]) -> Float[Tensor, "tokens_of_rows heads_width"]:
+    return computed.transpose(1, 2).flatten(2).flatten(0, 1)

@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.cone.caches import Prefilled, Recorder, Stub, cache_of, recorded
-from reftlens.cone.capture import Capture
+from reftlens.cone.capture import Capture, side_by_side
+from reftlens.cone.captured import NO_TOKENS, Captured, Pool, packed, taken, together
 from reftlens.cone.memory import Known
 from reftlens.cone.prefix import NO_HOOK, assemble, entering, entering_stream, observers
-from reftlens.cone.spans import window
+from reftlens.cone.spans import Span, window
 from reftlens.editing.engine import Stop, forward_inside
 
 
@@ -28,15 +30,22 @@ def extended(capture: Capture, known: Mapping[int, Known]) -> dict[int, Known]:
     start = min(firsts) if later else max(first for first in firsts if first <= deeper[0])
     with capture.autocast():
         streams, keys, values = _computed(capture, list(known), some, start, deeper, later=later)
-    result = dict[int, Known]()
-    for i, (row, each) in enumerate(known.items()):
-        own = each.cones
-        whole = own.union(own._replace(firsts=capture.firsts, latest=capture.latest[row]))
-        more = {first: stream[i, : own.span.length].clone() for first, stream in streams.items()}
-        new = slice(own.latest - own.span.start, whole.latest - own.span.start)
-        past = (tuple(t[i, :, new].clone() for t in every) for every in (keys, values))
-        result[row] = each._replace(cones=whole, captured=each.captured.followed(more, *past))
-    return result
+    wholes = [
+        each.cones.union(each.cones._replace(firsts=capture.firsts, latest=capture.latest[row]))
+        for row, each in known.items()
+    ]
+    old = together([each.captured for each in some])
+    places = window([row.cone for row in old]).columns
+    stored = {first: taken(stream, places) for first, stream in old[0].pool.streams.items()}
+    every = {first: stream.flatten(0, 1) for first, stream in (stored | streams).items()}
+    pool, rows = Pool(every, tuple(map(side_by_side, keys)), tuple(map(side_by_side, values))), list[Captured]()
+    for i, (each, whole, row) in enumerate(zip(some, wholes, old, strict=True)):
+        start, span = i * places.shape[1], each.cones.span
+        later_ones = (start + token - span.start for token in (each.cones.latest, whole.latest))
+        new = Span(*later_ones) if keys else NO_TOKENS
+        rows.append(Captured(pool, Span(start, start + span.length), new, 0, replace(row, cone=NO_TOKENS)))
+    result = zip(known.items(), wholes, packed(rows), strict=True)
+    return {row: each._replace(cones=whole, captured=captured) for (row, each), whole, captured in result}
 
 
 def _computed(
@@ -44,17 +53,17 @@ def _computed(
 ) -> tuple[dict[int, Tensor], list[Tensor], list[Tensor]]:
     """The streams entering the blocks `deeper`; with `later` keys and values of the blocks from `start` on, too."""
     body, depth, end = capture.body, capture.body.depth, capture.body.depth if later else deeper[-1]
-    win = window([each.cones.span for each in known], capture.data.tokens.device)
+    win = window([each.cones.span for each in known])
     below = [each.part(each.cones.entry(start)) for each in known]
     stream, mask, layers = assemble(below, start, win, next(body.head.original.parameters()))
     before = [layer for layer in layers if isinstance(layer, Prefilled)] or [None] * (depth - start)
     only_starts = later and depth not in deeper
     recorders = [Recorder(ends=only_starts and i == depth - 1, after=layer) for i, layer in enumerate(before, start)]
-    skipped: list[DynamicLayer] = [Stub(len(rows), int(win.starts.max())) for _ in range(start)]
+    skipped: list[DynamicLayer] = [Stub(len(rows), win.before)] * start
     blocks = {i: seen for i, seen in observers(body, deeper, end, plain=capture.plain).items() if i >= start}
     places = [*entering(body, start, stream, known[0].returns), *((body.blocks[i], seen) for i, seen in blocks.items())]
     with body.arranged(places, plain=capture.plain, used=NO_HOOK), suppress(Stop):
-        tokens = win.cut(capture.data.tokens[list(rows)])
-        forward_inside(body.model, tokens, mask, win.columns, cache_of([*skipped, *recorders]))
+        tokens, columns = (x.to(mask.device) for x in (win.cut(capture.data.tokens[list(rows)]), win.columns))
+        forward_inside(body.model, tokens, mask, columns, cache_of([*skipped, *recorders]))
     streams = {i: stream for i in deeper if (stream := entering_stream(body, blocks, i)) is not None}
     return streams, *(recorded(recorders) if later else ([], []))

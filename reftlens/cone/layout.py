@@ -17,7 +17,7 @@ from reftlens.text.view import Mask
 
 @dataclass(frozen=True)
 class PlanCone:
-    """The light cone of one plan on a right-padded data set."""
+    """The light cone of one plan on a right-padded data set, which is on the host."""
 
     bound: Bound
     masks: dict[int, Mask]
@@ -27,8 +27,10 @@ class PlanCone:
     spans: list[Span]
     """Of each row."""
 
-    def edits(self, window: Window, places: Int[Tensor, " rows"], numbers: Int[Tensor, " rows"]) -> dict[int, Edit]:
-        """The edit of each place that chooses a token of some rows of a window.
+    def edits(
+        self, window: Window, places: Int[Tensor, " rows"], numbers: Int[Tensor, " rows"], device: torch.device
+    ) -> dict[int, Edit]:
+        """The edit of each place that chooses a token of some rows of a window, for a pass on `device`.
 
         Args:
             places: of the rows, in the window.
@@ -39,7 +41,8 @@ class PlanCone:
         for i, mask in self.masks.items():
             rows, columns = (part.cut(mask[numbers]) & part.real).nonzero().unbind(dim=1)
             if len(rows):
-                tokens = TokenIndex(places[rows], columns, (window.real.shape[0], window.real.shape[1]))
+                shape = window.real.shape[0], window.real.shape[1]
+                tokens = TokenIndex(places[rows].to(device), columns.to(device), shape)
                 edits[i] = self.bound.edit_on(i, tokens, numbers[rows], columns + part.starts[rows])
         return edits
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -16,12 +16,13 @@ from reftlens.cone.beginnings import Beginning, shared_beginnings
 from reftlens.cone.body import Body
 from reftlens.cone.caches import Prefilled, Recorder, Stub, cache_of, recorded
 from reftlens.cone.capture import Capture
+from reftlens.cone.captured import Captured
 from reftlens.cone.full import Full
 from reftlens.cone.groups import PASS
 from reftlens.cone.layout import plan_cones, right_padded
-from reftlens.cone.passes import Course, Pass, Planner, Row, unread
+from reftlens.cone.passes import Course, Pass, Planner, Row, back_in_order, unread
 from reftlens.cone.plans import Job, Scored, Unsound, Way
-from reftlens.cone.prefix import Captured, assemble, entering
+from reftlens.cone.prefix import assemble, entering
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span
 from reftlens.cone.stand_ins import Gather
@@ -29,6 +30,7 @@ from reftlens.cone.store import RowStore
 from reftlens.cone.trim import Trimmed
 from reftlens.editing.edits import used_points
 from reftlens.editing.engine import Stop, attached, check_fired, forward_inside
+from reftlens.text.batch import Batch
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
 ROWS = 8
@@ -78,7 +80,7 @@ class Cone:
         self.check: Callable[[Way, Sequence[Job]], None] = lambda way, jobs: None
         """Called before anything is computed in some way for these jobs; raises `Unsound` where it must not be."""
         self.device = device_of(body.model)
-        self.tidy = right_padded(full.data).to(self.device)
+        self.tidy = right_padded(full.data).to("cpu")
         self.plans = plan_cones(self.tidy, full.bounds, body.depth, reuse)
         self.first = min(plan.first for plan in self.plans)
         every = zip(*(plan.spans for plan in self.plans), strict=True)
@@ -93,7 +95,7 @@ class Cone:
             body, self.tidy, self.spans, latest, firsts, self.plain, full.autocast, shared, narrow=reuse.half
         )
         self.store = RowStore(self.capture, reuse, uses, progress)
-        self.planner = Planner(body, self.tidy, self.plans, reuse, way)
+        self.planner = Planner(body, self.tidy, self.device, self.plans, reuse, way)
         self._counts: list[int] = self.tidy.target_mask.sum(dim=1).tolist()
         self._tokens = 0, 0
 
@@ -166,7 +168,7 @@ class Cone:
         if whole:
             order = [n for group, _ in results for n in group]
             logits = torch.cat([x for _, x in results]) if len(results) > 1 else results[0][1]
-            back = _back_in_order(order, self._targets(rows), self.device)
+            back = back_in_order(order, self._targets(rows), self.device)
             yield self._parts(jobs, rows, range(len(rows)), logits if back is None else logits[back])
 
     @property
@@ -186,7 +188,7 @@ class Cone:
         parts = [replace(jobs[j], rows=tuple(numbers)) for j, numbers in by_job.items()]
         sizes = [sum(self._counts[row] for row in part.rows) for part in parts]
         pieces = logits.split(sizes) if len(parts) > 1 else [logits]
-        batches = [self.data[list(part.rows)].to(self.device) for part in parts]
+        batches = [_moved(self.data[list(part.rows)], self.device) for part in parts]
         return [Scored(*each) for each in zip(parts, batches, pieces, strict=True)]
 
     def _begin(self, beginning: Pass | None, captured: Sequence[Captured]) -> KeysAndValues:
@@ -207,8 +209,7 @@ class Cone:
         """The logits of one pass at its targets; where only they are unembedded, with rows up to a multiple."""
         stream, mask, layers = assemble(captured, each.rows[0].plan.first, each.window, self._like, begun)
         if each.way.trimmed and not layers:
-            empty = [()] * len(each.rows)
-            layers = [Prefilled(empty, empty, 0) for _ in range(self.body.depth - each.rows[0].plan.first)]
+            layers = [Prefilled(len(each.rows), 0) for _ in range(self.body.depth - each.rows[0].plan.first)]
         logits = self._pass(each, stream, mask, layers)
         check_fired(each.edits)
         targets = len(each.at[0])
@@ -216,31 +217,29 @@ class Cone:
 
     def _pass(self, each: Pass, stream: Tensor | None, mask: Tensor, layers: Sequence[DynamicLayer]) -> Tensor:
         """One pass through the blocks of the cone, from what enters it."""
-        first, used, win, gather = each.rows[0].plan.first, used_points(each.edits), each.window, Gather(each.at, ROWS)
-        places, cache, before = entering(self.body, first, stream, self.capture.returns), None, int(win.starts.max())
+        first, used, win = each.rows[0].plan.first, used_points(each.edits), each.window
+        at = each.at[0].to(self.device), each.at[1].to(self.device)
+        places, cache, gather = entering(self.body, first, stream, self.capture.returns), None, Gather(at, ROWS)
         if self.reuse.scored_only:
             gather.unembed = self.body.piece(self.body.head, plain=self.plain, used=used)
             places.append((self.body.head, gather))
         if layers:
-            below: list[DynamicLayer] = [Stub(len(each.rows), before) for _ in range(first)]
+            below: list[DynamicLayer] = [Stub(len(each.rows), win.before)] * first
             cache = cache_of([*below, *layers])
             if each.way.trimmed:
-                places.append((self.body.blocks[-1], Trimmed(self.body, cache, layers[-1], before, each.at)))
+                places.append((self.body.blocks[-1], Trimmed(self.body, cache, layers[-1], win.before, each.at)))
         with (
             self.autocast(),
             attached(self.body.model, each.edits),
             self.body.arranged(places, plain=self.plain, used=used),
         ):
-            tokens = win.cut(self.tidy.tokens[each.numbers])
-            logits = forward_inside(self.body.model, tokens, mask, win.columns, cache)
-        return logits.flatten(0, 1) if self.reuse.scored_only else logits[each.at]
+            tokens, places = win.cut(self.tidy.tokens[each.numbers]).to(self.device), win.columns.to(self.device)
+            logits = forward_inside(self.body.model, tokens, mask, places, cache)
+        return logits.flatten(0, 1) if self.reuse.scored_only else logits[at]
 
 
-def _back_in_order(order: Sequence[int], counts: Sequence[int], device: torch.device) -> Int[Tensor, " targets"] | None:
-    """Where each target is when rows stand in `order`; None if that is where it should be."""
-    if list(order) == sorted(order):
-        return None
-    begins, total = {}, 0
-    for n in order:
-        begins[n], total = total, total + counts[n]
-    return torch.tensor([begins[n] + i for n in range(len(order)) for i in range(counts[n])], device=device)
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch on `device`, where nothing is waited for to know its targets: they were looked up before."""
+    moved = batch.to(device)
+    vars(moved).update({name: getattr(batch, name).to(device) for name in ("target_ids", "target_rows")})
+    return moved

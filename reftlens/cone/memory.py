@@ -6,16 +6,16 @@ All that is kept shares one budget of bytes, and what was not used for longest g
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from threading import RLock
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, finalize
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reftlens.bridge.protocol import Bridge, weights_state
-from reftlens.cone.prefix import Captured
+from reftlens.cone.captured import Captured
 from reftlens.cone.spans import Span
 
 _NEEDS = 4
@@ -73,14 +73,14 @@ class Memory:
         self.size = 0
         self._room = 0
         self._rows: OrderedDict[Hashable, tuple[Known, ...] | Scores] = OrderedDict()
-        self._beginnings: Counter[int] = Counter()
+        self._pools: Counter[int] = Counter()
         self._states: WeakKeyDictionary[nn.Module, tuple[object, object]] = WeakKeyDictionary()
         self._lock = RLock()
 
     def clear(self) -> None:
         with self._lock:
             self._rows.clear()
-            self._beginnings.clear()
+            self._pools.clear()
             self.size = 0
 
     def room(self, free: Callable[[], int]) -> int:
@@ -155,17 +155,13 @@ class Memory:
         self.size -= _SCORES if isinstance(entry[0], float) else 0
 
     def _weigh(self, captured: Captured, change: int) -> int:
-        """Bytes that are needed for a row, beside those for rows that share its beginning."""
-        size, beginning = _bytes(captured.tensors()), captured.beginning
-        if beginning is not None:
-            before = self._beginnings[id(beginning)]
-            self._beginnings[id(beginning)] = after = before + change
-            size += _bytes(beginning.tensors()) if min(before, after) == 0 else 0
+        """Bytes that are needed for a row, beside those for rows that are in the same pool."""
+        size = 0
+        for pool in {id(part.pool): part.pool for part in captured.parts}.values():
+            before = self._pools[id(pool)]
+            self._pools[id(pool)] = after = before + change
+            size += pool.size if min(before, after) == 0 else 0
         return size
-
-
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

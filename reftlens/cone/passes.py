@@ -49,7 +49,7 @@ class Pass:
     @property
     def numbers(self) -> Int[Tensor, " rows"]:
         """Of its rows, in the data set."""
-        return torch.tensor([row.number for row in self.rows], device=self.window.real.device)
+        return torch.tensor([row.number for row in self.rows])
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,19 @@ class Course:
 
 @dataclass
 class Planner:
-    """Puts rows of right-padded `data` into passes; `way` is computed in, whether it is the cheapest or not."""
+    """Puts rows of right-padded `data` into passes on `device`.
+
+    The data is on the host, and so are all decisions. `way` is computed in, whether it is the cheapest or not.
+    """
 
     body: Body
     data: Batch
+    device: torch.device
     plans: Sequence[PlanCone]
     reuse: Reuse
     way: Way | None
 
     def __post_init__(self) -> None:
-        self.device = self.data.tokens.device
         self._sharing = {id(plan): Sharing(self.data, plan) for plan in self.plans}
 
     def courses(self, rows: Sequence[Row], *, joined_jobs: bool) -> Iterator[Course]:
@@ -123,9 +126,9 @@ class Planner:
     ) -> Pass:
         """The cones of some rows without their first `skip` tokens; or `most` tokens of them, which are not scored."""
         some = [rows[n] for n in group]
-        numbers = torch.tensor([row.number for row in some], device=self.device)
+        numbers = torch.tensor([row.number for row in some])
         spans = [Span(r.span.start + skip, r.span.stop if most is None else r.span.start + most) for r in some]
-        win = window(spans, self.device)
+        win = window(spans)
         edits = self._edits(some, numbers, win)
         targets = self.data.target_mask[numbers]
         at = _predicting(win, targets if most is None else torch.zeros_like(targets))
@@ -143,8 +146,8 @@ class Planner:
         together: dict[tuple[Any, ...], list[Edit]] = {}
         for job in dict.fromkeys(row.job for row in rows):
             which = [n for n, row in enumerate(rows) if row.job == job]
-            places = torch.tensor(which, device=self.device)
-            for i, edit in rows[which[0]].plan.edits(win, places, numbers[places]).items():
+            places = torch.tensor(which)
+            for i, edit in rows[which[0]].plan.edits(win, places, numbers[places], self.device).items():
                 together.setdefault((i, id(edit.point), id(edit.carry), edit.heads), []).append(edit)
         return [joined(together[key]) for key in sorted(together, key=lambda key: key[0])]
 
@@ -171,3 +174,13 @@ def _predicting(win: Window, targets: Mask) -> tuple[Int[Tensor, " targets"], In
     """Row and column, in the window, of what each target is predicted from."""
     rows, columns = targets.nonzero().unbind(dim=1)
     return rows, columns - 1 - win.starts[rows]
+
+
+def back_in_order(order: Sequence[int], counts: Sequence[int], device: torch.device) -> Int[Tensor, " targets"] | None:
+    """Where each target is when rows stand in `order`; None if that is where it should be."""
+    if list(order) == sorted(order):
+        return None
+    begins, total = {}, 0
+    for n in order:
+        begins[n], total = total, total + counts[n]
+    return torch.tensor([begins[n] + i for n in range(len(order)) for i in range(counts[n])], device=device)

@@ -4,93 +4,28 @@ A pass enters a block from stored streams, or ends before one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import Module
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.bridge.parts import Slot
 from reftlens.cone.body import Body
-from reftlens.cone.caches import Pieces, Prefilled
-from reftlens.cone.spans import Span, Window
+from reftlens.cone.caches import PastTokens, Prefilled
+from reftlens.cone.captured import Captured, taken, together
+from reftlens.cone.spans import Window
 from reftlens.cone.stand_ins import Entry, Observe, Skip
 
 NO_HOOK: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True)
-class Captured:
-    """What was captured of one row."""
-
-    streams: dict[int, Float[Tensor, "cone d"]]
-    """For each block that a cone begins at; none for a cone that begins at the embedding, computed each time."""
-    keys: tuple[Float[Tensor, "heads before d_head"], ...]
-    """One for each block of the cone; empty where nothing lies before it."""
-    values: tuple[Float[Tensor, "heads before d_value"], ...]
-    beginning: "Captured | None" = None
-    """What lies before these tokens, where the row shares it with others."""
-
-    def tensors(self) -> list[Tensor]:
-        """Its own."""
-        return [*self.streams.values(), *self.keys, *self.values]
-
-    def rebuilt(self, tensors: Sequence[Tensor], beginning: "Captured | None") -> "Captured":
-        """The same with other tensors, in the order of `tensors()`."""
-        streams, rest = dict(zip(self.streams, tensors, strict=False)), tensors[len(self.streams) :]
-        return Captured(streams, tuple(rest[: len(self.keys)]), tuple(rest[len(self.keys) :]), beginning)
-
-    def narrowed(self) -> "Captured":
-        """The same, its own tensors in bfloat16."""
-        return self.rebuilt([tensor.to(torch.bfloat16) for tensor in self.tensors()], self.beginning)
-
-    @property
-    def shared(self) -> int:
-        """Tokens of the beginning."""
-        return 0 if self.beginning is None else self.beginning.keys[0].shape[1]
-
-    def above(self, skip: int) -> "Captured":
-        """Keys and values of all but the lowest `skip` blocks."""
-        return Captured({}, self.keys[skip:], self.values[skip:], self.beginning and self.beginning.above(skip))
-
-    def cut(self, whole: Span, cone: Span, first: int, skip: int) -> "Captured":
-        """What a cone within `whole` needs that begins at block `first`, `skip` blocks above the lowest captured."""
-        return self.part(whole, (first - skip,), cone, (first,), cone.start)
-
-    def part(
-        self, whole: Span, firsts: tuple[int, ...], span: Span, wanted: tuple[int, ...], latest: int
-    ) -> "Captured":
-        """What cones within `whole` need that begin at the blocks `wanted`, no earlier than at token `latest`."""
-        tokens = slice(span.start - whole.start, span.stop - whole.start)
-        streams = {first: self.streams[first][tokens] for first in wanted if first in self.streams}
-        if latest == 0:
-            return Captured(streams, (), ())
-        above, own = self.above(min(wanted) - min(firsts)), latest - self.shared
-        keys, values = (tuple(t[:, :own] for t in every) for every in (above.keys, above.values))
-        return Captured(streams, keys, values, above.beginning)
-
-    def followed(self, streams: dict[int, Tensor], keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> "Captured":
-        """With streams that enter more blocks, and keys and values of the tokens that follow."""
-        more, own = (*keys, *values), (*self.keys, *self.values)
-        past = [torch.cat(pair, dim=1) for pair in zip(own, more, strict=True)] if own and more else own or more
-        middle = len(past) // 2
-        return Captured(self.streams | streams, tuple(past[:middle]), tuple(past[middle:]), self.beginning)
-
-    def pieces(self, block: int) -> tuple[Pieces, Pieces]:
-        """Keys, and values, of all tokens before the cone."""
-        if not self.keys:
-            return (), ()
-        before = ((), ()) if self.beginning is None else self.beginning.pieces(block)
-        return (*before[0], self.keys[block]), (*before[1], self.values[block])
-
-
 def mask_of(window: Window) -> Bool[Tensor, "rows keys"]:
     """What is real of the tokens before each row of a window, padded on the left, and of those in it."""
-    longest = int(window.starts.max())
-    before = torch.arange(longest, device=window.real.device) >= longest - window.starts[:, None]
+    before = torch.arange(window.before) >= window.before - window.starts[:, None]
     return torch.cat([before, window.real], dim=1)
 
 
@@ -124,18 +59,38 @@ def assemble(
 ) -> tuple[Tensor | None, Bool[Tensor, "rows keys"], list[DynamicLayer]]:
     """The stream entering block `first` of several rows, the attention mask, and cache layers from that block on.
 
-    Prefixes are padded on the left and cones on the right, so that neighbouring tokens are neighbours. Keys and values
-    of each block that are `begun` stand between them: the first tokens of the cones, computed for all rows.
+    Prefixes are padded on the left and cones on the right, so that neighbouring tokens are neighbours; where nothing is
+    real stands what any token has. Keys and values of each block that are `begun` stand between them: the first tokens
+    of the cones, computed for all rows.
     """
-    longest, shared, stream = int(window.starts.max()), begun[0][0].shape[2] if begun else 0, None
-    if first in captured[0].streams:
-        width = captured[0].streams[first].shape[-1]
-        stream = torch.zeros(*window.real.shape, width, device=window.real.device, dtype=like.dtype)
-        for i, row in enumerate(captured):
-            own = row.streams[first][shared : shared + window.real.shape[1]]
-            stream[i, : len(own)] = own
-    layers: list[DynamicLayer] = []
-    for block in range(max(len(begun), *(len(row.keys) for row in captured))):
-        keys, values = zip(*(row.pieces(block) for row in captured), strict=True)
-        layers.append(Prefilled(keys, values, longest, begun[block] if begun else None))
-    return stream, mask_of(window), layers
+    captured, device = together(captured), like.device
+    shared, pool = begun[0][0].shape[2] if begun else 0, captured[0].pool
+    stream = None
+    if first in pool.streams:
+        begins = torch.tensor([row.cone.start + shared for row in captured])[:, None] - window.starts[:, None]
+        stream = taken(pool.streams[first], begins + window.columns).to(device, like.dtype)
+    layers = past_layers(captured, window, begun)
+    return stream, mask_of(window).to(device), layers
+
+
+def past_layers(
+    captured: Sequence[Captured | None], window: Window, begun: Sequence[tuple[Tensor, Tensor]] = ()
+) -> list[DynamicLayer]:
+    """Cache layers, from the lowest captured block on, of all that lies before a window: captured in one pool, then
+    what has `begun`; none where there is neither."""
+    some = next((row for row in captured if row is not None and row.past and row.pool.keys), None)
+    count, length = len(captured), window.before
+    blocks = range(len(begun)) if some is None else range(len(some.pool.keys) - some.skip)
+    if some is None:
+        return [Prefilled(count, length, None, begun[n]) for n in blocks]
+    index = np.zeros((count, length + window.real.shape[1]), dtype=np.int64)
+    for line, row in zip(index, captured, strict=True):
+        end = length - (begun[0][0].shape[2] if begun else 0)
+        for part in reversed(() if row is None else row.parts):
+            line[end - part.before.length : end] = np.arange(part.before.start, part.before.stop)
+            end -= part.before.length
+    where = torch.from_numpy(index).to(some.pool.keys[0].device)
+    keys, values = some.pool.keys[some.skip :], some.pool.values[some.skip :]
+    return [
+        Prefilled(count, length, PastTokens(keys[n], values[n], where), begun[n] if begun else None) for n in blocks
+    ]

@@ -105,12 +105,20 @@ def buckets(lengths: Sequence[int], keys: Sequence[int], most: int | None, overh
 
 @dataclass(frozen=True)
 class Window:
-    """Rows of a data set cut to their cones: `[rows, width]`, the cone's first token in column 0 of every row."""
+    """Rows of a data set cut to their cones: `[rows, width]`, the cone's first token in column 0 of every row.
+
+    It is on the host, whatever the model is on: nothing is waited for to know where a token is.
+    """
 
     columns: Int[Tensor, "rows width"]
     """For each place the column of the data set's row; where `real` is false, any column."""
     real: Bool[Tensor, "rows width"]
     starts: Int[Tensor, " rows"]
+
+    @property
+    def before(self) -> int:
+        """The most tokens before a cone."""
+        return int(self.starts.max())
 
     def cut(self, values: Tensor) -> Tensor:
         """`values` `[rows, seq]` of the same rows, as the window shows them; meaningless where `real` is false."""
@@ -121,10 +129,9 @@ class Window:
         return Window(self.columns[rows], self.real[rows], self.starts[rows])
 
 
-def window(cones: Sequence[Span], device: torch.device) -> Window:
+def window(cones: Sequence[Span]) -> Window:
     """The window over rows with these cones, as wide as the widest."""
-    starts = torch.tensor([c.start for c in cones], device=device)
-    stops = torch.tensor([c.stop for c in cones], device=device)
-    columns = starts[:, None] + torch.arange(max(c.length for c in cones), device=device)
+    starts, stops = torch.tensor([(cone.start, cone.stop) for cone in cones]).unbind(dim=1)
+    columns = starts[:, None] + torch.arange(max(c.length for c in cones))
     real = columns < stops[:, None]
     return Window(torch.where(real, columns, starts[:, None]), real, starts)

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from reftlens.bridge.protocol import device_of, version_of, weights_versions
 from reftlens.cone.capture import Capture
+from reftlens.cone.captured import Captured, Pool, packed, together
 from reftlens.cone.extension import extended
 from reftlens.cone.memory import MEMORY, Cones, Known
-from reftlens.cone.prefix import Captured
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span
 
@@ -68,18 +68,22 @@ class RowStore:
         """Capture all rows, always in the same order: the bits of a training run do not depend on earlier calls."""
         chunks = captured_together(self.capture.cones)
         order = [row for chunk in chunks for row in chunk]
-        need = self._bytes_needed(max(order, key=lambda r: self.capture.latest[r]))
-        device = device_of(self.capture.body.model)
+        shapes = self._shapes(max(order, key=lambda r: self.capture.latest[r]))
+        need, device = sum(map(padded_bytes, shapes.tensors())), device_of(self.capture.body.model)
         self.tier = choose_tier(need, device, self.reuse.memory, self.reuse.disk)
         if self.tier == "nowhere, recomputed":
             return
         shelf, capture = Shelf(self.tier, device, need), self.capture
-        shared = [_put(capture.beginning(n), shelf, None) for n in range(len(capture.beginnings))]
+        pool, cone, before, shared = shapes.rebuilt([shelf.room(t) for t in shapes.tensors()]), 0, 0, list[Captured]()
+        for number in range(len(capture.beginnings)):
+            shared += pool.write([capture.beginning(number)], cone, before)
+            before = shared[-1].before.stop
         with tqdm(total=len(order), desc="capture", unit="example", disable=not self.progress, leave=False) as bar:
             for rows in chunks:
-                for row, captured in zip(rows, capture(rows), strict=True):
-                    beginning = captured.beginning and shared[capture.of_row[row]]
-                    self._rows[row] = _put(captured, shelf, beginning)
+                for row, captured in zip(rows, pool.write(capture(rows), cone, before), strict=True):
+                    beginning = shared[capture.of_row[row]] if row in capture.of_row else None
+                    self._rows[row] = replace(captured, beginning=beginning)
+                    cone, before = captured.cone.stop, captured.before.stop
                 bar.update(len(rows))
         if self.tier == "on the device":
             self._remember(order)
@@ -93,10 +97,11 @@ class RowStore:
         self._recall(rows)
         missing = sorted({r for r in rows if r not in self._rows})
         if missing:
-            self._rows |= dict(zip(missing, self.capture(missing), strict=True))
+            self._rows |= dict(zip(missing, packed(self.capture(missing)), strict=True))
             self.capture.forget()
             if self.uses <= 1:
                 self._remember(missing)
+        self._rows |= dict(zip(rows, together([self._rows[r] for r in rows]), strict=True))
         return [self._rows[r] for r in rows]
 
     @property
@@ -132,38 +137,20 @@ class RowStore:
 
     def _remember(self, rows: Iterable[int]) -> None:
         """Leave what was captured to later calls."""
-        copies = dict[int, Captured]()
         for row in rows if self._remembers else ():
-            captured = self._rows[row]
-            if self.uses <= 1:  # views of what is larger
-                captured = _copied(captured, copies)
-            MEMORY.put(self._keys[row], Known(self._cones(row), captured, self.capture.returns), self._budget)
+            known = Known(self._cones(row), self._rows[row], self.capture.returns)
+            MEMORY.put(self._keys[row], known, self._budget)
 
-    def _bytes_needed(self, sampled: int) -> int:
-        """An estimate from one row: bytes per token of the cone, and per token before it; a little is added."""
-        (sample,) = self.capture([sampled])
-        cones, latest, shared = self.capture.cones, self.capture.latest, self.capture.beginnings
-        stream = sum(map(padded_bytes, sample.streams.values())) / max(1, cones[sampled].length)
-        past = [*sample.keys, *sample.values, *(sample.beginning.tensors() if sample.beginning else ())]
-        before = sum(map(padded_bytes, past)) / max(1, latest[sampled])
-        fixed = 8 * len(sample.tensors())
-        own = sum(stream * c.length + before * n + fixed for c, n in zip(cones, latest, strict=True))
-        saved = sum(before * beginning.length * (len(beginning.rows) - 1) - fixed for beginning in shared)
-        return int(own - saved) + 4096
-
-
-def _put(captured: Captured, shelf: "Shelf", beginning: Captured | None) -> Captured:
-    return captured.rebuilt([shelf.put(t) for t in captured.tensors()], beginning)
-
-
-def _copied(captured: Captured, copies: dict[int, Captured]) -> Captured:
-    """With tensors of its own; a beginning that several rows share is copied once."""
-    shared = captured.beginning
-    if shared is not None:
-        if id(shared) not in copies:
-            copies[id(shared)] = shared.rebuilt([t.clone() for t in shared.tensors()], None)
-        shared = copies[id(shared)]
-    return captured.rebuilt([t.clone() for t in captured.tensors()], shared)
+    def _shapes(self, sampled: int) -> Pool:
+        """A pool of the size that all rows need, without any content; of one row it is seen how wide a token is."""
+        (sample,), cones = self.capture([sampled]), self.capture.cones
+        shared = self.capture.beginnings
+        before = sum(self.capture.latest) - sum(b.length * (len(b.rows) - 1) for b in shared)
+        sizes = [sum(cone.length for cone in cones)] * len(sample.pool.streams)
+        every = sample.pool.tensors()
+        sizes += [before] * (len(every) - len(sizes))
+        rooms = [t.new_empty(n, t.shape[1], device="meta") for n, t in zip(sizes, every, strict=True)]
+        return sample.pool.rebuilt(rooms)
 
 
 def captured_together(cones: Sequence[Span], *, most: int = 4096) -> list[list[int]]:
@@ -214,14 +201,14 @@ class Shelf:
     used: int = field(default=0, init=False)
     _file: Tensor | None = field(default=None, init=False, repr=False)
 
-    def put(self, tensor: Tensor) -> Tensor:
-        """The same values, on this tier; keeps nothing else of `tensor` alive."""
-        self.used += padded_bytes(tensor)
+    def room(self, like: Tensor) -> Tensor:
+        """A tensor of this shape and dtype on this tier, for what will be written to it."""
+        self.used += padded_bytes(like)
         if self.tier == "on disk":
-            return self._room_for(tensor).copy_(tensor)
+            return self._room_for(like)
         where = self.device if self.tier == "on the device" else torch.device("cpu")
         pinned = where.type == "cpu" and self.device.type == "cuda"
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=where, pin_memory=pinned).copy_(tensor)
+        return torch.empty(like.shape, dtype=like.dtype, device=where, pin_memory=pinned)
 
     def _room_for(self, tensor: Tensor) -> Tensor:
         if self._file is None:

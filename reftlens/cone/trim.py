@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -20,7 +20,7 @@ from reftlens.cone.stand_ins import StandIn
 from reftlens.editing.engine import Stop
 
 Targets = tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]
-"""Row and column of what each target is predicted from."""
+"""Row and column of what each target is predicted from, on the host."""
 
 
 class Trimmed(StandIn):
@@ -34,7 +34,8 @@ class Trimmed(StandIn):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         rows, width = hidden_states.shape[:2]
-        columns, real = _columns(self.at, rows, hidden_states.device)
+        columns, places = _columns(self.at, rows)
+        columns = columns.to(hidden_states.device)
         recorder = Recorder(ends=True)
         with suppress(Stop):
             self._run(recorder, lambda x: x, hidden_states, args, kwargs)
@@ -47,8 +48,8 @@ class Trimmed(StandIn):
             args, kwargs = _with_mask(mask, args, kwargs)
         out = self._run(_Known(keys, values), lambda x: _taken_of(x, columns, width), hidden_states, args, kwargs)
         first = out[0] if isinstance(out, tuple) else out
-        at, which = real.nonzero().unbind(dim=1)
-        whole = torch.zeros_like(hidden_states).index_put((at, columns[at, which]), first[at, which])
+        at, which, column = places.to(hidden_states.device).unbind(dim=0)
+        whole = torch.zeros_like(hidden_states).index_put((at, column), first[at, which])
         whole = self.hook_out(whole)
         return (whole, *out[1:]) if isinstance(out, tuple) else whole
 
@@ -80,15 +81,14 @@ class _Known(DynamicLayer):
         return self.known
 
 
-def _columns(
-    at: Targets, rows: int, device: torch.device
-) -> tuple[Int[Tensor, "rows most"], Bool[Tensor, "rows most"]]:
-    """The scored columns of each row, as many in all (column 0 where a row has fewer), and which of them are real."""
+def _columns(at: Targets, rows: int) -> tuple[Int[Tensor, "rows most"], Int[Tensor, "3 targets"]]:
+    """The scored columns of each row, as many in all (column 0 where a row has fewer); of each target its row, its
+    number there and its column."""
     counts = torch.bincount(at[0], minlength=rows)
-    real = torch.arange(int(counts.max()), device=device) < counts[:, None]
-    columns = torch.zeros(real.shape, dtype=torch.long, device=device)
+    real = torch.arange(int(counts.max())) < counts[:, None]
+    columns = torch.zeros(real.shape, dtype=torch.long)
     columns[real] = at[1]
-    return columns, real
+    return columns, torch.stack([*real.nonzero().unbind(dim=1), at[1]])
 
 
 def _taken_of(x: Any, columns: Int[Tensor, "rows most"], width: int) -> Any:

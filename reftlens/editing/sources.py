@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformer_lens.hook_points import HookPoint
 
-from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.bridge.protocol import Bridge
 from reftlens.editing.reading import Editing, read_sites
 from reftlens.editing.site import Site
 from reftlens.text.batch import Batch
@@ -34,12 +34,14 @@ class Donor:
     vectors: tuple[Float[Tensor, "tokens d"], ...]
     """One tensor for each variable of the intervention; the last vector is NaN."""
     lookups: tuple[Int[Tensor, "rows width"], ...]
-    """For each token of a row, padding not counted, which of `vectors` it takes; -1 where nothing is exchanged."""
+    """For each token of a row, padding not counted, which of `vectors` it takes; -1 where nothing is exchanged. They
+    are on the host, where it is known which tokens are edited."""
 
     def of(self, rows: Int[Tensor, " n"], tokens: Int[Tensor, " n"]) -> Float[Tensor, "n variables d"]:
         """Source vectors of tokens: their row, and their number in it, padding not counted; NaN for no exchange."""
-        taken = [vectors[lookup[rows, tokens]] for vectors, lookup in zip(self.vectors, self.lookups, strict=True)]
-        return torch.stack(taken, dim=1)
+        rows, tokens, device = rows.to("cpu"), tokens.to("cpu"), self.vectors[0].device
+        numbers = [lookup[rows, tokens].to(device) for lookup in self.lookups]
+        return torch.stack([vectors[n] for vectors, n in zip(self.vectors, numbers, strict=True)], dim=1)
 
 
 def read_donors(
@@ -61,7 +63,7 @@ def read_donors(
     """
     if not exchanges:
         return {}
-    names, device = check_sources(data, exchanges.values(), nested=nested), device_of(model)
+    names = check_sources(data, exchanges.values(), nested=nested)
     sources: dict[int, dict[str, tuple[Tensor, Tensor]]] = {i: {} for i in exchanges}
     for name in sorted(names & set(data.sources)):
         source = data.sources[name]
@@ -71,7 +73,7 @@ def read_donors(
         used = sorted({*source.rows.tolist()} - {-1}) or [0]  # of the right width, where nothing is taken
         for i, states in zip(here, read_sites(model, source.batch, places, edited=edited, rows=used), strict=True):
             vectors = pad(states, (0, 0, 0, 1), value=torch.nan)
-            sources[i][name] = vectors, _lookup(here[i].site, data, name).to(device)
+            sources[i][name] = vectors, _lookup(here[i].site, data, name)
     donors = {}
     for i, known in sources.items():
         if known:
