@@ -7,8 +7,9 @@ checked any more. Beside it a floor by hand of the same computation (`floors.py`
 tokens of the cone, stored keys and values as one tensor per block, a bare low-rank edit, logits at the targets, clipped
 gradients, AdamW. SmolLM2-135M in float32. Counts do not depend on the lengths: `--prompt 16` takes seconds.
 
-A launch is an operation that is not a view. A read is what a GPU's host has to wait for (`item`, `tolist`, `nonzero`,
-`cpu`, an index by a mask); an upload is a tensor brought from the host. What is on the host in any case is no read.
+Logits are taken as many at a time as on a GPU. A launch is an operation that is not a view. A read is what a GPU's host
+has to wait for (`item`, `tolist`, `nonzero`, `cpu`, an index by a mask); an upload is a tensor brought from the host.
+What is on the host in any case is no read.
 
 `--where` lists the operations that reftlens dispatches more often, and the lines that they come from.
 """
@@ -44,6 +45,11 @@ def tensors_in(values):
     return [v for v in torch.utils._pytree.tree_leaves(values) if isinstance(v, torch.Tensor)]
 
 
+def is_of_model(value):
+    """Whether an argument of `to` is the device of the model; the host's is given by its name."""
+    return isinstance(value, torch.device | str) and value != "cpu"
+
+
 class Hosts(TorchFunctionMode):
     """Follows what is on the host in any case: made without a device, or from nothing but what is there already."""
 
@@ -63,9 +69,7 @@ class Hosts(TorchFunctionMode):
         if name == "__get__" and host and func.__self__ is torch.Tensor.device:
             return HOST
         out = func(*args, **kwargs)
-        moved = name == "to" and any(
-            isinstance(v, torch.device | str) and v != "cpu" for v in (*args[1:], *kwargs.values())
-        )
+        moved = name == "to" and any(map(is_of_model, (*args[1:], *kwargs.values())))
         if (moved and host) or (name == "cpu" and not host):
             with torch._C.DisableTorchFunction():
                 out = out.view(out.shape)  # apart from what it was moved from, which may be the same here
@@ -132,8 +136,10 @@ def line_of_caller():
 def reftlens_steps(name, prompt):
     """Steps of `fit`; counts those after the warm ones."""
     import reftlens as rl
+    from reftlens.scoring import objectives
     from reftlens.text.batch import batch_from_rows
 
+    objectives._ROWS["cpu"] = objectives._ROWS["cuda"]
     spec = spec_of(name, prompt)
     model = rl.load_model(progress=False)
     data = batch_from_rows(rows_of(name, prompt), [[1] * p + [2] * c for p, c in spec["rows"]])

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -15,13 +16,13 @@ from reftlens.bridge.source import source_of
 from reftlens.cone.plans import Job, Scored
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import ReFT
-from reftlens.errors import TrainingDiverged
 from reftlens.files import digest
 from reftlens.interventions.subspace import Frame
 from reftlens.scoring.evaluation import mean_loss
 from reftlens.scoring.objectives import Objective, cross_entropy, is_per_target
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig, derived_seed
+from reftlens.training.failure import diverged
 from reftlens.training.result import FitResult, encoding_of, library_versions
 
 
@@ -73,7 +74,7 @@ class Run:
         self.history = History()
         self.best: dict[str, Tensor] = {}
         self.device = device_of(self.model)
-        self._loss, self._targets = 0.0, 0
+        self._losses, self.targets = list[Tensor](), 0
         self.modules = self.reft.distinct
         self.parameters = [p for p in self.reft.parameters() if p.requires_grad]
         with_decay = decayed(self.reft)
@@ -105,7 +106,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         for module in self.modules:
             module.anneal(self.done / max(1, self.total - 1))
-        self._loss, self._targets = 0.0, 0
+        self._losses, self.targets = [], 0
         return self.config.micro_batches(self.done, len(self.data))
 
     def loss_of(self, scored: Scored) -> Tensor:
@@ -115,30 +116,27 @@ class Run:
         if losses.ndim != 1:
             raise ValueError(f"the objective gave losses of shape {list(losses.shape)}, expected one dimension")
         value = losses.sum()
-        if not torch.isfinite(value):
-            raise TrainingDiverged(f"step {self.done + 1}: the loss is {value.item()}: {self._cause(scored.logits)}")
-        self._loss, self._targets = self._loss + value.item(), self._targets + losses.numel()
+        self._losses.append(value.detach())
+        self.targets += losses.numel()
         return value
 
-    def close_step(self, validator: Scorer | None) -> Step:
-        """Take the optimizer step with the gradients gathered since `open_step`; `validator` scores `validation`."""
-        rate = self.config.learning_rate(self.done, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def measured(self) -> Float[Tensor, " parts_and_norm"]:
+        """The losses gathered since `open_step`, and the norm of their mean's gradient, which is clipped now."""
         for parameter in self.parameters:
             if parameter.grad is not None:
-                parameter.grad /= self._targets
+                parameter.grad /= self.targets
         for module in self.modules:
             penalty = module.penalty()
             if penalty is not None:
                 penalty.backward()
-        loss = self._loss / self._targets
-        norm = clip_grad_norm_(self.parameters, self.config.clip or math.inf).item()
-        if not math.isfinite(norm):
-            raise TrainingDiverged(
-                f"step {self.done + 1}: the loss is {loss:.4g}, and its gradient is not finite: an activation or a "
-                "frame is degenerate; try another seed or a smaller lr"
-            )
+        norm = clip_grad_norm_(self.parameters, self.config.clip or math.inf)
+        return torch.stack([*self._losses, norm.to(self._losses[0])])
+
+    def close_step(self, loss: float, norm: float, validator: Scorer | None) -> Step:
+        """Take the optimizer step with the gradients that were `measured`; `validator` scores `validation`."""
+        rate = self.config.learning_rate(self.done, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.step()
         self.history.losses.append(loss)
         self.history.rates.append(rate)
@@ -149,18 +147,6 @@ class Run:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
-
-    def _cause(self, logits: Tensor) -> str:
-        broken = [n for n, p in self.reft.named_parameters() if not torch.isfinite(p).all()]
-        if broken:
-            return f"{broken[0]} is not finite after the step before; lower lr, or set clip"
-        if not torch.isfinite(logits).all():
-            largest = max(p.abs().max().item() for p in self.parameters)
-            return (
-                f"the edited model's logits overflow in {str(logits.dtype).removeprefix('torch.')} (largest parameter "
-                f"{largest:.3g}); lower lr, or load the model in float32 or bfloat16"
-            )
-        return "the logits are finite, so it is the objective that is not"
 
     # -- validation --------------------------------------------------------------------------------------
 
@@ -222,7 +208,14 @@ def advance(runs: Sequence[Run], scorer: Scorer, validator: Scorer | None) -> li
                 value = torch.stack([by_number[scored.job.plan].loss_of(scored) for scored in group]).sum()
                 if value.requires_grad:  # not so where no site chooses a token in these rows
                     value.backward()
-    steps = [run.close_step(validator) for run in runs]
+    measured = [run.measured() for run in runs]
+    on_host = torch.cat(measured).to("cpu").split([len(each) for each in measured])  # waits for the device, once
+    steps = []
+    for run, rows, (*losses, norm) in zip(runs, micro_batches, (each.tolist() for each in on_host), strict=True):
+        loss = sum(losses) / run.targets
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise diverged(run.reft, loss, scorer, [Job(run.number, some) for some in rows], run.done + 1)
+        steps.append(run.close_step(loss, norm, validator))
     for run in runs:
         run.history.seconds += (time.perf_counter() - began) / len(runs)
     return steps
