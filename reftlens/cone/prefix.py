@@ -80,9 +80,8 @@ def past_layers(
     what has `begun`; none where there is neither."""
     some = next((row for row in captured if row is not None and row.past and row.pool.keys), None)
     count, length = len(captured), window.before
-    blocks = range(len(begun)) if some is None else range(len(some.pool.keys) - some.skip)
     if some is None:
-        return [Prefilled(count, length, None, begun[n]) for n in blocks]
+        return [Prefilled(count, length, None, pair) for pair in begun]
     index = np.zeros((count, length + window.real.shape[1]), dtype=np.int64)
     for line, row in zip(index, captured, strict=True):
         end = length - (begun[0][0].shape[2] if begun else 0)
