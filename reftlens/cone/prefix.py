@@ -4,6 +4,7 @@ A pass enters a block from stored streams, or ends before one.
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,5 @@ def past_layers(
             end -= part.before.length
     where = torch.from_numpy(index).to(some.pool.keys[0].device)
     keys, values = some.pool.keys[some.skip :], some.pool.values[some.skip :]
-    return [
-        Prefilled(count, length, PastTokens(keys[n], values[n], where), begun[n] if begun else None) for n in blocks
-    ]
+    pairs = zip(keys, values, begun or repeat(None), strict=False)
+    return [Prefilled(count, length, PastTokens(k, v, where), pair) for k, v, pair in pairs]
