@@ -1,5 +1,6 @@
 """What one call captured serves the next, and is never that of another model, batch or setting."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -427,3 +428,36 @@ def test_beginnings_are_counted_once_and_kept_as_long_as_a_row_of_them(captured)
     MEMORY.clear()
     losses(model, data, beginnings=False)
     assert shared < 0.6 * MEMORY.size
+
+
+def resident():
+    """Bytes of this process that are in memory."""
+    with open("/proc/self/statm", encoding="ascii") as figures:
+        return int(figures.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
+def test_two_hundred_analyses_of_two_hundred_batches_take_no_more_than_the_budget():
+    """Measured of the process: within 7 MB, and no more once the budget is full; 60, where there is room for all, do."""
+    from random import Random
+
+    from reftlens.cone.memory import MEMORY
+
+    model, words, draw = bridge("llama"), ROWS[2][0].split(), Random(0)
+
+    def growth(analyses, budget):
+        before = resident()
+        for n in range(analyses):
+            data = data_of(model, [(" ".join(draw.choices(words, k=110)), " ran") for _ in range(4)])
+            losses(model, data, edit(0, "l2"), memory=budget)
+            if n % 20 == 0:
+                losses(model, data, edit(1), memory=budget)  # extended
+            assert MEMORY.size <= budget
+        return resident() - before
+
+    losses(model, data_of(model))
+    first = growth(50, 3_000_000)
+    assert first < 10_000_000 and MEMORY.size > 2_700_000
+    rest = growth(150, 3_000_000)
+    assert rest < 3_000_000 < growth(60, 1_000_000_000), (first, rest)
