@@ -439,7 +439,7 @@ def resident():
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
 def test_two_hundred_analyses_of_two_hundred_batches_take_no_more_than_the_budget():
-    """Measured of the process: within 7 MB, and no more once the budget is full; 60, where there is room for all, do."""
+    """Measured of the process: within 7 MB, and no more once the budget is full; 60 more with room for all do."""
     from random import Random
 
     from reftlens.cone.memory import MEMORY
