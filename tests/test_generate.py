@@ -466,19 +466,25 @@ def test_a_penalty_does_not_see_padding(llama):
 
 
 @pytest.mark.parametrize("as_list", [True, False])
-def test_a_row_ends_with_its_stop_token_and_the_others_go_on(as_list):
+def test_a_row_ends_with_its_stop_token_and_the_others_go_on(as_list, monkeypatch):
     import reftlens as rl
+    from reftlens.generation.runner import Runner
 
     model, plain = fresh_bridge("llama"), generated_some("llama")
     stop = next(ids[2] for ids in plain.ids if ids[2] not in ids[:2])
     model.original_model.generation_config.eos_token_id = [stop] if as_list else stop
-    found = rl.generate(None, model, batch_of(some()), rl.Decoding(max_new_tokens=STEPS), keep_logits=True)
+    computed, step = [], Runner.step
+    monkeypatch.setattr(Runner, "step", lambda self, rows, *a: (computed.append(len(rows)), step(self, rows, *a))[1])
+    decoding = rl.Decoding(max_new_tokens=STEPS, verify=False)
+    found = rl.generate(None, model, batch_of(some()), decoding, keep_logits=True)
+    going = [sum(len(ids) > n for ids in found.ids) for n in range(1, STEPS)]
+    assert computed[1 - STEPS :] == [8 if some > 6 else 6 for some in going] and 4 < min(going) <= 6 < max(going)
     for row, ids in enumerate(plain.ids):
         expected = ids[: ids.index(stop) + 1] if stop in ids else ids
         assert found.ids[row] == expected
         assert found.logits[row].shape[0] == len(expected)
         assert len(found.edited[row]) == len(found.prompt_ids[row]) + len(expected)
-        # a row that is done stays in the batch, masked, and touches nobody
+        # a row that is done leaves the batch, and touches nobody
         torch.testing.assert_close(found.logits[row], plain.logits[row][: len(expected)], atol=ROUNDING, rtol=0)
     assert {len(ids) for ids in found.ids} >= {3, STEPS}
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.lengths import length_limit
@@ -58,6 +59,8 @@ class Session:
         self.length = 0
         """Tokens written so far."""
         self.cache: Any = None
+        self._going: tuple[Tensor, Tensor] | None = None
+        """Rows that the cache still holds, where some have left it, and for each of all rows its place among them."""
         self._check_room()
         self.edits = None if reft is None else SiteEdits(reft, model, variants, self.rows)
         self.runner = Runner(model)
@@ -104,13 +107,14 @@ class Session:
 
     def _newest(self) -> Float[Tensor, "row vocab"]:
         width, cache, states = self.rows.tokens.shape[1], self.cache, None
-        steps = [Stage(0 if cache is None else width - 1, width)]
+        steps = [Stage(0 if cache is None else width - 1, width, *(self._going or ()))]
         if cache is None and not self.runner.obstacle():
             steps, states = self.stages, self.prompts.states
         with nullcontext() if self.reft is None else training_mode(self.reft, training=False):
             for stage in steps:
                 logits, cache = self._computed(stage, cache, states)
-                stage.hand_on(cache)
+                if self.cache is None:
+                    stage.hand_on(cache)
         if states is not None:
             states.fill(cache, self._prompts())
         self.cache = cache
@@ -127,7 +131,20 @@ class Session:
             cache, below = states.enter(self.runner.body, some, stage.start, stage.stop, cache)
         computed = self.runner.step(rows.until(stage.stop), stage.stop - stage.start, edits, cache, below)
         check_fired(edits)
+        if self._going is not None:
+            self.rows.edited[self._going[0], stage.start : stage.stop] = rows.edited[:, stage.start : stage.stop]
         return computed
+
+    def _leave(self) -> None:
+        """Take rows that have ended out of the cache, once a quarter of what it holds has."""
+        if self.cache is None or self.runner.obstacle():  # hooks of the user see every row
+            return
+        every = torch.arange(len(self.rows), device=self.rows.tokens.device)
+        held, places = self._going or (every, every)
+        going = (~self.rows.done).nonzero()[:, 0]
+        if 0 < len(going) <= 0.75 * len(held) and all(isinstance(layer, DynamicLayer) for layer in self.cache.layers):
+            self.cache.reorder_cache(places[going])
+            self._going = going, torch.zeros_like(every).scatter(0, going, every[: len(going)])
 
     def _prompts(self) -> Int[Tensor, " row"]:
         """Of each row, at the first step, the number of its prompt."""
@@ -178,6 +195,7 @@ class Session:
             else:
                 tokens = scores.argmax(dim=-1)
             self.append(tokens)
+            self._leave()
             yield logits
 
     def warn_of_unused_sites(self) -> None:
