@@ -157,9 +157,9 @@ class Capture:
 
     def _run(self, rows: "_Rows", places: list[tuple[Slot, Module]], cache: Any = None) -> None:
         tokens, mask = rows.window.cut(rows.tokens), mask_of(rows.window)
-        inputs = [x.to(device_of(self.body.model)) for x in (tokens, mask, rows.window.columns)]
+        device, columns = device_of(self.body.model), rows.window.columns
         with self.body.arranged(places, plain=self.plain, used=NO_HOOK), suppress(Stop):
-            forward_inside(self.body.model, *inputs, cache)
+            forward_inside(self.body.model, tokens.to(device), mask.to(device), columns.to(device), cache)
 
 
 @dataclass(frozen=True)

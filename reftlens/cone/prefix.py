@@ -70,13 +70,12 @@ def assemble(
     if first in pool.streams:
         begins = torch.tensor([row.cone.start + shared for row in captured])[:, None] - window.starts[:, None]
         stream = taken(pool.streams[first], begins + window.columns).to(device, like.dtype)
-    layers = past_layers(captured, window, begun)
-    return stream, mask_of(window).to(device), layers
+    return stream, mask_of(window).to(device), [*past_layers(captured, window, begun)]
 
 
 def past_layers(
     captured: Sequence[Captured | None], window: Window, begun: Sequence[tuple[Tensor, Tensor]] = ()
-) -> list[DynamicLayer]:
+) -> list[Prefilled]:
     """Cache layers, from the lowest captured block on, of all that lies before a window: captured in one pool, then
     what has `begun`; none where there is neither."""
     some = next((row for row in captured if row is not None and row.past and row.pool.keys), None)
