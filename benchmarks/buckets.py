@@ -16,10 +16,10 @@ import torch
 from shapes import SHAPES, rows_of
 
 import reftlens as rl
-from reftlens.cone import groups as cost
 from reftlens.cone.plans import Job, Plan
 from reftlens.cone.scorer import Scorer
 from reftlens.cone.spans import buckets
+from reftlens.text import beginnings as cost
 from reftlens.text.batch import batch_from_rows
 
 ALLOWED = (1, 2, 3, 4, 6, 10)

@@ -54,8 +54,8 @@ class Pass:
 
 def plan(ids, limits, lengths):
     """`[(tokens of the beginning, [rows of each pass])]` of a batch, at the least cost."""
-    from reftlens.cone.beginnings import shared_beginnings
     from reftlens.cone.spans import buckets
+    from reftlens.text.beginnings import shared_beginnings
 
     longest, plans = max(map(len, ids)), []
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids])

@@ -153,7 +153,7 @@ def saved(beginnings, overhead):
 
 
 def test_a_difference_ends_what_is_shared_exactly_there():
-    from reftlens.cone.beginnings import Beginning, shared_beginnings
+    from reftlens.text.beginnings import Beginning, shared_beginnings
 
     tokens = torch.arange(12).repeat(4, 1)
     tokens[2, 7] = 99
@@ -167,7 +167,7 @@ def test_a_difference_ends_what_is_shared_exactly_there():
 @pytest.mark.parametrize("overhead", [0.0, 2.5])
 def test_groups_are_sound_and_near_the_best(overhead):
     """Beside every partition of up to six rows: the best of them all, in nearly every table."""
-    from reftlens.cone.beginnings import shared_beginnings
+    from reftlens.text.beginnings import shared_beginnings
 
     dice, sums = random.Random(0), [0.0, 0.0]
     for _ in range(80):
@@ -207,9 +207,9 @@ def partitions(items):
 @pytest.fixture
 def cheap(monkeypatch):
     """One more pass costs nothing: whatever can be shared is."""
-    from reftlens.cone import groups
+    from reftlens.text import beginnings
 
-    monkeypatch.setitem(groups.PASS, "cpu", 0.0)
+    monkeypatch.setitem(beginnings.PASS, "cpu", 0.0)
 
 
 def edits(positions, dtype=torch.float32, **settings):

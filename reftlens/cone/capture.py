@@ -18,7 +18,6 @@ from transformers import DynamicCache
 
 from reftlens.bridge.parts import Slot
 from reftlens.bridge.protocol import device_of
-from reftlens.cone.beginnings import Beginning
 from reftlens.cone.body import Body
 from reftlens.cone.caches import Prefilled, Recorder, cache_of, recorded
 from reftlens.cone.captured import NO_TOKENS, Captured, Pool, together
@@ -27,6 +26,7 @@ from reftlens.cone.prefix import NO_HOOK, entering, entering_stream, mask_of, ob
 from reftlens.cone.spans import Span, Window, window
 from reftlens.editing.engine import Stop, forward_inside
 from reftlens.text.batch import Batch
+from reftlens.text.beginnings import Beginning
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from reftlens.bridge.lengths import length_limit
 from reftlens.bridge.protocol import Bridge, device_of, modules_of
 from reftlens.bridge.trial import last_trial
-from reftlens.cone.layout import alone, right_padded
+from reftlens.cone.layout import alone
 from reftlens.cone.plans import Autocast, Job, Scored
 from reftlens.editing.bound import Bound
 from reftlens.editing.engine import attached, check_fired, forward
@@ -32,7 +32,7 @@ class Full:
                 yield [self._row_by_row(job)]
                 continue
             batch = self.data[list(job.rows)].to(device_of(self.model))
-            batch = right_padded(batch) if last_trial(self.model).minds_padding else batch
+            batch = batch.right_padded() if last_trial(self.model).minds_padding else batch
             edits = self.bounds[job.plan].edits(batch.view, job.rows)
             with attached(self.model, edits), self.autocast():
                 logits = forward(self.model, batch.tokens, batch.attention_mask)

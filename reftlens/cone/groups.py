@@ -1,14 +1,10 @@
 """Which rows are computed together: after a beginning that they share, and with others of similar length."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reftlens.cone.beginnings import Beginning
 from reftlens.cone.spans import buckets, cost_of
-
-PASS = defaultdict(lambda: 256.0, cpu=25.0)
-"""What one more pass through the blocks costs, in tokens."""
+from reftlens.text.beginnings import Beginning
 
 
 @dataclass(frozen=True)

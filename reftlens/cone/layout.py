@@ -68,14 +68,8 @@ def plan_cones(data: Batch, bounds: Sequence[Bound], depth: int, reuse: Reuse) -
     return cones
 
 
-def right_padded(data: Batch) -> Batch:
-    """The same rows, padded on the right."""
-    order = (~data.attention_mask).long().argsort(dim=1, stable=True)
-    return data.rearranged(lambda x: x.gather(1, order))
-
-
 def alone(data: Batch, row: int) -> Batch:
     """One row, without padding."""
-    single = right_padded(data[[row]])
+    single = data[[row]].right_padded()
     length = int(single.attention_mask.sum())
     return single.rearranged(lambda x: x[:, :length])

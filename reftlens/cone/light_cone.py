@@ -12,14 +12,12 @@ from transformers.cache_utils import DynamicLayer
 
 from reftlens.bridge.lengths import changes_with_length
 from reftlens.bridge.protocol import device_of
-from reftlens.cone.beginnings import Beginning, shared_beginnings
 from reftlens.cone.body import Body
 from reftlens.cone.caches import Prefilled, Recorder, Stub, cache_of, recorded
 from reftlens.cone.capture import Capture
 from reftlens.cone.captured import Captured
 from reftlens.cone.full import Full
-from reftlens.cone.groups import PASS
-from reftlens.cone.layout import plan_cones, right_padded
+from reftlens.cone.layout import plan_cones
 from reftlens.cone.passes import Course, Pass, Planner, Row, back_in_order, unread
 from reftlens.cone.plans import Job, Scored, Unsound, Way
 from reftlens.cone.prefix import assemble, entering
@@ -31,6 +29,7 @@ from reftlens.cone.trim import Trimmed
 from reftlens.editing.edits import used_points
 from reftlens.editing.engine import Stop, attached, check_fired, forward_inside
 from reftlens.text.batch import Batch
+from reftlens.text.beginnings import PASS, Beginning, shared_beginnings
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
 ROWS = 8
@@ -80,7 +79,7 @@ class Cone:
         self.check: Callable[[Way, Sequence[Job]], None] = lambda way, jobs: None
         """Called before anything is computed in some way for these jobs; raises `Unsound` where it must not be."""
         self.device = device_of(body.model)
-        self.tidy = right_padded(full.data).to("cpu")
+        self.tidy = full.data.right_padded().to("cpu")
         self.plans = plan_cones(self.tidy, full.bounds, body.depth, reuse)
         self.first = min(plan.first for plan in self.plans)
         every = zip(*(plan.spans for plan in self.plans), strict=True)

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from reftlens.cone.body import Body
-from reftlens.cone.groups import PASS, Section, sections
+from reftlens.cone.groups import Section, sections
 from reftlens.cone.layout import PlanCone
 from reftlens.cone.plans import Way
 from reftlens.cone.reuse import Reuse
@@ -17,6 +17,7 @@ from reftlens.cone.sharing import Sharing, shared_cones
 from reftlens.cone.spans import Span, Window, first_block, window, within_block
 from reftlens.editing.edits import Edit, joined, used_points
 from reftlens.text.batch import Batch
+from reftlens.text.beginnings import PASS
 from reftlens.text.view import Mask
 
 

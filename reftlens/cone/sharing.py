@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from reftlens.cone.beginnings import Beginning, shared_beginnings
 from reftlens.cone.layout import PlanCone
 from reftlens.text.batch import Batch
+from reftlens.text.beginnings import Beginning, shared_beginnings
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,11 @@ class Batch:
         """The same with tokens, roles and target mask changed alike: moved, cut, or in another order."""
         return replace(self, **{name: change(getattr(self, name)) for name in ("tokens", "role", "target_mask")})
 
+    def right_padded(self) -> "Batch":
+        """The same rows, padded on the right."""
+        order = (~self.attention_mask).long().argsort(dim=1, stable=True)
+        return self.rearranged(lambda x: x.gather(1, order))
+
     def to(self, device: torch.device | str) -> "Batch":
         return self.rearranged(lambda x: x.to(device))
 
