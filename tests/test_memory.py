@@ -47,11 +47,21 @@ def edit(layer=1, positions="last"):
     return reft
 
 
-def losses(model, data, reft=None, **settings):
+def own(logits, batch):
+    """An objective of the user's own, whose scores are not kept."""
+    from reftlens.scoring.objectives import cross_entropy
+
+    return cross_entropy(logits, batch)
+
+
+own.per_target = True
+
+
+def losses(model, data, reft=None, objective=own, **settings):
     import reftlens as rl
 
     reuse = rl.Reuse(verify=False, **settings) if settings.pop("reuse", True) else False
-    return rl.evaluate(reft or edit(), model, data, [0, 1], reuse=reuse, progress=False)
+    return rl.evaluate(reft or edit(), model, data, [0, 1], objective=objective, reuse=reuse, progress=False)
 
 
 def fresh(model, data, reft=None):
@@ -106,7 +116,8 @@ def scores(model, data, sites, **settings):
     alone = [rl.Variant(sites=[i]) for i in range(len(sites))]
     reuse = rl.Reuse(verify=False, **settings)
     reft = reft.to(model.cfg.dtype)
-    return rl.evaluate(reft, model, data, [1, *alone[: len(sites) * (len(sites) > 1)]], reuse=reuse, progress=False)
+    variants = [1, *alone[: len(sites) * (len(sites) > 1)]]
+    return rl.evaluate(reft, model, data, variants, objective=own, reuse=reuse, progress=False)
 
 
 TWO = (0, "l3"), (1, "last")
@@ -152,7 +163,7 @@ def test_the_unedited_model_goes_through_no_block_twice(architecture, captured, 
     import reftlens as rl
 
     model = bridge(architecture, torch.float64)
-    data, quiet = data_of(model), {"reuse": rl.Reuse(verify=False), "progress": False}
+    data, quiet = data_of(model), {"reuse": rl.Reuse(verify=False), "progress": False, "objective": own}
     some, other = edit(0, "l2").to(torch.float64), edit(1).to(torch.float64)
     expected = rl.evaluate(some, model, data, [0], reuse=False, progress=False).loss
     rl.evaluate(some, model, data, **quiet)
@@ -287,6 +298,19 @@ def test_scores_are_read_until_something_that_decides_them_changes(change, score
     changed = asked(model, data, reft)
     assert scored == CHANGES[change]
     assert_same(changed, asked(model, data, reft, remember=False), alone=len(data) > scored[0][1])
+
+
+def test_losses_are_read_as_well_unless_the_objective_is_the_users_own(scored):
+    from reftlens.scoring.objectives import cross_entropy
+
+    model = bridge("llama")
+    data = data_of(model)
+    for objective, again in ((cross_entropy, []), (own, [(0, 3), (1, 3)])):
+        first = losses(model, data, objective=objective)
+        scored.clear()
+        second = losses(model, data, objective=objective)
+        assert scored == again and ("6 of 6 scores" in second.computation) == (not again)
+        assert torch.equal(first.loss, second.loss) and torch.equal(first.accuracy, second.accuracy)
 
 
 def test_only_what_is_not_known_is_scored_and_never_what_was_scored_otherwise(scored):

@@ -1,6 +1,6 @@
 """Held-out loss and accuracy of a `ReFT` per example, under any of its variants, the unedited model among them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
@@ -17,8 +17,9 @@ from reftlens.editing.reft import ReFT, check_types
 from reftlens.editing.variant import Variant
 from reftlens.errors import check_one_of
 from reftlens.figures import Axes, DataFrame
-from reftlens.scoring.comparison import per_example, scored_batches, scorer_of
+from reftlens.scoring.comparison import check_plans, per_example, scored_batches, scorer_of
 from reftlens.scoring.objectives import Objective, cross_entropy, is_per_target
+from reftlens.scoring.remembered import ScoreTable
 from reftlens.scoring.statistics import Estimate, accuracy_of, mean_of
 from reftlens.text.batch import Batch
 
@@ -113,23 +114,42 @@ def evaluate(
     all_variants = tuple(v if isinstance(v, Variant) else Variant(strength=v) for v in variants)
     if not all_variants:
         raise ValueError("no variants: give strengths, or Variant(…)s")
-    scorer = scorer_of(model, data, [Plan(reft, variant) for variant in all_variants], Reuse.of(reuse))
-    loss, accuracy = losses_of(scorer, objective, batch_size=batch_size, describe="evaluate", progress=progress)
-    return Evaluation(all_variants, loss, accuracy, scorer.computation)
+    plans = [Plan(reft, variant) for variant in all_variants]
+    settings: dict[str, Any] = dict(batch_size=batch_size, describe="evaluate", progress=progress)
+    return Evaluation(all_variants, *losses_of(model, data, plans, objective, Reuse.of(reuse), **settings))
 
 
 def losses_of(
-    scorer: Scorer, objective: Objective, *, batch_size: int, describe: str, progress: bool
-) -> tuple[Float[Tensor, "plan example"], Float[Tensor, "plan example"]]:
-    """Loss and accuracy of every example under every plan of the scorer."""
-    loss, accuracy = torch.zeros(2, len(scorer.plans), len(scorer.data), dtype=torch.float64)
-    settings: dict[str, Any] = dict(batch_size=batch_size, describe=describe, progress=progress)
-    for scored in scored_batches(scorer, range(len(scorer.plans)), whole=not is_per_target(objective), **settings):
-        plan, rows = scored.job.plan, list(scored.job.rows)
-        right = (scored.logits.argmax(dim=-1) == scored.batch.target_ids).double()
-        loss[plan, rows] = per_example(objective(scored.logits.detach(), scored.batch), scored.batch)
-        accuracy[plan, rows] = per_example(right, scored.batch)
-    return loss, accuracy
+    model: Bridge,
+    data: Batch,
+    plans: Sequence[Plan],
+    objective: Objective,
+    reuse: Reuse | None,
+    *,
+    batch_size: int,
+    describe: str,
+    progress: bool,
+) -> tuple[Float[Tensor, "plan example"], Float[Tensor, "plan example"], str]:
+    """Loss and accuracy of every example under every plan, and how they were computed.
+
+    Cross-entropy of an earlier call is read; of other objectives it is not known what they look at.
+    """
+    check_plans(model, data, plans)
+    table = ScoreTable(model, data, plans, reuse, "cross entropy" if objective is cross_entropy else "")
+    missing = {p: rows for p, rows in enumerate(table.missing()) if rows}
+    scorer, numbers = None, list(missing)
+    if missing:
+        scorer = scorer_of(model, data, [plans[p] for p in numbers], reuse)
+        settings: dict[str, Any] = dict(batch_size=batch_size, describe=describe, progress=progress)
+        settings |= {"rows": list(missing.values()), "whole": not is_per_target(objective)}
+        for scored in scored_batches(scorer, range(len(numbers)), **settings):
+            right = (scored.logits.argmax(dim=-1) == scored.batch.target_ids).double()
+            losses = objective(scored.logits.detach(), scored.batch)
+            values = torch.stack([per_example(each, scored.batch) for each in (losses, right)])
+            table.put(numbers[scored.job.plan], scored.job.rows, values)
+        table.keep(scorer)
+    loss, accuracy = table.table()
+    return loss, accuracy, table.computation(scorer)
 
 
 @torch.no_grad()

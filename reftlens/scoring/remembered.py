@@ -74,9 +74,10 @@ class ScoreTable:
         for row, scores in zip(rows, values.T.tolist(), strict=True):
             self._scores.setdefault(self._keys[plan][row], tuple(scores))
 
-    def keep(self) -> None:
-        """Leave what was scored to later calls."""
-        assert self.reuse is not None
+    def keep(self, scorer: Scorer) -> None:
+        """Leave what was scored to later calls, where the frozen computation was reused."""
+        if self.reuse is None or not scorer.reuses:
+            return
         budget = self.reuse.memory or MEMORY.room(free_memory)
         for key in self._lasting & self._scores.keys():
             MEMORY.put_scores(key, self._scores[key], budget)

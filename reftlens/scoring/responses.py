@@ -108,8 +108,7 @@ def _score_missing(
     for scored in scored_batches(scorer, range(len(plans)), rows=[missing[p] for p in plans], whole=False, **settings):
         p, kl = unedited.read(scored) if scored.job.plan == 0 else unedited.compared(scored)
         table.put(plans[scored.job.plan], scored.job.rows, _measured(scored, p, kl))
-    if scorer.reuses:
-        table.keep()
+    table.keep(scorer)
     return scorer
 
 

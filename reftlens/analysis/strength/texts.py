@@ -20,7 +20,7 @@ from reftlens.generation.result import Generation
 from reftlens.generation.writing import generate
 from reftlens.interventions import SteeringVector
 from reftlens.numbers import whole
-from reftlens.scoring.comparison import pieces, scorer_of
+from reftlens.scoring.comparison import pieces
 from reftlens.scoring.evaluation import losses_of
 from reftlens.scoring.objectives import cross_entropy
 from reftlens.text.batch import Batch
@@ -39,8 +39,10 @@ def perplexity(
         ValueError: where a row has no target.
     """
     nothing = ReFT({resid_post(0, "response"): SteeringVector(int(model.cfg.d_model))})
-    scorer = scorer_of(model, data, [Plan(nothing, Variant(0.0))], reuse)
-    losses, _ = losses_of(scorer, cross_entropy, batch_size=batch_size, describe="perplexity", progress=False)
+    plans = [Plan(nothing, Variant(0.0))]
+    losses, *_ = losses_of(
+        model, data, plans, cross_entropy, reuse, batch_size=batch_size, describe="perplexity", progress=False
+    )
     return losses[0].exp()
 
 

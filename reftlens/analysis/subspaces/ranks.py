@@ -19,7 +19,6 @@ from reftlens.errors import check_each_once
 from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import LoReFT
-from reftlens.scoring.comparison import scorer_of
 from reftlens.scoring.evaluation import losses_of
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
@@ -132,8 +131,9 @@ def rank_sweep(
     fit_many(refts, model, data, config, validation=watched, objective=objective, reuse=reuse, progress=progress)
     every = list(refts.values())
     plans = [Plan(every[0], Variant(strength=0.0)), *map(Plan, every)]
-    scorer = scorer_of(model, validation, plans, Reuse.of(reuse))
-    losses, _ = losses_of(scorer, objective, batch_size=batch_size, describe="ranks", progress=progress)
+    losses, *_ = losses_of(
+        model, validation, plans, objective, Reuse.of(reuse), batch_size=batch_size, describe="ranks", progress=progress
+    )
     table = losses[1:].reshape(len(copies), len(seeds), -1)
     trained = {rank: tuple(seeded.values()) for rank, seeded in copies.items()}
     return RankSweep(site, tuple(copies), tuple(seeds), table, losses[0], trained)
