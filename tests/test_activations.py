@@ -107,6 +107,113 @@ def test_equal_rows_are_read_once_and_a_users_hook_sees_every_row(llama):
     assert seen == [5]
 
 
+SHOTS = "the cat sat on the mat while a dog ran by the green hill and looked at the moon "
+ENDS = (" the cat", " a dog", " looked at", " the moon", " by a", " green hill")  # two tokens each
+
+
+def begun(model, *, other=None):
+    """Rows that begin alike, the last of them up to token `other` only."""
+    import reftlens as rl
+
+    batch = rl.encode_prompts(model, [SHOTS + end for end in ENDS])
+    if other is not None:
+        batch.tokens[-1, other] += 1
+    return batch
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """One more pass costs nothing: whatever can be shared is."""
+    from reftlens.text import beginnings
+
+    monkeypatch.setitem(beginnings.PASS, "cpu", 0.0)
+
+
+def read_of(model, batch, positions, monkeypatch, layer=1, size=16):
+    """What is read, and rows and tokens of each pass through block 0."""
+    import reftlens as rl
+
+    kind, ran = type(model.blocks[0]), []
+    forward = kind.forward
+
+    def counted(self, h, *args, **settings):
+        ran.append(tuple(h.shape[:2])) if self is model.blocks[0] else None
+        return forward(self, h, *args, **settings)
+
+    rl.activations(model, batch[:1], rl.resid_post(0, "last"), progress=False)  # the first time, the model is tried
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "forward", counted)
+        read = rl.activations(model, batch, rl.resid_post(layer, positions), batch_size=size, progress=False)
+    return read, ran
+
+
+@pytest.mark.parametrize("other", [None, 9])
+@pytest.mark.parametrize("architecture", ["gpt2", "neox", "gemma3", "llama"])
+def test_what_rows_begin_with_alike_is_read_once(architecture, other, cheap, doubles, monkeypatch):
+    """Beyond a window of attention, to the token before the first chosen one, and no further than tokens are equal."""
+    model = bridge(architecture, torch.float64)
+    batch = begun(model, other=other)
+    longest = batch.tokens.shape[1]
+    for tokens in (1, 3):  # chosen ones; the second time the first of them is the last that is shared
+        alone = [read_of(model, batch[i], f"l{tokens}", monkeypatch)[0] for i in range(len(ENDS))]
+        read, ran = read_of(model, batch, f"l{tokens}", monkeypatch, size=4)
+        torch.testing.assert_close(read, torch.cat(alone), atol=1e-10, rtol=0)
+        rows, left = len(ENDS) - (other is not None), max(tokens, 2)
+        passes = [(1, longest - left), (1, longest), (4, left), (rows - 4, left)]
+        assert longest > 18 and ran == passes + [(1, longest)] * (other is not None)
+
+
+@pytest.mark.parametrize("name", ["q", "z heads 2 0", "neurons", "resid_mid"])
+def test_rows_of_all_lengths_and_without_chosen_tokens_are_what_they_are_alone(name, gpt2_double, cheap, monkeypatch):
+    import reftlens as rl
+    from reftlens.editing import reading
+
+    texts = [("the moon", " sat"), (SHOTS + "a cat", " ran by the hill"), ("a", " dog"), (SHOTS, " on the mat")]
+    texts += [(SHOTS + "the", " dog"), (SHOTS + "while", " the"), (SHOTS + "a cat by", " the moon and the hill")]
+    data = rl.encode(gpt2_double, [rl.Example(*text) for text in texts])
+    data.role[[2, 4]] = data.role[[2, 4]].clamp(max=1)  # two rows without a response
+    order = data.attention_mask.long().argsort(dim=1, stable=True)  # padded on the left
+    padded = data.rearranged(lambda x: x.gather(1, order))
+    place = rl.Site(site(name).hook, "response", site(name).heads)
+    alone = [rl.activations(gpt2_double, data[i], place, progress=False) for i in (0, 1, 3, 5, 6)]
+    begun, shared = reading.read_begun, []
+    monkeypatch.setattr(reading, "read_begun", lambda *a: shared.append(begun(*a)) or shared[0])
+    read = rl.activations(gpt2_double, padded, place, batch_size=3, progress=False)
+    torch.testing.assert_close(read, torch.cat(alone), atol=1e-10, rtol=0)
+    assert len(shared[0]) == 4
+
+
+@pytest.mark.parametrize("wrong", ["noise", "error"])
+def test_where_stored_keys_give_something_else_all_is_read_in_full(wrong, llama, cheap, monkeypatch):
+    from reftlens.editing import begun as sharing
+    from reftlens.editing import reading
+
+    update = sharing._Begun.update
+
+    def broken(layer, *args):
+        if wrong == "error":
+            raise RuntimeError("no keys of this kind")
+        keys, values = update(layer, *args)
+        return keys, values * 1.01
+
+    batch = begun(llama)
+    monkeypatch.setattr(sharing._Begun, "update", broken)
+    read, ran = read_of(llama, batch, "last", monkeypatch)
+    monkeypatch.setattr(reading, "read_begun", lambda *a: {})
+    full, passes = read_of(llama, batch, "last", monkeypatch)
+    assert torch.equal(read, full) and ran[-len(passes) :] == passes and len(ran) > len(passes)
+
+
+def test_rows_that_share_too_little_are_read_as_if_nothing_were_shared(llama, monkeypatch):
+    from reftlens.editing import reading
+
+    batch = begun(llama)[:3]  # more passes would cost more than one beginning
+    read, ran = read_of(llama, batch, "last", monkeypatch)
+    monkeypatch.setattr(reading, "read_begun", lambda *a: {})
+    full, passes = read_of(llama, batch, "last", monkeypatch)
+    assert torch.equal(read, full) and ran == passes == [tuple(batch.tokens.shape)]
+
+
 def test_the_mean_of_activations_is_a_mean_ablation(llama):
     import reftlens as rl
 

@@ -34,6 +34,7 @@ KWARGS_ALLOWED = {
     ("cone/trim.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
     ("cone/trim.py", "update"): "the signature of transformers' cache layers",
     ("cone/caches.py", "update"): "the signature of transformers' cache layers",
+    ("editing/begun.py", "update"): "the signature of transformers' cache layers",
 }
 LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", "gguf"}
 MODELS = {"model", "hf_model", "bridge", "original_model"}

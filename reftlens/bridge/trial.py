@@ -24,7 +24,7 @@ from reftlens.errors import in_brief
 
 _SHORT, _LONG = 7, 23
 """Tokens of two rows, one the beginning of the other."""
-_LIMITS = {torch.float64: 1e-6, torch.float32: 1e-3}
+LIMITS = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Difference, over the size of what is compared, that is no rounding; 0.1 in numbers of two bytes."""
 
 
@@ -122,7 +122,7 @@ def _measured(model: Bridge, *, comparable: bool) -> Trial:
             return Trial(breaks=in_brief(error) if fits else "")
     if not isinstance(whole, Tensor) or whole.ndim != 3 or whole.shape[:2] != tokens.shape:
         return Trial(predicts=False)
-    limit = _LIMITS.get(whole.dtype, 0.1)
+    limit = LIMITS.get(whole.dtype, 0.1)
     error = 0.0 if plain is None else _error(whole, plain)
     padding = max(_error(together[:1, -_SHORT:], short), _error(together[1:], whole))
     return Trial(

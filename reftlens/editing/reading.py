@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookPoint
@@ -14,9 +15,10 @@ from transformer_lens.hook_points import HookPoint
 from reftlens.bridge.foreign import foreign_hook, hook_points, modules
 from reftlens.bridge.lengths import length_limit
 from reftlens.bridge.protocol import Bridge, check_deterministic, check_model, device_of, resolve_hook
-from reftlens.bridge.trial import check_agrees, trial
+from reftlens.bridge.trial import check_agrees, last_trial, trial
+from reftlens.editing.begun import read_begun
 from reftlens.editing.edits import token_vectors
-from reftlens.editing.engine import Stop, forward, hooked
+from reftlens.editing.engine import Stop, forward, forward_cached, hooked
 from reftlens.editing.site import Site, check_site
 from reftlens.errors import check_finite
 from reftlens.text.batch import Batch
@@ -62,35 +64,57 @@ def read_sites(
     """Hidden states at the positions of each site, row by row, in the model's dtype; of all rows, or only of `rows`.
 
     Of the unedited model, or inside the context that `edited` makes. Rows that are the same are read once, beside
-    others of their length, to the last chosen token, and a pass ends at the deepest site. Edited rows are read as they
-    come; and where hooks of the user wait, all are, and to the end.
+    others of their length, to the last chosen token; what rows begin with alike before the first chosen one is computed
+    once; and a pass ends at the deepest site. Edited rows are read as they come; and where hooks of the user wait, all
+    are, and to the end.
     """
-    vectors: list[dict[int, Tensor]] = [{} for _ in places]
-    device, ends = device_of(model), not foreign_hook(hook_points(model), modules(model))
+    device, ends, sites = device_of(model), not foreign_hook(hook_points(model), modules(model)), [s for s, _ in places]
     short = ends and edited is None and not trial(model).looks_ahead and not _too_long(model, data)
     order = alike = list(range(len(data)) if rows is None else rows)
     if edited is None and ends:
         alike, lengths = _alike(data, alike), data.attention_mask.sum(dim=1).tolist()
         order = sorted(dict.fromkeys(alike), key=lengths.__getitem__)
+    read, states = partial(_read, model, places, ends), dict[int, Sequence[Tensor]]()
     with tqdm(total=len(order), desc="activations", unit="example", disable=not progress) as bar:
-        for start in range(0, len(order), batch_size):
-            some = order[start : start + batch_size]
+        if short and not last_trial(model).minds_padding:
+            begun = read_begun(read, data[order].to(device), sites, batch_size)
+            states.update((order[n], vectors) for n, vectors in begun.items())
+            bar.update(len(states))
+        left = [row for row in order if row not in states]
+        for some in (left[start : start + batch_size] for start in range(0, len(left), batch_size)):
             batch = data[some].to(device)
-            readers: list[_Reader] = []
-            readers += [_Reader(readers, ends) for _ in places]
             context = edited(batch, some) if edited else nullcontext()
-            hooks = [(point, reader) for (_, point), reader in zip(places, readers, strict=True)]
-            masks = [site.positions.mask(batch.view) for site, _ in places]
+            masks = [site.positions.mask(batch.view) for site in sites]
             stop = max(1, *(_width(mask) for mask in masks)) if short else batch.tokens.shape[1]
-            with context, hooked(model, hooks), suppress(Stop):
-                forward(model, batch.tokens[:, :stop], batch.attention_mask[:, :stop])
-            for (site, _), mask, reader, read in zip(places, masks, readers, vectors, strict=True):
-                read |= zip(some, reader.chosen(site, mask[:, :stop]), strict=True)
+            with context:
+                vectors = read(batch.tokens[:, :stop], batch.attention_mask[:, :stop], [m[:, :stop] for m in masks])
+            states.update(zip(some, zip(*vectors, strict=True), strict=True))
             bar.update(len(batch))
-    states = [torch.cat([read[row] for row in alike]) for read in vectors]
-    for (site, _), read in zip(places, states, strict=True):
-        check_finite(read, f"the activations at {site}", "load the model in a wider dtype, or look at its weights")
-    return states
+    at_sites = [torch.cat([states[row][i] for row in alike]) for i in range(len(places))]
+    for site, held in zip(sites, at_sites, strict=True):
+        check_finite(held, f"the activations at {site}", "load the model in a wider dtype, or look at its weights")
+    return at_sites
+
+
+def _read(
+    model: Bridge,
+    places: Sequence[tuple[Site, HookPoint]],
+    ends: bool,
+    tokens: Int[Tensor, "batch seq"],
+    real: Bool[Tensor, "batch keys"],
+    masks: Sequence[Mask],
+    cache: Any = None,
+) -> list[Sequence[Float[Tensor, "tokens d"]]]:
+    """Of each place what its mask chooses in each row of one pass, after the tokens in `cache`."""
+    readers: list[_Reader] = []
+    readers += [_Reader(readers, ends) for _ in places]
+    hooks = [(point, reader) for (_, point), reader in zip(places, readers, strict=True)]
+    with hooked(model, hooks), suppress(Stop):
+        if cache is None:
+            forward(model, tokens, real)
+        else:
+            forward_cached(model, tokens, real, cache)
+    return [reader.chosen(site, mask) for (site, _), mask, reader in zip(places, masks, readers, strict=True)]
 
 
 def _width(mask: Mask) -> int:
