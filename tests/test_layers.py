@@ -29,6 +29,7 @@ FILES = sorted(path for path in ROOT.rglob("*.py"))
 KWARGS_ALLOWED = {
     ("training/fitting.py", "fit"): "fields of FitConfig by name; FitConfig.replace raises for any other",
     ("training/fitting.py", "fit_many"): "fields of FitConfig by name; FitConfig.replace raises for any other",
+    ("training/planning.py", "plan"): "fields of FitConfig by name; FitConfig.replace raises for any other",
     ("bridge/protocol.py", "__call__"): "the Protocol says how TransformerLens is called, and that is its signature",
     ("cone/stand_ins.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
     ("cone/trim.py", "forward"): "a module in a block's place takes whatever transformers gives that block",

@@ -206,6 +206,13 @@ def _path():
     return rl.places.edit_path(reft, model, data, **QUIET)
 
 
+def _forecast():
+    import reftlens as rl
+
+    model, data, reft = _texts()
+    return rl.plan(reft, model, data, steps=3)
+
+
 def _stability():
     import reftlens as rl
 
@@ -226,6 +233,7 @@ RESULTS = {
     "EqualKL": _equal_kl,
     "Evaluation": _evaluation,
     "FitResult": lambda: _fitted()[1][0],
+    "Forecast": _forecast,
     "FramePath": lambda: _fitted()[2],
     "Generation": _generation,
     "IllusionMeter": _illusion,

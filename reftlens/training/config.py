@@ -106,6 +106,13 @@ class FitConfig:
         return self.lr * 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else self.lr
 
 
+def replaced(config: Any, settings: Mapping[str, Any]) -> FitConfig:
+    """`config` with other settings."""
+    if not isinstance(config, FitConfig):
+        raise TypeError(f"config={config!r}, expected a FitConfig, or its settings by name, such as epochs=10")
+    return config.replace(settings)
+
+
 def derived_seed(seed: int, what: str, number: int) -> int:
     """An independent seed for each purpose, so that a run can be picked up at any step."""
     return int.from_bytes(hashlib.sha256(json.dumps([seed, what, number]).encode()).digest()[:7], "big")

@@ -22,7 +22,7 @@ from reftlens.numbers import whole
 from reftlens.scoring.objectives import Objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.checkpoint import Checkpoint
-from reftlens.training.config import FitConfig
+from reftlens.training.config import FitConfig, replaced
 from reftlens.training.result import FitResult
 from reftlens.training.run import Run, Step, advance, decayed
 
@@ -68,7 +68,7 @@ def fit(
     """
     checkpoint_every = whole(checkpoint_every, "checkpoint_every", 1)
     path = None if checkpoint is None else destination(checkpoint)
-    run = _run(reft, model, data, _replaced(config, settings), validation, objective)
+    run = _run(reft, model, data, replaced(config, settings), validation, objective)
     if all(module.variables for _, module in reft.items()):
         check_differs(reft.sites, data)
     saved = Checkpoint(run, path, checkpoint_every)
@@ -136,13 +136,7 @@ def _configs(
     if "seed" in settings and any(reft.seed is not None for reft in refts.values()):
         raise ValueError(f"seed={settings['seed']}: copies of reft.seeds(…) have seeds of their own, leave it out")
     own = {name: {} if reft.seed is None else {"seed": reft.seed} for name, reft in refts.items()}
-    return {name: _replaced(configs[name], {**settings, **own[name]}) for name in refts}
-
-
-def _replaced(config: Any, settings: Mapping[str, Any]) -> FitConfig:
-    if not isinstance(config, FitConfig):
-        raise TypeError(f"config={config!r}, expected a FitConfig, or its settings by name, such as epochs=10")
-    return config.replace(settings)
+    return {name: replaced(configs[name], {**settings, **own[name]}) for name in refts}
 
 
 def _run(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from reftlens import figures
 from reftlens.cone.work import Work
-from reftlens.figures import DataFrame
+from reftlens.figures import Axes, DataFrame
 from reftlens.training.config import FitConfig
 
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
@@ -57,6 +57,25 @@ class Forecast:
         table = [{"what": name} | {c: getattr(work, c) for c in columns} for name, work in rows.items()]
         table[0]["memory"] = self.stored
         return figures.table(table, "what")
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """TFLOP of the run as planned, capture, forward and backward one after the other, beside the run in full."""
+        ax, begins = figures.axes(ax, width=6.4, height=1.8), [0.0, 0.0]
+        runs = {"as planned": (self.capture, self.step), "in full": (Work(), self.full_step)}
+        shares = {
+            "capture": [capture.operations for capture, _ in runs.values()],
+            "forward": [steps.forward for _, steps in runs.values()],
+            "backward": [steps.backward for _, steps in runs.values()],
+        }
+        colours = (figures.GREY, figures.BLUE, figures.ORANGE)
+        for (name, operations), colour in zip(shares.items(), colours, strict=True):
+            widths = [n / 1e12 for n in operations]
+            ax.barh(list(runs), widths, left=begins, color=colour, label=name)
+            begins = [begin + width for begin, width in zip(begins, widths, strict=True)]
+        ax.invert_yaxis()
+        ax.set_xlabel(f"TFLOP of {len(self.steps):,} steps")
+        ax.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        return ax
 
     def __str__(self) -> str:
         steps, config = len(self.steps), self.config

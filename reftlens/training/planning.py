@@ -26,7 +26,7 @@ from reftlens.editing.reft import ReFT, check_types, training_mode
 from reftlens.editing.sources import check_sources
 from reftlens.editing.variant import Variant
 from reftlens.text.batch import Batch
-from reftlens.training.config import FitConfig
+from reftlens.training.config import FitConfig, replaced
 from reftlens.training.forecast import Forecast, in_units
 
 _STREAM = (
@@ -48,6 +48,7 @@ def plan(
     *,
     reuse: bool | Reuse = True,
     device: str | torch.device | None = None,
+    **settings: Any,
 ) -> Forecast:
     """What `fit(reft, model, data, config, reuse=reuse)` would compute and store, before anything runs.
 
@@ -64,20 +65,20 @@ def plan(
         data: encoded with the model's tokenizer: which tokens rows share decides what is computed once.
         device: that `fit` would run on; by default the model's own, and for a configuration a GPU where there is one.
             A GPU that is not here is taken to have room for what is captured.
+        settings: fields of `FitConfig` by name, in place of those of `config`.
 
     Raises:
-        TypeError: for a model that is neither.
+        TypeError: for a model that is neither, or a setting that does not exist.
         ValueError: naming a field that the configuration lacks, or a row or site that `fit` would refuse.
         HookNotFound: for a site on a block that the model does not have.
     """
-    if not isinstance(config, FitConfig):
-        raise TypeError(f"config={config!r}, expected a FitConfig")
+    config = replaced(config, settings)
     bridge, runs_on = _model_on(model, device)
     check_types(reft, bridge, data)
     data.require_targets()
     Variant().require(reft.sites, data.view)
-    places, settings = reft.bind(bridge), Reuse.of(reuse)
-    body, problem = body_of(bridge, [places], settings)
+    places, reused = reft.bind(bridge), Reuse.of(reuse)
+    body, problem = body_of(bridge, [places], reused)
     exchanged = list(exchanges_of(places, Variant()).values())
     if exchanged or data.sources:
         check_sources(data, exchanged)
@@ -85,12 +86,12 @@ def plan(
     _check_widths(places, size)
     obstacle = problem or changes_with_length(bridge, int(data.attention_mask.sum(dim=1).max()))
     run = _Run(bridge, data, config, size, _lowest(places, size.depth), runs_on)
-    if body is None or settings is None or obstacle:
+    if body is None or reused is None or obstacle:
         return run.in_full(f"full computation: {obstacle}")
     body.kind = runs_on.type
     full = Full(bridge, data, [Bound(places, Variant(), {})], nullcontext)
     with training_mode(reft, training=True):
-        return run.in_cone(Cone(body, full, settings, uses=config.uses(len(data)), progress=False))
+        return run.in_cone(Cone(body, full, reused, uses=config.uses(len(data)), progress=False))
 
 
 def _model_on(model: Any, device: str | torch.device | None) -> tuple[Bridge, torch.device]:
