@@ -108,7 +108,7 @@ def test_one_long_row_is_computed_apart_and_equal_rows_together():
 def test_a_window_shows_the_cones_of_its_rows():
     from reftlens.cone.spans import Span, window
 
-    win = window([Span(2, 5), Span(0, 1)], torch.device("cpu"))
+    win = window([Span(2, 5), Span(0, 1)])
     values = torch.arange(12).view(2, 6)
     assert win.real.tolist() == [[True] * 3, [True, False, False]]
     assert win.cut(values)[win.real].tolist() == [2, 3, 4, 6]

@@ -52,7 +52,8 @@ def report(
 
     What it does at several strengths, with a slider; what it costs; which layers and positions carry it; its
     directions, beside the chance level; controls, training and provenance; and warnings in plain words. A section that
-    does not apply says why. The same call writes the same bytes, but for the time in the element `stamp`.
+    does not apply says why. Where the same is remembered (`forget`), the same call writes the same bytes, but for the
+    time in the element `stamp`.
 
     Args:
         data: what `reft` was trained on; of an edit that was not, prompts with completions to measure it on.

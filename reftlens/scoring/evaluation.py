@@ -17,6 +17,7 @@ from reftlens.editing.reft import ReFT, check_types
 from reftlens.editing.variant import Variant
 from reftlens.errors import check_one_of
 from reftlens.figures import Axes, DataFrame
+from reftlens.numbers import whole
 from reftlens.scoring.comparison import check_plans, per_example, scored_batches, scorer_of
 from reftlens.scoring.objectives import Objective, cross_entropy, is_per_target
 from reftlens.scoring.remembered import ScoreTable
@@ -115,7 +116,8 @@ def evaluate(
     if not all_variants:
         raise ValueError("no variants: give strengths, or Variant(…)s")
     plans = [Plan(reft, variant) for variant in all_variants]
-    settings: dict[str, Any] = dict(batch_size=batch_size, describe="evaluate", progress=progress)
+    size = whole(batch_size, "batch_size", 1)
+    settings: dict[str, Any] = dict(batch_size=size, describe="evaluate", progress=progress)
     return Evaluation(all_variants, *losses_of(model, data, plans, objective, Reuse.of(reuse), **settings))
 
 

@@ -13,6 +13,7 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan, Scored
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
+from reftlens.numbers import whole
 from reftlens.scoring.comparison import check_plans, per_example, scored_batches, scorer_of
 from reftlens.scoring.divergence import Softmax, softmax_and_divergence, softmax_of
 from reftlens.scoring.remembered import ScoreTable
@@ -66,7 +67,12 @@ def responses(
     every = [] if first is None else [first._replace(variant=replace(first.variant, strength=0.0)), *plans.values()]
     check_plans(model, data, every)
     table = ScoreTable(model, data, every, reuse, "responses")
-    settings = {"batch_size": batch_size, "describe": describe, "progress": progress, "finite": finite}
+    settings = {
+        "batch_size": whole(batch_size, "batch_size", 1),
+        "describe": describe,
+        "progress": progress,
+        "finite": finite,
+    }
     scorer = _score_missing(table, model, data, every, settings)
     (base, log_prob), (base_accuracy, accuracy), (_, kl) = ((x[0], x[1:]) for x in table.table())
     computation = table.computation(scorer)
