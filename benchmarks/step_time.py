@@ -110,7 +110,7 @@ def measure(shape: str, contenders: list[str], options: argparse.Namespace) -> d
 
 def measure_texts(shape: str, contenders: list[str], options: argparse.Namespace) -> dict:
     """Sums over the fixed batches; of `-whole`, capture, check and the first steps in a process of their own."""
-    batches, load = batches_of(shape, options.data, options.model), [os.getloadavg()[0]]
+    batches, load = batches_of(shape, options.data, options.model, options.batches), [os.getloadavg()[0]]
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     losses: dict[str, list[float]] = {}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -120,7 +120,7 @@ def measure_texts(shape: str, contenders: list[str], options: argparse.Namespace
         workers = {name: Worker(name, shape, options, file.name) for name in contenders if name not in whole}
         for turn in range(options.repeats):
             going = {n: w for n, w in workers.items() if turn < options.peer_repeats or not n.startswith("pyreft")}
-            answers = [{name: worker.step(1) for name, worker in going.items()} for _ in range(BATCHES)]
+            answers = [{name: worker.step(1) for name, worker in going.items()} for _ in batches]
             for name in going:
                 cpu[name].append(sum(answer[name]["cpu"] for answer in answers))
                 losses[name] = [answer[name]["loss"] for answer in answers]
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=[*SHAPES, *TEXTS, "g1", "g8"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer-repeats", type=int, default=10**6, help="rounds on real text that pyreft takes part in")
+    parser.add_argument("--batches", type=int, default=BATCHES, help="how many of the fixed batches of real text")
     parser.add_argument("--wall-repeats", type=int, default=2)
     parser.add_argument("--peers", type=Path, help="python of the peers' environment (built where not given)")
     parser.add_argument("--before", type=Path, help="another checkout, as one more contender")

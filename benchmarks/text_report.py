@@ -6,19 +6,19 @@ from shapes import TEXTS, WHOLE
 
 HEAD = """
 
-## Training on real text: CPU seconds of five steps, one of each of five fixed batches
+## Training on real text: CPU seconds of one step on each of up to five fixed batches
 
-Medians of {repeats} interleaved rounds, in which the contenders take turns at every batch; ratios are medians of the
-ratios of each round ({peer} with pyreft). All contenders have the same parameters, and their losses agree at every
-step (the learning rate is 1e-12). pyreft has its own padding and collator and runs in micro-batches of up to 2048
-tokens, as wide as the whole batch: in one pass it needs up to 30 GB. The *floor* is written by hand for the shape
-(`benchmarks/text_floor.py`): the cone alone, rows in groups of similar length, beginnings computed once, the last block
-at the targets only. *Padding* is the tokens of the padded batches over their own. (f): commonsense mix of six tasks in
-the paper's template; (h1), (h2): SST-2 after eight examples; (i): UltraFeedback in the Alpaca template.{before}
+Medians of interleaved rounds, in which the contenders take turns at every batch; ratios are medians of the ratios of
+each round. *Rounds* are those of reftlens and of pyreft. All contenders have the same parameters, and their losses
+agree at every step (the learning rate is 1e-12). pyreft has its own padding and collator and runs in micro-batches of
+up to 2048 tokens, as wide as the whole batch: in one pass it needs up to 30 GB. The *floor* is written by hand for the
+shape (`benchmarks/text_floor.py`): the cone alone, rows in groups of similar length, beginnings computed once, the last
+block at the targets only. *Padding* is the tokens of the padded batches over their own. (f): commonsense mix of six
+tasks in the paper's template; (h1), (h2): SST-2 after eight examples; (i): UltraFeedback in the Alpaca template.{before}
 
 """
 BEFORE = " *Before* is reftlens at an earlier commit, measured in the same rounds."
-COLUMNS = ("shape", "padding", "pyreft LoReFT", "floor", "before", "**reftlens**")
+COLUMNS = ("shape", "batches", "rounds", "padding", "pyreft LoReFT", "floor", "before", "**reftlens**")
 RATIOS = ("LoReFT / reftlens", "before / reftlens", "reftlens / floor", "counted")
 
 
@@ -26,9 +26,8 @@ def section(results: dict) -> str:
     shapes = [shape for shape in TEXTS if shape in results]
     if not shapes:
         return ""
-    rounds = {name: min(len(results[s]["cpu"][name]) for s in shapes) for name in ("reftlens", "pyreft-loreft")}
     before = BEFORE if any("before" in results[s]["cpu"] for s in shapes) else ""
-    text = HEAD.format(repeats=rounds["reftlens"], peer=rounds["pyreft-loreft"], before=before)
+    text = HEAD.format(before=before)
     columns = (*COLUMNS, *RATIOS)
     rows = [f"| {' | '.join(columns)} |", "|---" + "|--:" * (len(columns) - 1) + "|"]
     rows += [line(shape, results[shape]) for shape in shapes]
@@ -40,6 +39,8 @@ def line(shape: str, result: dict) -> str:
     padding = sum(len(b) * max(b) for b in lengths) / sum(map(sum, lengths))
     cells = [
         f"({shape}) {TEXTS[shape]['what']}",
+        str(len(lengths)),
+        " / ".join(str(len(result["cpu"].get(name, ()))) for name in ("reftlens", "pyreft-loreft")),
         f"{padding:.2f}",
         *(seconds(result, name) for name in ("pyreft-loreft", "floor", "before")),
         f"**{seconds(result, 'reftlens')}**",

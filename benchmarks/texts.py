@@ -53,8 +53,8 @@ def ultrafeedback(data: Path) -> list[tuple[str, str]]:
 SOURCES = {"f": commonsense, "h1": eight_shot, "h2": eight_shot, "i": ultrafeedback}
 
 
-def batches_of(shape: str, data: Path, folder: str) -> list[list[tuple[list[int], int]]]:
-    """Five fixed batches: of each row its ids, and how many of them are the prompt's."""
+def batches_of(shape: str, data: Path, folder: str, count: int = BATCHES) -> list[list[tuple[list[int], int]]]:
+    """The first of five fixed batches: of each row its ids, and how many of them are the prompt's."""
     from transformers import AutoTokenizer
 
     tokenizer, spec = AutoTokenizer.from_pretrained(folder), TEXTS[shape]
@@ -66,4 +66,4 @@ def batches_of(shape: str, data: Path, folder: str) -> list[list[tuple[list[int]
         after = tokenizer(completion, add_special_tokens=False)["input_ids"]
         after = [*after, *([tokenizer.eos_token_id] if spec["ends"] else [])][: spec["most"]]
         rows.append(([*before, *after], len(before)))
-    return [rows[i : i + spec["batch"]] for i in range(0, len(rows), spec["batch"])]
+    return [rows[i : i + spec["batch"]] for i in range(0, count * spec["batch"], spec["batch"])]
