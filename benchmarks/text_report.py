@@ -14,7 +14,8 @@ agree at every step (the learning rate is 1e-12). pyreft has its own padding and
 up to 2048 tokens, as wide as the whole batch: in one pass it needs up to 30 GB. The *floor* is written by hand for the
 shape (`benchmarks/text_floor.py`): the cone alone, rows in groups of similar length, beginnings computed once, the last
 block at the targets only. *Padding* is the tokens of the padded batches over their own. (f): commonsense mix of six
-tasks in the paper's template; (h1), (h2): SST-2 after eight examples; (i): UltraFeedback in the Alpaca template.{before}
+tasks in the paper's template; (h1), (h2): SST-2 after eight examples; (i): UltraFeedback in the Alpaca
+template.{before}
 
 """
 BEFORE = " *Before* is reftlens at an earlier commit, measured in the same rounds."
