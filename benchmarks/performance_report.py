@@ -40,7 +40,8 @@ everything, once with the same reuse, written for the shape by hand. pyreft 0.1.
 environment of its own. A reftlens step is one of the public `rl.fit`: gradient clipping, schedule, record and all.
 Capture and the check of the way of computing happen once, before the steps that are timed; peak memory includes them.
 Tokens of (a) to (e) are random; the lengths in (e) are made up, with two thirds of the tokens of the padded batch being
-padding. (f) to (i) are real text, measured later than the others and at a later commit. Load of the machine while it was measured: {load}.
+padding. (f) to (i) are real text, measured later than the others and at a later commit. Load of the machine while it
+was measured: {load}.
 
 """
 
