@@ -463,7 +463,7 @@ def resident():
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
 def test_two_hundred_analyses_of_two_hundred_batches_take_no_more_than_the_budget():
-    """Measured of the process: within 7 MB, and no more once the budget is full; 60 more with room for all do."""
+    """Measured of the process: within 7 MB, and no more once it is full; 60 more with room for all hold more."""
     from random import Random
 
     from reftlens.cone.memory import MEMORY
@@ -484,4 +484,5 @@ def test_two_hundred_analyses_of_two_hundred_batches_take_no_more_than_the_budge
     first = growth(50, 3_000_000)
     assert first < 10_000_000 and MEMORY.size > 2_700_000
     rest = growth(150, 3_000_000)
-    assert rest < 3_000_000 < growth(60, 1_000_000_000), (first, rest)
+    growth(60, 1_000_000_000)  # not measured of the process: it may have free memory of earlier tests
+    assert rest < 3_000_000 and MEMORY.size > 6_000_000, (first, rest)

@@ -60,10 +60,11 @@ def _computed(
     only_starts = later and depth not in deeper
     recorders = [Recorder(ends=only_starts and i == depth - 1, after=layer) for i, layer in enumerate(before, start)]
     skipped: list[DynamicLayer] = [Stub(len(rows), win.before)] * start
+    cache = cache_of([*skipped, *recorders]) if layers or later else None  # a stateful model takes no cache of ours
     blocks = {i: seen for i, seen in observers(body, deeper, end, plain=capture.plain).items() if i >= start}
     places = [*entering(body, start, stream, known[0].returns), *((body.blocks[i], seen) for i, seen in blocks.items())]
     with body.arranged(places, plain=capture.plain, used=NO_HOOK), suppress(Stop):
         tokens, columns = (x.to(mask.device) for x in (win.cut(capture.data.tokens[list(rows)]), win.columns))
-        forward_inside(body.model, tokens, mask, columns, cache_of([*skipped, *recorders]))
+        forward_inside(body.model, tokens, mask, columns, cache)
     streams = {i: stream for i in deeper if (stream := entering_stream(body, blocks, i)) is not None}
     return streams, *(recorded(recorders) if later else ([], []))
