@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from reftlens.bridge.lengths import length_limit
+from reftlens.bridge.lengths import changes_with_length
 from reftlens.bridge.protocol import Bridge, device_of, modules_of
 from reftlens.bridge.trial import last_trial
 from reftlens.cone.layout import alone
@@ -45,8 +45,8 @@ class Full:
 
     def _alone(self, job: Job) -> bool:
         """Whether a longer row beside it would change what is computed of a row."""
-        limit, lengths = length_limit(self.model), self.data.attention_mask[list(job.rows)].sum(dim=1)
-        return limit is not None and int(lengths.max()) > limit[1]
+        lengths = self.data.attention_mask[list(job.rows)].sum(dim=1)
+        return bool(changes_with_length(self.model, int(lengths.max())))
 
     def _row_by_row(self, job: Job) -> Scored:
         """The rows of a job, each in a pass of its own.

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.foreign import foreign_hook, hook_points, modules
-from reftlens.bridge.lengths import length_limit
+from reftlens.bridge.lengths import changes_with_length
 from reftlens.bridge.protocol import Bridge, check_deterministic, check_model, device_of, resolve_hook
 from reftlens.bridge.trial import check_agrees, last_trial, trial
 from reftlens.editing.begun import read_begun
@@ -125,8 +125,7 @@ def _width(mask: Mask) -> int:
 
 def _too_long(model: Bridge, data: Batch) -> bool:
     """Whether the length of a row changes what is computed of its first tokens."""
-    limit = length_limit(model)
-    return limit is not None and int(data.attention_mask.sum(dim=1).max()) > limit[1]
+    return bool(changes_with_length(model, int(data.attention_mask.sum(dim=1).max())))
 
 
 def _alike(data: Batch, rows: Sequence[int]) -> list[int]:
