@@ -130,7 +130,7 @@ class Run:
             if penalty is not None:
                 penalty.backward()
         norm = clip_grad_norm_(self.parameters, self.config.clip or math.inf)
-        return torch.stack([*self._losses, norm.to(self._losses[0])])
+        return torch.cat([torch.stack(self._losses), norm[None].to(self.device)])  # in the wider of their dtypes
 
     def close_step(self, loss: float, norm: float, validator: Scorer | None) -> Step:
         """Take the optimizer step with the gradients that were `measured`; `validator` scores `validation`."""
