@@ -16,6 +16,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer, body_of
 from reftlens.cone.store import free_memory
 from reftlens.editing.bound import Places
+from reftlens.files import digest
 from reftlens.interventions import KINDS
 from reftlens.interventions.base import Intervention
 from reftlens.text.batch import Batch
@@ -141,9 +142,7 @@ def _name_of(module: Intervention) -> bytes | int:
         if any(hooks) or not code.startswith(_CODE) or not all(isinstance(v, _PLAIN) for v in settings.values()):
             return id(module)
         pieces.append(repr((name, code, type(part).__qualname__, sorted(settings.items()))).encode())
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        pieces += [repr((name, tensor.dtype, tuple(tensor.shape))).encode(), _bytes(tensor.detach().cpu())]
-    return _digest(*pieces)
+    return _digest(*pieces, digest(dict((*module.named_parameters(), *module.named_buffers()))).encode())
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -151,7 +150,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _digest(*pieces: bytes) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
+    sha = hashlib.blake2b(digest_size=16)
     for piece in pieces:
-        digest.update(len(piece).to_bytes(8, "little") + piece)
-    return digest.digest()
+        sha.update(len(piece).to_bytes(8, "little") + piece)
+    return sha.digest()
