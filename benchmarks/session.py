@@ -69,7 +69,7 @@ def session(options: argparse.Namespace) -> None:
     seconds = {}
     for name, call in calls.items():
         if options.session == "forgetful":
-            rl.forget()
+            rl.training.forget()
         began = time.process_time()
         call()
         seconds[name] = time.process_time() - began

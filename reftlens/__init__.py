@@ -6,12 +6,11 @@ The names a user meets first stand here; the rest in namespaces: `positions`, `i
 
 from reftlens import errors, generation, interventions, storage, tasks, training
 from reftlens.analysis import causal, places, strength, subspaces
-from reftlens.analysis.causal import controls, interchange_map, interchange_scores
+from reftlens.analysis.causal import controls, interchange_map
 from reftlens.analysis.places import effects
 from reftlens.analysis.strength import dose_response
 from reftlens.analysis.subspaces import directions
 from reftlens.bridge.pretrained import load_model
-from reftlens.cone.memory import forget
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import hooks
 from reftlens.editing.reading import activations
@@ -79,12 +78,10 @@ __all__ = [
     "final_norm",
     "fit",
     "fit_many",
-    "forget",
     "generate",
     "generation",
     "hooks",
     "interchange_map",
-    "interchange_scores",
     "interventions",
     "load",
     "load_examples",

@@ -44,7 +44,7 @@ def test_das_of_the_right_rank_finds_the_planted_plane():
     import reftlens as rl
 
     truth, das, _, _, test, base = _trained(2)
-    scores = rl.interchange_scores(das, truth.model, test, base=base, progress=False)
+    scores = rl.causal.interchange_scores(das, truth.model, test, base=base, progress=False)
     assert scores.accuracy.value > 0.99 and scores.restricted.value > 0.99
     assert torch.linalg.svdvals(das[0].basis().T @ truth.subspace).min() > 0.99
     assert scores.log_odds_ratio.low > 1.0
@@ -55,7 +55,7 @@ def test_too_small_a_rank_does_not():
     import reftlens as rl
 
     truth, das, _, _, test, base = _trained(1)
-    scores = rl.interchange_scores(das, truth.model, test, base=base, progress=False)
+    scores = rl.causal.interchange_scores(das, truth.model, test, base=base, progress=False)
     assert scores.accuracy.high < 0.9
 
 

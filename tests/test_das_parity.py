@@ -97,7 +97,7 @@ def fitted_by_them(seed, model, base, source, targets, **settings):
 def accuracy(basis):
     """Held-out interchange accuracy of a basis, whoever found it."""
     truth, _, test = task()
-    return rl.interchange_scores(ours_with(basis), truth.model, test, progress=False).accuracy
+    return rl.causal.interchange_scores(ours_with(basis), truth.model, test, progress=False).accuracy
 
 
 def cosines(a, b):

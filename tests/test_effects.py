@@ -266,7 +266,7 @@ def test_kinds_named_together_are_scored_once_and_give_what_each_gives_alone(gpt
     assert len(scored[0]) == 1 + 1 + 6 + 2 + 6
     for kind, result in together.items():
         settings = {"positions": where} if kind in ("positions", "cells") else {}
-        rl.forget()
+        rl.training.forget()
         alone = rl.effects(reft, gpt2_double, data, kind, **settings, **QUIET)
         assert type(result) is type(alone) and vars(result).keys() == vars(alone).keys()
         for name, value in vars(alone).items():

@@ -79,7 +79,7 @@ def _scored(network, site, rank=1):
     train, test = task.pairs(800, "left"), task.pairs(400, "left", split="test", seed=1)
     das = rl.ReFT({site: rl.DAS(32, rank=rank, generator=torch.Generator().manual_seed(0))})
     rl.fit(das, network, train.encode(network), epochs=4, lr=2e-2, batch_size=32, progress=False)
-    scores = rl.interchange_scores(
+    scores = rl.causal.interchange_scores(
         das, network, test.encode(network), base=test.encode_base(network), batch_size=100, progress=False
     )
     assert scores.base_hits is not None

@@ -49,7 +49,7 @@ def test_a_cell_is_what_a_separate_run_gives():
     )
     das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(32, 2, generator=torch.Generator().manual_seed(3))})
     rl.fit(das, truth.model, train, **CONFIG, seed=3, progress=False)
-    hits = rl.interchange_scores(das, truth.model, test, progress=False).hits
+    hits = rl.causal.interchange_scores(das, truth.model, test, progress=False).hits
     assert cell.choose == tuple(hits[::2].tolist()) and cell.report == tuple(hits[1::2].tolist())
 
 

@@ -111,7 +111,7 @@ def _fitted(module, shuffled=False, steps=50):
     reft = rl.ReFT({rl.resid_post(1, "last"): module})
     run = rl.fit(reft, truth.model, train, steps=steps, lr=5e-2, batch_size=64, progress=False)
     assert run.computation.startswith("light cone")
-    return rl.interchange_scores(reft, truth.model, test, progress=False).accuracy.value
+    return rl.causal.interchange_scores(reft, truth.model, test, progress=False).accuracy.value
 
 
 def test_boundless_das_finds_a_planted_width():

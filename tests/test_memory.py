@@ -21,7 +21,7 @@ def captured(monkeypatch):
     import reftlens as rl
     from reftlens.cone.capture import Capture
 
-    rl.forget()
+    rl.training.forget()
     rows, call = [], Capture.__call__
 
     def counted(self, numbers):
@@ -30,7 +30,7 @@ def captured(monkeypatch):
 
     monkeypatch.setattr(Capture, "__call__", counted)
     yield rows
-    rl.forget()
+    rl.training.forget()
 
 
 def data_of(model, rows=ROWS):
@@ -332,7 +332,7 @@ def test_only_what_is_not_known_is_scored_and_never_what_was_scored_otherwise(sc
     scored.clear()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         asked(model, data, reft)
-    rl.forget()
+    rl.training.forget()
     asked(model, data, reft)
     assert scored == [(0, 3), (0.5, 3), (1, 3)] * 2
 
@@ -430,7 +430,7 @@ def test_the_budget_holds_and_what_was_not_used_for_longest_goes_first(captured)
     assert captured == []
     losses(model, batches[1], memory=room)
     assert captured == [0]
-    rl.forget()
+    rl.training.forget()
     assert MEMORY.size == 0
     losses(model, batches[0], memory=0)
     assert MEMORY.size == 0 and captured == [0, 0]

@@ -191,7 +191,7 @@ def test_a_plan_leaves_no_trace(llama):
     import reftlens as rl
     from reftlens.cone.memory import MEMORY
 
-    rl.forget()
+    rl.training.forget()
     reft, data = reft_at(rl.resid_post(0, "last")).eval(), data_of(llama)
     with counted(llama) as tokens:
         plan = rl.plan(reft, llama, data, rl.FitConfig(steps=2))

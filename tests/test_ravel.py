@@ -87,7 +87,7 @@ def test_cause_and_isolate_pairs_join_for_multi_task_das(ravel, gpt2):
     data = rl.Batch.join([cause.encode(gpt2), isolate.encode(gpt2)])
     das = rl.ReFT({rl.resid_post(1, ravel.positions): rl.DAS(32, rank=2)})
     rl.fit(das, gpt2, data, steps=2, progress=False)
-    scores = [rl.interchange_scores(das, gpt2, p.encode(gpt2), progress=False) for p in (cause, isolate)]
+    scores = [rl.causal.interchange_scores(das, gpt2, p.encode(gpt2), progress=False) for p in (cause, isolate)]
     assert len(rl.causal.cause_isolate(*scores).cause_hits) == 4
 
 

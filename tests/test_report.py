@@ -38,7 +38,7 @@ def write(path, **options):
     from reftlens.reports.page import report
 
     model, data, reft, run = trained()
-    rl.forget()  # a row that was captured in other company differs by rounding
+    rl.training.forget()  # a row that was captured in other company differs by rounding
     given = {
         "run": run,
         "prompts": [EVIL, "the dog"],

@@ -109,7 +109,7 @@ def _scores():
     import reftlens as rl
 
     truth, data, base, das = _exchange()
-    return rl.interchange_scores(das, truth.model, data, base=base, **QUIET)
+    return rl.causal.interchange_scores(das, truth.model, data, base=base, **QUIET)
 
 
 def _disentanglement():

@@ -19,7 +19,7 @@ class Reuse:
             fast attention function.
         memory: bytes that may be kept on the device (on a CPU, in memory), by default half of what is free.
         remember: keep what was captured, and what rows scored, for later calls on this model, in the same bytes as
-            `memory` or an eighth of what is free; `rl.forget()` drops it.
+            `memory` or an eighth of what is free; `rl.training.forget()` drops it.
         disk: bytes that may be kept in a temporary file where memory does not do, by default half of what is free.
         half: keep captured numbers in bfloat16: half the space, and no longer exact.
         verify: compare each way of computing with the full computation on a few short rows before it is first used,

@@ -1,5 +1,6 @@
 """Training of a `ReFT` on a frozen model."""
 
+from reftlens.cone.memory import forget
 from reftlens.editing.preflight import preflight
 from reftlens.scoring.objectives import cross_entropy
 from reftlens.training.config import FitConfig
@@ -9,4 +10,15 @@ from reftlens.training.planning import plan
 from reftlens.training.result import FitResult
 from reftlens.training.run import Step
 
-__all__ = ["FitConfig", "FitResult", "Forecast", "Step", "cross_entropy", "fit", "fit_many", "plan", "preflight"]
+__all__ = [
+    "FitConfig",
+    "FitResult",
+    "Forecast",
+    "Step",
+    "cross_entropy",
+    "fit",
+    "fit_many",
+    "forget",
+    "plan",
+    "preflight",
+]
