@@ -20,7 +20,7 @@ Temperature = Sequence[float]
 """First and last."""
 
 
-class Gated(Exchange):
+class GatedExchange(Exchange):
     """Abstract: an exchange with a gate whose temperature falls geometrically from `start` to `end` in training.
 
     `fit` calls `anneal` before each step, so that a resumed run goes on as it would have.
@@ -63,7 +63,7 @@ class Gated(Exchange):
         return self.gate().to(h.dtype) * moved
 
 
-class BoundlessDAS(Gated):
+class BoundlessDAS(GatedExchange):
     """DAS that learns its width (Boundless DAS, Wu et al. 2023, arXiv 2305.08809), within `rank` directions.
 
     `h' = h + strength · (m ⊙ (source - h) B) Bᵀ`, `B` orthonormal and trained, `m_i = σ((w · rank - i - ½) / T)` for
@@ -109,7 +109,7 @@ class BoundlessDAS(Gated):
         self.anneal(0.0)
 
 
-class _Mask(Gated):
+class _Mask(GatedExchange):
     """A gate `m = σ(l / T)` for each unit, its logits `l` trained from 0."""
 
     def __init__(self, d: SupportsIndex, rank: SupportsIndex, temperature: Temperature, sparsity: float) -> None:

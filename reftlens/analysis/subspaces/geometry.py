@@ -22,7 +22,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.base import Intervention
-from reftlens.interventions.masks import Gated
+from reftlens.interventions.masks import GatedExchange
 
 Subspace = ReFT | Intervention | Direction | Tensor
 """What spans a subspace; a tensor is `[d, k]`, its columns span it (the decoder of an autoencoder: transposed)."""
@@ -79,7 +79,7 @@ def columns_of(module: Intervention) -> Float[Tensor, "d k"]:
     with torch.no_grad():
         basis = module.basis()
         columns = torch.eye(module.d, dtype=torch.float32) if basis is None else basis
-        return columns[:, module.is_open().to(columns.device)] if isinstance(module, Gated) else columns
+        return columns[:, module.is_open().to(columns.device)] if isinstance(module, GatedExchange) else columns
 
 
 def site_index(reft: ReFT, site: Site | int | None) -> int:
