@@ -14,8 +14,10 @@ from reftlens.tasks import (
     ravel,
     records,
 )
+from reftlens.tasks.pairs import Pairs
 
 __all__ = [
+    "Pairs",
     "addition",
     "causal",
     "emoji",

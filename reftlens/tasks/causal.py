@@ -1,23 +1,16 @@
-"""High-level causal models, and the pairs of prompts on which a network is compared with one."""
+"""High-level causal models: variables and how they depend on each other."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any
 
 import torch
-
-from reftlens.bridge.protocol import Bridge
-from reftlens.numbers import seeded
-from reftlens.text.batch import Batch, Example
-from reftlens.text.encoding import encode, encode_prompts
 
 Setting = Mapping[str, Any]
 """A value for each input variable."""
 Origin = Setting | tuple[Setting, Mapping[str, "Origin"]]
 """Where a variable's value comes from: a setting, or a setting with interchanges of its own (nested)."""
-_TRIES = 2_000
-"""Draws in a row that may bring no new pair."""
 
 
 @dataclass(frozen=True)
@@ -118,130 +111,3 @@ class CausalModel:
 def any_of(values: Sequence[Any], generator: torch.Generator) -> Any:
     """One of the values, each as likely."""
     return values[int(torch.randint(len(values), (), generator=generator))]
-
-
-class Pair(NamedTuple):
-    """A row of `Pairs`."""
-
-    base: Example
-    sources: Mapping[str, Example]
-    counterfactual: str
-    values: Mapping[str, Any]
-
-    @property
-    def changes(self) -> bool:
-        """Whether the exchange changes the answer."""
-        return self.base.completion != self.counterfactual
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Bases, the sources of one or more variables, and what the causal model answers after the exchange."""
-
-    base: tuple[Example, ...]
-    """Prompt and the base's own answer."""
-    sources: Mapping[str, tuple[Example, ...]]
-    """For each variable that is exchanged: the source's prompt and its own answer."""
-    counterfactual: tuple[str, ...]
-    """The answer after the exchange."""
-    values: Mapping[str, tuple[Any, ...]]
-    """For each variable its value in the source."""
-
-    def __post_init__(self) -> None:
-        for name, column in {"counterfactual": self.counterfactual, **self.sources, **self.values}.items():
-            if len(column) != len(self.base):
-                raise ValueError(f"{name} has {len(column)} rows, and there are {len(self.base)} bases")
-        if not self.sources:
-            raise ValueError("the pairs exchange no variable")
-
-    @staticmethod
-    def of(pairs: "Iterable[Pair]") -> "Pairs":
-        """Pairs given one by one; all exchange the same variables."""
-        base, sources, counterfactual, values = zip(*pairs, strict=True)
-        columns = ({name: tuple(row[name] for row in rows) for name in rows[0]} for rows in (sources, values))
-        return Pairs(base, next(columns), counterfactual, next(columns))
-
-    def __len__(self) -> int:
-        return len(self.base)
-
-    def __getitem__(self, rows: slice | Sequence[int]) -> "Pairs":
-        index = range(len(self))[rows] if isinstance(rows, slice) else rows
-
-        def at_rows(column: tuple[Any, ...]) -> tuple[Any, ...]:
-            return tuple(column[i] for i in index)
-
-        sources, values = ({k: at_rows(c) for k, c in columns.items()} for columns in (self.sources, self.values))
-        return Pairs(at_rows(self.base), sources, at_rows(self.counterfactual), values)
-
-    def encode(self, model: Bridge, *, chat: bool = False, first_token: bool = False) -> Batch:
-        """Base prompts with the answers after the exchange as targets, and their sources.
-
-        The source of a single variable is called `"source"`, as `DAS(d, rank=…)` wants it; several keep their names.
-
-        Args:
-            first_token: only the first token of each answer is a target.
-
-        Raises:
-            ValueError: with `first_token`, where an answer and the base's own differ and begin with one token.
-        """
-        rows = [replace(b, completion=c) for b, c in zip(self.base, self.counterfactual, strict=True)]
-        data = _answered(model, rows, chat, first_token)
-        if first_token:
-            self._check_told_apart(data, self.encode_base(model, chat=chat, first_token=True))
-        prompts = {name: [e.prompt for e in column] for name, column in self.sources.items()}
-        sources = {name: encode_prompts(model, column, chat=chat) for name, column in prompts.items()}
-        return data.with_sources(next(iter(sources.values())) if len(sources) == 1 else sources)
-
-    def encode_base(self, model: Bridge, *, chat: bool = False, first_token: bool = False) -> Batch:
-        """The same prompts with the base's own answers as targets."""
-        return _answered(model, list(self.base), chat, first_token)
-
-    def _check_told_apart(self, data: Batch, base: Batch) -> None:
-        same = data.target_ids == base.target_ids
-        for row in same.nonzero().flatten().tolist():
-            own, other = self.base[row].completion, self.counterfactual[row]
-            if own != other:
-                raise ValueError(f"row {row}: {own!r} and {other!r} begin with the same token: drop first_token=True")
-
-
-def _answered(model: Bridge, rows: Sequence[Example], chat: bool, first_token: bool) -> Batch:
-    data = encode(model, rows, chat=chat, end=False)
-    if not first_token:
-        return data
-    return replace(data, target_mask=data.target_mask & (data.target_mask.cumsum(dim=1) == 1))
-
-
-def different_pairs(
-    draw: Callable[[torch.Generator], Pair | None],
-    count: int,
-    seed: SupportsIndex,
-    *,
-    about: str,
-    changed: float | None = None,
-) -> Pairs:
-    """`count` pairs with different prompts; `draw` gives one, or None where it met none.
-
-    Args:
-        about: what they are of, for the message.
-        changed: the share in which the exchange changes the answer; any, if None.
-
-    Raises:
-        ValueError: for a count below 1, or where 2,000 draws in a row bring no new pair.
-    """
-    if count < 1 or not 0 <= (changed or 0.0) <= 1:
-        raise ValueError(f"count={count} and changed={changed}, expected 1 or more, and a share from 0 to 1")
-    generator = seeded(seed)
-    changing = count if changed is None else round(count * changed)
-    room = {True: changing, False: count if changed is None else count - changing}
-    pairs: dict[Any, Pair] = {}
-    in_vain = 0
-    while len(pairs) < count and in_vain < _TRIES:
-        pair, in_vain = draw(generator), in_vain + 1
-        if pair is not None and room[pair.changes]:
-            prompts = tuple(str(example.prompt) for example in (pair.base, *pair.sources.values()))
-            if prompts not in pairs:
-                pairs[prompts], in_vain = pair, 0
-                room[pair.changes] -= 1
-    if len(pairs) < count:
-        raise ValueError(f"{len(pairs)} different pairs {about} were found where {count} were asked for: ask for fewer")
-    return Pairs.of(pairs.values())

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from reftlens.tasks.causal import Pairs
+from reftlens.tasks.pairs import Pairs
 from reftlens.text.loading import Source, load_examples
 
 

@@ -7,7 +7,8 @@ from typing import Any, Literal, SupportsIndex
 import torch
 
 from reftlens.errors import check_one_of
-from reftlens.tasks.causal import CausalModel, Pair, Pairs, Setting, any_of, different_pairs
+from reftlens.tasks.causal import CausalModel, Setting, any_of
+from reftlens.tasks.pairs import Pair, Pairs, different_pairs
 from reftlens.text.batch import Example
 
 Split = Literal["train", "test"]
