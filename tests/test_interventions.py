@@ -886,3 +886,42 @@ def test_reset_that_leaves_a_parameter_or_draws_it_from_the_global_generator_is_
     for call in (lambda r: r.reset(0), lambda r: r.seeds([0, 1])):
         with pytest.raises(ValueError, match=r"Gated.reset\(generator\) does not give 'gate.weight' the same value"):
             call(_gated(draw))
+
+
+def _from_the_docstring(rl):
+    """The class that the docstring of `Frame` shows."""
+    lines = inspect.cleandoc(rl.interventions.Frame.__doc__)
+    names = {"rl": rl, "torch": torch}
+    exec(inspect.cleandoc("\n" + lines[lines.index("    class Squash") :]), names)
+    return names["Squash"]
+
+
+def test_a_frame_in_a_class_of_ones_own_is_trained_as_those_of_the_library(rl, gpt2, tmp_path):
+    """Its formula; orthonormal, settled and out of reach of weight decay; stacked, stored and cut as any kind is."""
+    kind = _from_the_docstring(rl)
+    h, module = torch.randn(5, D, dtype=torch.float64), kind(D, 2).double()
+    module.reset(torch.Generator().manual_seed(0))
+    out, basis = module(h), gram_schmidt(module.frame.matrix)
+    torch.testing.assert_close(out, h + (torch.tanh(h @ basis) - h @ basis) @ basis.T)
+    assert module(h, strength=0.0) is h
+    d = gpt2.cfg.d_model
+    reft = rl.ReFT({rl.resid_post(1, "last"): kind(d, 2)})
+    data = rl.encode(gpt2, [rl.Example("the cat sat on", " the"), rl.Example("a dog ran", " by")])
+    settings = {"steps": 6, "lr": 5e-2, "progress": False}
+    with pytest.raises(ValueError, match="all are orthonormal frames"):
+        rl.fit(reft.clone(), gpt2, data, weight_decay=0.1, **settings)
+    alone = reft.seeds([0, 1])
+    together = rl.ReFT.seeds(reft, [0, 1])
+    runs = rl.fit_many(together, gpt2, data, **settings)
+    for name, one in alone.items():
+        start = one[0].frame.matrix.clone()
+        rl.fit(one, gpt2, data, seed=one.seed, **settings)
+        matrix = one[0].frame.matrix.detach()
+        assert (matrix - start).abs().max() > 0.01
+        torch.testing.assert_close(matrix.T @ matrix, torch.eye(2))  # settled: the parameter is the basis
+        torch.testing.assert_close(together[name][0].frame.matrix, matrix, atol=1e-4, rtol=0)
+        assert runs[name].computation.startswith("light cone")
+    rl.save(one, tmp_path / "squash", gpt2)
+    loaded = rl.load(tmp_path / "squash", gpt2, kinds={"Squash": kind})
+    assert torch.equal(loaded[0].frame.matrix, one[0].frame.matrix)
+    assert one[0].degrees_of_freedom == 2 * d - 3

@@ -6,7 +6,7 @@ from reftlens.interventions.fixed import Ablation, Noise, SteeringVector
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.interventions.masks import BoundlessDAS, SAEMask, SigmoidMask
 from reftlens.interventions.pooled import ReFTr1
-from reftlens.interventions.subspace import orthonormal
+from reftlens.interventions.subspace import Frame, orthonormal
 
 _FAMILY = (LoReFT, DiReFT, OrthoDiReFT, NoReFT, ConsReFT, LobiReFT)
 _EXCHANGES = (DAS, Interchange, BoundlessDAS, SigmoidMask, SAEMask)
@@ -21,6 +21,7 @@ __all__ = [
     "BoundlessDAS",
     "ConsReFT",
     "DiReFT",
+    "Frame",
     "Interchange",
     "Intervention",
     "LoReFT",

@@ -31,7 +31,29 @@ class Frame(nn.Module):
 
     It starts as the first unit vectors: `reset` draws it, `set` gives it.
     Weight decay on the parameter would only shrink `R`, never the frame, and so speed up learning without
-    being asked to: `fit` leaves frames out of it.
+    being asked to: `fit` leaves frames out of it, and settles them at the end: the parameter is then the basis itself.
+
+    That holds in an intervention of one's own as well, wherever it keeps its frames. One that bounds what `h` holds in
+    a trained subspace, `h' = h + strength · (tanh(h B) - h B) Bᵀ`:
+
+        class Squash(rl.Intervention):
+            kind = "Squash"
+
+            def __init__(self, d: int, rank: int) -> None:
+                super().__init__(d, rank)
+                self.frame = rl.interventions.Frame(d, rank)
+
+            def code(self, h, basis):
+                return torch.tanh(h @ basis) - h @ basis
+
+            def basis(self):
+                return self.frame()
+
+            def settings(self):
+                return {"d": self.d, "rank": self.rank}
+
+            def reset(self, generator=None):
+                self.frame.reset(generator)
     """
 
     def __init__(self, d: SupportsIndex, rank: SupportsIndex) -> None:
