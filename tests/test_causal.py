@@ -13,7 +13,6 @@ from reftlens.tasks.gendered_pronoun import gendered_pronoun
 from reftlens.tasks.indirect_object import indirect_object
 from reftlens.tasks.multiple_choice import multiple_choice
 from reftlens.tasks.price_tagging import price_tagging
-from reftlens.tasks.records import pairs_from_records
 
 TASKS = {t.name: t for t in (price_tagging(), indirect_object(), gendered_pronoun(), multiple_choice(), addition())}
 CELLS = [(name, v) for name, t in TASKS.items() for v in t.causal.derived if v != t.causal.output]
@@ -159,25 +158,84 @@ def test_pairs_are_encoded_with_their_sources(gpt2):
         pairs.encode(gpt2, first_token=True)
 
 
+def _table(pairs):
+    return pandas.DataFrame(
+        {
+            "base": [e.prompt for e in pairs.base],
+            "source": [e.prompt for e in pairs.sources["gender"]],
+            "own": [e.completion for e in pairs.base],
+            "theirs": [e.completion for e in pairs.sources["gender"]],
+            "answer": pairs.counterfactual,
+            "template": range(len(pairs)),
+        }
+    )
+
+
 def test_pairs_come_out_of_a_table(gpt2):
     pairs = TASKS["gendered pronoun"].pairs(8, "gender")
-    columns = {
-        "base": [e.prompt for e in pairs.base],
-        "source": [e.prompt for e in pairs.sources["gender"]],
-        "base_answer": [e.completion for e in pairs.base],
-        "source_answer": [e.completion for e in pairs.sources["gender"]],
-    }
-    table = pandas.DataFrame(columns)
-    read = pairs_from_records(table.sample(frac=1.0, random_state=0).sort_index())
+    table = _table(pairs).sample(frac=1.0, random_state=0).sort_index()
+    read = rl.tasks.Pairs.from_frame(table, base_answer="own", source_answer="theirs")
     assert read.counterfactual == pairs.counterfactual and read.base == pairs.base
+    assert read.values == {"source": tuple(table["theirs"])}
     data, expected = read.encode(gpt2), pairs.encode(gpt2)
     assert data.fingerprint == expected.fingerprint, "sources and all, as of the pairs that the table was made of"
     assert read.encode_base(gpt2).fingerprint == pairs.encode_base(gpt2).fingerprint
-    assert pairs_from_records(iter(table.to_dict("records"))).base == read.base
-    own = pairs_from_records(table, counterfactual="base_answer")
-    assert own.counterfactual == tuple(columns["base_answer"]), "another column than the source's answer, where named"
-    with pytest.raises(ValueError, match="row 0 has no field 'base_answer', it has: base, source, answer"):
-        pairs_from_records(table.rename(columns={"base_answer": "answer"}))
+    assert read.others == {"template": tuple(range(8))} and read[2:4].others == {"template": (2, 3)}
+    records = rl.tasks.Pairs.from_frame(iter(table.to_dict("records")), source={"gender": "source"}, base_answer="own")
+    assert records.base == read.base and list(records.sources) == ["gender"] and records.values == {}
+    both = rl.tasks.Pairs.from_frame(table, source={"name": "source", "verb": "source"}).encode(gpt2)
+    assert list(both.sources) == ["name", "verb"], "several variables may come from one source"
+    assert "8 rows, sources of source; the exchange changes" in repr(read) and "template in others" in repr(read)
+
+
+def test_pairs_without_the_bases_answers_say_so_where_these_are_needed(gpt2):
+    pairs = TASKS["gendered pronoun"].pairs(8, "gender")
+    read = rl.tasks.Pairs.from_frame(_table(pairs))
+    data = read.encode(gpt2, first_token=True)
+    assert read.encode(gpt2).fingerprint == pairs.encode(gpt2).fingerprint
+    assert "without the bases' answers" in repr(read)
+    with pytest.raises(ValueError, match=r"from_frame\(…, base_answer=…\) reads them"):
+        read.encode_base(gpt2)
+    grid = rl.interchange_map(gpt2, data, data, layers=(1,), ranks=(0,), shuffles=40, progress=False)
+    das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(32, 1)})
+    config = rl.FitConfig(steps=1)
+    table = rl.controls(das, gpt2, data, data, config, random=2, shuffles=9, random_model=False, progress=False)
+    assert len(grid.cells) == 1 and 0 <= table["trained"].accuracy.value <= 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "why"),
+    [
+        ("answer", float("nan"), "row 1, column 'answer' is missing, expected text: drop or fill such rows"),
+        ("base", pandas.NA, "row 1, column 'base' is missing, expected text, or a list of chat messages"),
+        ("source", "", "row 1, column 'source' is empty"),
+        ("own", None, "row 1, column 'own' is missing"),
+        ("answer", 7, r"row 1, column 'answer' is 7, expected text: make it text, ' ' \+ table\['answer'\]"),
+        ("answer", [" a"], r"row 1, column 'answer' is \[' a'\]"),
+    ],
+)
+def test_what_is_no_pair_is_named_by_row_and_column(column, value, why):
+    table = _table(TASKS["gendered pronoun"].pairs(3, "gender")).astype(object)
+    table.at[1, column] = value
+    with pytest.raises(ValueError, match=why):
+        rl.tasks.Pairs.from_frame(table, base_answer="own")
+
+
+def test_columns_that_cannot_be_meant_are_refused():
+    table = _table(TASKS["gendered pronoun"].pairs(3, "gender"))
+    read = rl.tasks.Pairs.from_frame
+    with pytest.raises(ValueError, match="row 0 has no column 'after', it has: base, source, own"):
+        read(table, answer="after")
+    with pytest.raises(ValueError, match="column 'base' is named for two parts"):
+        read(table, source="base")
+    with pytest.raises(ValueError, match="column 'base' is named for two parts"):
+        read(table, answer="base")
+    with pytest.raises(ValueError, match="source_answer names 'x', and the sources are of: source"):
+        read(table, source_answer={"x": "theirs"})
+    with pytest.raises(ValueError, match="two columns called 'answer'"):
+        read(table.rename(columns={"own": "answer"}))
+    with pytest.raises(ValueError, match="no rows"):
+        read(table[:0])
 
 
 def test_what_cannot_be_asked_of_a_task_is_said():

@@ -1,6 +1,6 @@
 """Worked tasks: data, settings and scores that belong together, one module each.
 
-`causal` is for models of your own, `records` for counterfactual pairs out of a table."""
+`causal` is for models of your own, `Pairs.from_frame` for counterfactual pairs out of a table."""
 
 from reftlens.tasks import (
     addition,
@@ -12,7 +12,6 @@ from reftlens.tasks import (
     multiple_choice,
     price_tagging,
     ravel,
-    records,
 )
 from reftlens.tasks.pairs import Pairs
 
@@ -27,5 +26,4 @@ __all__ = [
     "multiple_choice",
     "price_tagging",
     "ravel",
-    "records",
 ]

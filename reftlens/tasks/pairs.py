@@ -1,15 +1,17 @@
 """Pairs of prompts, with the answer after an exchange: what a network is compared with a causal model on."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 
 from reftlens.bridge.protocol import Bridge
 from reftlens.numbers import seeded
+from reftlens.tasks.tables import check_parts, checked_columns
 from reftlens.text.batch import Batch, Example
 from reftlens.text.encoding import encode, encode_prompts
+from reftlens.text.loading import Source
 
 _TRIES = 2_000
 """Draws in a row that may bring no new pair."""
@@ -40,10 +42,13 @@ class Pairs:
     counterfactual: tuple[str, ...]
     """The answer after the exchange."""
     values: Mapping[str, tuple[Any, ...]]
-    """For each variable its value in the source."""
+    """For each variable its value in the source, where that is known."""
+    others: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Further columns of the table that the pairs were read from, such as a template to split by."""
 
     def __post_init__(self) -> None:
-        for name, column in {"counterfactual": self.counterfactual, **self.sources, **self.values}.items():
+        columns = {"counterfactual": self.counterfactual, **self.sources, **self.values, **self.others}
+        for name, column in columns.items():
             if len(column) != len(self.base):
                 raise ValueError(f"{name} has {len(column)} rows, and there are {len(self.base)} bases")
         if not self.sources:
@@ -56,6 +61,55 @@ class Pairs:
         columns = ({name: tuple(row[name] for row in rows) for name in rows[0]} for rows in (sources, values))
         return Pairs(base, next(columns), counterfactual, next(columns))
 
+    @staticmethod
+    def from_frame(
+        table: Source,
+        *,
+        base: str = "base",
+        source: str | Mapping[str, str] = "source",
+        answer: str = "answer",
+        base_answer: str | None = None,
+        source_answer: str | Mapping[str, str] | None = None,
+    ) -> "Pairs":
+        """Pairs out of a `DataFrame`, or of a file or records as `load_examples` takes them, in the order of its rows.
+
+        `pairs.encode(model)` is what DAS is trained on, with `first_token=True` what `controls` and `interchange_map`
+        take; `pairs[:80]` and `pairs[80:]` are train and test. Columns that have no part in this are `pairs.others`.
+
+        Args:
+            base, source: the columns that hold the prompts, text or chat messages; of several variables
+                `{variable: column of its source}`.
+            answer: the column with the answer after the exchange, with the space that it begins with. It is
+                the source's own answer where the exchange carries all that the answer depends on.
+            base_answer: the column with the answer to the base itself; without it there is no `encode_base`.
+            source_answer: the column (or columns, by variable) with the answer to the source itself; they are
+                `pairs.values`, too.
+
+        Raises:
+            ValueError: naming row and column, for a column that is not there or has two parts, a value that is missing,
+                an answer that is no text or empty, and a prompt that is neither text nor messages.
+        """
+        by_name = {"source": source} if isinstance(source, str) else dict(source)
+        own = {next(iter(by_name)): source_answer} if isinstance(source_answer, str) else dict(source_answer or {})
+        prompts, texts = [base, *by_name.values()], [answer, *own.values(), *([base_answer] if base_answer else [])]
+        check_parts(by_name, own, prompts, texts)
+        columns = checked_columns(table, prompts, texts)
+        nothing = ("",) * len(columns[answer])
+
+        def examples(prompt: str, completion: str | None) -> tuple[Example, ...]:
+            return tuple(map(Example, columns[prompt], nothing if completion is None else columns[completion]))
+
+        sources = {name: examples(column, own.get(name)) for name, column in by_name.items()}
+        values = {name: columns[column] for name, column in own.items()}
+        others = {name: column for name, column in columns.items() if name not in {*prompts, *texts}}
+        return Pairs(examples(base, base_answer), sources, columns[answer], values, others)
+
+    def __repr__(self) -> str:
+        others = f"; {', '.join(map(str, self.others))} in others" if self.others else ""
+        changes = sum(map(str.__ne__, (e.completion for e in self.base), self.counterfactual))
+        changed = f"the exchange changes {changes} answers" if self._has_own_answers else "without the bases' answers"
+        return f"Pairs({len(self)} rows, sources of {', '.join(self.sources)}; {changed}{others})"
+
     def __len__(self) -> int:
         return len(self.base)
 
@@ -65,8 +119,14 @@ class Pairs:
         def at_rows(column: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(column[i] for i in index)
 
-        sources, values = ({k: at_rows(c) for k, c in columns.items()} for columns in (self.sources, self.values))
-        return Pairs(at_rows(self.base), sources, at_rows(self.counterfactual), values)
+        sources, values, others = (
+            {k: at_rows(c) for k, c in columns.items()} for columns in (self.sources, self.values, self.others)
+        )
+        return Pairs(at_rows(self.base), sources, at_rows(self.counterfactual), values, others)
+
+    @property
+    def _has_own_answers(self) -> bool:
+        return any(example.completion for example in self.base)
 
     def encode(self, model: Bridge, *, chat: bool = False, first_token: bool = False) -> Batch:
         """Base prompts with the answers after the exchange as targets, and their sources.
@@ -81,14 +141,20 @@ class Pairs:
         """
         rows = [replace(b, completion=c) for b, c in zip(self.base, self.counterfactual, strict=True)]
         data = _answered(model, rows, chat, first_token)
-        if first_token:
+        if first_token and self._has_own_answers:
             self._check_told_apart(data, self.encode_base(model, chat=chat, first_token=True))
         prompts = {name: [e.prompt for e in column] for name, column in self.sources.items()}
         sources = {name: encode_prompts(model, column, chat=chat) for name, column in prompts.items()}
         return data.with_sources(next(iter(sources.values())) if len(sources) == 1 else sources)
 
     def encode_base(self, model: Bridge, *, chat: bool = False, first_token: bool = False) -> Batch:
-        """The same prompts with the base's own answers as targets."""
+        """The same prompts with the base's own answers as targets.
+
+        Raises:
+            ValueError: for pairs that were read without them.
+        """
+        if not self._has_own_answers:
+            raise ValueError("the base's own answers are not known: Pairs.from_frame(…, base_answer=…) reads them")
         return _answered(model, list(self.base), chat, first_token)
 
     def _check_told_apart(self, data: Batch, base: Batch) -> None:

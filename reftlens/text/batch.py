@@ -93,7 +93,7 @@ class Batch:
 
         A source is a `Batch` with a row for each row of this one, or a pair `(batch, rows)`: for each row of this one
         the number of the row to take from, or -1 for no exchange. `encode_prompts(model, texts)` makes a batch of
-        texts, `tasks.records.pairs_from_records` all of it from a table of counterfactual pairs.
+        texts, `tasks.Pairs.from_frame` all of it from a table of counterfactual pairs.
 
         Raises:
             TypeError: for a source that is neither.

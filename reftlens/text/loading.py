@@ -56,6 +56,9 @@ def records(source: Source) -> Iterator[tuple[str, Any]]:
             "{'prompt': …, 'completion': …}, a DataFrame, or one split of a data set, source['train']"
         )
     rows: Any = source
+    names = list(getattr(rows, "columns", ()))
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"the table has two columns called {twice[0]!r}: rename one of them")
     for i, record in enumerate(rows.to_dict("records") if hasattr(rows, "columns") else rows):
         yield f"row {i}", record
 
