@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from reftlens.bridge.protocol import Bridge, bos_of
+from reftlens.bridge.protocol import Bridge
 from reftlens.errors import check_one_of
 from reftlens.text.batch import Batch, Example, batch_from_rows
-from reftlens.text.template import Prompt, Template, ending
+from reftlens.text.template import Prompt, Template
+from reftlens.text.tokenising import plain_text, split_row, tokenise
 from reftlens.text.view import Role
 from reftlens.text.vocabulary import check_vocabulary
 
@@ -65,12 +66,12 @@ def encode(
     ids, roles, cut = [], [], []
     for i, example in enumerate(_some(examples)):
         _check_example(example, i)
-        head, tail = _split_row(tokenizer, example, i, template, end, boundary)
+        head, tail = split_row(tokenizer, example.prompt, example.completion, i, template, end, boundary)
         if len(head) + len(tail) > limit:
             cut.append(i)
             if chat and truncate == "prompt":
                 short = _shortened(tokenizer, example, i, template, len(head) + len(tail), limit, end, boundary)
-                head, tail = _split_row(tokenizer, short, i, template, end, boundary)
+                head, tail = split_row(tokenizer, short.prompt, short.completion, i, template, end, boundary)
             else:
                 head, tail = _cut(head, tail, limit, truncate, i, tokenizer)
         ids.append(head + tail)
@@ -97,7 +98,7 @@ def encode_prompts(
     template = Template(chat, system, dict(template_arguments or {}), continue_last)
     ids = []
     for i, prompt in enumerate(_some(prompts)):
-        row = _tokenise(tokenizer, _plain_text(template.prompt(tokenizer, prompt, i), i), bos=not chat)
+        row = tokenise(tokenizer, plain_text(template.prompt(tokenizer, prompt, i), i), bos=not chat)
         if len(row) > model.cfg.n_ctx:
             raise ValueError(f"row {i} has {len(row)} tokens, and the model's context is {model.cfg.n_ctx}")
         ids.append(row)
@@ -138,46 +139,6 @@ def _tokenizer(model: Bridge) -> Any:
     return model.tokenizer
 
 
-def _tokenise(tokenizer: Any, text: str, *, bos: bool) -> list[int]:
-    """Token ids of `text`; with `bos`, a BOS token in front if this tokenizer uses one, and never two."""
-    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    start = bos_of(tokenizer) if bos else None
-    if start is not None and ids[:1] != [start]:
-        ids = [start, *ids]
-    return ids
-
-
-def _split_row(
-    tokenizer: Any, example: Example, row: int, template: Template, end: bool, boundary: str
-) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt and of what follows it."""
-    text, suffix = template.parts(tokenizer, example.prompt, example.completion, row)
-    _plain_text(text + example.completion, row)
-    last = ending(tokenizer, suffix) if end else []
-    head = _tokenise(tokenizer, text, bos=not template.chat)
-    whole = _tokenise(tokenizer, text + example.completion, bos=not template.chat)
-    if whole[: len(head)] == head and len(whole) > len(head):
-        return head, whole[len(head) :] + last
-    if boundary != "split":
-        raise ValueError(
-            f"row {row}: prompt and completion merge at the boundary {text[-12:]!r} + {example.completion[:12]!r}, "
-            'so the last prompt token would not be the one seen at generation; move the space, or pass boundary="split"'
-        )
-    return head, _tokenise(tokenizer, example.completion, bos=False) + last
-
-
-def _plain_text(text: str, row: int) -> str:
-    """`text` itself; raises where it cannot be written as UTF-8, so that no tokenizer reads it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"row {row}: {text[error.start]!r} is half of a character (a lone surrogate) and no text; join the halves "
-            "with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
-        ) from None
-    return text
-
-
 def _warn_of_control_tokens(tokenizer: Any, template: Template, examples: Sequence[Example]) -> None:
     """Warn of rows of a chat in which people wrote what the tokenizer reads as its own marks."""
     marks = {
@@ -205,7 +166,7 @@ def _shortened(
                 f"row {row}: with all that may be cut of its messages gone, {length} tokens are left, more than {limit}"
             )
         example = replace(example, prompt=prompt)
-        length = sum(map(len, _split_row(tokenizer, example, row, template, end, boundary)))
+        length = sum(map(len, split_row(tokenizer, example.prompt, example.completion, row, template, end, boundary)))
     return example
 
 
