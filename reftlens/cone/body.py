@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.mla_attention import MLAAttentionBridge
+from transformer_lens.model_bridge.generalized_components.unembedding import UnembeddingBridge
 
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import foreign_hook, hook_points, modules
@@ -113,6 +114,14 @@ class Body:
     def piece(self, slot: Slot, *, plain: bool, used: frozenset[int]) -> nn.Module:
         """What fills `slot` when nothing else is put there."""
         return slot.original if plain and any(slot is free for free in self._free(used)) else slot.component
+
+    @property
+    def cut(self) -> nn.Linear | None:
+        """The unembedding, where a few of its rows give the logits of their tokens: a plain product, not quantised."""
+        inner = self.head.original
+        if type(inner) is not nn.Linear or type(self.head.component) is not UnembeddingBridge:
+            return None
+        return None if inner._forward_hooks or inner._forward_pre_hooks or "forward" in vars(inner) else inner
 
     @contextmanager
     def _attention(self, implementation: str | None) -> Iterator[None]:

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from reftlens.bridge.lengths import changes_with_length
 from reftlens.bridge.protocol import Bridge, device_of, modules_of
@@ -13,6 +15,13 @@ from reftlens.cone.plans import Autocast, Job, Scored
 from reftlens.editing.bound import Bound
 from reftlens.editing.engine import attached, check_fired, forward
 from reftlens.text.batch import Batch
+
+
+def at_targets(
+    logits: Float[Tensor, "rows columns vocab"], at: tuple[Tensor, Tensor], data: Batch
+) -> Float[Tensor, "targets answers"]:
+    """Of all logits those that predict the targets, of the tokens that the data are scored among."""
+    return logits[at][:, list(data.answers)] if data.answers else logits[at]
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Full:
             edits = self.bounds[job.plan].edits(batch.view, job.rows)
             with attached(self.model, edits), self.autocast():
                 logits = forward(self.model, batch.tokens, batch.attention_mask)
-                scored = [Scored(job, batch, logits[batch.predicting])]
+                scored = [Scored(job, batch, at_targets(logits, batch.predicting, batch))]
                 if torch.is_grad_enabled():  # a model that checkpoints gradients computes once more in backward
                     yield scored
             check_fired(edits)
@@ -62,6 +71,7 @@ class Full:
             batch = alone(self.data, row).to(device_of(self.model))
             edits = self.bounds[job.plan].edits(batch.view, [row])
             with attached(self.model, edits), self.autocast():
-                logits.append(forward(self.model, batch.tokens, batch.attention_mask)[batch.predicting])
+                whole = forward(self.model, batch.tokens, batch.attention_mask)
+                logits.append(at_targets(whole, batch.predicting, batch))
             check_fired(edits)
         return Scored(job, self.data[list(job.rows)].to(device_of(self.model)), torch.cat(logits))

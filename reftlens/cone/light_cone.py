@@ -16,14 +16,14 @@ from reftlens.cone.body import Body
 from reftlens.cone.caches import Prefilled, Recorder, Stub, cache_of, recorded
 from reftlens.cone.capture import Capture
 from reftlens.cone.captured import Captured
-from reftlens.cone.full import Full
+from reftlens.cone.full import Full, at_targets
 from reftlens.cone.layout import plan_cones
 from reftlens.cone.passes import Course, Pass, Planner, Row, back_in_order, unread
 from reftlens.cone.plans import Job, Scored, Unsound, Way
 from reftlens.cone.prefix import assemble, entering
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span
-from reftlens.cone.stand_ins import Gather
+from reftlens.cone.stand_ins import Columns, Gather
 from reftlens.cone.store import RowStore
 from reftlens.cone.trim import Trimmed
 from reftlens.editing.edits import used_points
@@ -79,6 +79,7 @@ class Cone:
         self.check: Callable[[Way, Sequence[Job]], None] = lambda way, jobs: None
         """Called before anything is computed in some way for these jobs; raises `Unsound` where it must not be."""
         self.device = device_of(body.model)
+        self.answers = torch.tensor(full.data.answers, device=self.device) if full.data.answers else None
         self.tidy = full.data.right_padded().to("cpu")
         self.plans = plan_cones(self.tidy, full.bounds, body.depth, reuse)
         self.first = min(plan.first for plan in self.plans)
@@ -221,6 +222,8 @@ class Cone:
         places, cache, gather = entering(self.body, first, stream, self.capture.returns), None, Gather(at, ROWS)
         if self.reuse.scored_only:
             gather.unembed = self.body.piece(self.body.head, plain=self.plain, used=used)
+            if self.answers is not None:
+                gather.unembed = Columns(gather.unembed, self.answers, self.body.cut)
             places.append((self.body.head, gather))
         if layers:
             below: list[DynamicLayer] = [Stub(len(each.rows), win.before)] * first
@@ -234,7 +237,7 @@ class Cone:
         ):
             tokens, places = win.cut(self.tidy.tokens[each.numbers]).to(self.device), win.columns.to(self.device)
             logits = forward_inside(self.body.model, tokens, mask, places, cache)
-        return logits.flatten(0, 1) if self.reuse.scored_only else logits[at]
+        return logits.flatten(0, 1) if self.reuse.scored_only else at_targets(logits, at, self.data)
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

@@ -71,7 +71,7 @@ class Probe:
         stored, attention = self.cone.store.uses > 1, getattr(config, "_attn_implementation", None)
         sites = frozenset(place.point.name for bound in self.full.bounds for place in bound.places)
         shares = bool(self.cone.capture.beginnings)
-        return self.cone.reuse, self.cone.plain, stored, shares, attention, self._narrow, sites
+        return self.cone.reuse, self.cone.plain, stored, shares, attention, self._narrow, sites, self.full.data.answers
 
     @property
     def _narrow(self) -> bool:
@@ -162,13 +162,23 @@ def _short_rows(full: Full, seed: int) -> Batch:
         [column == n - 2 or p <= column <= p + row for column in range(n)]
         for row, (n, p) in enumerate(zip(lengths, _PROMPTS, strict=True))
     ]
-    return batch_from_rows(ids, roles, targets, tokenizer=full.data.tokenizer).to(device_of(full.model))
+    answers = full.data.answers
+    ids = [
+        [
+            answers[token % len(answers)] if target and answers else token
+            for token, target in zip(row, scored, strict=True)
+        ]
+        for row, scored in zip(ids, targets, strict=True)
+    ]
+    batch = batch_from_rows(ids, roles, targets, tokenizer=full.data.tokenizer)
+    return replace(batch, answers=answers).to(device_of(full.model))
 
 
 def _on_one_row(full: Full, plan: int, row: int) -> Full:
     """One plan on one row of the data, cut to its first tokens."""
     data, bound = replace(full.data[[row]], sources={}).rearranged(lambda x: x[:, :_LONGEST]), full.bounds[plan]
     if not data.target_mask[:, 1:].any():
+        data = replace(data, answers=())  # what is cut off is any token
         data.target_mask[:, -2:] = True
     donors = {
         i: replace(donor, lookups=tuple(lookup[[row]] for lookup in donor.lookups)) for i, donor in bound.donors.items()

@@ -67,7 +67,8 @@ class Scorer:
     @property
     def computation(self) -> str:
         """How scores are computed, in words."""
-        return f"full computation: {self._problem}" if self._cone is None else self._cone.computation
+        how = f"full computation: {self._problem}" if self._cone is None else self._cone.computation
+        return f"{how}; scored{self.data.among}" if self.data.answers else how
 
     @property
     def reuses(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from reftlens.editing.engine import Stop
 
@@ -92,3 +92,22 @@ class Gather(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         rows = hidden_states[self.at]
         return self.unembed(pad(rows, (0, 0, 0, -len(rows) % self.multiple))[None])
+
+
+class Columns(nn.Module):
+    """An unembedding that gives the logits of a few tokens only, `cut` to their rows where it can be."""
+
+    def __init__(self, unembed: nn.Module, tokens: Tensor, cut: nn.Linear | None) -> None:
+        super().__init__()
+        self.unembed, self.tokens, self.cut = unembed, tokens, cut
+
+    @property
+    def weight(self) -> Any:
+        """Of the unembedding: some models read its dtype."""
+        return self.unembed.weight
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.cut is None:
+            return self.unembed(hidden_states)[..., self.tokens]
+        bias = None if self.cut.bias is None else self.cut.bias[self.tokens]
+        return linear(hidden_states, self.cut.weight[self.tokens], bias)

@@ -12,6 +12,7 @@ from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.scoring.comparison import per_example, scored_batches, scorer_of
 from reftlens.text.batch import Batch
+from reftlens.text.targets import columns_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,7 @@ def answers(
     """Score `data` under each plan, dropout off; `tokens` are those whose log-probability is wanted, row by row."""
     hits = torch.zeros(len(plans), len(data), dtype=torch.bool)
     log_probs = torch.zeros(len(plans), len(data), tokens.shape[1], dtype=torch.float32)
+    columns = columns_of(tokens, data.answers, data.tokenizer)
     scorer = scorer_of(model, data, list(plans.values()), reuse)
     every = range(len(plans))
     for scored in scored_batches(scorer, every, batch_size=batch_size, describe=describe, progress=progress):
@@ -58,5 +60,5 @@ def answers(
         hits[plan, index] = per_example(right.double(), scored.batch) == 1.0
         begins = torch.searchsorted(scored.batch.target_rows, torch.arange(len(index), device=right.device))
         logs = scored.logits[begins].float().log_softmax(dim=-1)
-        log_probs[plan, index] = logs.gather(1, tokens[index].to(logs.device)).cpu()
+        log_probs[plan, index] = logs.gather(1, columns[index].to(logs.device)).cpu()
     return Answers(tuple(plans), hits, log_probs)

@@ -38,6 +38,8 @@ class Evaluation:
     accuracy: Float[Tensor, "variant example"]
     computation: str
     """What was computed for each variant, and what was reused; or why everything was computed."""
+    among: str = ""
+    """Among how many answers targets were scored, in words; "" for all tokens."""
 
     def estimate(self, measure: str) -> list[Estimate]:
         """Mean `"loss"` or `"accuracy"` over examples under each variant, with its 95 % interval.
@@ -80,12 +82,12 @@ class Evaluation:
         ax.plot(across, self.loss[order].tolist(), color=figures.GREY, linewidth=0.6, alpha=0.6)
         estimates = self.estimate("loss")
         figures.curve(ax, across, [estimates[i] for i in order], label or "mean", color)
-        ax.set(xlabel="strength" if alone else "variant", ylabel="loss per target token (nats)")
+        ax.set(xlabel="strength" if alone else "variant", ylabel=f"loss per target token{self.among} (nats)")
         ax.legend(frameon=False)
         return ax
 
     def __str__(self) -> str:
-        lines = [f"{self.loss.shape[1]} examples, mean loss and token accuracy:"]
+        lines = [f"{self.loss.shape[1]} examples, mean loss and token accuracy{self.among}:"]
         means = zip(self.variants, self.estimate("loss"), self.estimate("accuracy"), strict=True)
         lines += [f"{variant}: loss {loss:.4f}, accuracy {accuracy:.3f}" for variant, loss, accuracy in means]
         return figures.screenful(lines)
@@ -118,7 +120,7 @@ def evaluate(
     plans = [Plan(reft, variant) for variant in all_variants]
     size = whole(batch_size, "batch_size", 1)
     settings: dict[str, Any] = dict(batch_size=size, describe="evaluate", progress=progress)
-    return Evaluation(all_variants, *losses_of(model, data, plans, objective, Reuse.of(reuse), **settings))
+    return Evaluation(all_variants, *losses_of(model, data, plans, objective, Reuse.of(reuse), **settings), data.among)
 
 
 def losses_of(

@@ -28,9 +28,9 @@ _CODE = ("reftlens.interventions.", "torch.nn.modules.", "transformers.activatio
 class ScoreTable:
     """What each row scores under each plan: equal computations are one, and those of earlier calls are read.
 
-    One computation are rows with the same tokens, targets and edited tokens, where what acts has the same parameters
-    and strength. What the library's own interventions score is kept for later calls with the same weights and settings.
-    Nothing is kept of other classes, of exchanges, and where nothing of the frozen computation may be reused.
+    One computation are rows with the same tokens, targets, answers and edited tokens, where what acts has the same
+    parameters and strength. What the library's own interventions score is kept for later calls with the same weights and
+    settings. Nothing is kept of other classes, of exchanges, and where nothing of the frozen computation may be reused.
 
     Args:
         measure: names what is scored; "" where rows are scored in each other's company, so that none is left out.
@@ -98,7 +98,8 @@ def _computations(data: Batch, plans: Sequence[Plan], every: Sequence[Places]) -
     """For each plan and row what is equal for equal computations: bytes that hold for good, or what holds now alone."""
     at = [real.nonzero()[:, 0] for real in data.attention_mask.cpu()]
     tokens, targets = data.tokens.cpu(), data.target_mask.cpu()
-    rows = [_digest(_bytes(tokens[r, here]), _bytes(targets[r, here])) for r, here in enumerate(at)]
+    among = repr(data.answers).encode()
+    rows = [_digest(_bytes(tokens[r, here]), _bytes(targets[r, here]), among) for r, here in enumerate(at)]
     names = {id(m): _name_of(m) for plan in plans for m in plan.reft.distinct}
     result: list[list[Hashable]] = []
     for plan, places in zip(plans, every, strict=True):

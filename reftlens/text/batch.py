@@ -5,14 +5,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from reftlens.numbers import Choice, Integers, row_numbers, seeded, whole_numbers
+from reftlens.numbers import Choice, Integers, row_numbers, seeded
+from reftlens.text.sources import Source, in_one, row_numbers_of
+from reftlens.text.targets import answer_ids, columns_of, require_targets
 from reftlens.text.template import Prompt, Template
 from reftlens.text.view import Role, TokenView
 
@@ -37,10 +39,12 @@ class Batch:
     tokenizer: Any = field(default=None, repr=False)
     truncated: tuple[int, ...] = ()
     """Rows that were cut, on request."""
-    sources: Mapping[str, "Source"] = field(default_factory=dict, repr=False)
+    sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
     """By the name of the variable that an interchange intervention takes from it."""
     template: Template | None = field(default=None, repr=False)
     """How the prompts were written; None for rows of tokens that were not encoded from text."""
+    answers: tuple[int, ...] = ()
+    """Tokens among which targets are scored: logits have a column for each. Without them, among all tokens."""
 
     @staticmethod
     def join(batches: "Sequence[Batch]") -> "Batch":
@@ -59,12 +63,15 @@ class Batch:
             raise ValueError("the batches were encoded by different tokenizers")
         if other := [b.template for b in batches if b.template != first.template]:
             raise ValueError(f"the batches were encoded differently: {first.template} and {other[0]}")
+        if other := [b.answers for b in batches if b.answers != first.answers]:
+            raise ValueError(f"the batches are scored among different answers: {first.answers} and {other[0]}")
 
         def rows_of(name: str, fill: int = 0) -> Tensor:
             return pad_sequence([row for b in batches for row in getattr(b, name)], True, padding_value=fill)
 
         offsets = [sum(len(b) for b in batches[:i]) for i in range(len(batches))]
         names = dict.fromkeys(name for b in batches for name in b.sources)
+        joined = {name: in_one([(b.sources.get(name), len(b)) for b in batches]) for name in names}
         return replace(
             first,
             tokens=rows_of("tokens"),
@@ -72,7 +79,7 @@ class Batch:
             target_mask=rows_of("target_mask"),
             examples=tuple(example for b in batches for example in b.examples),
             truncated=tuple(offset + i for b, offset in zip(batches, offsets, strict=True) for i in b.truncated),
-            sources={name: _joined_source(batches, name) for name in names},
+            sources={name: Source(Batch.join(parts), rows) for name, (parts, rows) in joined.items()},
         )
 
     def resampled(self, seed: SupportsIndex = 0) -> "Batch":
@@ -109,16 +116,25 @@ class Batch:
                     f"source {name!r} is a {type(pair).__name__}, expected a Batch or a pair (batch, rows): "
                     "encode_prompts(model, texts) makes a Batch"
                 )
-        checked = {
-            name: Source(batch, torch.tensor(whole_numbers(rows, f"row of source {name!r}"), dtype=torch.long))
-            for name, (batch, rows) in pairs.items()
-        }
-        for name, (batch, rows) in checked.items():
-            if len(rows) != len(self):
-                raise ValueError(f"source {name!r} has {len(rows)} row(s), and the data {len(self)}")
-            if len(rows) and not -1 <= int(rows.min()) <= int(rows.max()) < len(batch):
-                raise ValueError(f"source {name!r} names rows outside -1 to {len(batch) - 1} of its batch")
+        checked = {n: Source(b, row_numbers_of(n, rows, len(b), len(self))) for n, (b, rows) in pairs.items()}
         return replace(self, sources=checked)
+
+    def among_answers(self, labels: Sequence[str | int] | None) -> "Batch":
+        """The same rows, scored among these answers alone: `softmax(logits[labels])` in place of that of all tokens.
+
+        Losses, accuracies and maps then are those among the answers, and the unembedding has one row for each.
+
+        Args:
+            labels: texts of one token, as a completion would be written (`" yes"`), or token ids; None for all tokens.
+
+        Raises:
+            ValueError: for fewer than two, one of several tokens, two of one token, or a target that is none of them.
+        """
+        prompt = self.examples[0].prompt if self.examples else ""
+        ids = () if labels is None else answer_ids(labels, self.tokenizer, self.template, prompt)
+        batch = replace(self, answers=ids)
+        columns_of(batch.tokens[batch.target_mask], ids, self.tokenizer)
+        return batch
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -126,7 +142,13 @@ class Batch:
     def __repr__(self) -> str:
         sources = f", sources for {', '.join(self.sources)}" if self.sources else ""
         longest = int(self.attention_mask.sum(dim=1).max()) if len(self) else 0
-        return f"Batch({len(self)} rows of up to {longest} tokens, {int(self.target_mask.sum())} targets{sources})"
+        targets = f"{int(self.target_mask.sum())} targets{self.among}"
+        return f"Batch({len(self)} rows of up to {longest} tokens, {targets}{sources})"
+
+    @property
+    def among(self) -> str:
+        """Among what targets are scored, in words; "" for all tokens."""
+        return f" among {len(self.answers)} answers" if self.answers else ""
 
     def __getitem__(self, rows: Choice) -> "Batch":
         """Some of the rows, by number, slice or mask, padding trimmed to the longest of them."""
@@ -167,7 +189,8 @@ class Batch:
 
     @cached_property
     def target_ids(self) -> Int[Tensor, " targets"]:
-        return self.tokens[self.target_mask]
+        """The column of each target in the logits: its token id, or its place among the `answers`."""
+        return columns_of(self.tokens[self.target_mask], self.answers, self.tokenizer)
 
     @cached_property
     def target_rows(self) -> Int[Tensor, " targets"]:
@@ -176,12 +199,7 @@ class Batch:
 
     def require_targets(self, name: str = "data") -> None:
         """Raise `ValueError` where a row has no target, or one that no logits predict; `name` is what the rows are."""
-        empty = (~self.target_mask.any(dim=1)).nonzero().flatten().tolist()
-        if empty:
-            raise ValueError(f"row(s) {empty[:10]} of {name} have no target: nothing to learn or score there")
-        first = self.target_mask[:, 0].nonzero().flatten().tolist()
-        if first:
-            raise ValueError(f"the first token of row(s) {first[:10]} of {name} is a target, and no logits predict it")
+        require_targets(self.target_mask, name)
 
     @cached_property
     def predicting(self) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
@@ -193,21 +211,16 @@ class Batch:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over ids, roles and targets of all rows, and their sources; padding does not matter."""
+        """SHA-256 over ids, roles and targets of all rows, their sources and answers; padding does not matter."""
         digest = hashlib.sha256()
         for ids, role, target in zip(self.tokens.tolist(), self.role.tolist(), self.target_mask.tolist(), strict=True):
             row = [(t, r, int(s)) for t, r, s in zip(ids, role, target, strict=True) if r != Role.PAD]
             digest.update(json.dumps(row).encode())
         for name, source in sorted(self.sources.items()):
             digest.update(json.dumps([name, source.batch.fingerprint, source.rows.tolist()]).encode())
+        if self.answers:
+            digest.update(json.dumps(self.answers).encode())
         return digest.hexdigest()
-
-
-class Source(NamedTuple):
-    """Rows to exchange with: `batch`, and for each row of the data which of its rows, or -1 for no exchange."""
-
-    batch: Batch
-    rows: Int[Tensor, " rows"]
 
 
 def batch_from_rows(
@@ -233,17 +246,3 @@ def batch_from_rows(
         examples=tuple(examples or [Example("")] * len(ids)),
         tokenizer=tokenizer,
     )
-
-
-def _joined_source(batches: Sequence[Batch], name: str) -> Source:
-    """The sources of one variable; rows that have none count as -1."""
-    rows, parts, begins = [], [], 0
-    for batch in batches:
-        if name not in batch.sources:
-            rows.append(torch.full((len(batch),), -1))
-            continue
-        source = batch.sources[name]
-        rows.append(torch.where(source.rows >= 0, source.rows + begins, -1))
-        parts.append(source.batch)
-        begins += len(source.batch)
-    return Source(Batch.join(parts), torch.cat(rows))

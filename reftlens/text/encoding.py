@@ -30,6 +30,7 @@ def encode(
     truncate: Literal["prompt", "completion"] | None = None,
     boundary: Literal["check", "split"] = "check",
     continue_last: bool = False,
+    among_answers: Sequence[str | int] | None = None,
 ) -> Batch:
     """Tokenise prompts with their completions; the completions, and an end token after each, are the targets.
 
@@ -51,6 +52,8 @@ def encode(
         boundary: "check" refuses a row in which prompt and completion merge into one token at the boundary;
             "split" tokenises them apart.
         continue_last: the prompts are chats that end in a turn of the assistant, and the completions continue it.
+        among_answers: labels of one token each, such as `[" yes", " no"]`, which alone are scored among, with
+            `end=False`; see `Batch.among_answers`.
 
     Warns where a message or a completion of a chat holds a control token, such as an end of turn, as it acts as one.
 
@@ -81,7 +84,8 @@ def encode(
     _warn_of_control_tokens(tokenizer, template, examples)
     batch = batch_from_rows(ids, roles, examples=examples, tokenizer=tokenizer)
     check_vocabulary(model, batch, "the examples")
-    return replace(batch, truncated=tuple(cut), template=template)
+    batch = replace(batch, truncated=tuple(cut), template=template)
+    return batch if among_answers is None else batch.among_answers(among_answers)
 
 
 def encode_prompts(

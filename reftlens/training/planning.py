@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from reftlens.bridge.lengths import changes_with_length, length_limit
 from reftlens.bridge.protocol import Bridge, device_of, is_bridge
@@ -150,15 +151,21 @@ class _Run:
 
     def in_cone(self, cone: Cone) -> Forecast:
         stored, steps = Stored(cone, self.size, self._width(cone.reuse)), list[Work]()
-        capture = stored.prepare(self.device)
+        capture, size = stored.prepare(self.device), self._scoring(cone.body.cut)
         for step in self._steps:
             total = Work()
             for rows in step:
                 capture += stored.fetch(rows)
                 courses = cone.divided([Job(0, rows)])[1]
-                total += step_work(self.size, courses, self.lowest, scored_only=cone.reuse.scored_only)
+                total += step_work(size, courses, self.lowest, scored_only=cone.reuse.scored_only)
             steps.append(total)
         return self._forecast(cone.computation, capture, tuple(steps), cone.store.size, cone.store.tier)
+
+    def _scoring(self, cut: nn.Linear | None) -> Size:
+        """With no more of the unembedding than the answers need."""
+        answers = len(self.data.answers)
+        rows = self.size.unembedding if cut is None or not answers else answers * cut.in_features
+        return replace(self.size, unembedding=rows)
 
     def _width(self, reuse: Reuse) -> int:
         """Bytes of a number that is kept."""
@@ -169,4 +176,5 @@ class _Run:
         what = (
             f"{name} ({size.depth} blocks of width {size.d:,}, {in_units(size.bytes, 'B')} of weights) on {self.device}"
         )
+        computation += f"; scored{self.data.among}" if self.data.answers else ""
         return Forecast(what, computation, self.config, capture, steps, self._full_steps, stored, tier)

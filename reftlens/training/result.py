@@ -10,6 +10,7 @@ from reftlens import figures
 from reftlens.bridge.source import Source, in_words
 from reftlens.figures import Axes, DataFrame
 from reftlens.text.batch import Batch
+from reftlens.text.view import token_text
 from reftlens.training.config import FitConfig
 
 
@@ -25,7 +26,8 @@ def encoding_of(data: Batch) -> dict[str, Any]:
         return {}
     start, first = data.tokenizer.bos_token_id, data.tokens[:, 0]
     begins = start is not None and bool((first == start).all())
-    return asdict(data.template) | {"bos": data.tokenizer.bos_token if begins else None}
+    words = asdict(data.template) | {"bos": data.tokenizer.bos_token if begins else None}
+    return words | ({"answers": [token_text(data.tokenizer, i) for i in data.answers]} if data.answers else {})
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class FitResult:
     source: Source = field(default_factory=dict)
     """Where the model's weights were read from."""
     encoding: dict[str, Any] = field(default_factory=dict)
-    """How the data were encoded: the settings of the `Template`, and the token that every row begins with, where that
-    is `bos`; empty for rows that were not encoded from text."""
+    """How the data were encoded: the settings of the `Template`, the token that every row begins with, where that is
+    `bos`, and the answers that were scored among; empty for rows that were not encoded from text."""
 
     def __str__(self) -> str:
         held_out = f", validation {min(loss for _, loss in self.validation):.4f}" if self.validation else ""

@@ -50,7 +50,10 @@ def rows_of(base: Batch, test: Batch, variable: str | None) -> Batch:
 
 
 def check_same_prompts(data: Batch, base: Batch) -> None:
-    """Raise `ValueError` where `base` has other rows than `data`."""
+    """Raise `ValueError` where `base` has other rows than `data`, or is scored among other answers."""
+    if base.answers != data.answers:
+        theirs, mine = (batch.among.strip() or "among all tokens" for batch in (base, data))
+        raise ValueError(f"base is scored {theirs}, and the data {mine}: both.among_answers([…]) with the same labels")
     if len(base) != len(data):
         raise ValueError(f"base has {len(base)} row(s), and the data {len(data)}")
     for row in range(len(data)):

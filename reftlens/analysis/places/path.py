@@ -136,7 +136,7 @@ def edit_path(
     with training_mode(reft, training=False):
         for rows in tqdm(pieces(len(data), batch_size), desc="path", unit="batch", disable=not progress):
             here = data[list(rows)].to("cpu")
-            batch, other = here.to(device_of(model)), None if against is None else against[list(rows)].target_ids
+            batch, other = here.to(device_of(model)), None if against is None else _targets(against[list(rows)])
             changes, change = _changes_of(model, batch, other, bound.edits(batch.view, rows), layout)
             attributed.append(torch.stack([per_example(share, here) for share in changes]))
             total.append(per_example(change, here))
@@ -198,6 +198,11 @@ def _layout_of(model: Bridge, places: Sequence[Place]) -> _Layout:
     )
 
 
+def _targets(batch: Batch) -> Int[Tensor, " targets"]:
+    """Their tokens: the change of a logit is the same among whatever answers."""
+    return batch.tokens[batch.target_mask]
+
+
 @torch.no_grad()
 def _changes_of(
     model: Bridge, batch: Batch, other: Int[Tensor, " targets"] | None, edits: list[Edit], layout: _Layout
@@ -210,7 +215,7 @@ def _changes_of(
     changed += [b - a for a, b in zip(start[count:], start_edited[count:], strict=True)]
     changed += [end_edited[i] - end[i] for i in range(count, count + outputs)]
     (x, length), (_, length_edited) = end[-2:], end_edited[-2:]
-    ids = batch.target_ids
+    ids = _targets(batch)
     u = _directions(model, ids)
     gained = (logits_edited - logits).cpu().double()
     total = gained.gather(1, ids.cpu()[:, None])[:, 0]
