@@ -29,7 +29,7 @@ class ScoreTable:
     """What each row scores under each plan: equal computations are one, and those of earlier calls are read.
 
     One computation are rows with the same tokens, targets, answers and edited tokens, where what acts has the same
-    parameters and strength. What the library's own interventions score is kept for later calls with the same weights and
+    parameters and strength. What the library's own interventions score is kept for later calls with equal weights and
     settings. Nothing is kept of other classes, of exchanges, and where nothing of the frozen computation may be reused.
 
     Args:
