@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import pandas
 import pytest
 
 import architectures as A
@@ -192,3 +193,91 @@ def test_content_that_is_no_text_is_refused_where_the_template_writes_it_out():
     parts = [{"type": "text", "text": "the cat"}]
     with pytest.raises(ValueError, match=r"reads text only, and writes out \[\{'type': 'text'"):
         rl.encode_prompts(A.bridge("llama"), [[{"role": "user", "content": parts}]], chat=True)
+
+
+# -- chats as data sets hold them -----------------------------------------------------------------------------
+
+TALK = [
+    turn("system", "be kind"),
+    turn("user", "the cat"),
+    turn("assistant", "sat on the mat"),
+    turn("user", "a dog 🍕"),
+    turn("assistant", "ran by the hill"),
+]
+
+
+def _records(as_frame):
+    chats = [{"messages": TALK, "source": "a"}, {"messages": TALK[1:3], "source": "b"}]
+    return pandas.DataFrame(chats) if as_frame else iter(chats)
+
+
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_a_chat_is_what_the_template_makes_of_the_whole_of_it_token_for_token(llama, as_frame):
+    examples = rl.load_examples(_records(as_frame))
+    assert [e.completion for e in examples] == ["ran by the hill", "sat on the mat"]
+    batch = rl.encode(llama, examples, chat=True)
+    for row, chat in enumerate((TALK, TALK[1:3])):
+        whole = llama.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
+        assert batch.tokens[row][batch.attention_mask[row]].tolist() == whole
+        assert batch.tokenizer.decode(batch.tokens[row][batch.target_mask[row]]) == f"{chat[-1]['content']}<end>"
+
+
+def test_every_turn_of_the_assistant_is_an_example_of_its_own_where_that_is_wanted(llama):
+    examples = rl.load_examples(_records(True), turns="every")
+    assert [e.completion for e in examples] == ["sat on the mat", "ran by the hill", "sat on the mat"]
+    batch = rl.encode(llama, examples, chat=True)
+    prompts = rl.encode_prompts(llama, [e.prompt for e in examples], chat=True)
+    for row, chat in enumerate((TALK[:3], TALK, TALK[1:3])):
+        whole = llama.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
+        assert batch.tokens[row][batch.attention_mask[row]].tolist() == whole
+        assert (
+            batch.tokens[row][batch.prompt_mask[row]].tolist() == prompts.tokens[row][prompts.prompt_mask[row]].tolist()
+        )
+    assert rl.load_examples([{"chat": TALK}], messages="chat")[0].prompt == TALK[:4]
+
+
+@pytest.mark.parametrize(
+    ("messages", "why"),
+    [
+        (TALK[:4], "row 1 ends in a turn of 'user', after which nothing is learned"),
+        (TALK[2:3], "row 1 begins with the assistant"),
+        ([], r"row 1 has '\[\]' as its messages, expected a list"),
+        ("the cat", "row 1 has 'the cat' as its messages"),
+        ([*TALK[:2], {"from": "gpt", "value": "sat"}], r"row 1, message 2 is {'from': 'gpt', .* name the keys so"),
+        ([*TALK[:2], turn("assistant", None)], "row 1, message 2 has 'None' as content, and text alone"),
+        ([*TALK[:2], turn("assistant", "")], "row 1, message 2 has '' as content"),
+        ([*TALK[:2], turn("assistant", "a") | {"tool_calls": [1]}], "row 1, message 2 has tool_calls beside its text"),
+    ],
+)
+def test_what_is_no_chat_to_learn_from_is_named_by_row_and_message(messages, why):
+    with pytest.raises(ValueError, match=why):
+        rl.load_examples([{"messages": TALK}, {"messages": messages}])
+
+
+def test_fields_that_cannot_be_meant_are_refused():
+    both = {"messages": TALK, "prompt": "a", "completion": "b"}
+    with pytest.raises(ValueError, match="row 0 has prompt, completion and messages, too"):
+        rl.load_examples([both])
+    with pytest.raises(ValueError, match="turns='every' is of chats, and no record has a field 'messages'"):
+        rl.load_examples([{"prompt": "a", "completion": "b"}], turns="every")
+    assert rl.load_examples([both], prompt="messages")[0].prompt == TALK, "a field named as the prompt is the prompt"
+
+
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + A.TEMPLATE
+DROPS = A.TEMPLATE.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (REFUSES, "row 1: the chat template refuses these messages, of system, user, assistant, user: no system role"),
+        (DROPS, "row 1: the chat template leaves out or changes what 'system' says, 'be kind'"),
+    ],
+)
+def test_what_a_template_cannot_express_is_refused(templated, template, why):
+    model, examples = templated(template), rl.load_examples([{"messages": TALK[1:]}, {"messages": TALK}])
+    assert len(rl.encode(model, examples[:1], chat=True)) == 1
+    with pytest.raises(ValueError, match=why):
+        rl.encode(model, examples, chat=True)
+    with pytest.raises(ValueError, match="row 0: the chat template"):
+        rl.encode_prompts(model, [TALK[:2]], chat=True)

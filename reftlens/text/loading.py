@@ -6,42 +6,77 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from reftlens.errors import check_one_of
 from reftlens.files import located
 from reftlens.text.batch import Example
+from reftlens.text.chats import chat_examples
 
 Source = str | Path | Iterable[Any]
 """A file, or records: dictionaries, the rows of a `DataFrame`, or of a split of a Hugging Face data set."""
 
 
-def load_examples(source: Source, *, prompt: str = "prompt", completion: str = "completion") -> list[Example]:
+def load_examples(
+    source: Source,
+    *,
+    prompt: str = "prompt",
+    completion: str = "completion",
+    messages: str = "messages",
+    turns: Literal["last", "every"] = "last",
+) -> list[Example]:
     """Examples from a file (JSON lines, a JSON array, CSV or TSV), a `DataFrame`, or any iterable of records.
 
     An iterable of records is a list of dictionaries, say, or a Hugging Face data set. Files are UTF-8, or UTF-16 with
-    its mark at the beginning. `prompt` and `completion` name the fields.
+    its mark at the beginning. A record is a prompt and its completion, or a chat, `{"messages": [{"role": "user",
+    "content": …}, …, {"role": "assistant", …}]}`: the assistant's last turn completes what stands before it.
+    `encode(model, examples, chat=True)` then writes what the tokenizer's chat template makes of the whole chat.
+
+    Args:
+        prompt, completion, messages: the names of the fields.
+        turns: "every" makes an example of each turn of the assistant, after all that precedes it, as it is generated.
 
     Raises:
-        ValueError: naming the line or row, for what cannot be read, lacks a field, or has no text as its completion.
+        ValueError: naming the line or row, for what cannot be read, lacks a field, has no text as its completion, or
+            is a chat that is not one or does not end with the assistant.
     """
-    examples = []
+    check_one_of("turns", turns, ("last", "every"))
+    examples, chats = [], 0
     for place, record in records(source):
         if not isinstance(record, Mapping):
             raise ValueError(f"{place} is no record with fields {prompt!r} and {completion!r}: {str(record)[:60]!r}")
-        missing = [f for f in (prompt, completion) if f not in record]
-        if missing:
-            raise ValueError(
-                f"{place} has no field {missing[0]!r}, it has: {', '.join(map(str, record))}: name the one that holds "
-                "it by its argument (prompts without completions: encode_prompts)"
-            )
-        if not isinstance(record[completion], str):
-            raise ValueError(
-                f"{place}: {completion} is {record[completion]!r}, expected text: what the model is to write there"
-            )
-        examples.append(Example(record[prompt], record[completion]))
+        if _is_chat(record, messages, (prompt, completion), place):
+            examples += chat_examples(record[messages], place, every=turns == "every")
+            chats += 1
+        else:
+            examples.append(_example(record, prompt, completion, place))
     if not examples:
         raise ValueError(f"no examples in {source if isinstance(source, str | Path) else type(source).__name__}")
+    if turns == "every" and not chats:
+        raise ValueError(f"turns='every' is of chats, and no record has a field {messages!r}: drop it, or name theirs")
     return examples
+
+
+def _is_chat(record: Mapping[str, Any], messages: str, others: tuple[str, str], place: str) -> bool:
+    if messages in others:
+        return False
+    if messages in record and all(name in record for name in others):
+        raise ValueError(f"{place} has {', '.join(others)} and {messages}, too: drop the field that is not meant")
+    return messages in record
+
+
+def _example(record: Mapping[str, Any], prompt: str, completion: str, place: str) -> Example:
+    missing = [f for f in (prompt, completion) if f not in record]
+    if missing:
+        raise ValueError(
+            f"{place} has no field {missing[0]!r}, it has: {', '.join(map(str, record))}: name the one that holds "
+            "it by its argument (prompts without completions: encode_prompts)"
+        )
+    if not isinstance(record[completion], str):
+        raise ValueError(
+            f"{place}: {completion} is {record[completion]!r}, expected text: what the model is to write there"
+        )
+    return Example(record[prompt], record[completion])
 
 
 def records(source: Source) -> Iterator[tuple[str, Any]]:

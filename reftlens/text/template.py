@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jinja2 import TemplateError
+
 from reftlens.text.view import token_spans
 
 Messages = Sequence[Mapping[str, str]]
@@ -48,9 +50,11 @@ class Template:
         self._check_turns(prompt, row)
         self._check_arguments(tokenizer)
         turns = self._turns(prompt)
+        text = self._render(tokenizer, turns, row, add_generation_prompt=not self.continue_last)
+        _check_whole(turns, text, row)
         if not self.continue_last:
-            return self._render(tokenizer, turns, add_generation_prompt=True)
-        text, last = self._render(tokenizer, turns), turns[-1]["content"]
+            return text
+        last = turns[-1]["content"]
         if not isinstance(last, str) or last not in text:
             raise ValueError(
                 f"row {row}: the chat template changes the last message, {str(last)[:40]!r}: {_tail(text)!r}"
@@ -64,7 +68,7 @@ class Template:
             return before, ""
         turns = self._turns(prompt)
         begun = turns.pop() if self.continue_last else _turn("assistant", "")
-        full = self._render(tokenizer, [*turns, {**begun, "content": begun["content"] + completion}])
+        full = self._render(tokenizer, [*turns, {**begun, "content": begun["content"] + completion}], row)
         if not full.startswith(before + completion):
             raise ValueError(f"row {row}: {_difference(before, completion, full)}")
         return before, full[len(before) + len(completion) :]
@@ -128,23 +132,43 @@ class Template:
     def end_of_turn(self, tokenizer: Any) -> list[int]:
         """Token ids of the end of an assistant turn in the tokenizer's chat template, up to the special token."""
         mark = "reply"
-        full = self._render(tokenizer, [*self._turns("x"), _turn("assistant", mark)])
+        full = self._render(tokenizer, [*self._turns("x"), _turn("assistant", mark)], 0)
         return ending(tokenizer, full[full.rindex(mark) + len(mark) :])
 
     def _turns(self, prompt: Prompt) -> list[Mapping[str, str]]:
         turns: list[Mapping[str, str]] = list(prompt) if not isinstance(prompt, str) else [_turn("user", prompt)]
         return turns if self.system is None else [_turn("system", self.system), *turns]
 
-    def _render(self, tokenizer: Any, turns: Messages, *, add_generation_prompt: bool = False) -> str:
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt, **self.arguments
-        )
+    def _render(self, tokenizer: Any, turns: Messages, row: int, *, add_generation_prompt: bool = False) -> str:
+        arguments = {"tokenize": False, "add_generation_prompt": add_generation_prompt, **self.arguments}
+        try:
+            text = tokenizer.apply_chat_template(turns, **arguments)
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise ValueError(
+                f"row {row}: the chat template refuses these messages, of {roles}: {error}; write them as it wants them"
+            ) from error
         for content in (turn["content"] for turn in turns if turn["content"] and not isinstance(turn["content"], str)):
             if str(content) in text:
                 raise ValueError(
                     f"this chat template reads text only, and writes out {str(content)[:60]}: give the text"
                 )
         return text
+
+
+def _check_whole(turns: Messages, text: str, row: int) -> None:
+    """Raise where the template leaves out what the user or the system says."""
+    for turn in turns:
+        content = turn["content"]
+        if turn["role"] in ("system", "user") and isinstance(content, str) and _letters(content) not in _letters(text):
+            raise ValueError(
+                f"row {row}: the chat template leaves out or changes what {turn['role']!r} says, {content[:40]!r}: "
+                f"{_tail(text)!r}; write it into a message that the template keeps"
+            )
+
+
+def _letters(text: str) -> str:
+    return text.strip().casefold()
 
 
 def _turn(role: str, content: str) -> Mapping[str, str]:
