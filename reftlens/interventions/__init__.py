@@ -4,7 +4,8 @@ from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import ConsReFT, DiReFT, LobiReFT, LoReFT, NoReFT, OrthoDiReFT
 from reftlens.interventions.fixed import Ablation, Noise, SteeringVector
 from reftlens.interventions.interchange import DAS, Interchange
-from reftlens.interventions.masks import BoundlessDAS, SAEMask, SigmoidMask
+from reftlens.interventions.learned_rank import BoundlessDAS
+from reftlens.interventions.masks import SAEMask, SigmoidMask
 from reftlens.interventions.pooled import ReFTr1
 from reftlens.interventions.subspace import Frame, orthonormal
 

@@ -4,6 +4,7 @@
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from reftlens.interventions.fixed import checked_tensor
 from reftlens.interventions.interchange import Exchange
 from reftlens.interventions.subspace import Frame
-from reftlens.numbers import tensor_of, whole
+from reftlens.numbers import tensor_of
 
 Temperature = Sequence[float]
 """First and last."""
@@ -42,9 +43,13 @@ class GatedExchange(Exchange):
     def _gate_settings(self) -> dict[str, Any]:
         return {"temperature": list(self.temperature), "sparsity": self.sparsity}
 
+    @abstractmethod
+    def gate_logits(self) -> Float[Tensor, " {self.rank}"]:
+        """What is trained of the gates; a direction is open where it is positive."""
+
     def gate(self) -> Float[Tensor, " {self.rank}"]:
-        """How far each direction is open, at the present temperature."""
-        raise NotImplementedError
+        """How far each direction is open, `σ(logit / T)` at the present temperature."""
+        return torch.sigmoid(self.gate_logits() / self.temperature_now)
 
     def is_open(self) -> Bool[Tensor, " {self.rank}"]:
         """Directions more open than shut."""
@@ -63,61 +68,15 @@ class GatedExchange(Exchange):
         return self.gate().to(h.dtype) * moved
 
 
-class BoundlessDAS(GatedExchange):
-    """DAS that learns its width (Boundless DAS, Wu et al. 2023, arXiv 2305.08809), within `rank` directions.
-
-    `h' = h + strength · (m ⊙ (source - h) B) Bᵀ`, `B` orthonormal and trained, `m_i = σ((w · rank - i - ½) / T)` for
-    `i = 0 … rank - 1`: the first `w · rank` directions are open. In place of a d × d rotation there is a frame of
-    `rank` columns, and the gate's lower edge is left out: it would hold direction 0 half shut at any width.
-
-    Args:
-        temperature: of the gate, first and last, in directions; by default `(rank / 2, 0.1)`.
-        sparsity: price of an open direction in nats, added to the loss.
-    """
-
-    kind = "BoundlessDAS"
-
-    def __init__(
-        self,
-        d: SupportsIndex,
-        rank: SupportsIndex,
-        *,
-        temperature: Temperature | None = None,
-        sparsity: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(d, rank, temperature or (max(whole(rank, "rank") / 2, 0.1), 0.1), sparsity)
-        self.frame = Frame(self.d, self.rank)
-        self.width = nn.Parameter(torch.tensor(0.5, dtype=torch.float32))
-        self.reset(generator)
-
-    def gate(self) -> Float[Tensor, " {self.rank}"]:
-        edges = torch.arange(self.rank, device=self.width.device, dtype=torch.float32) + 0.5
-        return torch.sigmoid((self.width * self.rank - edges) / self.temperature_now)
-
-    def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
-        return self.frame()
-
-    def settings(self) -> dict[str, Any]:
-        return {"d": self.d, "rank": self.rank, **self._gate_settings}
-
-    @torch.no_grad()
-    def reset(self, generator: torch.Generator | None = None) -> None:
-        """A frame drawn uniformly, half of it open."""
-        self.frame.reset(generator)
-        self.width.fill_(0.5)
-        self.anneal(0.0)
-
-
-class _Mask(GatedExchange):
-    """A gate `m = σ(l / T)` for each unit, its logits `l` trained from 0."""
+class LogitGates(GatedExchange):
+    """Abstract: a gate `m = σ(l / T)` for each unit, its logits `l` trained from 0."""
 
     def __init__(self, d: SupportsIndex, rank: SupportsIndex, temperature: Temperature, sparsity: float) -> None:
         super().__init__(d, rank, temperature, sparsity)
         self.logits = nn.Parameter(torch.zeros(self.rank, dtype=torch.float32))
 
-    def gate(self) -> Float[Tensor, " {self.rank}"]:
-        return torch.sigmoid(self.logits / self.temperature_now)
+    def gate_logits(self) -> Float[Tensor, " {self.rank}"]:
+        return self.logits
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
@@ -126,7 +85,7 @@ class _Mask(GatedExchange):
         self.anneal(0.0)
 
 
-class SigmoidMask(_Mask):
+class SigmoidMask(LogitGates):
     """Differential binary masking: which units are exchanged (Cao et al. 2020; De Cao et al. 2022).
 
     `h' = h + strength · (σ(l / T) ⊙ (source - h) B) Bᵀ`, the logits `l` trained from 0. `B` is fixed: the standard
@@ -165,7 +124,7 @@ class SigmoidMask(_Mask):
         return {"d": self.d, "rank": None if self.directions is None else self.rank, **self._gate_settings}
 
 
-class SAEMask(_Mask):
+class SAEMask(LogitGates):
     """A mask over the latents of a sparse autoencoder; what the autoencoder does not explain stays as it is.
 
     `h' = h + strength · (m ⊙ (z(source) - z(h))) W_dec` with `z(h) = relu((h - b_dec) W_enc + b_enc)` and

@@ -1,0 +1,57 @@
+"""DAS that learns its rank: gates over the directions of a trained frame."""
+
+from typing import Any, SupportsIndex
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reftlens.interventions.masks import GatedExchange, Temperature
+from reftlens.interventions.subspace import Frame
+from reftlens.numbers import whole
+
+
+class BoundlessDAS(GatedExchange):
+    """DAS that learns its width (Boundless DAS, Wu et al. 2023, arXiv 2305.08809), within `rank` directions.
+
+    `h' = h + strength · (m ⊙ (source - h) B) Bᵀ`, `B` orthonormal and trained, `m_i = σ((w · rank - i - ½) / T)` for
+    `i = 0 … rank - 1`: the first `w · rank` directions are open. In place of a d × d rotation there is a frame of
+    `rank` columns, and the gate's lower edge is left out: it would hold direction 0 half shut at any width.
+
+    Args:
+        temperature: of the gate, first and last, in directions; by default `(rank / 2, 0.1)`.
+        sparsity: price of an open direction in nats, added to the loss.
+    """
+
+    kind = "BoundlessDAS"
+
+    def __init__(
+        self,
+        d: SupportsIndex,
+        rank: SupportsIndex,
+        *,
+        temperature: Temperature | None = None,
+        sparsity: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(d, rank, temperature or (max(whole(rank, "rank") / 2, 0.1), 0.1), sparsity)
+        self.frame = Frame(self.d, self.rank)
+        self.width = nn.Parameter(torch.tensor(0.5, dtype=torch.float32))
+        self.reset(generator)
+
+    def gate_logits(self) -> Float[Tensor, " {self.rank}"]:
+        edges = torch.arange(self.rank, device=self.width.device, dtype=torch.float32) + 0.5
+        return self.width * self.rank - edges
+
+    def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
+        return self.frame()
+
+    def settings(self) -> dict[str, Any]:
+        return {"d": self.d, "rank": self.rank, **self._gate_settings}
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """A frame drawn uniformly, half of it open."""
+        self.frame.reset(generator)
+        self.width.fill_(0.5)
+        self.anneal(0.0)
