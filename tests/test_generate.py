@@ -30,7 +30,7 @@ def prompts():
 def batch_of(rows, side="right", pad=2):
     """A `Batch` of prompts built by hand."""
     from reftlens.text.batch import Batch, Example
-    from reftlens.text.view import Role
+    from reftlens.text.view import TokenRole
 
     longest = max(map(len, rows))
 
@@ -39,7 +39,7 @@ def batch_of(rows, side="right", pad=2):
         return filling + row if side == "left" else row + filling
 
     tokens = torch.tensor([padded(row, pad) for row in rows])
-    role = torch.tensor([padded([int(Role.PROMPT)] * len(row), int(Role.PAD)) for row in rows])
+    role = torch.tensor([padded([int(TokenRole.PROMPT)] * len(row), int(TokenRole.PAD)) for row in rows])
     examples = tuple(Example("") for _ in rows)
     return Batch(tokens, role, torch.zeros_like(role, dtype=torch.bool), examples, tokenizer())
 
@@ -753,7 +753,7 @@ def test_a_character_of_several_tokens_is_marked_once(llama):
 
 def test_the_batch_of_a_generation_is_its_text_with_roles(llama):
     import reftlens as rl
-    from reftlens.text.view import Role
+    from reftlens.text.view import TokenRole
 
     found = rl.generate(None, llama, ["the cat sat on", "a dog"], rl.Decoding(max_new_tokens=3))
     batch = found.batch()
@@ -761,7 +761,7 @@ def test_the_batch_of_a_generation_is_its_text_with_roles(llama):
         real = batch.attention_mask[row]
         p, g = found.prompt_ids[row], found.ids[row]
         assert batch.tokens[row][real].tolist() == [*p, *g]
-        assert batch.role[row][real].tolist() == [Role.PROMPT] * len(p) + [Role.GENERATED] * len(g)
+        assert batch.role[row][real].tolist() == [TokenRole.PROMPT] * len(p) + [TokenRole.GENERATED] * len(g)
         assert batch.target_mask[row][real].tolist() == [False] * len(p) + [True] * len(g)
 
 

@@ -38,10 +38,10 @@ def reference():
 @pytest.fixture
 def batch(reference):
     from reftlens.text.batch import batch_from_rows
-    from reftlens.text.view import Role
+    from reftlens.text.view import TokenRole
 
     ids = reference[1]["input_ids"].tolist()
-    return batch_from_rows(ids, [[int(Role.PROMPT)] * len(row) for row in ids])
+    return batch_from_rows(ids, [[int(TokenRole.PROMPT)] * len(row) for row in ids])
 
 
 def _logits(reft, reference, batch):

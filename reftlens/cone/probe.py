@@ -27,7 +27,7 @@ from reftlens.editing.variant import Variant
 from reftlens.errors import NotFinite, check_finite, in_brief
 from reftlens.text.batch import Batch, batch_from_rows
 from reftlens.text.positions import At, First, Last
-from reftlens.text.view import Role
+from reftlens.text.view import TokenRole
 
 _LONGEST = 128
 """Tokens of a row of the data that are compared."""
@@ -157,7 +157,7 @@ def _short_rows(full: Full, seed: int) -> Batch:
     generator, pool = torch.Generator().manual_seed(seed), full.data.tokens[full.data.attention_mask].cpu()
     ids = [pool[torch.randint(len(pool), (n,), generator=generator)].tolist() for n in lengths]
     ids = [*ids[:1], *(ids[1][:3] + row[3:] for row in ids[1:])]  # a beginning that all but the first share
-    roles = [[Role.PROMPT] * p + [Role.RESPONSE] * (n - p) for n, p in zip(lengths, _PROMPTS, strict=True)]
+    roles = [[TokenRole.PROMPT] * p + [TokenRole.RESPONSE] * (n - p) for n, p in zip(lengths, _PROMPTS, strict=True)]
     targets = [
         [column == n - 2 or p <= column <= p + row for column in range(n)]
         for row, (n, p) in enumerate(zip(lengths, _PROMPTS, strict=True))

@@ -27,7 +27,7 @@ from reftlens.generation.session import Session
 from reftlens.generation.stages import OVERHEAD, shared
 from reftlens.text.batch import Batch, batch_from_rows
 from reftlens.text.positions import All, First, Last, Positions
-from reftlens.text.view import Role
+from reftlens.text.view import TokenRole
 
 _LENGTHS, _ALIKE, _WRITTEN = (7, 4), 3, 2
 """Tokens of the short prompts, those that both begin with where beginnings are shared, and those that are written."""
@@ -117,7 +117,7 @@ def _short(session: Session, room: int, obstacle: str) -> tuple[Session, Int[Ten
     ids = [drawn(n).tolist() for n in lengths]
     if alike:
         ids[1:] = [ids[0][: (n := min(_ALIKE, len(row) - 1))] + row[n:] for row in ids[1:]]
-    roles = [[Role.PROMPT] * n for n in lengths]
+    roles = [[TokenRole.PROMPT] * n for n in lengths]
     prompts = batch_from_rows(ids, roles, tokenizer=session.rows.tokenizer)
     reft = None if session.reft is None else _on_short_prompts(session.reft, _early(session))
     decoding = Decoding(max_new_tokens=_WRITTEN + 1, verify=False)

@@ -13,7 +13,7 @@ from reftlens import figures
 from reftlens.figures import Axes, DataFrame
 from reftlens.generation.rows import Rows
 from reftlens.text.batch import Batch, batch_from_rows
-from reftlens.text.view import Role, token_spans
+from reftlens.text.view import TokenRole, token_spans
 
 _COLUMNS = ("texts", "prompt_ids", "ids", "edited", "logits")
 """Of a `Generation`, with an entry for each prompt."""
@@ -68,8 +68,8 @@ class Generation:
     def batch(self) -> Batch:
         """The same tokens as a batch with the generated ones as such, for a teacher-forced forward pass."""
         rows = list(zip(self.prompt_ids, self.ids, strict=True))
-        roles = [[int(Role.PROMPT)] * len(p) + [int(Role.GENERATED)] * len(g) for p, g in rows]
-        targets = [[r == Role.GENERATED for r in row] for row in roles]
+        roles = [[int(TokenRole.PROMPT)] * len(p) + [int(TokenRole.GENERATED)] * len(g) for p, g in rows]
+        targets = [[r == TokenRole.GENERATED for r in row] for row in roles]
         return batch_from_rows([[*p, *g] for p, g in rows], roles, targets, tokenizer=self.tokenizer)
 
     def marked(self, row: int = 0) -> str:

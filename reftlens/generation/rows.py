@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from reftlens.text.batch import Batch
-from reftlens.text.view import Role, TokenView
+from reftlens.text.view import TokenRole, TokenView
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Rows:
         filling = getattr(prompts.tokenizer, "pad_token_id", None) or 0
         tokens = torch.tensor([[filling] * (longest - len(row)) + row for row in ids], device=device)
         before = torch.arange(longest) < torch.tensor([[longest - len(row)] for row in ids])
-        role = torch.where(before, int(Role.PAD), int(Role.PROMPT)).to(device)
+        role = torch.where(before, int(TokenRole.PAD), int(TokenRole.PROMPT)).to(device)
         nowhere = torch.zeros_like(role, dtype=torch.bool)
         return cls(tokens, role, nowhere, nowhere[:, 0].clone(), prompts.tokenizer)
 
@@ -49,7 +49,7 @@ class Rows:
     @property
     def real(self) -> Bool[Tensor, "row column"]:
         """Tokens that are no padding."""
-        return self.role != Role.PAD
+        return self.role != TokenRole.PAD
 
     @property
     def view(self) -> TokenView:
@@ -74,7 +74,7 @@ class Rows:
         """With one more token in every row that is not done; one of `stops` ends its row."""
         going = ~self.done
         tokens = torch.where(going, tokens, self.tokens[0, 0])
-        role = torch.where(going, int(Role.GENERATED), int(Role.PAD)).to(self.role)
+        role = torch.where(going, int(TokenRole.GENERATED), int(TokenRole.PAD)).to(self.role)
         columns = {"tokens": tokens, "role": role, "edited": torch.zeros_like(going)}
         wider = {name: torch.cat([getattr(self, name), column[:, None]], dim=1) for name, column in columns.items()}
         return replace(self, **wider, done=self.done | torch.isin(tokens, stops))
@@ -88,16 +88,20 @@ class Rows:
             columns = [getattr(part, name) for part in parts]
             return torch.cat([pad(column, (0, width - column.shape[1]), value=filling) for column in columns])
 
-        columns = {"tokens": joined("tokens", 0), "role": joined("role", int(Role.PAD)), "edited": joined("edited", 0)}
+        columns = {
+            "tokens": joined("tokens", 0),
+            "role": joined("role", int(TokenRole.PAD)),
+            "edited": joined("edited", 0),
+        }
         return replace(parts[0], **columns, done=torch.cat([part.done for part in parts]))
 
     def prompt_ids(self, row: int) -> tuple[int, ...]:
         """Tokens of the prompt."""
-        return tuple(self.tokens[row, self.role[row] == Role.PROMPT].tolist())
+        return tuple(self.tokens[row, self.role[row] == TokenRole.PROMPT].tolist())
 
     def ids(self, row: int) -> tuple[int, ...]:
         """Tokens that were written."""
-        return tuple(self.tokens[row, self.role[row] == Role.GENERATED].tolist())
+        return tuple(self.tokens[row, self.role[row] == TokenRole.GENERATED].tolist())
 
     def marks(self, row: int) -> tuple[bool, ...]:
         """Which tokens were edited, of the prompt and of what was written."""

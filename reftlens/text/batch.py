@@ -16,7 +16,7 @@ from reftlens.numbers import Choice, Integers, row_numbers, seeded
 from reftlens.text.sources import Source, in_one, row_numbers_of
 from reftlens.text.targets import answer_ids, columns_of, require_targets
 from reftlens.text.template import Prompt, Template
-from reftlens.text.view import Role, TokenView
+from reftlens.text.view import TokenRole, TokenView
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Batch:
         return replace(
             first,
             tokens=rows_of("tokens"),
-            role=rows_of("role", int(Role.PAD)),
+            role=rows_of("role", int(TokenRole.PAD)),
             target_mask=rows_of("target_mask"),
             examples=tuple(example for b in batches for example in b.examples),
             truncated=tuple(offset + i for b, offset in zip(batches, offsets, strict=True) for i in b.truncated),
@@ -154,7 +154,7 @@ class Batch:
         """Some of the rows, by number, slice or mask, padding trimmed to the longest of them."""
         numbers = row_numbers(rows, len(self))
         index = torch.tensor(numbers, dtype=torch.long, device=self.tokens.device)
-        columns = (self.role[index] != Role.PAD).any(dim=0)
+        columns = (self.role[index] != TokenRole.PAD).any(dim=0)
         return replace(
             self.rearranged(lambda x: x[index][:, columns]),
             examples=tuple(self.examples[i] for i in numbers),
@@ -176,11 +176,11 @@ class Batch:
 
     @property
     def attention_mask(self) -> Bool[Tensor, "batch seq"]:
-        return self.role != Role.PAD
+        return self.role != TokenRole.PAD
 
     @property
     def prompt_mask(self) -> Bool[Tensor, "batch seq"]:
-        return self.role == Role.PROMPT
+        return self.role == TokenRole.PROMPT
 
     @cached_property
     def view(self) -> TokenView:
@@ -214,7 +214,7 @@ class Batch:
         """SHA-256 over ids, roles and targets of all rows, their sources and answers; padding does not matter."""
         digest = hashlib.sha256()
         for ids, role, target in zip(self.tokens.tolist(), self.role.tolist(), self.target_mask.tolist(), strict=True):
-            row = [(t, r, int(s)) for t, r, s in zip(ids, role, target, strict=True) if r != Role.PAD]
+            row = [(t, r, int(s)) for t, r, s in zip(ids, role, target, strict=True) if r != TokenRole.PAD]
             digest.update(json.dumps(row).encode())
         for name, source in sorted(self.sources.items()):
             digest.update(json.dumps([name, source.batch.fingerprint, source.rows.tolist()]).encode())
@@ -238,10 +238,10 @@ def batch_from_rows(
     def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
         return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
 
-    targets = [[r == Role.RESPONSE for r in row] for row in roles] if targets is None else targets
+    targets = [[r == TokenRole.RESPONSE for r in row] for row in roles] if targets is None else targets
     return Batch(
         tokens=padded(ids, pad),
-        role=padded(roles, int(Role.PAD)),
+        role=padded(roles, int(TokenRole.PAD)),
         target_mask=padded(targets, False).bool(),
         examples=tuple(examples or [Example("")] * len(ids)),
         tokenizer=tokenizer,

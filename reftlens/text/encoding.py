@@ -14,7 +14,7 @@ from reftlens.errors import check_one_of
 from reftlens.text.batch import Batch, Example, batch_from_rows
 from reftlens.text.template import Prompt, Template
 from reftlens.text.tokenising import plain_text, split_row, tokenise
-from reftlens.text.view import Role
+from reftlens.text.view import TokenRole
 from reftlens.text.vocabulary import check_vocabulary
 
 
@@ -78,7 +78,7 @@ def encode(
             else:
                 head, tail = _cut(head, tail, limit, truncate, i, tokenizer)
         ids.append(head + tail)
-        roles.append([int(Role.PROMPT)] * len(head) + [int(Role.RESPONSE)] * len(tail))
+        roles.append([int(TokenRole.PROMPT)] * len(head) + [int(TokenRole.RESPONSE)] * len(tail))
     if cut:
         warnings.warn(f"{len(cut)} row(s) were cut to {limit} tokens at the {truncate}: {cut[:10]}", stacklevel=2)
     _warn_of_control_tokens(tokenizer, template, examples)
@@ -106,7 +106,7 @@ def encode_prompts(
         if len(row) > model.cfg.n_ctx:
             raise ValueError(f"row {i} has {len(row)} tokens, and the model's context is {model.cfg.n_ctx}")
         ids.append(row)
-    roles = [[int(Role.PROMPT)] * len(row) for row in ids]
+    roles = [[int(TokenRole.PROMPT)] * len(row) for row in ids]
     examples = [Example(prompt) for prompt in prompts]
     _warn_of_control_tokens(tokenizer, template, examples)
     batch = batch_from_rows(ids, roles, examples=examples, tokenizer=tokenizer)

@@ -13,7 +13,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 Mask = Bool[Tensor, "batch seq"]
 
 
-class Role(IntEnum):
+class TokenRole(IntEnum):
     """What a token is in its row."""
 
     PAD = 0
@@ -32,11 +32,11 @@ class TokenView:
 
     @cached_property
     def real(self) -> Mask:
-        return self.role != Role.PAD
+        return self.role != TokenRole.PAD
 
     @cached_property
     def prompt(self) -> Mask:
-        return self.role == Role.PROMPT
+        return self.role == TokenRole.PROMPT
 
     @cached_property
     def index(self) -> Int[Tensor, "batch seq"]:

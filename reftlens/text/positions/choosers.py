@@ -9,7 +9,7 @@ import torch
 from reftlens.errors import check_one_of
 from reftlens.numbers import Integers, whole, whole_numbers
 from reftlens.text.positions.base import Positions
-from reftlens.text.view import Mask, Role, TokenView
+from reftlens.text.view import Mask, TokenRole, TokenView
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Response(Positions):
     reaches_response: ClassVar[bool] = True
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        return _within(among, view.role >= Role.RESPONSE)
+        return _within(among, view.role >= TokenRole.RESPONSE)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Generated(Positions):
     reaches_response: ClassVar[bool] = True
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        return _within(among, view.role == Role.GENERATED)
+        return _within(among, view.role == TokenRole.GENERATED)
 
 
 def _within(among: Mask | None, mask: Mask) -> Mask:
