@@ -157,3 +157,36 @@ def test_labels_that_cannot_be_told_apart_by_one_token_are_refused(rl, llama):
     with pytest.raises(ValueError, match="token ids"):
         replace(data, tokenizer=None, template=None).among_answers(LABELS)
     assert among[[1, 0]].answers == among.answers == rl.Batch.join([among, among]).answers
+
+
+def test_every_result_says_so_and_no_other_does(rl, llama):
+    data, reft = data_on(rl, llama), reft_for(rl)
+    exchanged, das = data.resampled(), rl.ReFT({rl.resid_post(1, "last"): rl.DAS(32, 2)})
+    quiet = {"progress": False}
+    results = {
+        "doses": lambda d, _: rl.dose_response(reft, llama, d, [0.5, 1], **quiet),
+        "effects": lambda d, _: rl.effects(reft, llama, d, {"whole": rl.Variant()}, **quiet),
+        "cells": lambda d, _: rl.effects(reft, llama, d, "cells", **quiet),
+        "scores": lambda _, pairs: rl.causal.interchange_scores(das, llama, pairs, **quiet),
+        "illusion": lambda _, pairs: rl.causal.subspace_illusion(das, llama, pairs, **quiet),
+    }
+    for name, result in results.items():
+        among, over_all = result(data, exchanged), result(data.among_answers(None), exchanged.among_answers(None))
+        assert "among 3 answers" in str(among) and "answers" not in str(over_all).replace("right answers", ""), name
+        text = [
+            [*axes.get_figure().findobj(match=lambda a: hasattr(a, "get_text"))]
+            for axes in (among.plot(), over_all.plot())
+        ]
+        words = ["\n".join(t.get_text() for t in texts) for texts in text]
+        assert "among 3 answers" in words[0] and "among 3 answers" not in words[1], name
+
+
+def test_a_budget_of_kl_is_that_of_all_tokens(rl, llama):
+    data, plans = data_on(rl, llama), {"reft": reft_for(rl)}
+    settings = {"high": 30.0, "progress": False}
+    among, over_all = (
+        rl.strength.at_kl(0.05, plans, llama, d, **settings)["reft"] for d in (data, data.among_answers(None))
+    )
+    assert among.strength == over_all.strength and torch.equal(among.kl, over_all.kl)
+    expected = rl.dose_response(plans["reft"], llama, data, [among.strength], progress=False).on_data.effect[0]
+    assert torch.allclose(among.effect, expected) and not torch.allclose(over_all.effect, expected)

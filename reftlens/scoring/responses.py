@@ -39,6 +39,8 @@ class Responses:
     """What was computed for each plan, and what was reused; or why everything was computed."""
     reused: bool
     """Whether anything was: then each way of computing was also checked, unless `reuse` says otherwise."""
+    among: str = ""
+    """Among how many answers targets were scored, in words; "" for all tokens."""
 
 
 def responses(
@@ -77,7 +79,9 @@ def responses(
     (base, log_prob), (base_accuracy, accuracy), (_, kl) = ((x[0], x[1:]) for x in table.table())
     computation = table.computation(scorer)
     reused = scorer is None or scorer.reuses
-    return Responses(tuple(plans), log_prob, log_prob - base, accuracy, kl, base_accuracy, computation, reused)
+    return Responses(
+        tuple(plans), log_prob, log_prob - base, accuracy, kl, base_accuracy, computation, reused, data.among
+    )
 
 
 def swept(

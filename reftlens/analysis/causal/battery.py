@@ -132,7 +132,9 @@ class _Battery:
         own = None if self.base is None else first_targets(self.base)
         p = shuffled_p(gains, column, own, shuffles, self.seed) if movable(column, own) else math.nan
         selectivity = difference_of(scores.hits[trained], arbitrary)
-        return Controls(tuple(rows.values()), tuple(map(tuple, drawn.T.tolist())), p, shuffles, selectivity)
+        return Controls(
+            tuple(rows.values()), tuple(map(tuple, drawn.T.tolist())), p, shuffles, selectivity, self.test.among
+        )
 
     def _everywhere(self, module_for: Callable[[Intervention], Intervention]) -> ReFT:
         return ReFT({site: module_for(module) for site, module in self.reft.items()})

@@ -36,6 +36,8 @@ class Controls:
     shuffles: int
     selectivity: Estimate
     """Interchange accuracy less that of a subspace trained on arbitrary labels; paired bootstrap."""
+    among: str = ""
+    """Among how many answers targets were scored, in words; "" for all tokens."""
 
     def __getitem__(self, name: str) -> Control:
         return self.rows[index_of([row.name for row in self.rows], name, "control")]
@@ -95,7 +97,7 @@ class Controls:
         figures.level(ax, self["no edit"].accuracy.value, horizontal=False)
         ax.set_yticks(range(len(self.rows)), [r.name for r in self.rows])
         ax.invert_yaxis()
-        ax.set(xlabel="held-out interchange accuracy (95 % interval; dashed: no edit)", xlim=(-0.02, 1.02))
+        ax.set(xlabel=f"held-out interchange accuracy{self.among} (95 % interval; dashed: no edit)", xlim=(-0.02, 1.02))
         return ax
 
     def __str__(self) -> str:
@@ -107,7 +109,7 @@ class Controls:
         if self.random:
             lines.append(f"rank {self.rank} of {len(self.random) + 1} among norm-matched random subspaces")
         lines.append(f"permutation p = {self.p:.3g} ({self.shuffles} shuffles of the held-out labels)")
-        lines.append(f"accuracy {self['trained'].accuracy}, selectivity {self.selectivity}")
+        lines.append(f"accuracy{self.among} {self['trained'].accuracy}, selectivity {self.selectivity}")
         lines += [f"warning: {w}" for w in self.warnings] or ["the claim survives these controls"]
         return "\n".join(lines)
 

@@ -39,6 +39,8 @@ class IllusionMeter:
     """One for each site."""
     norm_shares: tuple[float, ...]
     """For each site, the share of the subspace's squared norm that is seen."""
+    among: str = ""
+    """Among how many answers targets were scored, in words; "" for all tokens."""
 
     def accuracy(self, way: str) -> Estimate:
         """Interchange accuracy of one of `WAYS`, Clopper-Pearson interval."""
@@ -105,7 +107,7 @@ class IllusionMeter:
         figures.level(ax, self.effect("subspace").value, horizontal=False)
         ax.set_yticks(range(len(WAYS) - 1), list(WAYS[1:]))
         ax.invert_yaxis()
-        ax.set(xlabel="log-probability of the counterfactual answer gained (nats, 95 % interval)")
+        ax.set(xlabel=f"log-probability of the counterfactual answer{self.among} gained (nats, 95 % interval)")
         return ax
 
     def __str__(self) -> str:
@@ -117,7 +119,7 @@ class IllusionMeter:
         for way in WAYS:
             retained = self.retained(way) if self.has_effect and way != "no edit" else ""
             lines.append(f"{way:<12}  {self.accuracy(way)!s:<20}  {self.effect(way)!s:<22}  {retained}".rstrip())
-        lines.append(f"subspace less whole vector: {self.beyond_whole} nats")
+        lines.append(f"subspace less whole vector: {self.beyond_whole} nats{self.among}")
         none = "no sign of a subspace illusion"
         if any(split.share <= 1 - 1e-9 for split in self.splits):
             none += ", as far as a graded split can tell: name the readers that matter with readers=…"
@@ -177,7 +179,7 @@ def subspace_illusion(
     )
     log_probs = scores.log_probs[:, :, 0]
     norms = tuple(splits[site].norm_share(basis) for site, basis in bases.items())
-    return IllusionMeter(scores.hits, log_probs - log_probs[:1], tuple(splits.values()), norms)
+    return IllusionMeter(scores.hits, log_probs - log_probs[:1], tuple(splits.values()), norms, data.among)
 
 
 def _exchange(bases: dict[Site, Float[Tensor, "d _"]]) -> ReFT | None:

@@ -36,6 +36,8 @@ class InterchangeMap:
     cells: tuple[Cell, ...]
     unedited: float
     """Share of held-out pairs that the unedited model answers so."""
+    among: str = ""
+    """Among how many answers targets were scored, in words; "" for all tokens."""
 
     @property
     def best(self) -> tuple[Cell, Estimate]:
@@ -90,7 +92,7 @@ class InterchangeMap:
         rank = max(c.rank for c in self.cells) if rank is None else rank
         table = self.accuracy(rank)
         image = ax.imshow(table, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=1)
-        bar = figures.colour_bar(ax, image, "held-out interchange accuracy")
+        bar = figures.colour_bar(ax, image, f"held-out interchange accuracy{self.among}")
         bar.axhline(self.unedited, color="white", linewidth=1.5)
         for cell, p in zip(self.cells, self.corrected, strict=True):
             if cell.rank == rank and p < 0.05:
@@ -109,9 +111,10 @@ class InterchangeMap:
         cell, accuracy = self.best
         apart = [c for c, p in zip(self.cells, self.corrected, strict=True) if p < 0.05]
         right = sum(_share(c.report) > 0.5 for c in apart)
+        among = f", scored{self.among}" if self.among else ""
         others = f" ({len(self.ties) - 1} other cell(s) are as good there)" if len(self.ties) > 1 else ""
         return (
-            f"{len(self.cells)} cells; best on the choosing half: layer {cell.layer}, {cell.position}, rank "
+            f"{len(self.cells)} cells{among}; best on the choosing half: layer {cell.layer}, {cell.position}, rank "
             f"{cell.rank}, seed {cell.seed}{others}; on the other half {accuracy}, unedited {self.unedited:.2f}\n"
             f"{len(apart)} cell(s) differ from shuffled labels (Holm, 5 %); {right} of them answer most pairs right"
         )

@@ -35,6 +35,8 @@ class InterchangeScores:
     """log p(counterfactual) - log p(base's own), edited less unedited, in nats; NaN where the two answers agree."""
     recovered: Float[Tensor, " pair"] | None
     """That change over the change from base to source prompt; NaN where the answers agree or several are exchanged."""
+    among: str = ""
+    """Among how many answers targets were scored, in words; "" for all tokens."""
 
     @property
     def accuracy(self) -> Estimate:
@@ -80,13 +82,16 @@ class InterchangeScores:
         for x, estimate in enumerate(named.values()):
             figures.interval(ax, x, estimate)
         figures.level(ax, self.unedited_hits.float().mean().item(), "unedited model")
-        ax.set(ylabel="interchange accuracy (95 % interval)", ylim=(0, 1.03), xlim=(-0.5, len(named) - 0.5))
+        ax.set(
+            ylabel=f"interchange accuracy{self.among} (95 % interval)", ylim=(0, 1.03), xlim=(-0.5, len(named) - 0.5)
+        )
         ax.set_xticks(range(len(named)), list(named))
         ax.legend(frameon=False)
         return ax
 
     def __str__(self) -> str:
-        text = f"{len(self.hits)} pairs: interchange accuracy {self.accuracy}, unedited {share_of(self.unedited_hits)}"
+        text = f"{len(self.hits)} pairs: interchange accuracy{self.among} {self.accuracy}"
+        text += f", unedited {share_of(self.unedited_hits)}"
         if self.base_hits is not None and self.base_hits.any():
             text += f"; where the base is right {self.restricted}"
         if self.log_odds is not None and not self.log_odds.isnan().all():
@@ -124,14 +129,14 @@ def interchange_scores(
     scores = answers(model, data, plans, tokens, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress)
     unedited_hits, hits = scores.hits
     if base is None:
-        return InterchangeScores(hits, unedited_hits, None, None, None)
+        return InterchangeScores(hits, unedited_hits, None, None, None, data.among)
     own = base.with_sources(data.sources) if data.sources else base
     plans = {"unedited": plans["unedited"]}
     unedited = answers(model, own, plans, tokens, batch_size=batch_size, reuse=Reuse.of(reuse), progress=False)
     odds = scores.log_probs[:, :, 0] - scores.log_probs[:, :, 1]
     gained = torch.where(tokens[:, 0] != tokens[:, 1], odds[1] - odds[0], torch.nan)
     recovered = gained / (_source_odds(model, data, tokens, batch_size) - odds[0])
-    return InterchangeScores(hits, unedited_hits, unedited.hits[0], gained, recovered)
+    return InterchangeScores(hits, unedited_hits, unedited.hits[0], gained, recovered, data.among)
 
 
 @torch.no_grad()

@@ -38,6 +38,8 @@ class VariantEffects:
     """Share of an example's targets that are the most likely token."""
     seed: int = 0
     """Of the permutation tests."""
+    among: str = ""
+    """Among how many answers targets were scored, in words; "" for all tokens."""
 
     def effect(self, label: str) -> Estimate:
         """Of one variant, over the rows that it edits."""
@@ -72,13 +74,13 @@ class VariantEffects:
         for x, label in enumerate(self.labels):
             figures.interval(ax, x, self.effect(label), color=figures.BLUE)
         name_ticks(ax, self.labels, turned=True)
-        ax.set(xlabel="variant", ylabel=GAINED)
+        ax.set(xlabel="variant", ylabel=GAINED + self.among)
         return ax
 
     def __str__(self) -> str:
         wide = max(map(len, self.labels))
         lines = [f"{label:<{wide}}  {e} ({e.count} examples)" for label in self.labels if (e := self.effect(label))]
-        return figures.screenful(["log-probability gained, nats per target token", *lines])
+        return figures.screenful([f"log-probability gained, nats per target token{self.among}", *lines])
 
     __repr__ = __str__
 
@@ -105,6 +107,8 @@ class PartEffects:
     left_out_accuracy: Float[Tensor, "part example"]
     seed: int = 0
     """Of the permutation tests."""
+    among: str = ""
+    """Among how many answers targets were scored, in words; "" for all tokens."""
 
     def effect(self, part: str) -> Estimate:
         """Of the part alone."""
@@ -165,13 +169,13 @@ class PartEffects:
             for x, part in enumerate(self.parts):
                 figures.interval(ax, x + shift, estimate(part), color=colour, label=name if x == 0 else None)
         name_ticks(ax, self.parts, turned=self.kind != "position")
-        ax.set(xlabel=self.kind, ylabel=GAINED)
+        ax.set(xlabel=self.kind, ylabel=GAINED + self.among)
         ax.legend(frameon=False)
         return ax
 
     def __str__(self) -> str:
         wide = max(map(len, self.parts))
-        lines = [f"whole edit {mean_of(self.whole)} nats per target token, {len(self.whole)} examples"]
+        lines = [f"whole edit {mean_of(self.whole)} nats per target token{self.among}, {len(self.whole)} examples"]
         for part in self.parts:
             alone = self.effect(part)
             lines.append(

@@ -43,6 +43,8 @@ class CellEffects:
     """Share of an example's targets that are the most likely token."""
     seed: int = 0
     """Of the permutation tests."""
+    among: str = ""
+    """Among how many answers targets were scored, in words; "" for all tokens."""
 
     def effect(self, hook: str, position: str) -> Estimate:
         """Of one cell, over the rows that are edited there."""
@@ -77,7 +79,7 @@ class CellEffects:
     def plot(self, ax: Axes | None = None) -> Axes:
         """Heat map about 0; a cell that differs from 0 (sign flips, Holm, 5 %) carries a dot."""
         ax = figures.axes(ax, width=3.4 + 0.5 * len(self.positions), height=1.6 + 0.35 * len(self.hooks))
-        heat_map(ax, self.mean, GAINED)
+        heat_map(ax, self.mean, GAINED + self.among)
         for i, j in (self.tests[1] < 0.05).nonzero().tolist():
             ax.plot(j, i, ".", color="white", markeredgecolor="black", markersize=7)
         name_ticks(ax, self.positions, turned=False)
@@ -89,7 +91,9 @@ class CellEffects:
         cells = sorted(self._cells(), key=lambda cell: -abs(self.mean[cell].item()))
         names = [(self.hooks[i], self.positions[j]) for i, j in cells]
         lines = [f"{hook} at {position}: {self.effect(hook, position)}" for hook, position in names]
-        return figures.screenful(["log-probability gained alone, nats per target token, the largest first", *lines])
+        return figures.screenful(
+            [f"log-probability gained alone, nats per target token{self.among}, the largest first", *lines]
+        )
 
     __repr__ = __str__
 
@@ -107,6 +111,8 @@ class PairEffects:
     """Symmetric; NaN on the diagonal."""
     seed: int = 0
     """Of the permutation tests."""
+    among: str = ""
+    """Among how many answers targets were scored, in words; "" for all tokens."""
 
     @property
     def excess(self) -> Float[Tensor, "site other example"]:
@@ -140,7 +146,7 @@ class PairEffects:
         """The interactions about 0, each with its value and 95 % interval."""
         count = len(self.sites)
         ax = figures.axes(ax, width=3.2 + 1.1 * count, height=1.8 + 0.7 * count)
-        heat_map(ax, self.excess.mean(dim=-1), "interaction\n(nats per target token)")
+        heat_map(ax, self.excess.mean(dim=-1), "interaction\n(nats per target token)" + self.among)
         for i, site in enumerate(self.sites):
             for j, other in enumerate(self.sites):
                 if i != j:
@@ -152,6 +158,6 @@ class PairEffects:
 
     def __str__(self) -> str:
         lines = [f"{site} and {other}: {self.interaction(site, other)}" for site, other in combinations(self.sites, 2)]
-        return figures.screenful(["effect together less the sum of both, nats per target token", *lines])
+        return figures.screenful([f"effect together less the sum of both, nats per target token{self.among}", *lines])
 
     __repr__ = __str__

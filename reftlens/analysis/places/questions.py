@@ -59,7 +59,9 @@ def of_variants(reft: ReFT, data: Batch, variants: Variants) -> Question:
     for label, rows in zip(variants, edited_rows(reft, data, variants), strict=True):
         if not rows.any():
             raise ValueError(f"variant {label!r} edits no token in any of {len(data)} row(s)")
-    return variants, lambda r, edited, seed: VariantEffects(tuple(variants), edited, r.effect, r.accuracy, seed)
+    return variants, lambda r, edited, seed: VariantEffects(
+        tuple(variants), edited, r.effect, r.accuracy, seed, r.among
+    )
 
 
 def _of_positions(whole: Variant, places: Mapping[str, Positions]) -> Question:
@@ -84,7 +86,7 @@ def _of_parts(kind: str, whole: Variant, alone: Variants, left_out: Variants) ->
     def result(r: Responses, edited: Edited, seed: int) -> PartEffects:
         (e0, e1, e2), (a0, a1, a2) = (table.split(blocks) for table in (r.effect, r.accuracy))
         rows, before = edited.split(blocks)[1], r.unedited_accuracy
-        return PartEffects(kind, tuple(alone), rows, e0[0], e1, e2, before, a0[0], a1, a2, seed)
+        return PartEffects(kind, tuple(alone), rows, e0[0], e1, e2, before, a0[0], a1, a2, seed, r.among)
 
     return variants, result
 
@@ -101,7 +103,7 @@ def _of_cells(reft: ReFT, whole: Variant, places: Mapping[str, Positions]) -> Qu
 
     def result(r: Responses, edited: Edited, seed: int) -> CellEffects:
         tables = (table.unflatten(0, (len(hooks), len(places))) for table in (edited, r.effect, r.accuracy))
-        return CellEffects(tuple(hooks), tuple(places), *tables, seed=seed)
+        return CellEffects(tuple(hooks), tuple(places), *tables, seed=seed, among=r.among)
 
     return variants, result
 
@@ -118,7 +120,7 @@ def _of_pairs(labels: tuple[str, ...], whole: Variant) -> Question:
         together = torch.full((count, count, r.effect.shape[1]), torch.nan, dtype=torch.float64)
         for (i, j), effect in zip(pairs, r.effect[count:], strict=True):
             together[i, j] = together[j, i] = effect
-        return PairEffects(labels, r.effect[:count], together, seed)
+        return PairEffects(labels, r.effect[:count], together, seed, r.among)
 
     return variants, result
 

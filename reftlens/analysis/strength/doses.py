@@ -40,7 +40,7 @@ MEASURES = {
     "repetition": "share of 3-grams that repeat",
     "score": "score of what is written",
 }
-"""What is measured at every strength, with its unit."""
+"""What is measured at every strength, with its unit; the first three on the data, among its answers if it has any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +71,7 @@ class DoseResponse:
             "kl": self.on_data.kl,
             "edit_size": strengths.abs()[:, None] * self.unit_size.nanmean(dim=0),
             "drift": None if self.unrelated is None else self.unrelated.kl,
-            "perplexity": None if text is None else text.perplexity,
-            "repetition": None if text is None else text.repetition,
-            "score": None if text is None else text.score,
+            **{m: None if text is None else getattr(text, m) for m in ("perplexity", "repetition", "score")},
         }
 
     def measure(self, name: str) -> Float[Tensor, "strength _"]:
@@ -87,6 +85,9 @@ class DoseResponse:
             needs = {"drift": "unrelated=", "score": "prompts= and score="}.get(name, "prompts=")
             raise ValueError(f"{name} was not measured: pass {needs} to dose_response")
         return table
+
+    def _label(self, name: str) -> str:
+        return MEASURES[name] + self.on_data.among * (name in ("effect", "accuracy", "kl"))
 
     @property
     def measured(self) -> list[str]:
@@ -168,7 +169,7 @@ class DoseResponse:
         figures.curve(ax, x, estimates, label or "mean", color)
         if measure != "perplexity":
             figures.level(ax, 0.0)
-        ax.set(xlabel="strength (0: unedited, 1: as trained)", ylabel=MEASURES[measure])
+        ax.set(xlabel="strength (0: unedited, 1: as trained)", ylabel=self._label(measure))
         ax.legend(frameon=False)
         return ax
 
@@ -183,12 +184,12 @@ class DoseResponse:
             where = (price.value, gain.value)
             ax.annotate(f"{strength:g}", where, textcoords="offset points", xytext=(4, 4), fontsize=8)
         figures.level(ax, 0.0)
-        ax.set(xlabel=MEASURES[cost], ylabel=MEASURES[measure])
+        ax.set(xlabel=self._label(cost), ylabel=self._label(measure))
         return ax
 
     def __str__(self) -> str:
         each = zip(self.strengths, self.estimate("effect"), self.estimate("kl"), strict=True)
-        units = "nats per target token", "nats per token"
+        units = f"nats per target token{self.on_data.among}", f"nats per token{self.on_data.among}"
         lines = [f"strength {s:g}: effect {e} {units[0]}, KL {k.value:.3g} {units[1]}" for s, e, k in each]
         return figures.screenful([*lines, *([str(self.slopes)] if len(set(self.strengths)) > 1 else [])])
 

@@ -200,13 +200,13 @@ def at_kl(
     searches = {name: Search(budget, abs(high), tolerance) for name in plans}
     score, sign = partial(responses, model, batch_size=batch_size, progress=progress), math.copysign(1.0, high)
     signed = {name: _scaled(plan, sign) for name, plan in plans.items()}
-    spent = data if spent_on is None else spent_on
+    spent = (data if spent_on is None else spent_on).among_answers(None)
     nearest = _nearest(partial(score, spent), signed, searches, evaluations, Reuse.of(reuse))
     met = [name for name, search in searches.items() if search.met]
     if not met:
         raise ValueError("; ".join(f"{name}: {search.problem}" for name, search in searches.items()))
     gains = {name: nearest[name][2:] for name in met}
-    if spent_on is not None:
+    if spent_on is not None or data.answers:
         dosed = {name: _scaled(signed[name], nearest[name][0]) for name in met}
         scored = score(data, dosed, reuse=Reuse.of(reuse), describe="equal KL")
         gains = dict(zip(met, zip(scored.effect, scored.accuracy, strict=True), strict=True))
