@@ -25,14 +25,14 @@ def test_formula_written_out():
     assert w.norm() == pytest.approx(1.0)
     for i in range(7):
         mine = torch.relu(h[rows == rows[i]] @ w + 0.1).sort(descending=True).values[:2]
-        torch.testing.assert_close(module(h, 0.5, rows=rows)[i], h[i] + 0.5 * mine.mean() * w)
+        torch.testing.assert_close(module(h, 0.5, origin=rl.interventions.Origin(rows))[i], h[i] + 0.5 * mine.mean() * w)
     module.zero_grad()
-    module(h, rows=rows)
+    module(h, origin=rl.interventions.Origin(rows))
     rest = [torch.relu(h[rows == r] @ w + 0.1).sort(descending=True).values[2:] for r in (0, 3, 5)]
     torch.testing.assert_close(module.penalty(), 5e-3 * torch.cat(rest).sum() / 7)
     module.anneal(0.5)
     assert module.penalty() is None, "nothing was seen in this step yet"
-    module.eval()(h, rows=rows)
+    module.eval()(h, origin=rl.interventions.Origin(rows))
     assert module.penalty() is None, "nothing is kept outside of training"
 
 

@@ -15,7 +15,7 @@ from reftlens.editing.reading import Editing
 from reftlens.editing.site import Site
 from reftlens.editing.sources import Donor, Exchanged, check_sources, read_donors
 from reftlens.editing.variant import Variant
-from reftlens.interventions.base import Intervention, Strength
+from reftlens.interventions.base import Intervention, Origin, Strength
 from reftlens.text.batch import Batch
 from reftlens.text.view import TokenView
 
@@ -56,8 +56,8 @@ class Place:
         observer: Observer | None = None,
     ) -> Edit:
         """What acts here on `tokens` in one forward pass. Every edit is made by this function, whole."""
-        rows = tokens.rows if self.intervention.pools else None
-        part = Part(self.intervention, len(tokens.rows), strength, basis, source, rows)
+        origin = Origin(tokens.rows) if self.intervention.pools else None
+        part = Part(self.intervention, len(tokens.rows), strength, basis, source, origin)
         return Edit(self.point, [part], tokens, self.site.heads, self.carry, observer)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, vmap
 from torch.func import functional_call
 from transformer_lens.hook_points import HookPoint
 
-from reftlens.interventions.base import Intervention, Strength
+from reftlens.interventions.base import Intervention, Origin, Strength
 from reftlens.text.view import Mask
 
 
@@ -40,7 +40,7 @@ class Part:
     """Computed before, where nothing trains; None computes it in each forward pass, inside the graph."""
     source: Float[Tensor, "tokens variables d"] | None = None
     """What the intervention's variables are exchanged for, where it has any."""
-    rows: Int[Tensor, " tokens"] | None = None
+    origin: Origin | None = None
     """Of each token, for an intervention that pools over a row."""
 
     @property
@@ -48,7 +48,7 @@ class Part:
         return isinstance(self.strength, float) and self.strength == 0.0
 
     def __call__(self, h: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
-        return self.intervention(h, self.strength, self.basis, self.source, self.rows)
+        return self.intervention(h, self.strength, self.basis, self.source, self.origin)
 
     @property
     def stack_key(self) -> Hashable | None:

@@ -1,6 +1,6 @@
 """Kinds of intervention, all `h' = h + strength · code(h) @ basisᵀ`; `KINDS` is what the store can load."""
 
-from reftlens.interventions.base import Intervention
+from reftlens.interventions.base import Intervention, Origin
 from reftlens.interventions.family import ConsReFT, DiReFT, LobiReFT, LoReFT, NoReFT, OrthoDiReFT
 from reftlens.interventions.fixed import Ablation, Noise, SteeringVector
 from reftlens.interventions.interchange import DAS, Interchange
@@ -29,6 +29,7 @@ __all__ = [
     "LobiReFT",
     "NoReFT",
     "Noise",
+    "Origin",
     "OrthoDiReFT",
     "ReFTr1",
     "SAEMask",

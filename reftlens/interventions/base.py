@@ -3,7 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from copy import deepcopy
-from typing import Any, ClassVar, SupportsFloat, SupportsIndex
+from typing import Any, ClassVar, NamedTuple, SupportsFloat, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,15 @@ from reftlens.numbers import whole
 
 Hidden = Float[Tensor, "*units d"]
 Strength = int | float | Float[Tensor, "*#units #rank"]
+
+
+class Origin(NamedTuple):
+    """Of each unit that is edited, where it stands in the text."""
+
+    rows: Int[Tensor, " *units"]
+    """The row it belongs to."""
+    steps: Int[Tensor, " *units"] | None = None
+    """How many tokens after the first one that follows the prompt: 0, 1, …; -1 for every token of the prompt."""
 
 
 class Intervention(nn.Module, ABC):
@@ -93,7 +102,7 @@ class Intervention(nn.Module, ABC):
         strength: Strength = 1.0,
         basis: Tensor | None = None,
         source: Float[Tensor, "*units variables {self.d}"] | None = None,
-        rows: Int[Tensor, " *units"] | None = None,
+        origin: Origin | None = None,
     ) -> Float[Tensor, "*units {self.d}"]:
         """The edited `h`.
 
@@ -101,7 +110,7 @@ class Intervention(nn.Module, ABC):
             strength: a number, or one per direction (`[rank]`), or any shape that broadcasts with the code.
             basis: what `self.basis()` gave, where a caller keeps it over several calls.
             source: for an intervention that exchanges variables, where each is taken from; NaN leaves it.
-            rows: for an intervention that pools, the row that each token belongs to.
+            origin: for an intervention that pools or counts, where each token stands.
         """
         if isinstance(strength, int | float) and strength == 0:
             return h
@@ -110,7 +119,7 @@ class Intervention(nn.Module, ABC):
             basis = self.basis() if basis is None else basis
             basis = None if basis is None else basis.to(x.dtype)
             scale = strength.to(x) if isinstance(strength, Tensor) else strength
-            code = self.dropout(self.coded(x, basis, source, rows)) * scale
+            code = self.dropout(self.coded(x, basis, source, origin)) * scale
             edit = code if basis is None else code @ basis.T
             return (x + edit).to(h.dtype)
 
@@ -121,7 +130,7 @@ class Intervention(nn.Module, ABC):
         """Added to the loss of each optimizer step, in nats; None for most kinds."""
         return None
 
-    def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None, rows: Tensor | None) -> Tensor:
+    def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None, origin: Origin | None) -> Tensor:
         """`code`, for a kind that may take a source, or looks at a row as a whole."""
         if source is not None:
             raise ValueError(f"{self.kind} exchanges nothing, and was given a source")

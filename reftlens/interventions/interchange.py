@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.errors import index_of
-from reftlens.interventions.base import Intervention
+from reftlens.interventions.base import Intervention, Origin
 from reftlens.interventions.subspace import Frame
 from reftlens.numbers import tensor_of, whole
 
@@ -31,7 +31,7 @@ class Exchange(Intervention):
             "data.with_sources(…)"
         )
 
-    def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None, rows: Tensor | None) -> Tensor:
+    def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None, origin: Origin | None) -> Tensor:
         if source is None:
             return self.code(h, basis)
         if tuple(source.shape) != (*h.shape[:-1], len(self.variables), self.d):

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reftlens.interventions.base import Intervention
+from reftlens.interventions.base import Intervention, Origin
 from reftlens.interventions.subspace import Frame
 from reftlens.numbers import whole
 
@@ -46,8 +46,8 @@ class ReFTr1(Intervention):
     def code(self, h: Float[Tensor, "*units {self.d}"], basis: Tensor | None) -> Float[Tensor, "*units {self.rank}"]:
         raise ValueError(f"{self.kind} pools over the tokens of a row, and was not told which row each token is of")
 
-    def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None, rows: Tensor | None) -> Tensor:
-        return super().coded(h, basis, source, rows) if rows is None else self.pooled(h, rows)
+    def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None, origin: Origin | None) -> Tensor:
+        return super().coded(h, basis, source, origin) if origin is None else self.pooled(h, origin.rows)
 
     def pooled(self, h: Float[Tensor, "tokens {self.d}"], rows: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens 1"]:
         """The code of tokens that belong to these rows."""

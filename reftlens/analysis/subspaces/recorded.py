@@ -97,7 +97,7 @@ class _Record:
         """Take note of the hidden states that an edit reads, and of what it adds."""
         module, basis = part.intervention, part.intervention.basis()
         x = hidden.to(module.working_dtype(hidden.dtype))
-        code = module.coded(x, None if basis is None else basis.to(x.dtype), part.source, part.rows)
+        code = module.coded(x, None if basis is None else basis.to(x.dtype), part.source, part.origin)
         self.hidden.append(hidden.cpu().double() @ self.span)
         self.edits.append(code.cpu().double() @ (self.basis.T @ self.span))
 
