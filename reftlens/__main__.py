@@ -77,7 +77,7 @@ def run_demo(options: argparse.Namespace) -> int:
     save(reft, options.out, model, run=run)
     print(f"\n{model.cfg.model_name}: {reft.parameter_count(model)}")
     for site, module in reft.items():
-        print(f"  {module.kind} of rank {module.rank} at {site.hook}, positions {site.positions}")
+        print(f"  {module.label} of rank {module.rank} at {site.hook}, positions {site.positions}")
     print(f"{len(run.losses)} steps in {run.seconds:.0f} s, loss {run.losses[0]:.2f} → {run.loss:.2f} nats per token\n")
     questions = emoji.questions()
     answers = {s: emoji.answers(reft, model, questions, strength=s) for s in STRENGTHS}

@@ -34,7 +34,8 @@ FUNCTIONS = {
 READS = ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT")
 ORTHONORMAL = ("LoReFT", "OrthoDiReFT", "ConsReFT", "LobiReFT")
 # Every kind, the fixed ones in each of their forms. Ablations and steering vectors get random tensors in `build`.
-EVERY = (*FORMULAS, "SteeringVector", "zero ablation", "mean ablation", "subspace ablation")
+GATED = {"LoReFT behind Threshold": lambda rl, d: rl.interventions.Threshold(torch.randn(d))}
+EVERY = (*FORMULAS, "SteeringVector", "zero ablation", "mean ablation", "subspace ablation", *GATED)
 PYREFT = {
     "LoReFT": "LoreftIntervention",
     "NoReFT": "NoreftIntervention",
@@ -77,6 +78,9 @@ def rl():
 @torch.no_grad()
 def build(rl, name, d=D, rank=RANK, dtype=torch.float32, **settings):
     """One intervention of a kind in eval mode, every parameter far from its start."""
+    if name in GATED:
+        inner = build(rl, name.split()[0], d, rank, dtype, **settings)
+        return rl.interventions.Gated(inner, GATED[name](rl, d)).to(dtype).eval()
     if name == "SteeringVector":
         return rl.SteeringVector(d, torch.randn(d)).to(dtype).eval()
     if name == "zero ablation":
@@ -206,7 +210,9 @@ def test_every_kind_is_in_the_tables(rl):
         "SteeringVector",
         "Ablation",
         "Noise",
+        "Gated",
     }
+    assert {build(rl, name).gate.kind for name in GATED} == set(rl.interventions.GATES)
     assert all(cls.kind == name and issubclass(cls, rl.Intervention) for name, cls in KINDS.items())
     with pytest.raises(TypeError, match="abstract"):
         rl.Intervention(4, 1)
@@ -320,9 +326,16 @@ def test_eval_turns_dropout_off_and_train_turns_it_on_again(rl, name):
     assert torch.equal(module.eval()(h), undropped(h))
 
 
+def made(module, settings):
+    from reftlens.interventions import GATES, KINDS
+    from reftlens.storage.record import arguments_of
+
+    return type(module)(**arguments_of(settings, {**KINDS, **GATES}))
+
+
 def made_equal(module, **changes):
     """Another module of the same kind with the same tensors."""
-    other = type(module)(**{**module.settings(), **changes})
+    other = made(module, {**module.settings(), **changes})
     other.load_state_dict(module.state_dict())
     return other
 
@@ -554,7 +567,7 @@ def test_settings_and_tensors_make_an_equal_intervention(rl, name, settings, dty
     stored = json.loads(json.dumps(module.settings()))
     assert stored == module.settings()
     assert settings.items() <= stored.items()
-    again = type(module)(**stored).to(dtype)
+    again = made(module, stored).to(dtype)
     missing = again.load_state_dict(module.state_dict(), strict=True)
     assert not missing.missing_keys and not missing.unexpected_keys
     assert again.settings() == module.settings()

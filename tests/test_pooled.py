@@ -25,7 +25,9 @@ def test_formula_written_out():
     assert w.norm() == pytest.approx(1.0)
     for i in range(7):
         mine = torch.relu(h[rows == rows[i]] @ w + 0.1).sort(descending=True).values[:2]
-        torch.testing.assert_close(module(h, 0.5, origin=rl.interventions.Origin(rows))[i], h[i] + 0.5 * mine.mean() * w)
+        torch.testing.assert_close(
+            module(h, 0.5, origin=rl.interventions.Origin(rows))[i], h[i] + 0.5 * mine.mean() * w
+        )
     module.zero_grad()
     module(h, origin=rl.interventions.Origin(rows))
     rest = [torch.relu(h[rows == r] @ w + 0.1).sort(descending=True).values[2:] for r in (0, 3, 5)]

@@ -67,8 +67,17 @@ def _kinds():
     table["Ablation mean"] = lambda d: rl.Ablation(d, _rand(d))
     table["Ablation subspace"] = lambda d: rl.Ablation(d, _rand(d), _rand(d, 2))
     table["Ablation zero subspace"] = lambda d: rl.Ablation(d, directions=_rand(d, 1))
+    for name, gate in _gates().items():
+        table[f"{name}, LoReFT"] = lambda d, gate=gate: rl.interventions.Gated(rl.LoReFT(d, 2, dropout=0.25), gate(d))
     table["Noise"] = lambda d: rl.interventions.Noise(d, 0.5, seed=3)
     return table
+
+
+def _gates():
+    """Every gate with every setting."""
+    import reftlens as rl
+
+    return {"Threshold": lambda d: rl.interventions.Threshold(_rand(d), -0.1)}
 
 
 KIND_NAMES = [
@@ -82,17 +91,19 @@ KIND_NAMES = [
     "Ablation mean",
     "Ablation subspace",
     "Ablation zero subspace",
+    *(f"{gate}, LoReFT" for gate in ("Threshold",)),
     "Noise",
 ]
 
 
 def test_the_table_of_this_file_has_every_kind_that_the_store_knows():
-    from reftlens.interventions import KINDS
+    from reftlens.interventions import GATES, KINDS
 
     assert list(_kinds()) == KIND_NAMES
     assert {type(make(D)).kind for make in _kinds().values()} == {
         k for k, c in KINDS.items() if not c.variables and not c.pools
     }
+    assert {make(D).kind for make in _gates().values()} == set(GATES)
 
 
 def _logits(reft, model, batch):
@@ -453,18 +464,28 @@ def test_a_class_of_the_users_own_comes_back_when_it_is_named(gpt2, tmp_path):
     import reftlens as rl
 
     own = _own_class()
-    reft = rl.ReFT({rl.resid_post(1, "last"): own(D, 5), rl.resid_post(0, "last"): rl.LoReFT(D, 2)}).eval()
+    gated = rl.interventions.Gated(own(D, 3), rl.interventions.Threshold(_rand(D), -9))
+    sites = {rl.resid_post(1, "last"): own(D, 5), rl.resid_post(0, "last"): rl.LoReFT(D, 2)}
+    reft = rl.ReFT(sites | {rl.resid_post(0, "first"): gated}).eval()
     _train(reft, gpt2)
     again = _reload(reft, gpt2, tmp_path, kinds={"Scaling": own})
-    assert type(again[0]) is own and _same_tensors(reft, again) and again[0].mask.dtype == torch.bool
+    assert (
+        type(again[0]) is type(again[2].inner) is own
+        and _same_tensors(reft, again)
+        and again[0].mask.dtype == torch.bool
+    )
     batch = rl.encode_prompts(gpt2, TEXTS)
     assert torch.equal(_logits(again, gpt2, batch), _logits(reft, gpt2, batch))
 
 
-def test_a_kind_that_is_not_named_is_refused_with_the_way_out(gpt2, tmp_path):
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_kind_that_is_not_named_is_refused_with_the_way_out(gpt2, tmp_path, gated):
     import reftlens as rl
 
-    rl.save(rl.ReFT({rl.resid_post(1, "last"): _own_class()(D, 2)}), tmp_path, gpt2)
+    module = _own_class()(D, 2)
+    module = rl.interventions.Gated(module, rl.interventions.Threshold(_rand(D))) if gated else module
+    rl.save(rl.ReFT({rl.resid_post(1, "last"): module}), tmp_path, gpt2)
+    assert "not part of reftlens, to be defined or imported first: Scaling" in (tmp_path / "README.md").read_text()
     with pytest.raises(rl.errors.StoreMismatch, match=r"kind 'Scaling'.*kinds=\{'Scaling': YourClass\}"):
         rl.load(tmp_path, gpt2)
     with pytest.raises(rl.errors.StoreMismatch, match="kind 'Scaling'"):

@@ -26,6 +26,8 @@ class PlanCone:
     """The first block that is computed."""
     spans: list[Span]
     """Of each row."""
+    steps: Int[Tensor, "rows seq"]
+    """Of each token: `TokenView.steps`."""
 
     def edits(
         self, window: Window, places: Int[Tensor, " rows"], numbers: Int[Tensor, " rows"], device: torch.device
@@ -43,7 +45,8 @@ class PlanCone:
             if len(rows):
                 shape = window.real.shape[0], window.real.shape[1]
                 tokens = TokenIndex(places[rows].to(device), columns.to(device), shape)
-                edits[i] = self.bound.edit_on(i, tokens, numbers[rows], columns + part.starts[rows])
+                number, place = numbers[rows], columns + part.starts[rows]
+                edits[i] = self.bound.edit_on(i, tokens, number, place, self.steps[number, place])
         return edits
 
 
@@ -52,19 +55,21 @@ def plan_cones(data: Batch, bounds: Sequence[Bound], depth: int, reuse: Reuse) -
 
     That of the unedited model begins at the final norm, at the first scored token.
     """
-    cones, known = [], dict[bytes, list[Span]]()
+    cones, known, view = [], dict[bytes, list[Span]](), data.view
     for bound in bounds:
         places = bound.places
         active = () if bound.variant.strength == 0.0 else bound.active
-        masks = {i: bound.variant.mask(places[i].site, data.view) for i in active}
+        masks = {i: bound.variant.mask(places[i].site, view) for i in active}
         none = torch.zeros_like(data.attention_mask)
         edited = torch.stack([none, *masks.values()]).any(dim=0)
-        pooled = torch.stack([none, *(mask & places[i].intervention.pools for i, mask in masks.items())]).any(dim=0)
+        over = [mask & view.prompt for i, mask in masks.items() if places[i].intervention.pools]
+        pooled = torch.stack([none, *over]).any(dim=0)
         key = torch.stack([edited, pooled]).cpu().numpy().tobytes()
         if key not in known:
             known[key] = spans(data, edited, pooled, tokens=reuse.tokens)
         blocks = [first_block(places[i].point.name or "", depth) or 0 for i in active]
-        cones.append(PlanCone(bound, masks, min(blocks, default=depth) if reuse.depth else 0, known[key]))
+        first = min(blocks, default=depth) if reuse.depth else 0
+        cones.append(PlanCone(bound, masks, first, known[key], view.steps))
     return cones
 
 

@@ -136,7 +136,7 @@ class Planner:
         first = some[0].plan.first
         trimmed = most is None and self._trims(first, at, win, edits)
         hooks = frozenset(
-            (within_block(edit.point.name or ""), p.intervention.kind) for edit in edits for p in edit.parts
+            (within_block(edit.point.name or ""), p.intervention.label) for edit in edits for p in edit.parts
         )
         entry = "norm" if first == self.body.depth else "block" if first else "embedding"
         way = Way(hooks, entry, bool(some[0].span.start), trimmed, grouped, joined_jobs, skip > 0)

@@ -145,7 +145,7 @@ def _on_rows_of_its_own(full: Full, plans: Sequence[int], way: Way) -> Full:
 def _acting(bound: Bound, way: Way) -> list[int]:
     """The sites that the way is of; all that act, where it is of none of them."""
     places = bound.places
-    kinds = {i: (within_block(places[i].point.name or ""), places[i].intervention.kind) for i in bound.active}
+    kinds = {i: (within_block(places[i].point.name or ""), places[i].intervention.label) for i in bound.active}
     return [i for i, kind in kinds.items() if kind in way.edited] or list(bound.active)
 
 

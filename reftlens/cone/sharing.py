@@ -22,8 +22,11 @@ class Sharing:
 
     @cached_property
     def codes(self) -> Int[Tensor, "rows seq"]:
-        """Equal for equal tokens that are edited at the same sites."""
+        """Equal for equal tokens that are edited at the same sites, and, where that counts, as far after the prompt."""
         codes = self.data.tokens.cpu().long()
+        if any(self.cone.bound.places[i].intervention.counts for i in self.cone.masks):
+            steps = self.cone.steps.cpu() + 1
+            _, codes = torch.unique(codes * (steps.max() + 1) + steps, return_inverse=True)
         masks = {mask.cpu().numpy().tobytes(): mask.cpu() for mask in self.cone.masks.values()}
         for mask in masks.values():
             _, codes = torch.unique(2 * codes + mask, return_inverse=True)

@@ -35,6 +35,11 @@ class Place:
         """Equal for two places where the same would be edited."""
         return self.point.name, self.carry is None, self.site.positions, self.site.heads
 
+    @property
+    def looks_around(self) -> bool:
+        """Whether the edit of a token depends on where in the text it stands."""
+        return self.intervention.pools or self.intervention.counts
+
     def strength(self, variant: Variant) -> Strength:
         """The variant's strength here: a float, or a `[rank]` vector."""
         if not isinstance(variant.strength, tuple):
@@ -51,12 +56,18 @@ class Place:
         tokens: TokenIndex,
         strength: Strength,
         *,
+        steps: Tensor | None = None,
+        decided: Tensor | None = None,
         basis: Tensor | None = None,
         source: Tensor | None = None,
         observer: Observer | None = None,
     ) -> Edit:
-        """What acts here on `tokens` in one forward pass. Every edit is made by this function, whole."""
-        origin = Origin(tokens.rows) if self.intervention.pools else None
+        """What acts here on `tokens` in one forward pass. Every edit is made by this function, whole.
+
+        Args:
+            steps, decided: as `Origin` has them, for an intervention that looks around.
+        """
+        origin = Origin(tokens.rows, steps, decided) if self.looks_around else None
         part = Part(self.intervention, len(tokens.rows), strength, basis, source, origin)
         return Edit(self.point, [part], tokens, self.site.heads, self.carry, observer)
 
@@ -102,15 +113,24 @@ class Bound:
             return None
         tokens = TokenIndex.of(mask)
         owners = tokens.rows if rows is None else torch.tensor(rows, device=mask.device)[tokens.rows]
-        return self.edit_on(i, tokens, owners, view.index[tokens.rows, tokens.columns], observer)
+        at = tokens.rows, tokens.columns
+        return self.edit_on(i, tokens, owners, view.index[at], view.steps[at], observer)
 
     def edit_on(
-        self, i: int, tokens: TokenIndex, rows: Tensor, numbers: Tensor, observer: Observer | None = None
+        self,
+        i: int,
+        tokens: TokenIndex,
+        rows: Tensor,
+        numbers: Tensor,
+        steps: Tensor,
+        observer: Observer | None = None,
     ) -> Edit:
-        """The edit at place `i` on `tokens`; of each its row in the data, and its number there, padding not counted."""
+        """The edit at place `i` on `tokens`; of each its row in the data, its number there, padding not counted, and
+        its step after the prompt."""
         place = self.places[i]
         source = self.donors[i].of(rows, numbers) if i in self.donors else None
-        return place.edit(tokens, place.strength(self.variant), source=source, observer=observer)
+        steps = steps.to(tokens.rows.device)
+        return place.edit(tokens, place.strength(self.variant), steps=steps, source=source, observer=observer)
 
     def edits(
         self, view: TokenView, rows: Sequence[int] | None = None, observers: Mapping[int, Observer] = {}

@@ -41,7 +41,7 @@ class Part:
     source: Float[Tensor, "tokens variables d"] | None = None
     """What the intervention's variables are exchanged for, where it has any."""
     origin: Origin | None = None
-    """Of each token, for an intervention that pools over a row."""
+    """Of each token, for an intervention that depends on where it stands."""
 
     @property
     def idle(self) -> bool:

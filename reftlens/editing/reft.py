@@ -92,7 +92,7 @@ class ReFT(nn.Module):
         return self.sites
 
     def __repr__(self) -> str:
-        lines = [f"  {site}: {module.kind}({module.extra_repr()})" for site, module in self.items()]
+        lines = [f"  {site}: {module.label}({module.extra_repr()})" for site, module in self.items()]
         return "\n".join(["ReFT", *lines])
 
     def items(self) -> list[tuple[Site, Intervention]]:
@@ -181,7 +181,7 @@ class ReFT(nn.Module):
         hooks = model.hook_dict
         places: list[Place] = []
         for site, module in self.items():
-            if module.pools and site.positions.reaches_response:
+            if module.pools and not module.remembers and site.positions.reaches_response:
                 raise ValueError(f"{module.kind} pools over a prompt, and {site} chooses tokens after it: use Prompt()")
             point = resolve_hook(model, site.hook, hooks)
             place = Place(site, module, point, skip_of(site.hook, point, hooks))

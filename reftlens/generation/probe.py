@@ -65,7 +65,7 @@ def _way(session: Session) -> Hashable:
     """How the session computes, as far as one way may be wrong where another is right."""
     states, config = session.prompts.states, getattr(session.model.original_model, "config", None)
     places = () if session.edits is None else [session.edits.places[i] for i in session.edits.sites]
-    edited = frozenset((within_block(p.point.name or ""), p.intervention.kind, _reaches(p.site)) for p in places)
+    edited = frozenset((within_block(p.point.name or ""), p.intervention.label, _reaches(p.site)) for p in places)
     entry = None if states is None else (states.first > 0, states.start > 0, states.distinct is not None)
     attention = getattr(config, "_attn_implementation", None)
     several = len(session.prompts) > 1, len(session.variants) > 1

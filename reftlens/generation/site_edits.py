@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from reftlens.bridge.protocol import Bridge
-from reftlens.editing.edits import Edit, TokenIndex
+from reftlens.editing.edits import Edit, Part, TokenIndex
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
 from reftlens.generation.rows import Rows
+from reftlens.interventions.gates import Gated
 from reftlens.text.view import Mask
 
 
@@ -48,6 +50,8 @@ class SiteEdits:
             self.bases = {i: reft[i].basis() for i in self.sites}
         each = len(prompts) // len(variants)
         self.strengths = {i: self._strengths(i, variants).repeat_interleave(each, dim=0) for i in self.sites}
+        self.decided = {i: torch.zeros(len(prompts)) for i in self.sites if reft[i].remembers}
+        """Of each row, at sites where the prompt decides how far the edit acts."""
 
     def _strengths(self, i: int, variants: Sequence[Variant]) -> Float[Tensor, "variant _"]:
         """At one site, for each variant: one for all directions of the basis, or one for each; on the CPU."""
@@ -58,6 +62,7 @@ class SiteEdits:
     def take(self, rows: Int[Tensor, " rows"]) -> None:
         """Go on with the rows of these numbers, some of them left out or there several times."""
         self.strengths = {i: strengths[rows.cpu()] for i, strengths in self.strengths.items()}
+        self.decided = {i: decided[rows.to(decided.device)] for i, decided in self.decided.items()}
 
     def of(self, rows: Int[Tensor, " rows"]) -> "SiteEdits":
         """The edits of some rows alone."""
@@ -67,13 +72,25 @@ class SiteEdits:
 
     def at(self, rows: Rows, start: int, stop: int) -> list[Edit]:
         """The edits of the columns `start` to `stop`; none at strength 0, so that the model computes bit for bit."""
-        edits = []
+        edits, steps = [], rows.view.steps[:, start:stop] if any(p.looks_around for p in self.places) else None
         for i, mask in self._masks(rows, start, stop).items():
             if mask.any():
-                tokens = TokenIndex.of(mask)
+                tokens, observer = TokenIndex.of(mask), None
+                where = {} if steps is None else {"steps": steps[tokens.rows, tokens.columns]}
+                if i in self.decided and start < self.prompt_width:
+                    observer = partial(self._decide, i)
+                elif i in self.decided:
+                    where["decided"] = self.decided[i][tokens.rows]
                 strengths = self.strengths[i][tokens.rows.cpu()]
-                edits.append(self.places[i].edit(tokens, strengths, basis=self.bases[i]))
+                edits.append(self.places[i].edit(tokens, strengths, basis=self.bases[i], observer=observer, **where))
         return edits
+
+    def _decide(self, i: int, part: Part, h: Float[Tensor, "tokens d"]) -> None:
+        """Take down what the prompts of the rows decide at one site."""
+        module, origin = part.intervention, part.origin
+        assert isinstance(module, Gated) and origin is not None
+        openness = module.openness(h, origin)[:, 0]
+        self.decided[i] = self.decided[i].to(openness).index_put((origin.rows,), openness)
 
     def computations(self, prompts: Rows) -> tuple[Int[Tensor, "row column"], int]:
         """Of each token a number, equal for tokens that are the same and edited alike.

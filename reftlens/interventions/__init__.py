@@ -3,6 +3,7 @@
 from reftlens.interventions.base import Intervention, Origin
 from reftlens.interventions.family import ConsReFT, DiReFT, LobiReFT, LoReFT, NoReFT, OrthoDiReFT
 from reftlens.interventions.fixed import Ablation, Noise, SteeringVector
+from reftlens.interventions.gates import GATES, Gate, Gated, Threshold
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.interventions.learned_rank import BoundlessDAS
 from reftlens.interventions.masks import SAEMask, SigmoidMask
@@ -12,17 +13,20 @@ from reftlens.interventions.subspace import Frame, orthonormal
 _FAMILY = (LoReFT, DiReFT, OrthoDiReFT, NoReFT, ConsReFT, LobiReFT)
 _EXCHANGES = (DAS, Interchange, BoundlessDAS, SigmoidMask, SAEMask)
 KINDS: dict[str, type[Intervention]] = {
-    c.kind: c for c in (*_FAMILY, *_EXCHANGES, SteeringVector, Ablation, Noise, ReFTr1)
+    c.kind: c for c in (*_FAMILY, *_EXCHANGES, SteeringVector, Ablation, Noise, ReFTr1, Gated)
 }
 
 __all__ = [
     "DAS",
+    "GATES",
     "KINDS",
     "Ablation",
     "BoundlessDAS",
     "ConsReFT",
     "DiReFT",
     "Frame",
+    "Gate",
+    "Gated",
     "Interchange",
     "Intervention",
     "LoReFT",
@@ -35,5 +39,6 @@ __all__ = [
     "SAEMask",
     "SigmoidMask",
     "SteeringVector",
+    "Threshold",
     "orthonormal",
 ]

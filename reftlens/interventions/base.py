@@ -23,6 +23,8 @@ class Origin(NamedTuple):
     """The row it belongs to."""
     steps: Int[Tensor, " *units"] | None = None
     """How many tokens after the first one that follows the prompt: 0, 1, …; -1 for every token of the prompt."""
+    decided: Float[Tensor, " *units"] | None = None
+    """Where the prompt was read before: what was decided there for the row."""
 
 
 class Intervention(nn.Module, ABC):
@@ -64,7 +66,11 @@ class Intervention(nn.Module, ABC):
     stacks: bool = True
     """Whether several of one class and equal settings may be computed at once under `torch.vmap`."""
     pools: bool = False
-    """Whether the edit of a token depends on the other edited tokens of its row; such a kind edits prompts only."""
+    """Whether the edit of a token depends on other edited tokens of its prompt; such a kind edits prompts only."""
+    remembers: bool = False
+    """Whether a kind that pools decides once, at the prompt, and so may edit the tokens after it too."""
+    counts: bool = False
+    """Whether the edit of a token depends on how many tokens after the prompt it stands."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -90,7 +96,10 @@ class Intervention(nn.Module, ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The constructor arguments that make an equal intervention, up to its tensors; JSON values only."""
+        """The constructor arguments that make an equal intervention, up to its tensors; JSON values only.
+
+        One that is an intervention or a gate itself stands there as `{"kind": …, "settings": …}`.
+        """
 
     @abstractmethod
     def reset(self, generator: torch.Generator | None = None) -> None:
@@ -147,6 +156,11 @@ class Intervention(nn.Module, ABC):
         return [m for m in self.modules() if isinstance(m, Frame)]
 
     @property
+    def label(self) -> str:
+        """The kind in words: of a wrapper, with what it wraps."""
+        return self.kind
+
+    @property
     def stored_parameters(self) -> int:
         """Numbers that are trained and stored."""
         return sum(p.numel() for p in self.parameters())
@@ -168,7 +182,7 @@ def check_reset(module: Intervention) -> None:
         ValueError: naming the first tensor that differs: what `reset` leaves as it was, or draws from torch's global
             generator.
     """
-    if type(module).__module__.partition(".")[0] == "reftlens":
+    if all(type(part).__module__.partition(".")[0] == "reftlens" for part in module.modules() if hasattr(part, "kind")):
         return
     first, second = deepcopy(module), deepcopy(module)
     for parameter in second.parameters():

@@ -31,7 +31,7 @@ def _why_no_controls(subject: Subject) -> str:
             "None were given: run controls(…) on held-out pairs and pass controls=. Without them, nothing here says "
             "that the subspace carries the variable."
         )
-    kinds = ", ".join(sorted({module.kind for _, module in subject.reft.items()}))
+    kinds = ", ".join(sorted({module.label for _, module in subject.reft.items()}))
     return (
         "The control battery is for interventions that exchange a subspace with that of a source; "
         f"{kinds} copies from none. In its place: effects on held-out data, and the chance levels beside geometry and "
@@ -108,7 +108,7 @@ def _site_record(reft: ReFT, i: int) -> dict[str, Any]:
         "site": i,
         "hook": site.hook,
         "positions": str(site.positions),
-        "kind": module.kind,
+        "kind": module.label,
         "rank": module.rank,
         "width": module.d,
         "parameters": module.stored_parameters,

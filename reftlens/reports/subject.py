@@ -124,7 +124,7 @@ class Subject:
         if s.unrelated is not None:
             off_target = responses(s.model, s.unrelated, plans_of(s.reft, self._doses), progress=s.progress)
         dose = DoseResponse(s.strengths, s.sweep.doses, size, off_target, None)
-        if kinds := ", ".join(sorted({module.kind for _, module in s.reft.items() if module.variables})):
+        if kinds := ", ".join(sorted({module.label for _, module in s.reft.items() if module.variables})):
             return Measured(dose, None, f"{kinds} copies from a source, and writing has none to copy.")
         if s.prompts is None:
             return Measured(dose, None, "There are no prompts to write from.")

@@ -15,7 +15,7 @@ _DISTANCE = "KL at strength 1, nats per token"
 
 
 def title_of(subject: Subject) -> str:
-    kinds = ", ".join(sorted({module.kind for _, module in subject.reft.items()}))
+    kinds = ", ".join(sorted({module.label for _, module in subject.reft.items()}))
     return f"{kinds} on {subject.model.cfg.model_name}"
 
 

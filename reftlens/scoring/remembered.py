@@ -108,8 +108,9 @@ def _computations(data: Batch, plans: Sequence[Plan], every: Sequence[Places]) -
             place, name = places[i], names[id(places[i].intervention)]
             spot = place.point.name, place.carry is None, place.site.heads, plan.variant.strength, name
             masks, header = plan.variant.mask(place.site, data.view).cpu(), repr(spot).encode()
+            where = torch.where(masks, data.view.steps.cpu() + 1, -1) if place.looks_around else masks
             for row in masks.any(dim=1).nonzero()[:, 0].tolist():
-                edits[row] += (_digest(header, _bytes(masks[row, at[row]])),)
+                edits[row] += (_digest(header, _bytes(where[row, at[row]])),)
                 lasting[row] &= isinstance(name, bytes)
         digests = [_digest(*some) for some in edits]
         result.append(

@@ -9,7 +9,8 @@ from typing import Any
 from reftlens.bridge.source import in_words
 from reftlens.editing.reft import ReFT
 from reftlens.files import templates
-from reftlens.interventions import KINDS
+from reftlens.interventions import GATES, KINDS
+from reftlens.storage.record import kinds_in
 from reftlens.training.result import FitResult
 
 CARD_FILE, PICTURE_FILE = "README.md", "loss.png"
@@ -30,7 +31,7 @@ def model_card(
     of_model, modules = record["model"], [module for _, module in reft.items()]
     base, source = of_model["name"], of_model["source"]
     on_hub = "hub" in source or "wheel" in source or (_HUB_ID.fullmatch(base) is not None and not Path(base).exists())
-    own = sorted({m.kind for m in modules} - KINDS.keys())
+    own = sorted({k for spec in record["interventions"] for k in kinds_in(spec)} - KINDS.keys() - GATES.keys())
     encoding = run.encoding if run is not None else {}
     return _HEAD + templates(Path(__file__).parent, html=False).get_template("model_card.md.j2").render(
         repo_id=repo_id,

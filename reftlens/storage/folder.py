@@ -27,9 +27,8 @@ from reftlens.editing.preflight import preflight
 from reftlens.editing.reft import ReFT
 from reftlens.errors import StoreMismatch, check_finite
 from reftlens.files import digest, located, shape_of, write_atomically
-from reftlens.interventions import Intervention
 from reftlens.storage.card import CARD_FILE, PICTURE_FILE, is_card, model_card, picture
-from reftlens.storage.record import FORMAT, describe, rebuild
+from reftlens.storage.record import FORMAT, Kinds, describe, rebuild
 from reftlens.training.config import FitConfig
 from reftlens.training.result import FitResult
 
@@ -90,9 +89,7 @@ def _write_run(folder: Path, run: FitResult | None, digest_of_weights: str) -> N
         (folder / PICTURE_FILE).unlink(missing_ok=True)
 
 
-def load(
-    folder: str | Path, model: Any, *, kinds: Mapping[str, type[Intervention]] | None = None, other_model: bool = False
-) -> ReFT:
+def load(folder: str | Path, model: Any, *, kinds: Kinds | None = None, other_model: bool = False) -> ReFT:
     """Read what `save` wrote, onto the device of `model`, in eval mode.
 
     Warns where the chat template is another one than it was trained with.

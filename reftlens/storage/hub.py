@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from reftlens.editing.reft import ReFT
-from reftlens.interventions import Intervention
 from reftlens.storage.card import CARD_FILE, model_card
 from reftlens.storage.folder import SETTINGS_FILE, load, save
+from reftlens.storage.record import Kinds
 from reftlens.training.result import FitResult
 
 
@@ -41,7 +41,7 @@ def from_hub(
     model: Any,
     *,
     revision: str | None = None,
-    kinds: Mapping[str, type[Intervention]] | None = None,
+    kinds: Kinds | None = None,
     other_model: bool = False,
     token: str | None = None,
 ) -> ReFT:

@@ -75,14 +75,14 @@ class _Call:
         self.tokens = arguments.get("input_ids")
         self.continues = cache is not None and cache.get_seq_length() > 0
 
-    def placed(self, mask: Tensor, shape: torch.Size) -> Tensor:
-        """`mask`, chosen on the right-padded batch, moved to where the tokens lie in this call."""
+    def placed(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """`values` of the tokens of the right-padded batch, moved to where the tokens lie in this call; 0 elsewhere."""
         real = self.real if self.mask is None else self.mask
         if not isinstance(real, Tensor) or real.ndim != 2:
             raise ValueError(
                 "the model was called with an attention mask that does not show the padding: pass [batch, seq]"
             )
-        real = real.bool().to(mask.device)
+        real = real.bool().to(values.device)
         times, rest = divmod(shape[0], len(self.batch))
         if times > 1 and not rest:
             raise ValueError(
@@ -90,19 +90,19 @@ class _Call:
                 "texts for a prompt repeat rows, so give the batch as often: "
                 f"batch[[i for i in range(len(batch)) for _ in range({times})]]"
             )
-        if real.shape != shape or not torch.equal(real.sum(dim=1), self.real.sum(dim=1).to(mask.device)):
+        if real.shape != shape or not torch.equal(real.sum(dim=1), self.real.sum(dim=1).to(values.device)):
             raise ValueError(
                 f"the model was called on {real.sum(dim=1).tolist()} tokens per row (in {list(shape)}), and the batch "
                 f"has {self.real.sum(dim=1).tolist()}"
             )
-        own = self.batch.tokens[self.real].to(mask.device)
+        own = self.batch.tokens[self.real].to(values.device)
         if self.tokens is not None and not torch.equal(self.tokens[real], own):
             raise ValueError(
                 "the model was called on other tokens than those of the batch: it has "
                 f"{self.tokens[real].tolist()[:12]} …, and the batch {own.tolist()[:12]} …"
             )
-        moved = torch.zeros_like(real)
-        moved[real] = mask[self.real.to(mask.device)]
+        moved = torch.zeros_like(real, dtype=values.dtype)
+        moved[real] = values[self.real.to(values.device)]
         return moved
 
 
@@ -121,7 +121,7 @@ class _PlainEdit:
         self.block, self.leaves = int(stream[1]), stream[2] in ("hook_resid_post", "hook_out")
         self.site, self.call, self.fired = site, call, False
         self.reaches_response = variant.reaches_response(site)
-        self.mask = variant.mask(site, batch.view)
+        self.mask, self.steps = variant.mask(site, batch.view), batch.view.steps
         point = HookPoint()
         point.name = site.hook
         self.place = Place(site, module, point)
@@ -142,7 +142,9 @@ class _PlainEdit:
                 raise ValueError(f"{self.site} reaches generated tokens: generate with reftlens.generate on a bridge")
             return h
         self.fired = True
-        edit = self.place.edit(TokenIndex.of(self.call.placed(self.mask.to(h.device), h.shape[:2])), self.strength)
+        tokens = TokenIndex.of(self.call.placed(self.mask.to(h.device), h.shape[:2]))
+        steps = self.call.placed(self.steps.to(h.device), h.shape[:2])[tokens.rows, tokens.columns]
+        edit = self.place.edit(tokens, self.strength, steps=steps)
         out = edit(h, self.place.point)
         return h if out is None else out
 

@@ -13,10 +13,12 @@ from reftlens.bridge.protocol import is_bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.errors import StoreMismatch
-from reftlens.interventions import KINDS, Intervention
+from reftlens.interventions import GATES, KINDS, Gate, Intervention
 from reftlens.training.result import library_versions
 
 FORMAT = 3
+
+Kinds = Mapping[str, type[Intervention] | type[Gate]]
 
 
 def describe(reft: ReFT, model: Any) -> dict[str, Any]:
@@ -39,13 +41,13 @@ def describe(reft: ReFT, model: Any) -> dict[str, Any]:
     }
 
 
-def rebuild(record: dict[str, Any], kinds: Mapping[str, type[Intervention]], folder: Path) -> ReFT:
+def rebuild(record: dict[str, Any], kinds: Kinds, folder: Path) -> ReFT:
     """The `ReFT` that a record describes, its weights not yet filled in.
 
     Raises:
         StoreMismatch: for a kind, a dtype or settings that are not known; `folder` is named.
     """
-    table = {**KINDS, **kinds}
+    table = {**KINDS, **GATES, **kinds}
     try:
         with torch.random.fork_rng(devices=[]):  # constructors draw a start that the weights then replace
             modules = [_built(spec, table, folder) for spec in record["interventions"]]
@@ -72,10 +74,14 @@ def _described(module: Intervention) -> dict[str, Any]:
     except TypeError:
         same = False
     if not same:
-        raise ValueError(f"settings() of {name} must hold JSON values only (numbers, text, lists), got {settings}")
+        raise ValueError(
+            f"settings() of {name} must hold JSON values only (numbers, text, lists; no function), got {settings}"
+        )
     try:
         with torch.random.fork_rng(devices=[]):
-            again = type(module)(**settings).state_dict()
+            again = type(module)(
+                **arguments_of(settings, {part.kind: type(part) for part in _parts(module)})
+            ).state_dict()
     except Exception as error:
         raise ValueError(f"{name}(**settings()) fails, so it could not be loaded again: {error}") from error
     if {k: t.shape for k, t in again.items()} != {k: t.shape for k, t in module.state_dict().items()}:
@@ -88,8 +94,8 @@ def _described(module: Intervention) -> dict[str, Any]:
 
 def _refuse_ambiguous(reft: ReFT) -> None:
     """Raise where the record could be read in two ways."""
-    classes: dict[str, type[Intervention]] = dict(KINDS)
-    for module in reft.distinct:
+    classes: dict[str, type[Intervention] | type[Gate]] = {**KINDS, **GATES}
+    for module in (part for distinct in reft.distinct for part in _parts(distinct)):
         if classes.setdefault(module.kind, type(module)) is not type(module):
             raise ValueError(
                 f"{type(module).__name__} has kind = {module.kind!r}, which names another class: give it a kind of "
@@ -105,16 +111,44 @@ def _refuse_ambiguous(reft: ReFT) -> None:
             )
 
 
-def _built(spec: dict[str, Any], kinds: Mapping[str, type[Intervention]], folder: Path) -> Intervention:
-    kind, dtype = spec["kind"], spec["dtype"]
-    if kind not in kinds:
-        raise StoreMismatch(
-            f"{folder} holds an intervention of kind {kind!r}, and the known ones are {', '.join(kinds)}; if "
-            f"it is a class of yours, pass kinds={{{kind!r}: YourClass}}"
-        )
+def _built(spec: dict[str, Any], kinds: Kinds, folder: Path) -> Intervention:
+    dtype = spec["dtype"]
+    for kind in kinds_in(spec):
+        if kind not in kinds:
+            raise StoreMismatch(
+                f"{folder} holds an intervention of kind {kind!r}, and the known ones are {', '.join(kinds)}; if "
+                f"it is a class of yours, pass kinds={{{kind!r}: YourClass}}"
+            )
     if dtype not in DTYPES:
         raise StoreMismatch(f"{folder} holds weights of dtype {dtype!r}, and the known ones are {', '.join(DTYPES)}")
     try:
-        return kinds[kind](**spec["settings"]).to(DTYPES[dtype])
+        module = kinds[spec["kind"]](**arguments_of(spec["settings"], kinds)).to(DTYPES[dtype])
     except (TypeError, ValueError) as error:
-        raise StoreMismatch(f"{folder} holds {kind} with settings {spec['settings']}: {error}") from error
+        raise StoreMismatch(f"{folder} holds {spec['kind']} with settings {spec['settings']}: {error}") from error
+    if not isinstance(module, Intervention):
+        raise StoreMismatch(f"{folder} holds {spec['kind']} at a site, which is no intervention")
+    return module
+
+
+def _parts(module: Intervention) -> list[Intervention | Gate]:
+    """An intervention, and those that it wraps."""
+    return [part for part in module.modules() if isinstance(part, Intervention | Gate)]
+
+
+def kinds_in(spec: Any) -> list[str]:
+    """The kinds that a record of one intervention names, its own first."""
+    if not _is_part(spec):
+        return []
+    return [spec["kind"], *(kind for value in spec["settings"].values() for kind in kinds_in(value))]
+
+
+def arguments_of(settings: dict[str, Any], kinds: Kinds) -> dict[str, Any]:
+    """The constructor arguments that settings stand for, interventions and gates among them made."""
+    return {
+        name: kinds[value["kind"]](**arguments_of(value["settings"], kinds)) if _is_part(value) else value
+        for name, value in settings.items()
+    }
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, dict) and {"kind", "settings"} <= value.keys()

@@ -44,6 +44,12 @@ class TokenView:
         return self.real.long().cumsum(dim=1) - 1
 
     @cached_property
+    def steps(self) -> Int[Tensor, "batch seq"]:
+        """Of each token that is not of the prompt, how many such tokens are before it in its row; -1 in the prompt."""
+        later = self.real & ~self.prompt
+        return (later.long().cumsum(dim=1) - 1).masked_fill(~later, -1)
+
+    @cached_property
     def prompt_text(self) -> list[tuple[str, list[tuple[int, int]]]]:
         """Per row: the text of the prompt and the character span of each of its tokens."""
         if self.tokenizer is None:

@@ -156,7 +156,7 @@ def _run(
     if any(p.is_inference() for p in reft.parameters()):
         raise ValueError("the ReFT was made inside torch.inference_mode(), and cannot be trained: make it outside")
     if not any(p.requires_grad for p in reft.parameters()):
-        kinds = ", ".join(sorted({m.kind for _, m in reft.items()}))
+        kinds = ", ".join(sorted({m.label for _, m in reft.items()}))
         raise ValueError(f"nothing to train: {kinds} has no trainable parameter")
     if config.weight_decay and not decayed(reft):
         raise ValueError(f"weight_decay={config.weight_decay} reaches no parameter: all are orthonormal frames")
