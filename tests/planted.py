@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,33 +12,38 @@ from architectures import D_MLP, NAMES, D, hf_model, tokenizer
 
 CORNERS = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
 VALUES, ANSWERS = range(49, 309), (40, 41, 42, 43)
-"""Tokens that carry one of four values, and the four answers."""
+"""Tokens that carry a value, and the answers where there are four values."""
+
+
+def answers_of(rank: int) -> range:
+    """The answers to `2 ** rank` values."""
+    return range(44 - 2**rank, 44)
 
 
 @dataclass(frozen=True)
 class Planted:
     model: Any
     subspace: torch.Tensor
-    """`[D, 2]`: the last token's value is one of four corners in this plane, and its answer is read from it."""
+    """`[D, rank]`: the last token's value is a corner `±1 … ±1` in it, and its answer is read from there."""
     value: torch.Tensor
     """Of every token of the vocabulary."""
 
 
 @cache
 @torch.no_grad()
-def planted(seed: int = 0) -> Planted:
-    """A neox whose blocks add nothing: the embedding writes the value into a plane, the unembedding reads it there.
+def planted(seed: int = 0, rank: int = 2) -> Planted:
+    """A neox whose blocks add nothing: the embedding writes the value into a subspace, the unembedding reads it there.
 
-    One for each seed and process; read-only.
+    All `rank` directions are needed to name the `2 ** rank` answers. One for each seed and process; read-only.
     """
     generator = torch.Generator().manual_seed(seed)
     model = hf_model("neox", seed)
     frame = torch.linalg.qr(torch.randn(D, D, generator=generator)).Q
-    plane = frame[:, :2]
-    noise = torch.randn(len(tokenizer()), D - 2, generator=generator) @ frame[:, 2:].T
-    value = torch.randint(0, 4, (len(tokenizer()),), generator=generator)
-    value[list(VALUES)] = torch.arange(len(VALUES)) % 4
-    model.gpt_neox.embed_in.weight.copy_(noise + 3 * CORNERS[value] @ plane.T)
+    plane, corners = frame[:, :rank], torch.tensor(list(product((1.0, -1.0), repeat=rank)))
+    noise = torch.randn(len(tokenizer()), D - rank, generator=generator) @ frame[:, rank:].T
+    value = torch.randint(0, 2**rank, (len(tokenizer()),), generator=generator)
+    value[list(VALUES)] = torch.arange(len(VALUES)) % 2**rank
+    model.gpt_neox.embed_in.weight.copy_(noise + 3 * corners[value] @ plane.T)
     for block in model.gpt_neox.layers:
         for linear in (block.attention.dense, block.mlp.dense_4h_to_h):
             linear.weight.zero_()
@@ -45,20 +51,20 @@ def planted(seed: int = 0) -> Planted:
     model.gpt_neox.final_layer_norm.weight.fill_(1.0)
     model.gpt_neox.final_layer_norm.bias.zero_()
     model.lm_head.weight.zero_()
-    for answer, corner in zip(ANSWERS, CORNERS, strict=True):
+    for answer, corner in zip(answers_of(rank), corners, strict=True):
         model.lm_head.weight[answer] = corner @ plane.T
     bridge = TransformerBridge.boot_transformers(NAMES["neox"], hf_model=model, tokenizer=tokenizer(), device="cpu")
     return Planted(bridge.eval(), plane, value)
 
 
-def pairs(value: torch.Tensor, count: int, seed: int, tokens: Any = VALUES) -> tuple[Any, Any]:
+def pairs(value: torch.Tensor, count: int, seed: int, tokens: Any = VALUES, answers: Any = ANSWERS) -> tuple[Any, Any]:
     """`(counterfactual, base's own)`: rows of filler and a value; the source's value is to be answered."""
     from reftlens.text.batch import batch_from_rows
 
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.tensor(list(tokens))[torch.randint(0, len(tokens), (2, count), generator=generator)]
     filler = torch.randint(200, 300, (2, count, 3), generator=generator)
-    answer = torch.tensor(ANSWERS)[value[chosen]]
+    answer = torch.tensor(list(answers))[value[chosen]]
     rows = [[*filler[0, i].tolist(), int(chosen[0, i]), int(answer[1, i])] for i in range(count)]
     theirs = [[*filler[1, i].tolist(), int(chosen[1, i])] for i in range(count)]
     data = batch_from_rows(rows, [[1] * 4 + [2]] * count)

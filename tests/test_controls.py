@@ -152,7 +152,7 @@ def test_what_cannot_be_told_is_not_called_no_evidence():
     def warnings(p, shuffles):
         good, poor = Estimate(0.9, 0.8, 1.0, 50), Estimate(0.5, 0.4, 0.6, 50)
         rows = [Control("trained", good, good), Control("full vector", good, good), Control("no edit", poor, poor)]
-        return Controls(tuple(rows), (), p, shuffles, Estimate(0.4, 0.3, 0.5, 50)).warnings
+        return Controls(tuple(rows), (), p, shuffles, Estimate(0.4, 0.3, 0.5, 50), (1,)).warnings
 
     assert warnings(0.001, 999) == ()
     (few,) = warnings(0.05, 19)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import VALUES, pairs, planted
+from planted import VALUES, answers_of, pairs, planted
 
 import reftlens as rl
 
@@ -23,6 +23,7 @@ def _sae(k=24):
 
 MAKE = {
     "BoundlessDAS": lambda: rl.interventions.BoundlessDAS(D, 4, generator=_seeded()),
+    "MaskedDAS": lambda: rl.interventions.MaskedDAS(D, 4, sparsity=0.0, generator=_seeded()),
     "neurons": lambda: rl.interventions.SigmoidMask(D),
     "PCA": lambda: rl.interventions.SigmoidMask(
         D, rl.directions.pca(torch.randn(50, D, generator=_seeded(1)), 5).basis
@@ -53,7 +54,10 @@ def test_shut_it_is_the_identity_and_open_the_exchange_in_its_subspace(name, cou
         basis = torch.eye(D) if module.basis() is None else module.basis().float()
         expected = h + (source - h) @ basis @ basis.T
     torch.testing.assert_close(edited, expected)
-    assert torch.equal(module(h, 0.0, source=source[:, None]), h)
+    assert module(h, 0.0, source=source[:, None]) is h
+    half = module(h.bfloat16(), source=source[:, None])  # arithmetic is float32, and the sum is cast back once
+    assert torch.equal(half, module(h.bfloat16().float(), source=source[:, None]).bfloat16())
+    torch.testing.assert_close(module(h, -0.5, source=source[:, None]), h - 0.5 * (edited - h))
     left = torch.full_like(source, torch.nan)
     torch.testing.assert_close(module(h, source=left[:, None]), h)
 
@@ -67,6 +71,17 @@ def test_formulas_written_out():
         column = das.basis()[:, i].detach()
         expected += m * ((source - h) @ column)[:, None] * column
     torch.testing.assert_close(das(h, source=source[:, None]), expected)
+    masked = MAKE["MaskedDAS"]()
+    with torch.no_grad():
+        masked.logits.copy_(torch.tensor([0.3, -2.0, 0.0, 1.0]))
+    expected = h.clone()
+    for i, logit in enumerate([0.3, -2.0, 0.0, 1.0]):
+        column = masked.basis()[:, i].detach()
+        expected += ((source - h) @ column)[:, None] * column / (1 + math.exp(-logit))
+    torch.testing.assert_close(masked(h, source=source[:, None]), expected)
+    assert masked.learned_rank == 2 and masked.is_open().tolist() == [True, False, False, True]
+    whole = h + (source - h) @ (b := masked.basis()[:, [0, 3]].detach()) @ b.T
+    torch.testing.assert_close(masked.as_das()(h, source=source[:, None]), whole)
     mask = _gate(MAKE["neurons"](), 0.3)
     m = 1 / (1 + math.exp(-0.3))
     torch.testing.assert_close(mask(h, source=source[:, None]), (1 - m) * h + m * source)
@@ -80,12 +95,14 @@ def test_the_temperature_falls_as_a_function_of_progress(name):
         module.anneal(progress)
         assert module.temperature_now.item() == pytest.approx(start ** (1 - progress) * end**progress, rel=1e-5)
     assert module.penalty() is None
+    assert module.learned_rank == module.is_open().sum()
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_it_is_stored_whole(name, gpt2, tmp_path):
     wide = {
         "BoundlessDAS": rl.interventions.BoundlessDAS(32, 3),
+        "MaskedDAS": rl.interventions.MaskedDAS(32, 3),
         "neurons": rl.interventions.SigmoidMask(32, sparsity=0.1),
         "PCA": rl.interventions.SigmoidMask(32, rl.directions.random_subspace(32, 5, seed=1).basis),
         "SAE": rl.interventions.SAEMask(32, torch.randn(32, 6), torch.randn(6, 32)),
@@ -120,6 +137,71 @@ def test_boundless_das_finds_a_planted_width():
     assert module.is_open().tolist() == [True, True, *[False] * 6]
     opened = module.basis()[:, :2].detach()
     assert torch.linalg.svdvals(opened.T @ planted().subspace).min() > 0.95
+
+
+def test_masked_das_learns_a_planted_rank_with_the_settings_it_has():
+    """`benchmarks/learned_rank.py` has twenty networks of each rank."""
+    truth, rank = planted(rank=4), 4
+    train, _ = pairs(truth.value, 256, 1, list(VALUES)[:200], answers_of(rank))
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.interventions.MaskedDAS(32, 8, generator=_seeded(2))})
+    rl.fit(reft, truth.model, train, steps=100, lr=5e-2, batch_size=64, progress=False)
+    das = reft[0].as_das()
+    assert reft[0].learned_rank == das.rank == rank
+    assert torch.linalg.svdvals(das.basis().T @ truth.subspace).min() > 0.95
+
+
+def test_where_the_source_tells_nothing_the_rank_is_0_and_everything_says_so():
+    truth, train, test = _planted_data(shuffled=True)
+    site = rl.resid_post(1, "last")
+    reft = rl.ReFT({site: rl.interventions.MaskedDAS(32, 8, generator=_seeded(2))})
+    rl.fit(reft, truth.model, train[:256], steps=60, lr=5e-2, batch_size=64, progress=False)
+    assert reft[0].learned_rank == 0
+    scores = rl.causal.interchange_scores(reft, truth.model, test, progress=False)
+    assert scores.hits.tolist() == scores.unedited_hits.tolist()
+    config = rl.FitConfig(steps=1)
+    for call in (reft[0].as_das, lambda: rl.causal.controls(reft, truth.model, train, test, config, progress=False)):
+        with pytest.raises(ValueError, match=r"no open direction \(learned rank 0\).* worth sparsity=1 nat"):
+            call()
+    for call in (
+        lambda: rl.subspaces.overlap({"a": reft, "b": truth.subspace}),
+        lambda: rl.subspaces.direction_tokens(reft, truth.model),
+    ):
+        with pytest.raises(ValueError, match="no open direction"):
+            call()
+
+
+def test_controls_match_random_subspaces_at_the_rank_that_was_learned():
+    """And in how far they move: with the gates as they are, half open ones too."""
+    truth, train, test = _planted_data()
+    site, shut = rl.resid_post(1, "last"), rl.resid_post(0, "last")
+    mask = rl.interventions.MaskedDAS(32, 8)
+    with torch.no_grad():
+        frame = torch.linalg.qr(torch.cat([truth.subspace, torch.randn(32, 6, generator=_seeded())], dim=1)).Q
+        mask.frame.set(frame)
+        mask.logits.copy_(torch.tensor([9.0, 9.0, *[-1.0] * 6]))
+    reft = rl.ReFT({shut: _gate(rl.interventions.MaskedDAS(32, 4), -9.0), site: mask})
+    settings = dict(random=3, random_model=False, shuffles=99, progress=False)
+    table = rl.causal.controls(reft, truth.model, train[:64], test[:40], rl.FitConfig(steps=1), **settings)
+    assert table.dimensions == (2,) and "of dimension 2, as the trained one" in str(table)
+    assert table["trained"].accuracy.value > 0.95 > table["random subspaces"].accuracy.high
+    from reftlens.analysis.causal.baselines import Placebo
+    from reftlens.analysis.causal.variable import movement_of
+
+    h, source = torch.randn(2, 5, 32, generator=_seeded(1))
+    placebo = Placebo(movement_of(mask), 2, seed=0)
+    lengths = [(m(h, source=source[:, None]) - h).norm(dim=1) for m in (mask, placebo)]
+    assert torch.linalg.matrix_rank(placebo(h, source=source[:, None]) - h, atol=1e-4) == 2
+    torch.testing.assert_close(*lengths)
+
+
+def test_the_light_cone_of_a_mask_is_exact_on_every_architecture(any_model):
+    prompts = ["the cat sat on the mat", "a dog ran by", "the moon over the hill"]
+    data = rl.encode(any_model, [rl.Example(p, " the") for p in prompts]).resampled(seed=1)
+    d = int(any_model.cfg.d_model)
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.interventions.MaskedDAS(d, 4, generator=_seeded())})
+    cone, full = (rl.evaluate(reft, any_model, data, reuse=reuse, progress=False) for reuse in (True, False))
+    assert cone.computation.startswith("light cone") and (full.loss[0] - full.loss[1]).abs().min() > 1e-6
+    torch.testing.assert_close(cone.loss, full.loss, atol=1e-5, rtol=0)
 
 
 def test_a_mask_finds_planted_components_and_nothing_where_there_is_nothing():

@@ -101,6 +101,7 @@ def test_places_sites_kinds_and_settings_hold_plain_integers(n):
         lambda n: interventions.Noise(n(D), n(1), seed=n(2)).settings(),
         lambda n: interventions.ReFTr1(n(D), k=n(4)).settings(),
         lambda n: interventions.BoundlessDAS(n(D), n(5)).settings(),
+        lambda n: interventions.MaskedDAS(n(D), n(5)).settings(),
         lambda n: interventions.SigmoidMask(n(D), rank=n(5)).settings(),
         lambda n: interventions.SAEMask(n(D), latents=n(5)).settings(),
         lambda n: vars(rl.FitConfig(epochs=n(3), steps=n(4), batch_size=n(2), seed=n(5))),

@@ -296,6 +296,7 @@ def test_there_is_a_response_to_doses_of_every_kind(gpt2):
         rl.DAS(D, rank=2),
         rl.Interchange(D),
         rl.interventions.BoundlessDAS(D, rank=4),
+        rl.interventions.MaskedDAS(D, rank=4),
         rl.interventions.SigmoidMask(D),
     ]
     for module in kinds:

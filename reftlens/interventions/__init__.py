@@ -5,13 +5,13 @@ from reftlens.interventions.family import ConsReFT, DiReFT, LobiReFT, LoReFT, No
 from reftlens.interventions.fixed import Ablation, Noise, SteeringVector
 from reftlens.interventions.gates import GATES, Gate, Gated, Threshold
 from reftlens.interventions.interchange import DAS, Interchange
-from reftlens.interventions.learned_rank import BoundlessDAS
+from reftlens.interventions.learned_rank import BoundlessDAS, MaskedDAS
 from reftlens.interventions.masks import SAEMask, SigmoidMask
 from reftlens.interventions.pooled import ReFTr1
 from reftlens.interventions.subspace import Frame, orthonormal
 
 _FAMILY = (LoReFT, DiReFT, OrthoDiReFT, NoReFT, ConsReFT, LobiReFT)
-_EXCHANGES = (DAS, Interchange, BoundlessDAS, SigmoidMask, SAEMask)
+_EXCHANGES = (DAS, Interchange, BoundlessDAS, MaskedDAS, SigmoidMask, SAEMask)
 KINDS: dict[str, type[Intervention]] = {
     c.kind: c for c in (*_FAMILY, *_EXCHANGES, SteeringVector, Ablation, Noise, ReFTr1, Gated)
 }
@@ -31,6 +31,7 @@ __all__ = [
     "Intervention",
     "LoReFT",
     "LobiReFT",
+    "MaskedDAS",
     "NoReFT",
     "Noise",
     "Origin",

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reftlens.interventions.masks import GatedExchange, Temperature
+from reftlens.interventions.masks import GatedExchange, LogitGates, Temperature
 from reftlens.interventions.subspace import Frame
 from reftlens.numbers import whole
 
@@ -55,3 +55,45 @@ class BoundlessDAS(GatedExchange):
         self.frame.reset(generator)
         self.width.fill_(0.5)
         self.anneal(0.0)
+
+
+class MaskedDAS(LogitGates):
+    """DAS that learns its rank, up to `rank`: a mask over the directions of a trained frame (DBM-DAS of causalab).
+
+    `h' = h + strength · (m ⊙ (source - h) B) Bᵀ`, `B` orthonormal and trained, `m = σ(l / T)`, the logits `l` trained
+    from 0. A direction stays open where it lowers the loss by more than its price; where the source tells nothing that
+    is worth it, all are shut: `learned_rank` is 0, and `h' = h`. `docs/learned_rank.md` has what was learned on
+    networks whose rank is known, at prices from 0.5 to 2 nats.
+
+    Args:
+        rank: the most that can be learned.
+        temperature: of the gate, first and last; the last makes it all but binary.
+        sparsity: price of an open direction in nats, added to the loss.
+    """
+
+    kind = "MaskedDAS"
+
+    def __init__(
+        self,
+        d: SupportsIndex,
+        rank: SupportsIndex,
+        *,
+        temperature: Temperature = (1.0, 0.01),
+        sparsity: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(d, rank, temperature, sparsity)
+        self.frame = Frame(self.d, self.rank)
+        self.reset(generator)
+
+    def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
+        return self.frame()
+
+    def settings(self) -> dict[str, Any]:
+        return {"d": self.d, "rank": self.rank, **self._gate_settings}
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """A frame drawn uniformly, every direction half open."""
+        super().reset(generator)
+        self.frame.reset(generator)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from reftlens.interventions.fixed import checked_tensor
-from reftlens.interventions.interchange import Exchange
+from reftlens.interventions.interchange import DAS, Exchange
 from reftlens.interventions.subspace import Frame
 from reftlens.numbers import tensor_of
 
@@ -54,6 +54,26 @@ class GatedExchange(Exchange):
     def is_open(self) -> Bool[Tensor, " {self.rank}"]:
         """Directions more open than shut."""
         return self.gate().detach() > 0.5
+
+    @property
+    def learned_rank(self) -> int:
+        """How many directions are open."""
+        return int(self.is_open().sum())
+
+    def as_das(self) -> DAS:
+        """The exchange of the open directions alone, each of them open whole.
+
+        Raises:
+            ValueError: where no direction is open.
+        """
+        if not self.learned_rank:
+            raise ValueError(
+                f"{self.kind} has no open direction (learned rank 0): it exchanges nothing, as the source tells "
+                f"nothing that is worth sparsity={self.sparsity:g} nat(s) for each direction"
+            )
+        basis = self.basis()
+        columns = torch.eye(self.d, device=self.temperature_now.device) if basis is None else basis.detach()
+        return DAS(self.d, basis=columns[:, self.is_open()])
 
     def anneal(self, progress: float) -> None:
         start, end = self.temperature
@@ -169,6 +189,10 @@ class SAEMask(LogitGates):
 
     def exchanged(self, h: Tensor, basis: Tensor | None, away: Tensor) -> Tensor:
         return self.gate().to(h.dtype) * (self.latents(h + away[..., 0, :]) - self.latents(h))
+
+    def as_das(self) -> DAS:
+        """There is none: `ValueError`."""
+        raise ValueError("SAEMask exchanges latents, whose directions overlap: it has no subspace, and no DAS")
 
     def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
         return self.get_buffer("decoder").T

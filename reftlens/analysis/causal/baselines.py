@@ -20,22 +20,23 @@ from reftlens.text.batch import Batch
 class Placebo(Exchange):
     """An exchange in a random subspace that moves each vector exactly as far as the trained one does.
 
-    `h' = h + strength · (away R) Rᵀ · ‖away B‖ / ‖away R‖` with `away = source - h`, `B` the trained basis, `R` the
-    random one. What it also reaches comes from moving that far.
+    `h' = h + strength · (away R) Rᵀ · ‖away M‖ / ‖away R‖` with `away = source - h`, `M` what the trained one moves
+    along (its basis, each column times its gate where it has gates), `R` a random basis of the rank that was trained
+    or learned. What it also reaches comes from moving that far.
     """
 
     kind = "Placebo"
 
-    def __init__(self, trained: Float[Tensor, "d rank"], seed: int) -> None:
-        super().__init__(trained.shape[0], trained.shape[1])
+    def __init__(self, movement: Float[Tensor, "d columns"], rank: int, seed: int) -> None:
+        super().__init__(movement.shape[0], rank)
         generator = seeded(seed)
-        drawn = torch.randn(trained.shape, generator=generator, dtype=torch.float64)
-        self.register_buffer("trained", trained.detach().float())
-        self.register_buffer("drawn", orthonormal(drawn).float().to(trained.device))
+        drawn = torch.randn(self.d, self.rank, generator=generator, dtype=torch.float64)
+        self.register_buffer("movement", movement.detach().float())
+        self.register_buffer("drawn", orthonormal(drawn).float().to(movement.device))
 
     def exchanged(self, h: Tensor, basis: Tensor | None, away: Tensor) -> Tensor:
         assert basis is not None
-        theirs, mine = away[..., 0, :] @ self.get_buffer("trained").to(h.dtype), away[..., 0, :] @ basis
+        theirs, mine = away[..., 0, :] @ self.get_buffer("movement").to(h.dtype), away[..., 0, :] @ basis
         return mine * theirs.norm(dim=-1, keepdim=True) / mine.norm(dim=-1, keepdim=True).clamp_min(1e-8)
 
     def basis(self) -> Tensor:

@@ -12,13 +12,14 @@ from torch import Tensor
 from reftlens.analysis.causal.baselines import Placebo, filled_up, relabelled, untrained_copy
 from reftlens.analysis.causal.control_table import Control, Controls
 from reftlens.analysis.causal.permutation import movable, shuffled_p
-from reftlens.analysis.causal.variable import about_variable, basis_of, pairs_of, rows_of
+from reftlens.analysis.causal.variable import about_variable, basis_of, movement_of, pairs_of, rows_of
 from reftlens.analysis.subspaces.directions import difference_of_means, pca
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reading import activations
 from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
 from reftlens.editing.sources import check_differs
 from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention
@@ -51,8 +52,9 @@ def controls(
     """Score a trained exchange on held-out pairs, beside everything it has to beat, at equal budget.
 
     - `no edit`: the unedited model. `full vector`: the whole vector exchanged at the same sites, the ceiling.
-    - `random subspaces`: of equal rank, each moving every vector as far as the trained one. Their spread is shown and
-      the trained one's rank among them, not a p: a trained subspace is not exchangeable with random ones.
+    - `random subspaces`: of equal rank, each moving every vector as far as the trained one. The rank is that which was
+      learned, where gates chose it. Their spread is shown and the trained one's rank among them, not a p: a trained
+      subspace is not exchangeable with random ones.
     - `difference of means` (filled up with principal components where it has fewer directions), `PCA`: of the sources'
       activations, at equal rank.
     - `arbitrary labels`: the same training on answers that a hash of the source prompt draws. Held-out prompts are
@@ -113,7 +115,7 @@ class _Battery:
         self, values: Sequence[Hashable] | None, random: int, shuffles: int, random_model: Bridge | bool
     ) -> Controls:
         fixed = self._untrained(values)
-        placebos = [self._everywhere(lambda m, i=i: Placebo(basis_of(m), self.seed + i)) for i in range(random)]
+        placebos = [self._placebo(self.seed + i) for i in range(random)]
         refts = [*fixed.values(), *placebos]
         scores, gained = self._scores(self.model, self.test, refts, progress=self.progress)
         names = ["no edit", *fixed]
@@ -132,9 +134,17 @@ class _Battery:
         own = None if self.base is None else first_targets(self.base)
         p = shuffled_p(gains, column, own, shuffles, self.seed) if movable(column, own) else math.nan
         selectivity = difference_of(scores.hits[trained], arbitrary)
-        return Controls(
-            tuple(rows.values()), tuple(map(tuple, drawn.T.tolist())), p, shuffles, selectivity, self.test.among
-        )
+        spread, dimensions = tuple(map(tuple, drawn.T.tolist())), tuple(self.dimensions.values())
+        return Controls(tuple(rows.values()), spread, p, shuffles, selectivity, dimensions, self.test.among)
+
+    @cached_property
+    def dimensions(self) -> dict[Site, int]:
+        """Of the subspace at each site: the rank it was given, or learned."""
+        return {site: basis_of(module).shape[1] for site, module in self.reft.items()}
+
+    def _placebo(self, seed: int) -> ReFT:
+        ranks = self.dimensions
+        return ReFT({site: Placebo(movement_of(m), ranks[site], seed) for site, m in self.reft.items()})
 
     def _everywhere(self, module_for: Callable[[Intervention], Intervention]) -> ReFT:
         return ReFT({site: module_for(module) for site, module in self.reft.items()})
@@ -148,11 +158,11 @@ class _Battery:
         source = self.train.sources["source"]
         donors = source.batch[source.rows.tolist()]
         means, principal = {}, {}
-        for site, module in self.reft.items():
+        for site in self.reft:
             x = activations(self.model, donors, site, progress=False)
             counts = site.positions.mask(donors.view).sum(dim=1).cpu()
             labels = torch.tensor([order[key] for key in keys]).repeat_interleave(counts)
-            components = pca(x, module.rank)
+            components = pca(x, self.dimensions[site])
             if len(order) > 1:
                 means[site] = filled_up(difference_of_means(x, labels), components).as_exchange()
             principal[site] = components.as_exchange()

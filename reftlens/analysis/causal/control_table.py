@@ -36,6 +36,8 @@ class Controls:
     shuffles: int
     selectivity: Estimate
     """Interchange accuracy less that of a subspace trained on arbitrary labels; paired bootstrap."""
+    dimensions: tuple[int, ...]
+    """Of the subspace at each site, and of the random ones: the rank it was given, or learned."""
     among: str = ""
     """Among how many answers targets were scored, in words; "" for all tokens."""
 
@@ -107,7 +109,11 @@ class Controls:
             train = "" if r.train_accuracy is None else f"{r.train_accuracy:.2f}"
             lines.append(f"{r.name:<{wide}}  {r.accuracy!s:<20}  {r.log_prob!s:<22}  {train}")
         if self.random:
-            lines.append(f"rank {self.rank} of {len(self.random) + 1} among norm-matched random subspaces")
+            dimensions = ", ".join(map(str, self.dimensions))
+            lines.append(
+                f"rank {self.rank} of {len(self.random) + 1} among norm-matched random subspaces "
+                f"(of dimension {dimensions}, as the trained one)"
+            )
         lines.append(f"permutation p = {self.p:.3g} ({self.shuffles} shuffles of the held-out labels)")
         lines.append(f"accuracy{self.among} {self['trained'].accuracy}, selectivity {self.selectivity}")
         lines += [f"warning: {w}" for w in self.warnings] or ["the claim survives these controls"]

@@ -165,7 +165,7 @@ def subspace_illusion(
         if site not in bases:
             raise ValueError(
                 f"{module.kind} at {site} is no plain subspace: give a DAS with its open directions, "
-                "DAS(d, basis=module.basis()[:, module.is_open()])"
+                "ReFT({site: module.as_das()})"
             )
     splits = {site: seen_split(model, site, readers=readers, share=share) for site in bases}
     parts = {site: splits[site].parts(basis) for site, basis in bases.items()}

@@ -9,13 +9,19 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.interchange import DAS
+from reftlens.interventions.masks import GatedExchange
 from reftlens.interventions.subspace import orthonormal
 from reftlens.text.batch import Batch
 
 
 def about_variable(reft: ReFT, variable: str | None) -> ReFT:
-    """The exchange of one variable, under the name `"source"`."""
+    """The exchange of one variable, under the name `"source"`; sites whose gates are all shut are left out.
+
+    Raises:
+        ValueError: for what is no exchange in a subspace, no variable where there are several, or no open gate at all.
+    """
     modules: dict[Site, Intervention] = {}
+    shut: list[GatedExchange] = []
     for site, module in reft.items():
         if not module.variables:
             raise ValueError(f"{module.kind} at {site} exchanges nothing: give DAS or one of its kin")
@@ -24,9 +30,13 @@ def about_variable(reft: ReFT, variable: str | None) -> ReFT:
         if isinstance(module, DAS):
             basis = module.subspace(variable or next(iter(module.variables))).detach()
             modules[site] = DAS(module.d, basis=orthonormal(basis))
+        elif isinstance(module, GatedExchange) and not module.learned_rank:
+            shut.append(module)
         else:
             basis_of(module)
             modules[site] = module
+    if not modules:
+        shut[0].as_das()  # says so
     return ReFT(modules)
 
 
@@ -64,7 +74,18 @@ def check_same_prompts(data: Batch, base: Batch) -> None:
 
 
 def basis_of(module: Intervention) -> Float[Tensor, "d rank"]:
+    """Orthonormal columns of the subspace that is exchanged: of a gated exchange, those that are open."""
+    if isinstance(module, GatedExchange):
+        return module.as_das().basis().detach()
     basis = module.basis()
     if basis is None:
         raise ValueError(f"{module.kind} has no subspace to compare with others: it exchanges whole vectors")
     return orthonormal(basis.detach())
+
+
+def movement_of(module: Intervention) -> Float[Tensor, "d columns"]:
+    """`M` such that the exchange moves `h` by `‖(source - h) M‖`: the basis, each column times its gate."""
+    if not isinstance(module, GatedExchange):
+        return basis_of(module)
+    basis, gate = module.basis(), module.gate().detach()
+    return gate.diag() if basis is None else basis.detach() * gate

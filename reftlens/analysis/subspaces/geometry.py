@@ -75,7 +75,13 @@ def span(columns: Float[Tensor, "d k"], *, name: str = "the basis") -> SubspaceB
 
 
 def columns_of(module: Intervention) -> Float[Tensor, "d k"]:
-    """The directions along which an intervention edits; of a gated exchange, those that are open."""
+    """The directions along which an intervention edits; of a gated exchange, those that are open.
+
+    Raises:
+        ValueError: where a gated exchange has no open direction.
+    """
+    if isinstance(module, GatedExchange) and not module.learned_rank:
+        raise ValueError(f"{module.kind} has no open direction (learned rank 0): it edits along none")
     with torch.no_grad():
         basis = module.basis()
         columns = torch.eye(module.d, dtype=torch.float32) if basis is None else basis
