@@ -37,9 +37,10 @@ from reftlens.reports.page import report
 from reftlens.scoring.evaluation import evaluate
 from reftlens.storage import load, save
 from reftlens.text import positions
-from reftlens.text.batch import Batch, Example
+from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode, encode_prompts
 from reftlens.text.loading import load_examples
+from reftlens.text.template import Example
 from reftlens.training import FitConfig, fit, fit_many, plan
 from reftlens.widgets.live import slider
 

@@ -29,7 +29,8 @@ def prompts():
 
 def batch_of(rows, side="right", pad=2):
     """A `Batch` of prompts built by hand."""
-    from reftlens.text.batch import Batch, Example
+    from reftlens.text.batch import Batch
+    from reftlens.text.template import Example
     from reftlens.text.view import TokenRole
 
     longest = max(map(len, rows))

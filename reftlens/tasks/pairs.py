@@ -9,9 +9,10 @@ import torch
 from reftlens.bridge.protocol import Bridge
 from reftlens.numbers import seeded
 from reftlens.tasks.tables import check_parts, checked_columns
-from reftlens.text.batch import Batch, Example
+from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode, encode_prompts
 from reftlens.text.loading import Source
+from reftlens.text.template import Example
 
 _TRIES = 2_000
 """Draws in a row that may bring no new pair."""

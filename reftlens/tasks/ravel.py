@@ -12,8 +12,8 @@ from reftlens.files import located
 from reftlens.tasks.causal import any_of
 from reftlens.tasks.pairs import Pair, Pairs, different_pairs
 from reftlens.tasks.ravel_files import City, Template, from_files, from_hub
-from reftlens.text.batch import Example
 from reftlens.text.positions import Last, Positions, Tokens
+from reftlens.text.template import Example
 
 Split = Literal["train", "val", "test"]
 

@@ -9,7 +9,7 @@ import torch
 from reftlens.errors import check_one_of
 from reftlens.tasks.causal import CausalModel, Setting, any_of
 from reftlens.tasks.pairs import Pair, Pairs, different_pairs
-from reftlens.text.batch import Example
+from reftlens.text.template import Example
 
 Split = Literal["train", "test"]
 

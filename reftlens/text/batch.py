@@ -15,16 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from reftlens.numbers import Choice, Integers, row_numbers, seeded
 from reftlens.text.sources import Source, in_one, row_numbers_of
 from reftlens.text.targets import answer_ids, columns_of, require_targets
-from reftlens.text.template import Prompt, Template
+from reftlens.text.template import Example, Template
 from reftlens.text.view import TokenRole, TokenView
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt (text, or chat messages with `role` and `content`) and the completion to learn or score."""
-
-    prompt: Prompt
-    completion: str = ""
 
 
 @dataclass(frozen=True, eq=False)

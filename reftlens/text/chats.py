@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reftlens.text.batch import Example
+from reftlens.text.template import Example
 
 
 def chat_examples(messages: Any, place: str, *, every: bool) -> list[Example]:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from reftlens.bridge.protocol import Bridge
 from reftlens.errors import check_one_of
-from reftlens.text.batch import Batch, Example, batch_from_rows
-from reftlens.text.template import Prompt, Template
+from reftlens.text.batch import Batch, batch_from_rows
+from reftlens.text.template import Example, Prompt, Template
 from reftlens.text.tokenising import plain_text, split_row, tokenise
 from reftlens.text.view import TokenRole
 from reftlens.text.vocabulary import check_vocabulary

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from reftlens.errors import check_one_of
 from reftlens.files import located
-from reftlens.text.batch import Example
 from reftlens.text.chats import chat_examples
+from reftlens.text.template import Example
 
 Source = str | Path | Iterable[Any]
 """A file, or records: dictionaries, the rows of a `DataFrame`, or of a split of a Hugging Face data set."""

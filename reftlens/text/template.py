@@ -14,6 +14,14 @@ Prompt = str | Messages
 
 
 @dataclass(frozen=True)
+class Example:
+    """A prompt (text, or chat messages with `role` and `content`) and the completion to learn or score."""
+
+    prompt: Prompt
+    completion: str = ""
+
+
+@dataclass(frozen=True)
 class Template:
     """How the prompts of a batch were written.
 
