@@ -15,7 +15,7 @@ from reftlens.generation.rows import Rows
 from reftlens.text.batch import Batch, batch_from_rows
 from reftlens.text.view import TokenRole, token_spans
 
-_COLUMNS = ("texts", "prompt_ids", "ids", "edited", "logits")
+_COLUMNS = ("texts", "prompt_ids", "ids", "edited", "logits", "turns")
 """Of a `Generation`, with an entry for each prompt."""
 
 
@@ -34,6 +34,8 @@ class Generation:
     tokenizer: Any = field(default=None, repr=False, compare=False)
     logits: tuple[Float[Tensor, "_steps vocab"], ...] = field(default=(), repr=False, compare=False)
     """Per prompt the logits that each generated token was chosen from, if `keep_logits` was set."""
+    turns: tuple[tuple[int, ...], ...] = field(default=(), repr=False, compare=False)
+    """Of prompts that are chats, in which message each token stands, as `text.turns` marks it."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -50,6 +52,7 @@ class Generation:
             ids=ids,
             edited=tuple(rows.marks(row) for row in every),
             tokenizer=tokenizer,
+            turns=() if rows.turn is None else tuple(tuple(rows.turn[row, rows.real[row]].tolist()) for row in every),
             logits=() if stacked is None else tuple(stacked[row, : len(ids[row])] for row in every),
         )
 
@@ -70,7 +73,7 @@ class Generation:
         rows = list(zip(self.prompt_ids, self.ids, strict=True))
         roles = [[int(TokenRole.PROMPT)] * len(p) + [int(TokenRole.GENERATED)] * len(g) for p, g in rows]
         targets = [[r == TokenRole.GENERATED for r in row] for row in roles]
-        return batch_from_rows([[*p, *g] for p, g in rows], roles, targets, tokenizer=self.tokenizer)
+        return batch_from_rows([[*p, *g] for p, g in rows], roles, targets, tokenizer=self.tokenizer, turns=self.turns)
 
     def marked(self, row: int = 0) -> str:
         """Prompt and continuation of a row as text, every edited token in ⟦brackets⟧."""

@@ -33,6 +33,8 @@ class Batch:
     """Rows that were cut, on request."""
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
     """By the name of the variable that an interchange intervention takes from it."""
+    turn: Int[Tensor, "batch seq"] | None = field(default=None, repr=False)
+    """In which message of a chat each token stands, as `text.turns` marks it."""
     template: Template | None = field(default=None, repr=False)
     """How the prompts were written; None for rows of tokens that were not encoded from text."""
     answers: tuple[int, ...] = ()
@@ -69,6 +71,7 @@ class Batch:
             tokens=rows_of("tokens"),
             role=rows_of("role", int(TokenRole.PAD)),
             target_mask=rows_of("target_mask"),
+            turn=None if first.turn is None else rows_of("turn"),
             examples=tuple(example for b in batches for example in b.examples),
             truncated=tuple(offset + i for b, offset in zip(batches, offsets, strict=True) for i in b.truncated),
             sources={name: Source(Batch.join(parts), rows) for name, (parts, rows) in joined.items()},
@@ -156,7 +159,8 @@ class Batch:
 
     def rearranged(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same with tokens, roles and target mask changed alike: moved, cut, or in another order."""
-        return replace(self, **{name: change(getattr(self, name)) for name in ("tokens", "role", "target_mask")})
+        columns = {name: getattr(self, name) for name in ("tokens", "role", "target_mask", "turn")}
+        return replace(self, **{name: change(column) for name, column in columns.items() if column is not None})
 
     def right_padded(self) -> "Batch":
         """The same rows, padded on the right."""
@@ -177,7 +181,7 @@ class Batch:
     @cached_property
     def view(self) -> TokenView:
         """What positions are chosen from."""
-        return TokenView(self.tokens, self.role, self.tokenizer)
+        return TokenView(self.tokens, self.role, self.tokenizer, self.turn)
 
     @cached_property
     def target_ids(self) -> Int[Tensor, " targets"]:
@@ -222,6 +226,7 @@ def batch_from_rows(
     *,
     examples: Sequence[Example] | None = None,
     tokenizer: Any = None,
+    turns: Sequence[Sequence[int]] | None = None,
 ) -> Batch:
     """A right-padded `Batch` from ragged rows; the pad id is never read, so any id serves."""
     longest = max(len(row) for row in ids)
@@ -237,4 +242,5 @@ def batch_from_rows(
         target_mask=padded(targets, False).bool(),
         examples=tuple(examples or [Example("")] * len(ids)),
         tokenizer=tokenizer,
+        turn=padded(turns, 0) if turns else None,
     )

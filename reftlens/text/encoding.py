@@ -14,6 +14,7 @@ from reftlens.errors import check_one_of
 from reftlens.text.batch import Batch, batch_from_rows
 from reftlens.text.template import Example, Prompt, Template
 from reftlens.text.tokenising import plain_text, split_row, tokenise
+from reftlens.text.turns import turn_marks
 from reftlens.text.view import TokenRole
 from reftlens.text.vocabulary import check_vocabulary
 
@@ -66,7 +67,7 @@ def encode(
     check_one_of("boundary", boundary, ("check", "split"))
     template = Template(chat, system, dict(template_arguments or {}), continue_last)
     limit = model.cfg.n_ctx if max_length is None else max_length
-    ids, roles, cut = [], [], []
+    ids, roles, cut, prompts, heads = [], [], [], [], []
     for i, example in enumerate(_some(examples)):
         _check_example(example, i)
         head, tail = split_row(tokenizer, example.prompt, example.completion, i, template, end, boundary)
@@ -75,14 +76,18 @@ def encode(
             if chat and truncate == "prompt":
                 short = _shortened(tokenizer, example, i, template, len(head) + len(tail), limit, end, boundary)
                 head, tail = split_row(tokenizer, short.prompt, short.completion, i, template, end, boundary)
+                example = short  # as its tokens are
             else:
                 head, tail = _cut(head, tail, limit, truncate, i, tokenizer)
         ids.append(head + tail)
+        prompts.append(example.prompt)
+        heads.append(head)
         roles.append([int(TokenRole.PROMPT)] * len(head) + [int(TokenRole.RESPONSE)] * len(tail))
     if cut:
         warnings.warn(f"{len(cut)} row(s) were cut to {limit} tokens at the {truncate}: {cut[:10]}", stacklevel=2)
     _warn_of_control_tokens(tokenizer, template, examples)
-    batch = batch_from_rows(ids, roles, examples=examples, tokenizer=tokenizer)
+    turns = turn_marks(tokenizer, template, prompts, heads)
+    batch = batch_from_rows(ids, roles, examples=examples, tokenizer=tokenizer, turns=turns)
     check_vocabulary(model, batch, "the examples")
     batch = replace(batch, truncated=tuple(cut), template=template)
     return batch if among_answers is None else batch.among_answers(among_answers)
@@ -109,7 +114,8 @@ def encode_prompts(
     roles = [[int(TokenRole.PROMPT)] * len(row) for row in ids]
     examples = [Example(prompt) for prompt in prompts]
     _warn_of_control_tokens(tokenizer, template, examples)
-    batch = batch_from_rows(ids, roles, examples=examples, tokenizer=tokenizer)
+    turns = turn_marks(tokenizer, template, prompts, ids)
+    batch = batch_from_rows(ids, roles, examples=examples, tokenizer=tokenizer, turns=turns)
     check_vocabulary(model, batch, "the prompts")
     return replace(batch, template=template)
 

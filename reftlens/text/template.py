@@ -57,7 +57,7 @@ class Template:
             return prompt
         self._check_turns(prompt, row)
         self._check_arguments(tokenizer)
-        turns = self._turns(prompt)
+        turns = self.turns(prompt)
         text = self._render(tokenizer, turns, row, add_generation_prompt=not self.continue_last)
         _check_whole(turns, text, row)
         if not self.continue_last:
@@ -74,7 +74,7 @@ class Template:
         before = self.prompt(tokenizer, prompt, row)
         if not self.chat:
             return before, ""
-        turns = self._turns(prompt)
+        turns = self.turns(prompt)
         begun = turns.pop() if self.continue_last else _turn("assistant", "")
         full = self._render(tokenizer, [*turns, {**begun, "content": begun["content"] + completion}], row)
         if not full.startswith(before + completion):
@@ -110,7 +110,7 @@ class Template:
 
     def texts(self, prompt: Prompt) -> Iterator[str]:
         """What people wrote of a prompt: the content of its messages."""
-        yield from (turn["content"] for turn in self._turns(prompt) if isinstance(turn["content"], str))
+        yield from (turn["content"] for turn in self.turns(prompt) if isinstance(turn["content"], str))
 
     def _check_turns(self, prompt: Prompt, row: int) -> None:
         turns: Messages = [] if isinstance(prompt, str) else prompt
@@ -140,10 +140,11 @@ class Template:
     def end_of_turn(self, tokenizer: Any) -> list[int]:
         """Token ids of the end of an assistant turn in the tokenizer's chat template, up to the special token."""
         mark = "reply"
-        full = self._render(tokenizer, [*self._turns("x"), _turn("assistant", mark)], 0)
+        full = self._render(tokenizer, [*self.turns("x"), _turn("assistant", mark)], 0)
         return ending(tokenizer, full[full.rindex(mark) + len(mark) :])
 
-    def _turns(self, prompt: Prompt) -> list[Mapping[str, str]]:
+    def turns(self, prompt: Prompt) -> list[Mapping[str, str]]:
+        """The messages that are rendered for a prompt."""
         turns: list[Mapping[str, str]] = list(prompt) if not isinstance(prompt, str) else [_turn("user", prompt)]
         return turns if self.system is None else [_turn("system", self.system), *turns]
 

@@ -29,6 +29,8 @@ class TokenView:
     ids: Int[Tensor, "batch seq"]
     role: Int[Tensor, "batch seq"]
     tokenizer: Any = field(default=None, repr=False)
+    turn: Int[Tensor, "batch seq"] | None = None
+    """Of each token of a chat the mark of the message that it is of, see `text.turns`; None where there are none."""
 
     @cached_property
     def real(self) -> Mask:

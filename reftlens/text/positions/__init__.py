@@ -11,6 +11,7 @@ while generating with a key/value cache.
 from reftlens.text.positions.base import Positions
 from reftlens.text.positions.choosers import All, At, First, Generated, Last, Nth, Prompt, Response, Tokens
 from reftlens.text.positions.spelling import KINDS, parse
+from reftlens.text.positions.turns import Role
 
 __all__ = [
     "KINDS",
@@ -23,6 +24,7 @@ __all__ = [
     "Positions",
     "Prompt",
     "Response",
+    "Role",
     "Tokens",
     "parse",
 ]

@@ -40,7 +40,7 @@ class Last(Positions):
         object.__setattr__(self, "n", whole(self.n, "Last: n", 1))
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        pool = _within(among, view.prompt)
+        pool = within(among, view.prompt)
         return pool & (pool.long().flip(1).cumsum(dim=1).flip(1) <= self.n)
 
 
@@ -63,10 +63,10 @@ class Nth(Positions):
         object.__setattr__(self, "k", whole(self.k, "Nth: k"))
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        pool = _within(among, view.prompt)
+        pool = within(among, view.prompt)
         place = pool.long().cumsum(dim=1) - 1
         wanted = self.k if self.k >= 0 else pool.long().sum(dim=1, keepdim=True) + self.k
-        return _complete(pool & (place == wanted), self.missing, f"{self}: the prompt has too few tokens")
+        return complete(pool & (place == wanted), self.missing, f"{self}: the prompt has too few tokens")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Tokens(Positions):
             matches = [m.span() for m in pattern.finditer(text) if m.end() > m.start()]
             hits = [any(start < b and a < end for a, b in matches) for start, end in spans]
             mask[row, view.prompt[row]] = torch.tensor(hits, dtype=torch.bool, device=mask.device)
-        return _complete(_within(among, mask), self.missing, f"{self}: no such token in the prompt")
+        return complete(within(among, mask), self.missing, f"{self}: no such token in the prompt")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Prompt(Positions):
     prompt_only: ClassVar[bool] = True
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        return _within(among, view.prompt)
+        return within(among, view.prompt)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Response(Positions):
     reaches_response: ClassVar[bool] = True
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        return _within(among, view.role >= TokenRole.RESPONSE)
+        return within(among, view.role >= TokenRole.RESPONSE)
 
 
 @dataclass(frozen=True)
@@ -162,14 +162,15 @@ class Generated(Positions):
     reaches_response: ClassVar[bool] = True
 
     def select(self, view: TokenView, among: Mask | None) -> Mask:
-        return _within(among, view.role == TokenRole.GENERATED)
+        return within(among, view.role == TokenRole.GENERATED)
 
 
-def _within(among: Mask | None, mask: Mask) -> Mask:
+def within(among: Mask | None, mask: Mask) -> Mask:
+    """What of `mask` is among the candidates."""
     return mask if among is None else mask & among
 
 
-def _complete(mask: Mask, missing: str, why: str) -> Mask:
+def complete(mask: Mask, missing: str, why: str) -> Mask:
     """`mask` itself, unless a row has no token in it and `missing` says to raise."""
     check_one_of("missing", missing, ("raise", "skip"))
     rows = (~mask.any(dim=1)).nonzero().flatten().tolist()

@@ -9,9 +9,10 @@ from typing import Any, SupportsIndex
 from reftlens.numbers import Integers
 from reftlens.text.positions.base import Chain, Difference, Positions, Union
 from reftlens.text.positions.choosers import All, At, First, Generated, Last, Nth, Prompt, Response, Tokens
+from reftlens.text.positions.turns import Role
 
 KINDS: dict[str, type[Positions]] = {
-    c.kind: c for c in (First, Last, Nth, At, Tokens, All, Prompt, Response, Generated, Union, Difference, Chain)
+    c.kind: c for c in (First, Last, Nth, At, Tokens, Role, All, Prompt, Response, Generated, Union, Difference, Chain)
 }
 _WORDS: dict[str, Positions] = {c.kind: c() for c in (First, Last, All, Prompt, Response, Generated)}
 
