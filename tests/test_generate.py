@@ -234,6 +234,26 @@ def test_edits_far_beyond_the_sliding_window_equal_the_teacher_forced_forward(ar
         torch.testing.assert_close(found.logits[row], expected, atol=ROUNDING, rtol=0)
 
 
+@pytest.mark.parametrize("then", ["at", "after"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
+def test_edits_where_what_was_written_matches_equal_the_teacher_forced_forward(architecture, then):
+    """What most continuations hold, and not all begin with: some rows are edited early, some late, some never."""
+    import reftlens as rl
+
+    model, where = bridge(architecture), rl.positions.Written("[>Y]|sat|og", regex=True, then=then)
+    reft = rl.ReFT({rl.resid_post(1, where): rl.SteeringVector(D, torch.full((D,), 1.5))})
+    found = rl.generate(reft, model, batch_of(some(), "left"), rl.Decoding(max_new_tokens=STEPS), keep_logits=True)
+    for row, expected in enumerate(forced(reft, model, found, rl.Variant())):
+        torch.testing.assert_close(found.logits[row], expected, atol=ROUNDING, rtol=0)
+    batch = found.batch()
+    mask = where.mask(batch.view)
+    for row, marks in enumerate(found.edited):
+        assert list(marks[:-1]) == mask[row][batch.attention_mask[row]].tolist()[:-1]
+    assert mask.any(dim=1).sum() >= len(mask) / 2 and not mask[batch.role >= 2].all()
+    alone = rl.generate(reft, model, batch_of(some()[3:4]), rl.Decoding(max_new_tokens=STEPS))
+    assert alone.ids == found.ids[3:4] and alone.edited == found.edited[3:4]
+
+
 # -- which tokens are edited -------------------------------------------------------------------------------------------
 
 

@@ -336,7 +336,9 @@ def test_every_kind_of_positions_is_in_the_table(rl):
         return {spec["kind"]}.union(*(kinds(v) for v in spec.values() if isinstance(v, dict)))
 
     seen = set().union(*(kinds(make(rl).to_dict()) for make, _ in TABLE.values()))
-    assert seen | {"tokens", "role"} == set(positions.KINDS)  # these need a tokenizer and have tests of their own
+    assert seen | {"tokens", "role", "written"} == set(
+        positions.KINDS
+    )  # these need a tokenizer and have tests of their own
 
 
 def test_unknown_kinds_and_fields_are_refused(rl):
@@ -520,3 +522,77 @@ def test_a_choice_says_what_was_asked_for():
         str(rl.positions.First(1) | rl.positions.Nth(-2, missing="skip"))
         == "Union(left=First(n=1), right=Nth(k=-2, missing='skip'))"
     )
+
+
+# -- by what has been written --------------------------------------------------------------------------------
+
+WRITTEN = [
+    ("cat", False),
+    ("t", False),
+    (" the", False),
+    ("🍕", False),
+    (r"c.t", True),
+    (r"[aeiou]{2}|\bon", True),
+    (r"\.?$", True),
+    (r"a(?!n)", True),
+]
+
+
+def written_view(texts, side="right", cut=None, generated=False):
+    """Prompts of two tokens, and texts after them, of which the first `cut` tokens are there."""
+    tokenizer = architectures.tokenizer()
+    prompt = tokenizer("the cat").input_ids
+    ids = [prompt + tokenizer(text).input_ids[:cut] for text in texts]
+    rows = [(2, 0, len(row) - 2) if generated else (2, len(row) - 2, 0) for row in ids]
+    return view_of(rows, side, ids=ids, tokenizer=tokenizer)
+
+
+def written_oracle(text, pattern, regex):
+    """Which tokens end a match in the text up to them alone, each prefix decoded by itself."""
+    tokenizer, hits, before = architectures.tokenizer(), [], ""
+    ids = tokenizer(text).input_ids
+    for stop in range(1, len(ids) + 1):
+        now = tokenizer.decode(ids[:stop]).removesuffix("\ufffd")
+        if regex:
+            ends = [m.end() for m in re.finditer(pattern, now) if m.group()]
+        else:
+            ends = [i + len(pattern) for i in range(len(now)) if now[i:].startswith(pattern)]
+        hits.append(any(len(before) < end <= len(now) for end in ends))
+        before = now
+    return hits
+
+
+@pytest.mark.parametrize(("pattern", "regex"), WRITTEN)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_what_is_written_is_matched_as_it_stands_at_each_token(rl, pattern, regex, side):
+    """Whoever writes it, and however much more is written afterwards."""
+    texts = [*TEXTS[:2], "catcat on the cat", "a moon, an 🍕 é"]
+    at, after = (rl.positions.Written(pattern, regex, then) for then in ("at", "after"))
+    for generated in (False, True):
+        view = written_view(texts, side, generated=generated)
+        for text, here, later in zip(texts, chosen(at, view), chosen(after, view), strict=True):
+            hits = written_oracle(text, pattern, regex)
+            assert here == [2 + i for i, hit in enumerate(hits) if hit]
+            assert later == [2 + i for i in range(len(hits)) if any(hits[:i])]
+    whole = chosen(at | after, written_view(texts))
+    for cut in range(1, 12):
+        short = written_view(texts, side, cut=cut)
+        assert chosen(at | after, short) == [[i for i in row if i < 2 + cut] for row in whole]
+
+
+def test_written_text_joins_chains_and_is_stored_like_other_choices(rl):
+    from reftlens.text.positions.spelling import positions_from_dict
+
+    view = written_view(["catcat on the cat"])
+    cats = rl.positions.Written("cat")
+    assert chosen(rl.positions.Response() >> cats, view) == chosen(cats, view)
+    assert chosen(cats >> rl.positions.First(), view) == [chosen(cats, view)[0][:1]]
+    assert chosen(rl.positions.Prompt() >> cats, view) == [[]], "the cat of the prompt is not written"
+    assert cats.reaches_response and positions_from_dict(json.loads(json.dumps(cats.to_dict()))) == cats
+    assert str(rl.positions.Written("c", then="after")) == "Written(text='c', then='after')"
+    with pytest.raises(ValueError, match="matches nothing"):
+        rl.positions.Written("")
+    with pytest.raises(re.error):
+        rl.positions.Written("(", regex=True)
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        cats.mask(view_of([(3, 2, 0)]))

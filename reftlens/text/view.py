@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from jaxtyping import Bool, Int
@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 Mask = Bool[Tensor, "batch seq"]
+_MOST_PARTS = 8
+"""Tokens that are read on for the rest of a character."""
 
 
 class TokenRole(IntEnum):
@@ -41,6 +43,11 @@ class TokenView:
         return self.role == TokenRole.PROMPT
 
     @cached_property
+    def written(self) -> Mask:
+        """What follows the prompt."""
+        return self.role >= TokenRole.RESPONSE
+
+    @cached_property
     def index(self) -> Int[Tensor, "batch seq"]:
         """Place of each token in its own row, padding not counted (meaningless at padding)."""
         return self.real.long().cumsum(dim=1) - 1
@@ -54,9 +61,25 @@ class TokenView:
     @cached_property
     def prompt_text(self) -> list[tuple[str, list[tuple[int, int]]]]:
         """Per row: the text of the prompt and the character span of each of its tokens."""
+        self._require_tokenizer()
+        return [token_spans(self.tokenizer, ids[row].tolist()) for ids, row in zip(self.ids, self.prompt, strict=True)]
+
+    @cached_property
+    def written_text(self) -> list[tuple[str, list[int]]]:
+        """Per row: the text after the prompt, and how many characters of it are there once each token is read."""
+        self._require_tokenizer()
+        texts = []
+        for ids, prompt, written in zip(self.ids, self.prompt, self.written, strict=True):
+            context = ids[prompt][-1:].tolist()  # some tokenizers drop the space that a text begins with
+            text, spans = token_spans(self.tokenizer, [*context, *ids[written].tolist()])
+            begin = spans[0][1] if context else 0
+            lengths = whole_lengths(text, spans)[len(context) :]
+            texts.append((text[begin:], [max(0, length - begin) for length in lengths]))
+        return texts
+
+    def _require_tokenizer(self) -> None:
         if self.tokenizer is None:
             raise ValueError("choosing tokens by their text needs a tokenizer, and this batch has none")
-        return [token_spans(self.tokenizer, ids[row].tolist()) for ids, row in zip(self.ids, self.prompt, strict=True)]
 
 
 def token_text(tokenizer: Any, token: int) -> str:
@@ -72,6 +95,25 @@ def token_text(tokenizer: Any, token: int) -> str:
     return " " * len(head) + f"<{' '.join(f'{values[c]:02X}' for c in raw[len(head) :])}>"
 
 
+def whole_lengths(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """How many characters of a text are whole once each of its tokens is read, whatever comes after it.
+
+    A character of several tokens is whole with the last of them; the parts of one at the end of the text are none.
+    """
+    lengths = []
+    for i, (start, end) in enumerate(spans):
+        last = i + 1 == len(spans)
+        open_end = last and text[start:end].endswith("\ufffd") and spans.count((start, end)) < _MOST_PARTS
+        lengths.append(start if open_end or (not last and spans[i + 1] == (start, end)) else end)
+    return lengths
+
+
+@lru_cache(maxsize=1 << 16)
+def _decoded(tokenizer: Any, ids: tuple[int, ...]) -> str:
+    """While a text is written, all that stands is decoded at each step, in windows of a few tokens."""
+    return tokenizer.decode(list(ids))
+
+
 def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """The decoded text of `ids` and the character span `(start, end)` of each token in it.
 
@@ -81,9 +123,9 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int
     for stop in range(1, len(ids) + 1):
         # The piece before, from `left` on, is context: it keeps the leading space that some tokenizers drop at the
         # start of a text, and it ends with a whole character, so that the bytes after it are read alone.
-        before = tokenizer.decode(list(ids[left:start]))
-        piece = tokenizer.decode(list(ids[left:stop]))[len(before) :]
-        if piece.endswith("\ufffd") and stop < len(ids) and stop - start < 8:
+        before = _decoded(tokenizer, tuple(ids[left:start]))
+        piece = _decoded(tokenizer, tuple(ids[left:stop]))[len(before) :]
+        if piece.endswith("\ufffd") and stop < len(ids) and stop - start < _MOST_PARTS:
             continue
         spans.extend([(len(text), len(text) + len(piece))] * (stop - start))
         text, left, start = text + piece, start, stop

@@ -12,6 +12,7 @@ from reftlens.text.positions.base import Positions
 from reftlens.text.positions.choosers import All, At, First, Generated, Last, Nth, Prompt, Response, Tokens
 from reftlens.text.positions.spelling import KINDS, parse
 from reftlens.text.positions.turns import Role
+from reftlens.text.positions.written import Written
 
 __all__ = [
     "KINDS",
@@ -26,5 +27,6 @@ __all__ = [
     "Response",
     "Role",
     "Tokens",
+    "Written",
     "parse",
 ]

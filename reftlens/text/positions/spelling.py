@@ -10,10 +10,10 @@ from reftlens.numbers import Integers
 from reftlens.text.positions.base import Chain, Difference, Positions, Union
 from reftlens.text.positions.choosers import All, At, First, Generated, Last, Nth, Prompt, Response, Tokens
 from reftlens.text.positions.turns import Role
+from reftlens.text.positions.written import Written
 
-KINDS: dict[str, type[Positions]] = {
-    c.kind: c for c in (First, Last, Nth, At, Tokens, Role, All, Prompt, Response, Generated, Union, Difference, Chain)
-}
+_CLASSES = (First, Last, Nth, At, Tokens, Role, All, Prompt, Response, Generated, Written, Union, Difference, Chain)
+KINDS: dict[str, type[Positions]] = {c.kind: c for c in _CLASSES}
 _WORDS: dict[str, Positions] = {c.kind: c() for c in (First, Last, All, Prompt, Response, Generated)}
 
 
