@@ -3,18 +3,13 @@
 from reftlens.analysis.causal.baselines import untrained_copy
 from reftlens.analysis.causal.battery import controls
 from reftlens.analysis.causal.control_table import Control, Controls
+from reftlens.analysis.causal.disentanglement import Disentanglement, cause_isolate
 from reftlens.analysis.causal.illusion import IllusionMeter, subspace_illusion
 from reftlens.analysis.causal.manifold import ManifoldDistance, manifold_distance
 from reftlens.analysis.causal.map_results import InterchangeMap
 from reftlens.analysis.causal.maps import interchange_map
 from reftlens.analysis.causal.permutation import permutation_p
-from reftlens.analysis.causal.scores import (
-    Disentanglement,
-    InterchangeScores,
-    cause_isolate,
-    interchange_scores,
-    scores_table,
-)
+from reftlens.analysis.causal.scores import InterchangeScores, interchange_scores, scores_table
 
 __all__ = [
     "Control",

@@ -17,7 +17,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.answers import answers, first_targets
-from reftlens.scoring.statistics import Estimate, average_of, mean_of, ratio_of, share_of
+from reftlens.scoring.statistics import Estimate, mean_of, ratio_of, share_of
 from reftlens.text.batch import Batch
 
 
@@ -154,56 +154,6 @@ def _source_odds(model: Bridge, data: Batch, tokens: Int[Tensor, "pair 2"], batc
             log_probs = logits[torch.arange(len(some)), last].float().log_softmax(dim=-1).cpu()
             odds[some] = log_probs.gather(1, tokens[some]) @ torch.tensor([1.0, -1.0], dtype=torch.float32)
     return odds
-
-
-def cause_isolate(cause: InterchangeScores, isolate: InterchangeScores) -> "Disentanglement":
-    """RAVEL's scores from pairs that should change (`cause`) and pairs that should stay (`isolate`)."""
-    return Disentanglement(cause.hits, isolate.hits)
-
-
-@dataclass(frozen=True, eq=False)
-class Disentanglement:
-    """Cause, Isolate and their mean, Disentangle (Huang et al. 2024, RAVEL, arXiv 2402.17700)."""
-
-    cause_hits: Bool[Tensor, " pair"]
-    isolate_hits: Bool[Tensor, " pair"]
-
-    @property
-    def cause(self) -> Estimate:
-        """Share of pairs on which the exchanged attribute takes the source's value."""
-        return share_of(self.cause_hits)
-
-    @property
-    def isolate(self) -> Estimate:
-        """Share of pairs on which another attribute keeps the base's value."""
-        return share_of(self.isolate_hits)
-
-    @property
-    def disentangle(self) -> Estimate:
-        """Mean of the two, bootstrapped over both kinds of pairs."""
-        return average_of(self.cause_hits, self.isolate_hits)
-
-    def _scores(self) -> dict[str, Estimate]:
-        return {"cause": self.cause, "isolate": self.isolate, "disentangle": self.disentangle}
-
-    def to_frame(self) -> DataFrame:
-        """One row per score, with the number of pairs behind it."""
-        records = [{"score": s, "n": e.count, **e.as_columns("value")} for s, e in self._scores().items()]
-        return figures.table(records, "score")
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The three scores with their 95 % intervals."""
-        ax = figures.axes(ax)
-        for x, estimate in enumerate(self._scores().values()):
-            figures.interval(ax, x, estimate)
-        ax.set_xticks(range(3), list(self._scores()))
-        ax.set(ylabel="share of pairs", ylim=(-0.02, 1.02))
-        return ax
-
-    def __str__(self) -> str:
-        return ", ".join(f"{score} {estimate}" for score, estimate in self._scores().items())
-
-    __repr__ = __str__
 
 
 def scores_table(scores: dict[str, InterchangeScores] | Sequence[InterchangeScores]) -> DataFrame:
