@@ -3,7 +3,7 @@
 Of a source only those rows are read that a row of the data takes from, and those that are the same once.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,20 +107,28 @@ def check_differs(sites: Iterable[Site], data: Batch) -> None:
     The hidden states are then equal, and an exchange of them changes nothing. Sources of sources are not looked at.
     """
     sites = tuple(sites)
-    if not data.sources or any(source.batch.sources for source in data.sources.values()):
+    if not data.sources or next(differing(sites, data), None) is not None:
         return
-    for source in data.sources.values():
-        for site in sites:
-            own, theirs = site.positions.mask(data.view), site.positions.mask(source.batch.view)
-            for row, other in enumerate(source.rows.tolist()):
-                if other >= 0 and _text(data, own, row) != _text(source.batch, theirs, other):
-                    return
     first = int(data.tokens[0][data.attention_mask[0]][0])  # easily taken for the first of the text, where it is a BOS
     beginning = first if data.tokenizer is None else data.tokenizer.decode([first])
     raise ValueError(
         f"in every row the text up to what {sites[0]} chooses is that of its source, so that an exchange changes "
         f"nothing: choose tokens at or after the first that differs (row 0 begins with {beginning!r})"
     )
+
+
+def differing(sites: Iterable[Site], data: Batch) -> Iterator[int]:
+    """Rows that read otherwise than a source of theirs, up to the tokens that `sites` choose; a row may come twice."""
+    positions = dict.fromkeys(site.positions for site in sites)
+    for source in data.sources.values():
+        if source.batch.sources:
+            yield from (source.rows >= 0).nonzero().flatten().tolist()
+            continue
+        for place in positions:
+            own, theirs = place.mask(data.view), place.mask(source.batch.view)
+            for row, other in enumerate(source.rows.tolist()):
+                if other >= 0 and _text(data, own, row) != _text(source.batch, theirs, other):
+                    yield row
 
 
 def _text(data: Batch, mask: Tensor, row: int) -> tuple[list[int], list[int]]:

@@ -158,6 +158,19 @@ class Pairs:
             raise ValueError("the base's own answers are not known: Pairs.from_frame(…, base_answer=…) reads them")
         return _answered(model, list(self.base), chat, first_token)
 
+    def encode_source(self, model: Bridge, *, chat: bool = False, first_token: bool = False) -> Batch:
+        """The prompts of the sources with their own answers as targets, of pairs that exchange one variable.
+
+        Raises:
+            ValueError: for several variables, or pairs that were read without these answers.
+        """
+        if len(self.sources) != 1:
+            raise ValueError(f"the pairs have sources of {', '.join(self.sources)}, expected those of one variable")
+        (rows,) = self.sources.values()
+        if not any(example.completion for example in rows):
+            raise ValueError("the sources' own answers are not known: Pairs.from_frame(…, source_answer=…) reads them")
+        return _answered(model, list(rows), chat, first_token)
+
     def _check_told_apart(self, data: Batch, base: Batch) -> None:
         same = data.target_ids == base.target_ids
         for row in same.nonzero().flatten().tolist():

@@ -5,6 +5,7 @@ from reftlens.analysis.causal.battery import controls
 from reftlens.analysis.causal.control_table import Control, Controls
 from reftlens.analysis.causal.disentanglement import Disentanglement, cause_isolate
 from reftlens.analysis.causal.illusion import IllusionMeter, subspace_illusion
+from reftlens.analysis.causal.ledger import Ledger
 from reftlens.analysis.causal.manifold import ManifoldDistance, manifold_distance
 from reftlens.analysis.causal.map_results import InterchangeMap
 from reftlens.analysis.causal.maps import interchange_map
@@ -18,6 +19,7 @@ __all__ = [
     "IllusionMeter",
     "InterchangeMap",
     "InterchangeScores",
+    "Ledger",
     "ManifoldDistance",
     "cause_isolate",
     "controls",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reftlens.analysis.causal.baselines import Placebo, filled_up, relabelled, untrained_copy
 from reftlens.analysis.causal.control_table import Control, Controls
+from reftlens.analysis.causal.ledger import of_variable
 from reftlens.analysis.causal.permutation import movable, shuffled_p
 from reftlens.analysis.causal.variable import about_variable, basis_of, movement_of, pairs_of, rows_of
 from reftlens.analysis.subspaces.directions import difference_of_means, pca
@@ -88,7 +89,8 @@ def controls(
     pairs = pairs_of(train, variable)
     check_differs(about.sites, pairs)
     battery = _Battery(about, model, pairs, held_out, own, settings, seed, reused, progress)
-    return battery.table(values, random, shuffles, random_model)
+    table = battery.table(values, random, shuffles, random_model)
+    return replace(table, ledger=of_variable({"training": train, "held out": test}, variable))
 
 
 @dataclass

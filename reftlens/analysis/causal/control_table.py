@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from reftlens import figures
+from reftlens.analysis.causal.ledger import COMPLETE, Ledger
 from reftlens.analysis.causal.permutation import CANNOT
 from reftlens.errors import index_of
 from reftlens.figures import Axes, DataFrame
@@ -40,6 +41,8 @@ class Controls:
     """Of the subspace at each site, and of the random ones: the rank it was given, or learned."""
     among: str = ""
     """Among how many answers targets were scored, in words; "" for all tokens."""
+    ledger: Ledger = COMPLETE
+    """Pairs that were left out, as they exchange other variables than the one that is looked at."""
 
     def __getitem__(self, name: str) -> Control:
         return self.rows[index_of([row.name for row in self.rows], name, "control")]
@@ -116,6 +119,7 @@ class Controls:
             )
         lines.append(f"permutation p = {self.p:.3g} ({self.shuffles} shuffles of the held-out labels)")
         lines.append(f"accuracy{self.among} {self['trained'].accuracy}, selectivity {self.selectivity}")
+        lines += self.ledger.lines
         lines += [f"warning: {w}" for w in self.warnings] or ["the claim survives these controls"]
         return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reftlens import figures
+from reftlens.analysis.causal.ledger import COMPLETE, Ledger, of_variable
 from reftlens.analysis.causal.variable import about_variable, pairs_of
 from reftlens.analysis.subspaces.readers import SeenSplit, seen_split
 from reftlens.bridge.protocol import Bridge
@@ -41,6 +42,8 @@ class IllusionMeter:
     """For each site, the share of the subspace's squared norm that is seen."""
     among: str = ""
     """Among how many answers targets were scored, in words; "" for all tokens."""
+    ledger: Ledger = COMPLETE
+    """Pairs that were left out, as they exchange other variables than the one that is looked at."""
 
     def accuracy(self, way: str) -> Estimate:
         """Interchange accuracy of one of `WAYS`, Clopper-Pearson interval."""
@@ -120,6 +123,7 @@ class IllusionMeter:
             retained = self.retained(way) if self.has_effect and way != "no edit" else ""
             lines.append(f"{way:<12}  {self.accuracy(way)!s:<20}  {self.effect(way)!s:<22}  {retained}".rstrip())
         lines.append(f"subspace less whole vector: {self.beyond_whole} nats{self.among}")
+        lines += self.ledger.lines
         none = "no sign of a subspace illusion"
         if any(split.share <= 1 - 1e-9 for split in self.splits):
             none += ", as far as a graded split can tell: name the readers that matter with readers=…"
@@ -178,8 +182,9 @@ def subspace_illusion(
         model, pairs, plans, tokens, batch_size=batch_size, reuse=reused, progress=progress, describe="illusion"
     )
     log_probs = scores.log_probs[:, :, 0]
+    ledger = of_variable({"held out": data}, variable)
     norms = tuple(splits[site].norm_share(basis) for site, basis in bases.items())
-    return IllusionMeter(scores.hits, log_probs - log_probs[:1], tuple(splits.values()), norms, data.among)
+    return IllusionMeter(scores.hits, log_probs - log_probs[:1], tuple(splits.values()), norms, data.among, ledger)
 
 
 def _exchange(bases: dict[Site, Float[Tensor, "d _"]]) -> ReFT | None:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens import figures
+from reftlens.analysis.causal.ledger import COMPLETE, Ledger
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.statistics import Estimate, holm, share_of
 
@@ -38,6 +39,8 @@ class InterchangeMap:
     """Share of held-out pairs that the unedited model answers so."""
     among: str = ""
     """Among how many answers targets were scored, in words; "" for all tokens."""
+    ledger: Ledger = COMPLETE
+    """Which held-out pairs each half leaves to the other, and in which nothing is exchanged at a position."""
 
     @property
     def best(self) -> tuple[Cell, Estimate]:
@@ -113,11 +116,12 @@ class InterchangeMap:
         right = sum(_share(c.report) > 0.5 for c in apart)
         among = f", scored{self.among}" if self.among else ""
         others = f" ({len(self.ties) - 1} other cell(s) are as good there)" if len(self.ties) > 1 else ""
-        return (
+        text = (
             f"{len(self.cells)} cells{among}; best on the choosing half: layer {cell.layer}, {cell.position}, rank "
             f"{cell.rank}, seed {cell.seed}{others}; on the other half {accuracy}, unedited {self.unedited:.2f}\n"
             f"{len(apart)} cell(s) differ from shuffled labels (Holm, 5 %); {right} of them answer most pairs right"
         )
+        return "\n".join([text, *self.ledger.lines])
 
     __repr__ = __str__
 

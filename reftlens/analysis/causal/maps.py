@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
+from reftlens.analysis.causal.ledger import Ledger, without_exchange
 from reftlens.analysis.causal.map_layers import LayerWork, cells_of
 from reftlens.analysis.causal.map_results import Cell, InterchangeMap
 from reftlens.bridge.fingerprint import fingerprint
@@ -86,7 +88,17 @@ def interchange_map(
     idle = ReFT({next(iter(works[0].sites.values())): Interchange(int(here.cfg.d_model))})
     plans = {"unedited": Plan(idle, Variant(strength=0.0))}
     unedited = answers(here, test, plans, first_targets(test)[:, None], reuse=Reuse.of(reuse), progress=False)
-    return InterchangeMap(tuple(cells), unedited.hits[0].float().mean().item(), test.among)
+    share = unedited.hits[0].float().mean().item()
+    return InterchangeMap(tuple(cells), share, test.among, _ledger(test, works[0].sites))
+
+
+def _ledger(test: Batch, sites: Mapping[str, Site]) -> Ledger:
+    """Which half each pair is in, and whether something is exchanged in it at each position."""
+    to_choose = torch.arange(len(test)) % 2 == 0
+    reasons = {"choose": {"kept to report": ~to_choose}, "report": {"kept to choose by": to_choose}}
+    for label, site in sites.items():
+        reasons[f"exchanged at {label}"] = dict(without_exchange(ReFT({site: Interchange(1)}), test))
+    return Ledger.of(len(test), reasons)
 
 
 def _warn_of_too_few(shuffles: int, cells: int) -> None:

@@ -1,13 +1,15 @@
 """How far an exchange does what the causal model says it should: held-out scores, per pair, with intervals."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reftlens import figures
+from reftlens.analysis.causal.ledger import Ledger, Reasons, without_exchange
 from reftlens.analysis.causal.variable import check_same_prompts
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import plans_of
@@ -33,8 +35,10 @@ class InterchangeScores:
     """The unedited model gives the base's own answer."""
     log_odds: Float[Tensor, " pair"] | None
     """log p(counterfactual) - log p(base's own), edited less unedited, in nats; NaN where the two answers agree."""
-    recovered: Float[Tensor, " pair"] | None
-    """That change over the change from base to source prompt; NaN where the answers agree or several are exchanged."""
+    possible: Float[Tensor, " pair"] | None
+    """The change of the log-odds from base prompt to source prompt, in nats; NaN where several are exchanged."""
+    ledger: Ledger
+    """Why each score leaves out the pairs that it does; of `exchanged`, the pairs in which nothing changes hands."""
     among: str = ""
     """Among how many answers targets were scored, in words; "" for all tokens."""
 
@@ -44,22 +48,31 @@ class InterchangeScores:
         return share_of(self.hits)
 
     @property
+    def recovered(self) -> Float[Tensor, " pair"] | None:
+        """`log_odds / possible`, pair by pair."""
+        return None if self.log_odds is None or self.possible is None else self.log_odds / self.possible
+
+    @property
     def restricted(self) -> Estimate:
-        """Interchange accuracy over the pairs whose base the unedited model gets right."""
-        return share_of(self.hits[self._needs_base(self.base_hits)])
+        """Interchange accuracy over the pairs whose base (and source, where given) the unedited model gets right."""
+        self._needs_base(self.base_hits)
+        return share_of(self.hits[self.ledger.counted("restricted")])
+
+    @property
+    def _has_restricted(self) -> bool:
+        return self.base_hits is not None and bool(self.ledger.counted("restricted").any())
 
     @property
     def log_odds_ratio(self) -> Estimate:
         """Mean log odds-ratio over the pairs whose answer the exchange changes (nats, bootstrap)."""
-        values = self._needs_base(self.log_odds)
-        return mean_of(values[~values.isnan()])
+        return mean_of(self._needs_base(self.log_odds)[self.ledger.counted("log_odds_ratio")])
 
     @property
     def logit_difference_recovered(self) -> Estimate:
         """Ratio of sums: change by the edit over change from base prompt to source prompt, bootstrap over pairs."""
-        gained, share = self._needs_base(self.log_odds), self._needs_base(self.recovered)
-        known = ~share.isnan() & (share != 0)
-        return ratio_of(gained[known], (gained / share)[known])
+        gained, possible = self._needs_base(self.log_odds), self._needs_base(self.possible)
+        counted = self.ledger.counted("logit_difference_recovered")
+        return ratio_of(gained[counted], possible[counted])
 
     @staticmethod
     def _needs_base(values: Tensor | None) -> Tensor:
@@ -68,16 +81,17 @@ class InterchangeScores:
         return values
 
     def to_frame(self) -> DataFrame:
-        """One row per pair."""
+        """One row per pair, with the reason where a score leaves it out; `ledger.to_frame()` counts them."""
         columns = ("hits", "unedited_hits", "base_hits", "log_odds", "recovered")
         values = {c: getattr(self, c) for c in columns}
-        return figures.table({c: v.tolist() for c, v in values.items() if v is not None}, "pair")
+        scores = {c: v.tolist() for c, v in values.items() if v is not None}
+        return figures.table(scores | self.ledger.columns(), "pair")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Accuracies with their intervals, the unedited model's as a dashed line."""
         ax = figures.axes(ax)
         named = {"all pairs": self.accuracy}
-        if self.base_hits is not None and self.base_hits.any():
+        if self._has_restricted:
             named["base right"] = self.restricted
         for x, estimate in enumerate(named.values()):
             figures.interval(ax, x, estimate)
@@ -92,11 +106,11 @@ class InterchangeScores:
     def __str__(self) -> str:
         text = f"{len(self.hits)} pairs: interchange accuracy{self.among} {self.accuracy}"
         text += f", unedited {share_of(self.unedited_hits)}"
-        if self.base_hits is not None and self.base_hits.any():
+        if self._has_restricted:
             text += f"; where the base is right {self.restricted}"
         if self.log_odds is not None and not self.log_odds.isnan().all():
             text += f"; log odds-ratio {self.log_odds_ratio} nats"
-        return text
+        return "\n".join([text, *self.ledger.lines])
 
     __repr__ = __str__
 
@@ -107,6 +121,7 @@ def interchange_scores(
     data: Batch,
     *,
     base: Batch | None = None,
+    source: Batch | None = None,
     variant: Variant = Variant(),
     batch_size: int = 16,
     reuse: bool | Reuse = True,
@@ -117,26 +132,51 @@ def interchange_scores(
     Args:
         data: base prompts, their targets the answers after the exchange, with sources (`pairs.encode(model)`).
         base: the same rows with the base's own answers as targets (`pairs.encode_base(model)`).
+        source: the source prompts with their own answers (`pairs.encode_source(model)`): `restricted` then leaves out
+            the pairs whose source the unedited model gets wrong, too.
 
     Raises:
-        ValueError: if a row has no target, or `base` has other prompts than `data`.
+        ValueError: if a row has no target, `base` has other prompts than `data`, or `source` than the sources.
     """
-    tokens = first_targets(data)[:, None]
+    own = _own_answers(data, base, source)
+    tokens = torch.stack([first_targets(batch) for batch in (data, *([] if base is None else [base]))], dim=1)
+    plans = plans_of(reft, {"unedited": Variant(strength=0.0), "edited": variant})
+    run = partial(answers, model, batch_size=batch_size, reuse=Reuse.of(reuse))
+    scores = run(data, plans, tokens, progress=progress)
+    unedited_hits, hits = scores.hits
+    reasons: dict[str, Reasons] = {"exchanged": without_exchange(reft, data, variant), "accuracy": {}}
+    if base is None:
+        ledger = Ledger.of(len(data), reasons)
+        return InterchangeScores(hits, unedited_hits, None, None, None, ledger, data.among)
+    unedited = {"unedited": plans["unedited"]}
+    right = {w: run(b, unedited, first_targets(b)[:, None], progress=False).hits[0] for w, b in own.items()}
+    odds, agree = scores.log_probs[:, :, 0] - scores.log_probs[:, :, 1], tokens[:, 0] == tokens[:, 1]
+    possible = _source_odds(model, data, tokens, batch_size) - odds[0]
+    reasons["restricted"] = {f"{whose} answered wrong": ~rows for whose, rows in right.items()}
+    reasons["log_odds_ratio"] = {"the two answers agree": agree}
+    several = {"several variables exchanged, or none": possible.isnan()}
+    reasons["logit_difference_recovered"] = {**reasons["log_odds_ratio"], **several}
+    gained, ledger = torch.where(agree, torch.nan, odds[1] - odds[0]), Ledger.of(len(data), reasons)
+    return InterchangeScores(hits, unedited_hits, right["base"], gained, possible, ledger, data.among)
+
+
+def _own_answers(data: Batch, base: Batch | None, source: Batch | None) -> dict[str, Batch]:
+    """The prompts of base and source with their own answers, and sources that a plan at strength 0 asks for."""
+    own: dict[str, Batch] = {}
     if base is not None:
         check_same_prompts(data, base)
-        tokens = torch.cat([tokens, first_targets(base)[:, None]], dim=1)
-    plans = plans_of(reft, {"unedited": Variant(strength=0.0), "edited": variant})
-    scores = answers(model, data, plans, tokens, batch_size=batch_size, reuse=Reuse.of(reuse), progress=progress)
-    unedited_hits, hits = scores.hits
-    if base is None:
-        return InterchangeScores(hits, unedited_hits, None, None, None, data.among)
-    own = base.with_sources(data.sources) if data.sources else base
-    plans = {"unedited": plans["unedited"]}
-    unedited = answers(model, own, plans, tokens, batch_size=batch_size, reuse=Reuse.of(reuse), progress=False)
-    odds = scores.log_probs[:, :, 0] - scores.log_probs[:, :, 1]
-    gained = torch.where(tokens[:, 0] != tokens[:, 1], odds[1] - odds[0], torch.nan)
-    recovered = gained / (_source_odds(model, data, tokens, batch_size) - odds[0])
-    return InterchangeScores(hits, unedited_hits, unedited.hits[0], gained, recovered, data.among)
+        own["base"] = base.with_sources(data.sources) if data.sources else base
+    if source is not None:
+        if base is None or len(data.sources) != 1:
+            raise ValueError(
+                f"source=… goes with base=… and pairs that exchange one variable; base={base}, and the pairs have "
+                f"sources for {', '.join(data.sources) or 'none'}"
+            )
+        ((name, theirs),) = data.sources.items()
+        mine = replace(theirs.batch[theirs.rows.tolist()], answers=data.answers)
+        check_same_prompts(mine, source, "source")
+        own["source"] = source.with_sources({name: source})
+    return own
 
 
 @torch.no_grad()
@@ -162,7 +202,8 @@ def scores_table(scores: dict[str, InterchangeScores] | Sequence[InterchangeScor
     records = []
     for name, score in named.items():
         record = {"name": name, "pairs": len(score.hits), **score.accuracy.as_columns("accuracy")}
-        if score.base_hits is not None and score.base_hits.any():
+        if score._has_restricted:
+            record["restricted_pairs"] = int(score.ledger.counted("restricted").sum())
             record |= score.restricted.as_columns("restricted")
         if score.log_odds is not None and not score.log_odds.isnan().all():
             record |= score.log_odds_ratio.as_columns("log_odds_ratio")

@@ -59,18 +59,20 @@ def rows_of(base: Batch, test: Batch, variable: str | None) -> Batch:
     return replace(base, sources={})[test.sources[variable or next(iter(test.sources))].rows >= 0]
 
 
-def check_same_prompts(data: Batch, base: Batch) -> None:
-    """Raise `ValueError` where `base` has other rows than `data`, or is scored among other answers."""
+def check_same_prompts(data: Batch, base: Batch, name: str = "base") -> None:
+    """Raise `ValueError` where `base`, or what it is called, has other rows than `data`, or is scored otherwise."""
     if base.answers != data.answers:
         theirs, mine = (batch.among.strip() or "among all tokens" for batch in (base, data))
-        raise ValueError(f"base is scored {theirs}, and the data {mine}: both.among_answers([…]) with the same labels")
+        raise ValueError(
+            f"{name} is scored {theirs}, and the data {mine}: both.among_answers([…]) with the same labels"
+        )
     if len(base) != len(data):
-        raise ValueError(f"base has {len(base)} row(s), and the data {len(data)}")
+        raise ValueError(f"{name} has {len(base)} row(s), and the data {len(data)}")
     for row in range(len(data)):
         theirs, mine = (batch.tokens[row][batch.prompt_mask[row]].tolist() for batch in (base, data))
         if theirs != mine:
             shown = [batch.examples[row].prompt or ids for batch, ids in ((base, theirs), (data, mine))]
-            raise ValueError(f"row {row}: base has the prompt {shown[0]!r}, and the data {shown[1]!r}")
+            raise ValueError(f"row {row}: {name} has the prompt {shown[0]!r}, and the data {shown[1]!r}")
 
 
 def basis_of(module: Intervention) -> Float[Tensor, "d rank"]:
