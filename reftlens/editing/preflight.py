@@ -130,19 +130,25 @@ def _gate(model: Bridge, name: str, every: dict[str, HookPoint]) -> str:
     return ""
 
 
-def preflight(reft: ReFT, model: Bridge) -> None:
+def preflight(reft: ReFT, model: Bridge, *more: ReFT) -> None:
     """Raise where a site of `reft` cannot do anything on `model`, or has another width than its intervention.
+
+    The sites of `more` are looked at in the same pass.
 
     Raises:
         ValueError: naming the site and what is wrong: the hook never fires, fires twice, has no token axis, an
             edit there changes nothing, heads that do not exist, or the width differs.
     """
     check_model(model)
-    places = reft.bind(model)
-    probes = _probe(model, [place.point for place in places])
+    places = [place for each in (reft, *more) for place in each.bind(model)]
+    probes = _probe(model, list(dict.fromkeys(place.point for place in places)))
+    sums = dict[tuple[HookPoint, HookPoint], bool]()
     for place in places:
         (shape, problem), site, module, carry = probes[place.point], place.site, place.intervention, place.carry
-        if not problem and carry is not None and not _adds_up(model, place.point, carry):
+        if not problem and carry is not None:
+            spot = place.point, carry
+            sums[spot] = sums[spot] if spot in sums else _adds_up(model, *spot)
+        if not problem and carry is not None and not sums[place.point, carry]:
             problem = f"{carry.name} is not what passed there plus a function of it, so it is no residual stream"
         if problem:
             raise ValueError(f"{site.hook} cannot be a site on {model.cfg.model_name}: {problem}")

@@ -69,6 +69,7 @@ def fit(
     checkpoint_every = whole(checkpoint_every, "checkpoint_every", 1)
     path = None if checkpoint is None else destination(checkpoint)
     run = _run(reft, model, data, replaced(config, settings), validation, objective)
+    preflight(reft, model)
     if all(module.variables for _, module in reft.items()):
         check_differs(reft.sites, data)
     saved = Checkpoint(run, path, checkpoint_every)
@@ -115,6 +116,7 @@ def fit_many(
         _run(refts[name], model, data, each, validation, objective)
         for name, each in _configs(refts, config, settings).items()
     ]
+    preflight(runs[0].reft, model, *(run.reft for run in runs[1:]))
     owners = [id(p) for run in runs for p in run.reft.parameters()]
     if len(set(owners)) < len(owners):
         raise ValueError("two of the interventions share parameters, and each would train the other: use .clone()")
@@ -160,7 +162,6 @@ def _run(
         raise ValueError(f"nothing to train: {kinds} has no trainable parameter")
     if config.weight_decay and not decayed(reft):
         raise ValueError(f"weight_decay={config.weight_decay} reaches no parameter: all are orthonormal frames")
-    preflight(reft, model)
     return Run(reft.to(device_of(model)), model, data, config, validation, objective)
 
 

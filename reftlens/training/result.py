@@ -3,6 +3,7 @@
 import math
 import platform
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +17,11 @@ from reftlens.training.config import FitConfig
 
 def library_versions() -> dict[str, str]:
     """Versions that a result depends on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     names = ("reftlens", "torch", "transformers", "transformer-lens")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
