@@ -56,7 +56,9 @@ def run_of(model, data, stack: ExitStack):
     reft.reset(0)
     stack.enter_context(training_mode(reft, training=True))
     run = Run(reft, model, data, rl.FitConfig(steps=1000, batch_size=32))
-    return run, Scorer(model, data, [Plan(reft)], rl.Reuse())
+    scorer = Scorer(model, data, [Plan(reft)], rl.Reuse())
+    run.judge_by(scorer, None)
+    return run, scorer
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def restricted(model, data, reft):
 
 
 def processed():
-    model = fresh_bridge("gpt2")
+    model = fresh_bridge("gpt2", dtype=torch.float64)
     model.enable_compatibility_mode()
     return model
 
@@ -61,30 +61,30 @@ class Packed(torch.nn.Linear):
 
 
 def packed():
-    model = fresh_bridge("llama")
+    model = fresh_bridge("llama", dtype=torch.float64)
     model.original_model.lm_head._original_component.__class__ = Packed
     return model
 
 
-CASES = {a: (lambda a=a: bridge(a), {}) for a in ARCHITECTURES} | {
+CASES = {a: (lambda a=a: bridge(a, torch.float64), {}) for a in ARCHITECTURES} | {
     "processed weights": (processed, {}),
     "no plain matrix": (packed, {}),
-    "all unembedded": (lambda: bridge("llama"), {"scored_only": False}),
-    "nothing reused": (lambda: bridge("gemma2"), None),
+    "all unembedded": (lambda: bridge("llama", torch.float64), {"scored_only": False}),
+    "nothing reused": (lambda: bridge("gemma2", torch.float64), None),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_hits_and_gradients_are_those_of_the_full_softmax_restricted(rl, case):
+def test_losses_hits_and_gradients_are_those_of_the_full_softmax_restricted(rl, case, doubles):
     make, settings = CASES[case]
     model = make()
-    data, reft = data_on(rl, model), reft_for(rl)
+    data, reft = data_on(rl, model), reft_for(rl).to(torch.float64)
     reuse = None if settings is None else rl.Reuse(**settings)
     results, one, computation = losses_and_gradients(model, data, reft, reuse)
     assert one.logits.shape == (len(TEXTS), len(LABELS)) and computation.endswith("; scored among 3 answers")
     assert computation.startswith("light cone" if settings is not None else "full")
     for mine, theirs in zip(results, restricted(model, data, reft), strict=True):
-        assert torch.allclose(mine.float(), theirs.float(), rtol=0, atol=1e-6 * max(1, theirs.float().abs().max()))
+        assert torch.allclose(mine.double(), theirs.double(), rtol=0, atol=1e-9)
 
 
 def test_only_the_rows_of_the_labels_are_read(rl):

@@ -1,7 +1,7 @@
 """Held-out loss and accuracy of a `ReFT` per example, under any of its variants, the unedited model among them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, SupportsFloat
 
 import torch
@@ -19,7 +19,8 @@ from reftlens.errors import check_one_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.numbers import whole
 from reftlens.scoring.comparison import check_plans, per_example, scored_batches, scorer_of
-from reftlens.scoring.objectives import Objective, cross_entropy, is_per_target
+from reftlens.scoring.criterion import Criterion
+from reftlens.scoring.objectives import Loss, Objective, cross_entropy, is_per_target
 from reftlens.scoring.remembered import ScoreTable
 from reftlens.scoring.statistics import Estimate, accuracy_of, mean_of
 from reftlens.text.batch import Batch
@@ -101,7 +102,7 @@ def evaluate(
     data: Batch,
     variants: Iterable[Variant | SupportsFloat] = (0, 1),
     *,
-    objective: Objective = cross_entropy,
+    objective: Objective | Loss = cross_entropy,
     batch_size: int = 16,
     reuse: bool | Reuse = True,
     progress: bool = True,
@@ -127,7 +128,7 @@ def losses_of(
     model: Bridge,
     data: Batch,
     plans: Sequence[Plan],
-    objective: Objective,
+    objective: Objective | Loss,
     reuse: Reuse | None,
     *,
     batch_size: int,
@@ -144,11 +145,12 @@ def losses_of(
     scorer, numbers = None, list(missing)
     if missing:
         scorer = scorer_of(model, data, [plans[p] for p in numbers], reuse)
-        settings: dict[str, Any] = dict(batch_size=batch_size, describe=describe, progress=progress)
+        criterion = Criterion(objective, scorer, batch_size)
+        settings: dict[str, Any] = dict(describe=describe, progress=progress, batch_size=batch_size * criterion.group)
         settings |= {"rows": list(missing.values()), "whole": not is_per_target(objective)}
         for scored in scored_batches(scorer, range(len(numbers)), **settings):
             right = (scored.logits.argmax(dim=-1) == scored.batch.target_ids).double()
-            losses = objective(scored.logits.detach(), scored.batch)
+            losses = criterion(replace(scored, logits=scored.logits.detach()))
             values = torch.stack([per_example(each, scored.batch) for each in (losses, right)])
             table.put(numbers[scored.job.plan], scored.job.rows, values)
         table.keep(scorer)
@@ -157,10 +159,12 @@ def losses_of(
 
 
 @torch.no_grad()
-def mean_loss(scorer: Scorer, plan: int, objective: Objective, *, batch_size: int) -> float:
-    """Mean loss per target of the model edited as one of the scorer's plans says, dropout off."""
-    total, weight = 0.0, 0
-    for scored in scored_batches(scorer, [plan], batch_size=batch_size, whole=not is_per_target(objective)):
-        values = objective(scored.logits, scored.batch)
+def mean_loss(scorer: Scorer, criterion: Criterion, *, batch_size: int) -> float:
+    """Mean loss per target under the plans of the criterion, the same at every call, dropout off."""
+    total, weight, whole = 0.0, 0, not is_per_target(criterion.objective)
+    plans = criterion.drawn(range(len(scorer.data)), torch.Generator().manual_seed(0))
+    settings: dict[str, Any] = {"batch_size": batch_size * criterion.group, "rows": list(plans.values())}
+    for scored in scored_batches(scorer, list(plans), **settings, whole=whole):
+        values = criterion(scored)
         total, weight = total + values.sum().item(), weight + values.numel()
     return total / weight

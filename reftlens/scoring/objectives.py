@@ -7,25 +7,107 @@ minimised, so that accumulation does not change the result.
 
 An objective whose losses each come from their own row of logits alone may say so by an attribute, `per_target = True`:
 it is then given a few rows of a micro-batch at a time, and less memory is taken.
+
+One that looks at more than logits, or that scores rows under several variants of the edit, is an `Objective`.
 """
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from reftlens.cone.plans import Plan
+from reftlens.editing.reft import ReFT
 from reftlens.text.batch import Batch
 
-Objective = Callable[[Tensor, Batch], Tensor]
+Loss = Callable[[Tensor, Batch], Tensor]
+"""An objective that needs no more than logits."""
 
 
-def is_per_target(objective: Objective) -> bool:
+@dataclass(frozen=True)
+class Predictions:
+    """What an `Objective` sees of some rows."""
+
+    logits: Float[Tensor, "targets vocab"]
+    """Of the edited model, one row for each target; of a batch that is scored among answers a column for each."""
+    batch: Batch
+    plan: int = 0
+    """The number of the plan that the rows were edited under, among the objective's `plans`."""
+    reference: Float[Tensor, " targets"] | None = None
+    """Log-probability of each target under the unedited model, in nats, where the objective asks for it."""
+
+    @cached_property
+    def log_probs(self) -> Float[Tensor, " targets"]:
+        """Of each target, in nats, with gradient."""
+        return -cross_entropy(self.logits, self.batch)
+
+    def by_row(self, values: Float[Tensor, " targets"]) -> Float[Tensor, " rows"]:
+        """The sum over the targets of each row."""
+        sums = torch.zeros(len(self.batch), dtype=values.dtype, device=values.device)
+        return sums.index_add(0, self.batch.target_rows, values)
+
+
+class Objective(ABC):
+    """What training minimises, for one that sees more than logits. Its attributes are settings that a record names.
+
+    A divergence from the unedited model, say, as far as the targets tell it:
+
+        class Close(rl.training.Objective):
+            reference = True
+
+            def losses(self, predictions):
+                return rl.training.cross_entropy(predictions.logits, predictions.batch) + 0.1 * (
+                    predictions.log_probs - predictions.reference
+                ).square()
+    """
+
+    per_target: ClassVar[bool] = False
+    """Whether each loss comes from one target alone: then parts of a micro-batch are given, in less memory."""
+    reference: ClassVar[bool] = False
+    """Whether the unedited model's log-probabilities are wanted: they are computed once, before the first step."""
+    group: ClassVar[int] = 1
+    """So many neighbouring rows of the data belong together; `batch_size` and data order are of such groups."""
+
+    @abstractmethod
+    def losses(self, predictions: Predictions) -> Float[Tensor, " losses"]:
+        """One loss for each target, row or group, in nats; the mean over an optimizer step is minimised."""
+
+    def plans(self, reft: ReFT) -> list[Plan]:
+        """The ways of editing that rows are scored under in training."""
+        return [Plan(reft)]
+
+    def drawn(self, rows: Sequence[int], generator: torch.Generator) -> dict[int, tuple[int, ...]]:
+        """For each plan that a step needs the rows that it scores under it, of the `rows` of a micro-batch.
+
+        A function of its arguments alone, so that a run can be taken up at any step.
+        """
+        return {0: tuple(rows)}
+
+    def check(self, data: Batch, name: str) -> None:
+        """Raise `ValueError` where data of this `name` are not of the form that the objective needs."""
+        if len(data) % self.group:
+            raise ValueError(f"{name} has {len(data)} rows, expected groups of {self.group}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__qualname__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+
+
+def is_per_target(objective: Objective | Loss) -> bool:
     """Whether it may be given a part of the targets."""
     return objective is cross_entropy or getattr(objective, "per_target", False) is True
+
+
+def name_of(objective: Objective | Loss) -> str:
+    """What a record calls it: with its settings, or a function by its name."""
+    name = getattr(objective, "__qualname__", None) or type(objective).__qualname__
+    return repr(objective) if isinstance(objective, Objective) else name
 
 
 _ROWS = defaultdict(lambda: 256, cpu=16)

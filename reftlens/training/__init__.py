@@ -2,23 +2,31 @@
 
 from reftlens.cone.memory import forget
 from reftlens.editing.preflight import preflight
-from reftlens.scoring.objectives import cross_entropy
+from reftlens.scoring.objectives import Objective, Predictions, cross_entropy
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit, fit_many
 from reftlens.training.forecast import Forecast
 from reftlens.training.planning import plan
+from reftlens.training.preference import DPO, BiPO, RePS, nulled, preference_pairs
 from reftlens.training.result import FitResult
 from reftlens.training.run import Step
 
 __all__ = [
+    "DPO",
+    "BiPO",
     "FitConfig",
     "FitResult",
     "Forecast",
+    "Objective",
+    "Predictions",
+    "RePS",
     "Step",
     "cross_entropy",
     "fit",
     "fit_many",
     "forget",
+    "nulled",
     "plan",
+    "preference_pairs",
     "preflight",
 ]

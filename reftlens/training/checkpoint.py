@@ -16,6 +16,7 @@ from torch import Tensor
 from reftlens.bridge.fingerprint import fingerprint
 from reftlens.errors import CheckpointMismatch
 from reftlens.files import write_atomically
+from reftlens.scoring.objectives import name_of
 from reftlens.training.run import History, Run
 
 FORMAT = 1
@@ -37,6 +38,7 @@ class Checkpoint:
         return {
             "format": FORMAT,
             "settings": asdict(run.config),
+            "objective": name_of(run.objective),
             "data": run.data.fingerprint,
             "validation": None if run.validation is None else run.validation.fingerprint,
             "model": [model.name, model.config, model.weights],
@@ -60,7 +62,7 @@ class Checkpoint:
         """Bring the run to where the file says it was, if there is one.
 
         Raises:
-            CheckpointMismatch: naming the first part of the run (settings, data, model, sites) that differs.
+            CheckpointMismatch: naming the first part of the run (settings, objective, data, model, sites) that differs.
         """
         if self.path is None or not self.path.exists():
             return

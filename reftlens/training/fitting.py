@@ -19,7 +19,7 @@ from reftlens.editing.sources import check_differs
 from reftlens.editing.variant import Variant
 from reftlens.files import destination
 from reftlens.numbers import whole
-from reftlens.scoring.objectives import Objective, cross_entropy
+from reftlens.scoring.objectives import Loss, Objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.checkpoint import Checkpoint
 from reftlens.training.config import FitConfig, replaced
@@ -34,7 +34,7 @@ def fit(
     config: FitConfig = FitConfig(),
     *,
     validation: Batch | None = None,
-    objective: Objective = cross_entropy,
+    objective: Objective | Loss = cross_entropy,
     on_step: Callable[[Step], None] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 20,
@@ -50,8 +50,8 @@ def fit(
     Args:
         validation: rows whose loss is measured every `eval_every` steps, by default once per epoch.
         objective: `(logits at the targets, batch) -> losses`. Each call gets a whole micro-batch of `batch_size` rows,
-            never a part of one, in the order of the step, so that rows may be compared; see
-            `reftlens.scoring.objectives`.
+            never a part of one, in the order of the step, so that rows may be compared. An `rl.training.Objective` sees
+            more than logits: see there, and `DPO`, `BiPO` and `RePS` for pairs of completions.
         on_step: called after every optimizer step.
         checkpoint: a file, written every `checkpoint_every` steps and at the end. If it exists, the run goes on
             from it, and ends with the weights of a run that was never interrupted (bit-identical on a CPU).
@@ -91,7 +91,7 @@ def fit_many(
     config: FitConfig | Mapping[str, FitConfig] = FitConfig(),
     *,
     validation: Batch | None = None,
-    objective: Objective = cross_entropy,
+    objective: Objective | Loss = cross_entropy,
     reuse: bool | Reuse = True,
     progress: bool = True,
     **settings: Any,
@@ -142,7 +142,7 @@ def _configs(
 
 
 def _run(
-    reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation: Batch | None, objective: Objective
+    reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation: Batch | None, objective: Objective | Loss
 ) -> Run:
     """A run that can start, or an error."""
     batches = {"data": data} if validation is None else {"data": data, "validation": validation}
@@ -150,6 +150,8 @@ def _run(
         check_types(reft, model, batch)
         batch.require_targets(name)
         Variant().require(reft.sites, batch.view)
+        if isinstance(objective, Objective):
+            objective.check(batch, name)
     check_deterministic(model)
     check_predicts(model)
     for name in ("patience", "eval_every"):
@@ -169,8 +171,10 @@ def _train(
     runs: Sequence[Run], reuse: Reuse | None, progress: bool, after: Callable[[Step], None] = lambda step: None
 ) -> list[FitResult]:
     """Take all runs to their end side by side; `after` is called with each step of the first."""
-    for number, run in enumerate(runs):
-        run.number = number
+    plans: list[Plan] = []
+    for run in runs:
+        run.number, own = len(plans), run.plans()
+        plans += own
     with ExitStack() as stack:
         stack.enter_context(gradients_on())
         stack.enter_context(frozen(runs[0].model))
@@ -178,10 +182,11 @@ def _train(
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         for run in runs:
             stack.enter_context(training_mode(run.reft, training=True))
-        first, plans = runs[0], [Plan(run.reft) for run in runs]
-        uses = sum(run.config.uses(len(run.data)) for run in runs)
+        first, uses = runs[0], sum(run.config.uses(run.units) for run in runs)
         scorer = Scorer(first.model, first.data, plans, reuse, uses=uses, autocast=first.autocast, progress=progress)
         validator = None if first.validation is None else scorer.over(first.validation)
+        for run in runs:
+            run.judge_by(scorer, validator, None if run is first else first)
         total = max(run.total for run in runs)
         done = min(total, min(run.done for run in runs))
         bar = stack.enter_context(tqdm(total=total, initial=done, desc="fit", unit="step", disable=not progress))

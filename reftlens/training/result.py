@@ -59,6 +59,8 @@ class FitResult:
     versions: dict[str, str]
     computation: str = ""
     """What was computed at each step, and what was reused; or why everything was computed."""
+    objective: str = "cross_entropy"
+    """What was minimised, with its settings."""
     weights: str = ""
     """SHA-256 of the weights that the run ended with."""
     source: Source = field(default_factory=dict)

@@ -13,13 +13,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.bridge.source import source_of
-from reftlens.cone.plans import Job, Scored
+from reftlens.cone.plans import Job, Plan, Scored
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import ReFT
 from reftlens.files import digest
 from reftlens.interventions.subspace import Frame
+from reftlens.scoring.criterion import Criterion
 from reftlens.scoring.evaluation import mean_loss
-from reftlens.scoring.objectives import Objective, cross_entropy, is_per_target
+from reftlens.scoring.objectives import Loss, Objective, cross_entropy, is_per_target, name_of
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig, derived_seed
 from reftlens.training.failure import diverged
@@ -66,9 +67,9 @@ class Run:
     data: Batch
     config: FitConfig
     validation: Batch | None = None
-    objective: Objective = cross_entropy
+    objective: Objective | Loss = cross_entropy
     number: int = 0
-    """Of its plan among those of the scorers, of the data and of the validation set."""
+    """Of its first plan among those of the scorers, of the data and of the validation set."""
 
     def __post_init__(self) -> None:
         self.history = History()
@@ -90,7 +91,25 @@ class Run:
 
     @property
     def total(self) -> int:
-        return self.config.total_steps(len(self.data))
+        return self.config.total_steps(self.units)
+
+    @property
+    def units(self) -> int:
+        """Groups of rows that belong together, which data order and batch size are of; mostly single rows."""
+        return len(self.data) // getattr(self.objective, "group", 1)
+
+    def plans(self) -> list[Plan]:
+        """The ways of editing that rows are scored under."""
+        return self.objective.plans(self.reft) if isinstance(self.objective, Objective) else [Plan(self.reft)]
+
+    def judge_by(self, scorer: Scorer, validator: Scorer | None, like: "Run | None" = None) -> None:
+        """Make the objective ready for the data that these score, before the first step, as it is for another run."""
+        settings, known = (self.config.batch_size, self.number), (None if like is None else like.criteria)
+        every = [scorer] if validator is None else [scorer, validator]
+        self.criteria = [
+            Criterion(self.objective, each, *settings, None if known is None else known[i])
+            for i, each in enumerate(every)
+        ]
 
     @property
     def finished(self) -> bool:
@@ -98,8 +117,8 @@ class Run:
 
     # -- one optimizer step ------------------------------------------------------------------------------
 
-    def open_step(self) -> list[tuple[int, ...]]:
-        """Make ready for the next optimizer step; its rows, in micro-batches: a function of seed and step only."""
+    def open_step(self) -> list[list[Job]]:
+        """Make ready for the next optimizer step; its jobs, by micro-batch: a function of seed and step only."""
         # torch.manual_seed also notes its stack for every kind of device that is not in use: milliseconds
         seed_all = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
         seed_all(derived_seed(self.config.seed, "step", self.done))
@@ -107,12 +126,18 @@ class Run:
         for module in self.modules:
             module.anneal(self.done / max(1, self.total - 1))
         self._losses, self.targets = [], 0
-        return self.config.micro_batches(self.done, len(self.data))
+        generator = torch.Generator().manual_seed(derived_seed(self.config.seed, "plans", self.done))
+        group = self.criteria[0].group
+        batches = [[unit * group + i for unit in units for i in range(group)] for units in self._micro_batches()]
+        return [[Job(*each) for each in self.criteria[0].drawn(rows, generator).items()] for rows in batches]
+
+    def _micro_batches(self) -> list[tuple[int, ...]]:
+        return self.config.micro_batches(self.done, self.units)
 
     def loss_of(self, scored: Scored) -> Tensor:
         """Sum of the losses of a micro-batch; the step's mean is over all targets, whatever micro-batch they are in."""
         with self.autocast():
-            losses = self.objective(scored.logits, scored.batch)
+            losses = self.criteria[0](scored)
         if losses.ndim != 1:
             raise ValueError(f"the objective gave losses of shape {list(losses.shape)}, expected one dimension")
         value = losses.sum()
@@ -151,10 +176,10 @@ class Run:
     # -- validation --------------------------------------------------------------------------------------
 
     def _validate(self, validator: Scorer) -> None:
-        every = self.config.eval_every or self.config.steps_per_epoch(len(self.data))
+        every = self.config.eval_every or self.config.steps_per_epoch(self.units)
         if self.done % every and self.done < self.total:
             return
-        loss = mean_loss(validator, self.number, self.objective, batch_size=self.config.batch_size)
+        loss = mean_loss(validator, self.criteria[1], batch_size=self.config.batch_size)
         evaluations = self.history.evaluations
         if not evaluations or loss < min(value for _, value in evaluations):
             self.best = {n: p.detach().clone() for n, p in self.reft.named_parameters()}
@@ -189,6 +214,7 @@ class Run:
             computation=computation,
             source=source_of(self.model.original_model),
             encoding=encoding_of(self.data),
+            objective=name_of(self.objective),
             weights=digest(self.reft.interventions.state_dict()),
         )
 
@@ -197,24 +223,26 @@ def advance(runs: Sequence[Run], scorer: Scorer, validator: Scorer | None) -> li
     """One optimizer step of every run, scored together; each run's `number` is its plan at either scorer."""
     began = time.perf_counter()
     micro_batches = [run.open_step() for run in runs]
+    owners = {
+        job.plan: run for run, batches in zip(runs, micro_batches, strict=True) for jobs in batches for job in jobs
+    }
     for turn in range(max(map(len, micro_batches))):
-        jobs = [Job(run.number, rows[turn]) for run, rows in zip(runs, micro_batches, strict=True) if turn < len(rows)]
-        by_number = {run.number: run for run in runs}
+        jobs = [job for batches in micro_batches if turn < len(batches) for job in batches[turn]]
         whole = not all(is_per_target(run.objective) for run in runs)
         with closing(
             scorer.score(jobs, whole=whole)
         ) as groups:  # an error of the objective leaves nothing on the model
             for group in groups:
-                value = torch.stack([by_number[scored.job.plan].loss_of(scored) for scored in group]).sum()
+                value = torch.stack([owners[scored.job.plan].loss_of(scored) for scored in group]).sum()
                 if value.requires_grad:  # not so where no site chooses a token in these rows
                     value.backward()
     measured = [run.measured() for run in runs]
     on_host = torch.cat(measured).to("cpu").split([len(each) for each in measured])  # waits for the device, once
     steps = []
-    for run, rows, (*losses, norm) in zip(runs, micro_batches, (each.tolist() for each in on_host), strict=True):
+    for run, batches, (*losses, norm) in zip(runs, micro_batches, (each.tolist() for each in on_host), strict=True):
         loss = sum(losses) / run.targets
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise diverged(run.reft, loss, scorer, [Job(run.number, some) for some in rows], run.done + 1)
+            raise diverged(run.reft, loss, scorer, [job for jobs in batches for job in jobs], run.done + 1)
         steps.append(run.close_step(loss, norm, validator))
     for run in runs:
         run.history.seconds += (time.perf_counter() - began) / len(runs)

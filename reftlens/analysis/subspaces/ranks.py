@@ -20,7 +20,7 @@ from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import LoReFT
 from reftlens.scoring.evaluation import losses_of
-from reftlens.scoring.objectives import Objective, cross_entropy
+from reftlens.scoring.objectives import Loss, Objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit_many
@@ -108,7 +108,7 @@ def rank_sweep(
     kind: Callable[[int, int], Intervention] = LoReFT,
     seeds: Sequence[int] = (0, 1, 2),
     config: FitConfig = FitConfig(),
-    objective: Objective = cross_entropy,
+    objective: Objective | Loss = cross_entropy,
     batch_size: int = 16,
     reuse: bool | Reuse = True,
     progress: bool = True,

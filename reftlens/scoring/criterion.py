@@ -1,0 +1,67 @@
+"""An objective on a data set: with what it is to see of the rows there."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reftlens.cone.plans import Plan, Scored
+from reftlens.cone.scorer import Scorer
+from reftlens.editing.variant import Variant
+from reftlens.scoring.comparison import scored_batches
+from reftlens.scoring.objectives import Loss, Objective, Predictions, cross_entropy
+
+
+class Criterion:
+    """Losses of rows of the data that a scorer scores.
+
+    Args:
+        first: the number of the objective's first plan among those of the scorer; None where others say how the rows
+            are edited, and losses are those of the first plan.
+        like: one of the same objective on the same data, whose log-probabilities of the unedited model are taken.
+    """
+
+    def __init__(
+        self,
+        objective: Objective | Loss,
+        scorer: Scorer,
+        batch_size: int,
+        first: int | None = None,
+        like: "Criterion | None" = None,
+    ) -> None:
+        self.objective, self.first = objective, first
+        self.group = objective.group if isinstance(objective, Objective) else 1
+        self._references: list[Float[Tensor, " targets"]] = [] if like is None else like._references
+        if like is None and isinstance(objective, Objective):
+            objective.check(scorer.data, "the data")
+            if objective.reference:
+                self._references = reference_log_probs(scorer, batch_size * self.group)
+
+    def __call__(self, scored: Scored) -> Float[Tensor, " losses"]:
+        if not isinstance(self.objective, Objective):
+            return self.objective(scored.logits, scored.batch)
+        some = [self._references[row] for row in scored.job.rows] if self._references else []
+        reference = torch.cat(some).to(scored.logits.device) if some else None
+        predictions = Predictions(
+            scored.logits, scored.batch, 0 if self.first is None else scored.job.plan - self.first, reference
+        )
+        return self.objective.losses(predictions)
+
+    def drawn(self, rows: Sequence[int], generator: torch.Generator) -> dict[int, tuple[int, ...]]:
+        """By the number of a plan at the scorer, the rows to score under it, of these rows."""
+        own = self.objective.drawn(rows, generator) if isinstance(self.objective, Objective) else {0: tuple(rows)}
+        return {(self.first or 0) + plan: some for plan, some in own.items()}
+
+
+def reference_log_probs(scorer: Scorer, batch_size: int) -> list[Float[Tensor, " targets"]]:
+    """Of the targets of each row of the scorer's data under the unedited model, in nats; computed in one sweep."""
+    unedited = Plan(scorer.plans[0].reft, Variant(strength=0.0))
+    sweep = Scorer(scorer.model, scorer.data, [unedited], scorer.reuse, uses=1, autocast=scorer.autocast)
+    result: dict[int, Tensor] = {}
+    for scored in scored_batches(sweep, [0], batch_size=batch_size, whole=False):
+        with torch.no_grad():
+            log_probs = -cross_entropy(scored.logits, scored.batch)
+        counts = scored.batch.target_mask.sum(dim=1).tolist()
+        result |= dict(zip(scored.job.rows, log_probs.split(counts), strict=True))
+    return [result[row] for row in range(len(scorer.data))]
