@@ -1,7 +1,8 @@
 """How strongly an edit should act: effect, divergence, size and fluency over its strength."""
 
+from reftlens.analysis.strength.budgets import at_kl
 from reftlens.analysis.strength.doses import DoseResponse, dose_response
-from reftlens.analysis.strength.equal_kl import Dose, EqualKL, at_kl
+from reftlens.analysis.strength.equal_kl import Dose, EqualKL
 from reftlens.analysis.strength.sizes import edit_size
 
 __all__ = ["Dose", "DoseResponse", "EqualKL", "at_kl", "dose_response", "edit_size"]
