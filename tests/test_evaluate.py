@@ -117,6 +117,14 @@ def test_each_mean_is_told_with_its_interval_and_drawn_with_it(gpt2):
     assert edges == {(x, end) for x, e in enumerate(found.estimate("loss")) for end in (e.low, e.high)}
     with pytest.raises(ValueError, match="measure='hits', expected one of 'loss', 'accuracy'"):
         found.estimate("hits")
+    table, accuracy = found.by_variant(), found.estimate("accuracy")
+    assert list(table.index) == ["unedited", "strength 1"] and table["accuracy_high"].tolist() == [
+        a.high for a in accuracy
+    ]
+    axes = found.plot(measure="accuracy")
+    assert "share of targets" in axes.get_ylabel() and axes.lines[-1].get_ydata().tolist() == [
+        a.value for a in accuracy
+    ]
     alone = rl.evaluate(reft, gpt2, data[[0]], progress=False)
     assert "no interval; only 1 example" in str(alone) and alone.plot() is not None, "no interval of one example"
 

@@ -614,6 +614,51 @@ def test_the_budget_can_be_spent_on_unrelated_prompts(gpt2):
     assert found.p() == {}, "nothing to compare with"
 
 
+def test_both_signs_are_searched_and_the_better_one_is_reported_on_rows_that_did_not_choose_it(gpt2):
+    """An edit and its opposite find the same dose with the other sign, and the numbers are those of that sign alone."""
+    import reftlens as rl
+    from reftlens.cone.plans import Plan
+
+    data, reft = _data(gpt2), _reft("vector")
+    plans = {"one": Plan(reft), "turned": Plan(reft, rl.Variant(-1.0))}
+    settings = dict(progress=False, evaluations=8)
+    found = rl.strength.at_kl(0.05, plans, gpt2, data, signs="both", **settings)
+    given = {sign: rl.strength.at_kl(0.05, plans, gpt2, data, high=10.0 * sign, **settings)["one"] for sign in (1, -1)}
+    assert found["one"].strength == pytest.approx(-found["turned"].strength, rel=1e-3)
+    best = max((1, -1), key=lambda sign: given[sign].effect[::2].mean())
+    assert math.copysign(1, found["one"].strength) == best and found.chosen_on == tuple(range(0, len(data), 2))
+    for dose, sign in ((found["one"], best), (found["one"].opposite, -best)):
+        assert dose.strength == pytest.approx(given[sign].strength, rel=1e-6)
+        torch.testing.assert_close(dose.effect, given[sign].effect[1::2], atol=1e-9, rtol=1e-6)
+        assert torch.equal(dose.hits, given[sign].hits[1::2])
+    frame, text = found.to_frame(), " ".join(str(found).split())
+    assert frame.loc["one", "opposite_strength"] == found["one"].opposite.strength
+    assert (
+        f"signs chosen by mean effect on {len(found.chosen_on)} rows" in text and "the opposite edit: strength" in text
+    )
+    axes = found.plot(measure="accuracy")
+    assert axes.get_xlabel().startswith("share of targets") and len(axes.lines) >= 2
+    for bad in ({"high": -1.0}, {"data": data[:3]}):
+        with pytest.raises(ValueError, match=r"signs='both' with high=.* expected above 0, and four or more"):
+            rl.strength.at_kl(0.05, plans, gpt2, bad.pop("data", data), signs="both", progress=False, **bad)
+
+
+def test_the_choice_of_a_sign_flatters_nothing():
+    """Where neither sign does anything, the better half is above 0 where it was chosen, and 0 where it is reported."""
+    from reftlens.analysis.strength.budgets import _better
+    from reftlens.analysis.strength.equal_kl import Dose
+
+    g, chosen, reported = torch.Generator().manual_seed(0), [], []
+    for _ in range(300):
+        plus, minus = torch.randn(2, 20, generator=g, dtype=torch.float64)
+        doses = [Dose(sign, 0.1, x.abs(), x, x, ((sign, 0.1),)) for sign, x in ((1.0, plus), (-1.0, minus))]
+        better = _better(*doses)
+        chosen.append((plus if better.strength > 0 else minus)[::2].mean())
+        reported.append(better.effect.mean())
+    spread = (1 / 10 / 300) ** 0.5
+    assert torch.stack(chosen).mean() > 4 * spread and torch.stack(reported).mean().abs() < 4 * spread
+
+
 # -- results -------------------------------------------------------------------------------------------------
 
 

@@ -66,12 +66,21 @@ class Evaluation:
             ]
         )
 
-    def plot(self, ax: Axes | None = None, *, label: str | None = None, color: str | None = None) -> Axes:
-        """Loss of each example and their mean with its 95 % band.
+    def by_variant(self) -> DataFrame:
+        """One row per variant: mean loss and accuracy with their 95 % intervals over examples."""
+        means = zip(self.variants, self.estimate("loss"), self.estimate("accuracy"), strict=True)
+        rows = [{"variant": str(v)} | x.as_columns("loss") | y.as_columns("accuracy") for v, x, y in means]
+        return figures.table(rows, "variant")
+
+    def plot(
+        self, ax: Axes | None = None, *, measure: str = "loss", label: str | None = None, color: str | None = None
+    ) -> Axes:
+        """Loss or accuracy of each example and their mean with its 95 % band.
 
         Over strength, where the variants differ in nothing else.
 
         Args:
+            measure: "loss" or "accuracy".
             label, color: of this result where several are drawn on `ax`; by default the next of its colours.
         """
         ax = figures.axes(ax)
@@ -80,10 +89,11 @@ class Evaluation:
         x = numbers if alone else list(range(len(self.variants)))
         order = sorted(range(len(x)), key=lambda i: x[i])
         across = [x[i] for i in order]
-        ax.plot(across, self.loss[order].tolist(), color=figures.GREY, linewidth=0.6, alpha=0.6)
-        estimates = self.estimate("loss")
+        estimates, examples = self.estimate(measure), self.loss if measure == "loss" else self.accuracy
+        ax.plot(across, examples[order].tolist(), color=figures.GREY, linewidth=0.6, alpha=0.6)
         figures.curve(ax, across, [estimates[i] for i in order], label or "mean", color)
-        ax.set(xlabel="strength" if alone else "variant", ylabel=f"loss per target token{self.among} (nats)")
+        loss, accuracy = f"loss per target token{self.among} (nats)", f"share of targets most likely{self.among}"
+        ax.set(xlabel="strength" if alone else "variant", ylabel=loss if measure == "loss" else accuracy)
         ax.legend(frameon=False)
         return ax
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
+from reftlens.errors import check_one_of
 from reftlens.numbers import whole
 from reftlens.scoring.responses import Responses, responses
 from reftlens.text.batch import Batch
@@ -27,6 +29,7 @@ def at_kl(
     *,
     spent_on: Batch | None = None,
     high: float = 10.0,
+    signs: Literal["given", "both"] = "given",
     tolerance: float = 0.02,
     evaluations: int = 6,
     seed: int = 0,
@@ -44,38 +47,84 @@ def at_kl(
         spent_on: where the KL is measured, by default on `data`; unrelated prompts make it a budget of side effects.
         high: the largest strength that is tried (negative: of the opposite edit); what stays below the budget there is
             named and left out.
+        signs: "both" searches the opposite edit of each, too. The sign with the larger mean effect on every other row
+            of `data` is the dose, and effect, accuracy, intervals and p are of the rows between them alone, so that
+            the choice does not flatter them; the other sign is its `opposite`.
         tolerance: how far KL may be off the budget either way, relative to it.
-        evaluations: how many strengths of each are tried, at most.
+        evaluations: how many strengths of each (and of each sign) are tried, at most.
         seed: of the sign flips.
 
     Raises:
-        ValueError: for no ReFT, or if none meets the budget.
+        ValueError: for no ReFT, if none meets the budget, or for both signs of a negative `high` or of fewer than four
+            rows.
     """
     if not isinstance(refts, Mapping) or not refts:
         raise TypeError(f"got {refts!r:.60}, expected {{name: reft}}, one or more")
-    evaluations = whole(evaluations, "evaluations", 1)
+    check_one_of("signs", signs, ("given", "both"))
+    both = signs == "both"
+    if both and (high < 0 or len(data) < 4):
+        raise ValueError(f"signs='both' with high={high:g} and {len(data)} row(s): expected above 0, and four or more")
+    names = {f"{sign:+g} {name}" if both else name: (name, sign) for name in refts for sign in _signs(both, high)}
     plans = {name: reft if isinstance(reft, Plan) else Plan(reft) for name, reft in refts.items()}
-    searches = {name: Search(budget, abs(high), tolerance) for name in plans}
-    score, sign = partial(responses, model, batch_size=batch_size, progress=progress), math.copysign(1.0, high)
-    signed = {name: _scaled(plan, sign) for name, plan in plans.items()}
-    spent = (data if spent_on is None else spent_on).among_answers(None)
-    nearest = _nearest(partial(score, spent), signed, searches, evaluations, Reuse.of(reuse))
+    signed = {label: _scaled(plans[name], sign) for label, (name, sign) in names.items()}
+    searches = {label: Search(budget, abs(high), tolerance) for label in names}
+    score = partial(responses, model, batch_size=batch_size, progress=progress)
+    doses = _doses(score, signed, searches, data, spent_on, whole(evaluations, "evaluations", 1), Reuse.of(reuse))
+    doses = {label: _times(dose, names[label][1]) for label, dose in doses.items()}
+    if not both:
+        return EqualKL(doses, seed)
+    pairs = {name: (doses[f"+1 {name}"], doses[f"-1 {name}"]) for name in plans}
+    return EqualKL({name: _better(*pair) for name, pair in pairs.items()}, seed, tuple(range(0, len(data), 2)))
+
+
+def _signs(both: bool, high: float) -> tuple[float, ...]:
+    return (1.0, -1.0) if both else (math.copysign(1.0, high),)
+
+
+def _times(dose: Dose, sign: float) -> Dose:
+    """The dose of an edit that is `sign` times the one that was searched."""
+    tried = tuple((sign * strength, kl) for strength, kl in dose.evaluations)
+    return replace(dose, strength=sign * dose.strength, evaluations=tried)
+
+
+def _better(plus: Dose, minus: Dose) -> Dose:
+    """The sign with the larger mean effect on rows 0, 2, …, with the numbers of rows 1, 3, …"""
+
+    def chosen_by(dose: Dose) -> float:
+        return -math.inf if dose.problem else dose.effect[::2].mean().item()
+
+    best, other = (plus, minus) if chosen_by(plus) >= chosen_by(minus) else (minus, plus)
+    best, other = (replace(dose, effect=dose.effect[1::2], hits=dose.hits[1::2]) for dose in (best, other))
+    return replace(best, opposite=other)
+
+
+def _doses(
+    score: Callable[..., Responses],
+    plans: Mapping[str, Plan],
+    searches: Mapping[str, Search],
+    data: Batch,
+    spent_on: Batch | None,
+    evaluations: int,
+    reuse: Reuse | None,
+) -> dict[str, Dose]:
+    """The dose of each plan, with its effect on the data where it meets the budget."""
+    spent = data if spent_on is None else spent_on
+    nearest = _nearest(partial(score, spent), plans, searches, evaluations, reuse)
     met = [name for name, search in searches.items() if search.met]
     if not met:
         raise ValueError("; ".join(f"{name}: {search.problem}" for name, search in searches.items()))
     gains = {name: nearest[name][2:] for name in met}
-    if spent_on is not None or data.answers:
-        dosed = {name: _scaled(signed[name], nearest[name][0]) for name in met}
-        scored = score(data, dosed, reuse=Reuse.of(reuse), describe="equal KL")
+    if spent_on is not None:
+        dosed = {name: _scaled(plans[name], nearest[name][0]) for name in met}
+        scored = score(data, dosed, reuse=reuse, describe="equal KL")
         gains = dict(zip(met, zip(scored.effect, scored.accuracy, strict=True), strict=True))
     nothing = torch.full((2, len(data)), math.nan, dtype=torch.float64)
     doses = {}
     for name, search in searches.items():
-        tried = tuple((sign * strength, kl) for strength, kl in search.measured)
         strength, kl, *_ = nearest[name]
         effect, hits = gains.get(name, nothing)
-        doses[name] = Dose(sign * strength, budget, kl, effect, hits, tried, search.problem)
-    return EqualKL(doses, seed)
+        doses[name] = Dose(strength, search.budget, kl, effect, hits, tuple(search.measured), search.problem)
+    return doses
 
 
 def _nearest(

@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from reftlens import figures
-from reftlens.errors import index_of
+from reftlens.errors import check_one_of, index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.statistics import Estimate, accuracy_of, difference_of, mean_of, sign_flip_tests
 
@@ -33,6 +34,8 @@ class Dose:
     """Every `(strength, mean KL)` that was measured, in order."""
     problem: str = ""
     """Why the budget is not met, or ""."""
+    opposite: "Dose | None" = None
+    """The dose of the other sign, where both were searched and this one was better."""
 
     @property
     def cost(self) -> Estimate:
@@ -43,6 +46,10 @@ class Dose:
     def accuracy(self) -> Estimate:
         """Share of targets that are the most likely token; exact (Clopper-Pearson) where examples are 0 or 1."""
         return accuracy_of(self.hits)
+
+    def estimate(self, measure: Literal["effect", "accuracy"]) -> Estimate:
+        """Mean effect, bootstrapped over examples, or the accuracy."""
+        return self.accuracy if measure == "accuracy" else mean_of(self.effect)
 
     def to_frame(self) -> DataFrame:
         """One row per evaluation."""
@@ -64,7 +71,8 @@ class Dose:
     def __str__(self) -> str:
         cost = f"strength {self.strength:.4g} costs {self.kl.mean().item():.4g} of {self.budget:g} nats per token"
         gained = f"effect {mean_of(self.effect)} nats per target token, accuracy {self.accuracy}"
-        return figures.screenful([f"{cost}; {self.problem or gained}"])
+        other = f"; the opposite edit: {' '.join(str(self.opposite).split())}" if self.opposite else ""
+        return figures.screenful([f"{cost}; {self.problem or gained}{other}"])
 
     __repr__ = __str__
 
@@ -77,6 +85,8 @@ class EqualKL:
     """Of each intervention: its strength, or why it has none at this budget."""
     seed: int = 0
     """Of the sign flips."""
+    chosen_on: tuple[int, ...] = ()
+    """Rows of the data on which signs were chosen, where both were searched; all numbers are of the others."""
 
     def __getitem__(self, name: str) -> Dose:
         names = list(self.doses)
@@ -122,11 +132,18 @@ class EqualKL:
             if not dose.problem:
                 record |= mean_of(dose.effect).as_columns("effect") | dose.accuracy.as_columns("accuracy")
                 record |= self.difference(name).as_columns("difference") | {"p": p.get(name, math.nan)}
+            if dose.opposite is not None:
+                record |= {"opposite_strength": dose.opposite.strength}
+                record |= {"opposite_effect": dose.opposite.effect.mean().item()}
             records.append(record | {"problem": dose.problem})
         return figures.table(records, "name")
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Effect of each intervention with its 95 % interval, the largest on top; orange: the best."""
+    def plot(self, ax: Axes | None = None, *, measure: Literal["effect", "accuracy"] = "effect") -> Axes:
+        """Effect or accuracy of each intervention with its 95 % interval, the largest effect on top; orange: the best.
+
+        A hollow mark is the opposite edit, where both signs were searched.
+        """
+        check_one_of("measure", measure, ("effect", "accuracy"))
         ax = figures.axes(ax, width=6.4, height=0.42 * len(self.doses) + 1.4)
         order = self._order()
         for y, name in enumerate(order):
@@ -134,16 +151,23 @@ class EqualKL:
                 ax.annotate("budget not met", (0.0, y), fontsize=8, color=figures.GREY, va="center")
             else:
                 colour = figures.BLUE if y else figures.ORANGE
-                figures.interval(ax, y, mean_of(self[name].effect), color=colour, horizontal=True)
+                figures.interval(ax, y, self[name].estimate(measure), color=colour, horizontal=True)
+            other = self[name].opposite
+            if other is not None and not other.problem:
+                value = other.estimate(measure).value
+                ax.plot([value], [y], marker="o", color=figures.GREY, fillstyle="none", linestyle="")
         figures.level(ax, 0.0, horizontal=False)
         ax.set_yticks(range(len(order)), order)
         ax.set_ylim(len(order) - 0.5, -0.5)
-        budget = self[order[0]].budget
-        ax.set(xlabel=f"log-probability gained at KL {budget:g} nats per token (nats per target token)")
+        units = {"effect": "log-probability gained (nats per target token)", "accuracy": "share of targets most likely"}
+        ax.set(xlabel=f"{units[measure]}\nat KL {self[order[0]].budget:g} nats per token")
         return ax
 
     def __str__(self) -> str:
         p, lines = self.p(), []
+        if self.chosen_on:
+            count = len(next(iter(self.doses.values())).effect)
+            lines = [f"signs chosen by mean effect on {len(self.chosen_on)} rows; numbers of the other {count}:"]
         for name, dose in self.doses.items():
             beside = f"; {self.difference(name)} to {self.best}, the best (p = {p[name]:.2g})" if name in p else ""
             lines.append(f"{name}: {' '.join(str(dose).split())}{beside}")
