@@ -1,10 +1,10 @@
 """Train representation interventions on TransformerLens hook points, and understand what they learned.
 
 The names a user meets first stand here; the rest in namespaces: `positions`, `interventions`, `directions`,
-`subspaces`, `strength`, `places`, `causal`, `generation`, `training`, `storage`, `tasks`, `errors`.
+`subspaces`, `strength`, `places`, `causal`, `selection`, `generation`, `training`, `storage`, `tasks`, `errors`.
 """
 
-from reftlens import errors, generation, interventions, storage, tasks, training
+from reftlens import errors, generation, interventions, selection, storage, tasks, training
 from reftlens.analysis import causal, places, strength, subspaces
 from reftlens.analysis.causal import controls, interchange_map
 from reftlens.analysis.places import effects
@@ -35,6 +35,7 @@ from reftlens.generation import Decoding, generate
 from reftlens.interventions import DAS, Ablation, DiReFT, Interchange, Intervention, LoReFT, SteeringVector
 from reftlens.reports.page import report
 from reftlens.scoring.evaluation import evaluate
+from reftlens.selection import search
 from reftlens.storage import load, save
 from reftlens.text import positions
 from reftlens.text.batch import Batch
@@ -97,6 +98,8 @@ __all__ = [
     "resid_post",
     "resid_pre",
     "save",
+    "search",
+    "selection",
     "slider",
     "storage",
     "strength",

@@ -1,0 +1,66 @@
+"""A search in pictures: score against cost, and the best score at each place."""
+
+from collections.abc import Sequence
+from textwrap import fill
+
+import torch
+
+from reftlens import figures
+from reftlens.analysis.strength.curves import not_dominated
+from reftlens.figures import Axes
+from reftlens.selection.space import Candidate
+from reftlens.selection.trials import Setting, Trial
+
+
+def frontier(settings: Sequence[Setting], unedited: float, label: str, ax: Axes | None) -> Axes:
+    """Score over KL of every setting at every strength; undominated ones joined, the recommended one orange."""
+    ax = figures.axes(ax)
+    kl, score = [s.kl for s in settings], [s.score for s in settings]
+    figures.level(ax, unedited, "unedited model")
+    ax.plot(kl, score, "o", color=figures.GREY, markersize=4, alpha=0.6, label="setting and strength")
+    best = not_dominated(torch.tensor([[k, -s] for k, s in zip(kl, score, strict=True)], dtype=torch.float64))
+    edge = sorted((k, s) for k, s, good in zip(kl, score, best.tolist(), strict=True) if good)
+    ax.plot(
+        *zip(*edge, strict=True), color=figures.BLUE, marker="o", markersize=4, label="no other is better and cheaper"
+    )
+    chosen = next(setting for setting in settings if setting.chosen)
+    ax.plot([chosen.kl], [chosen.score], "*", color=figures.ORANGE, markersize=13, label="recommended")
+    ax.set(xlabel="KL from the unedited model (nats per token, dev)", ylabel=fill(label, 40))
+    ax.legend(frameon=False)
+    return ax
+
+
+def place_map(trials: Sequence[Trial], chosen: Candidate, label: str, ax: Axes | None) -> Axes:
+    """Best score of any candidate at each layer and hook (rows) and positions (columns), where it got to."""
+    last = {t.candidate: t for t in sorted(trials, key=lambda t: t.steps) if t.within}
+    best: dict[tuple[str, str], float] = {}
+    for trial in last.values():
+        best[_cell(trial.candidate)] = max(best.get(_cell(trial.candidate), -torch.inf), trial.score)
+    rows, columns = (list(dict.fromkeys(cell[i] for cell in map(_cell, _in_order(trials)))) for i in (0, 1))
+    table = torch.tensor([[best.get((r, c), torch.nan) for c in columns] for r in rows])
+    ax = figures.axes(ax, width=3.0 + 0.6 * len(columns), height=1.6 + 0.22 * len(rows))
+    image = ax.imshow(table, origin="lower", aspect="auto", cmap="viridis")
+    figures.colour_bar(ax, image, fill(label, 40))
+    row, column = _cell(chosen)
+    ax.plot(columns.index(column), rows.index(row), "*", color=figures.ORANGE, markersize=13)
+    ax.set_xticks(range(len(columns)), list(map(figures.short, columns)), rotation=30, ha="right")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set(xlabel="positions", ylabel="layer and hook")
+    ax.grid(visible=False)
+    return ax
+
+
+def _cell(candidate: Candidate) -> tuple[str, str]:
+    axes = candidate.axes
+    return f"{axes['layer']} {axes['hook'].removeprefix('hook_')}", axes["positions"]
+
+
+def _in_order(trials: Sequence[Trial]) -> list[Candidate]:
+    """By hook, then layer."""
+    every = dict.fromkeys(trial.candidate for trial in trials)
+    return sorted(every, key=lambda c: (c.axes["hook"], len(c.sites), _number(c), c.axes["positions"]))
+
+
+def _number(candidate: Candidate) -> int:
+    layer = candidate.axes["layer"]
+    return layer if isinstance(layer, int) else -1
