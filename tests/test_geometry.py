@@ -115,6 +115,124 @@ def test_the_figure_shows_overlap_and_chance():
     assert "1.00" in labels and "0.05±0.03" in labels and len(labels) == 8
 
 
+# -- the causal inner product --------------------------------------------------------------------------------
+
+
+def _rows(d, count=200):
+    """An unembedding with a mean, and a covariance far from round."""
+    generator = torch.Generator().manual_seed(7)
+    rows = torch.randn(count, d, generator=generator).double()
+    return rows @ torch.diag(torch.logspace(-1, 1, d).double()) @ _frame(d, 3, d).T + 2.0
+
+
+def _same(one, other, atol=1e-9):
+    torch.testing.assert_close(one.overlap, other.overlap, atol=atol, rtol=0)
+    for a in range(len(one.names)):
+        for b in range(len(one.names)):
+            torch.testing.assert_close(one.angles[a][b].cos(), other.angles[a][b].cos(), atol=atol, rtol=0)
+
+
+def test_a_round_unembedding_gives_the_euclidean_metric():
+    import reftlens as rl
+
+    rows = WIDE**0.5 * torch.cat([torch.eye(WIDE), -torch.eye(WIDE)]).double() + 5.0  # covariance: the identity
+    subspaces = {"a": _frame(2, 0), "b": _frame(3, 1), "c": torch.randn(WIDE, 2)}
+    round_one, euclidean = _overlap(subspaces, metric=rl.subspaces.metric_of(rows)), _overlap(subspaces)
+    _same(round_one, euclidean)
+    assert round_one.d == euclidean.d and round_one.chance(0, 1) == euclidean.chance(0, 1)
+
+
+def test_what_softmax_cannot_tell_apart_leaves_the_causal_overlap_and_moves_the_euclidean_one():
+    """Unembedding γ → Aγ + β and hidden state h → A⁻ᵀh give the same probabilities."""
+    import reftlens as rl
+
+    rows, subspaces = _rows(WIDE), {"a": _frame(2, 0), "b": _frame(3, 1), "c": _frame(1, 2)}
+    generator = torch.Generator().manual_seed(4)
+    turn = torch.randn(WIDE, WIDE, generator=generator).double() / WIDE**0.5 + torch.eye(WIDE).double()
+    others, h = rows @ turn.T + torch.randn(WIDE, generator=generator), torch.randn(WIDE, generator=generator).double()
+    back = torch.linalg.inv(turn).T
+    torch.testing.assert_close((others @ back @ h).softmax(0), (rows @ h).softmax(0), atol=1e-9, rtol=0)
+    moved = {name: back @ columns for name, columns in subspaces.items()}
+    causal = [_overlap(s, metric=rl.subspaces.metric_of(r)) for s, r in ((subspaces, rows), (moved, others))]
+    _same(*causal, atol=1e-8)
+    assert (_overlap(moved).overlap - _overlap(subspaces).overlap).abs().max() > 0.01
+    assert (causal[0].overlap - _overlap(subspaces).overlap).abs().max() > 0.01
+
+
+def test_lengths_are_how_far_logits_spread_over_the_vocabulary(any_model):
+    """Oracle: the model's own final norm and unembedding, with the norm's division by the length undone."""
+    import reftlens as rl
+
+    metric, norm = rl.subspaces.causal_metric(any_model), any_model.ln_final
+    generator = torch.Generator().manual_seed(0)
+    h, *pair = torch.randn(3, D, generator=generator)
+
+    def logits(x):
+        centred = x if norm.uses_rms_norm else x - x.mean()
+        bias = getattr(norm.original_component, "bias", None)
+        scaled = (norm(x[None, None])[0, 0] - (0.0 if bias is None else bias)) * centred.square().mean().sqrt()
+        return any_model.unembed(scaled[None, None])[0, 0]
+
+    with torch.no_grad():
+        moves = torch.stack([logits(h + u) - logits(h) for u in pair]).double()
+    expected = torch.cov(moves, correction=0)
+    x = metric.coordinates(torch.stack(pair, dim=1))
+    torch.testing.assert_close(x.T @ x, expected, rtol=2e-3, atol=2e-3 * expected.abs().max().item())
+
+
+def test_seeds_and_frames_are_compared_in_the_metric_that_is_given(gpt2):
+    import reftlens as rl
+    from reftlens.training.run import Step
+
+    metric = rl.subspaces.causal_metric(gpt2)
+    assert metric.root.shape == (D - 1, D), "what a LayerNorm centres away has no length"
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 2)})
+    runs = reft.seeds([0, 1, 2])
+    stable, overlaps = rl.subspaces.stability(runs, metric=metric), _overlap(runs, metric=metric)
+    pairs = [overlaps.overlap[a, b].item() for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert stable.sites[0].overlaps.tolist() == pytest.approx(pairs)
+    assert stable.sites[0].chance == overlaps.chance(0, 1)
+    assert rl.subspaces.stability(runs).sites[0].overlaps.tolist() != pytest.approx(pairs, abs=1e-3)
+    for result in (stable, overlaps):
+        assert metric.name in result.plot().get_xlabel() and set(result.to_frame()["metric"]) == {metric.name}
+        assert metric.name in str(result) and "Euclidean" not in str(result)
+    path = rl.subspaces.FramePath(runs["seed 0"], metric=metric)
+    path(Step(1, 0.0, 0.0, 0.0, runs["seed 1"]))
+    assert path.overlap().tolist() == pytest.approx([pairs[0], 1.0])
+    assert metric.name in path.plot().get_ylabel() and set(path.to_frame()["metric"]) == {metric.name}
+    euclidean = rl.subspaces.stability(runs)
+    assert "Euclidean" in str(euclidean) and "Euclidean" in euclidean.plot().get_xlabel()
+
+
+def test_euclidean_random_directions_are_as_alike_as_the_effective_dimensions_say():
+    import reftlens as rl
+
+    metric, count = rl.subspaces.metric_of(_rows(WIDE)), 4000
+    drawn = torch.randn(2, WIDE, count, generator=torch.Generator().manual_seed(0)).double()
+    one, other = (metric.coordinates(x) for x in drawn)
+    cosines = (one * other).sum(dim=0) / one.norm(dim=0) / other.norm(dim=0)
+    assert cosines.square().mean().item() == pytest.approx(1 / metric.effective_dimensions, rel=0.15)
+    assert metric.effective_dimensions < WIDE / 2
+
+
+def test_what_the_causal_metric_is_not_of_is_refused(gpt2):
+    import reftlens as rl
+
+    metric = rl.subspaces.causal_metric(gpt2)
+    for site in (rl.attn_out(1, "last"), rl.final_norm("last"), rl.mlp_out(0, "last")):
+        reft = rl.ReFT({site: rl.DAS(D, 2)})
+        for call in (lambda r: _overlap({"a": r}, metric=metric), lambda r: rl.subspaces.FramePath(r, metric=metric)):
+            with pytest.raises(ValueError, match=r"is not the residual stream, .* or compare in the Euclidean metric"):
+                call(reft)
+        assert _overlap({"a": reft, "b": reft}).overlap[0, 1] > 1 - 1e-6
+    with pytest.raises(ValueError, match="'a' has width 40, and the metric 'causal inner product' is of 32"):
+        _overlap({"a": _frame(2, 0)}, metric=metric)
+    with pytest.raises(ValueError, match="'ones' is zero or not finite: it spans nothing"):
+        _overlap({"ones": torch.ones(D, 1)}, metric=metric)
+    with pytest.raises(ValueError, match="all alike"):
+        rl.subspaces.metric_of(torch.ones(5, 3))
+
+
 # -- weights -------------------------------------------------------------------------------------------------
 
 

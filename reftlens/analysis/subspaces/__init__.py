@@ -3,6 +3,7 @@
 from reftlens.analysis.subspaces.examples import DirectionExamples, direction_examples
 from reftlens.analysis.subspaces.frame import PrincipalFrame, principal_frame
 from reftlens.analysis.subspaces.geometry import Overlap, overlap
+from reftlens.analysis.subspaces.metrics import Metric, causal_metric, metric_of
 from reftlens.analysis.subspaces.orthogonal import orthogonalise
 from reftlens.analysis.subspaces.projection import Plane, plane
 from reftlens.analysis.subspaces.ranks import RankSweep, rank_sweep
@@ -15,6 +16,7 @@ __all__ = [
     "DirectionExamples",
     "DirectionTokens",
     "FramePath",
+    "Metric",
     "Overlap",
     "Plane",
     "PrincipalFrame",
@@ -22,8 +24,10 @@ __all__ = [
     "SeenSplit",
     "Stability",
     "WeightOverlap",
+    "causal_metric",
     "direction_examples",
     "direction_tokens",
+    "metric_of",
     "orthogonalise",
     "overlap",
     "plane",

@@ -18,6 +18,7 @@ from transformer_lens.tools.analysis.projection_kernel import (
 
 from reftlens import figures
 from reftlens.analysis.subspaces.directions import Direction
+from reftlens.analysis.subspaces.metrics import EUCLIDEAN, Metric
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.figures import Axes, DataFrame
@@ -116,9 +117,11 @@ class Overlap:
     """Mean squared cosine of the principal angles; 1 where one contains the other."""
     angles: tuple[tuple[Float[Tensor, " _"], ...], ...]
     """Principal angles of each pair, in degrees, the smallest first."""
+    metric: str = EUCLIDEAN.name
+    """In which angles are measured; `d` counts the dimensions that have a length in it."""
 
     def chance(self, a: int, b: int) -> Chance:
-        """Of random subspaces of the ranks of `a` and `b`."""
+        """Of random subspaces of the ranks of `a` and `b`, uniform in the metric."""
         return chance_overlap(self.d, self.ranks[a], self.ranks[b])
 
     def to_frame(self) -> DataFrame:
@@ -128,7 +131,7 @@ class Overlap:
             names = {"a": self.names[a], "b": self.names[b], "rank_a": self.ranks[a], "rank_b": self.ranks[b]}
             overlap = self.chance(a, b).as_columns("overlap", self.overlap[a, b].item())
             angles = {"smallest_angle": self.angles[a][b][0].item(), "largest_angle": self.angles[a][b][-1].item()}
-            records.append({**names, **overlap, **angles})
+            records.append({**names, **overlap, **angles, "metric": self.metric})
         return figures.table(records)
 
     def _pairs(self) -> list[tuple[int, int]]:
@@ -139,7 +142,7 @@ class Overlap:
         count = len(self.names)
         ax = figures.axes(ax, width=2.4 + 0.9 * count, height=1.6 + 0.7 * count)
         image = ax.imshow(self.overlap, cmap="viridis", vmin=0, vmax=1)
-        bar = figures.colour_bar(ax, image, "overlap (mean squared cosine; small: chance)")
+        bar = figures.colour_bar(ax, image, f"overlap (mean squared cosine, {self.metric}; small: chance)")
         levels = [self.chance(a, b).mean for a, b in self._pairs()]
         for level in levels if len({round(x, 9) for x in levels}) == 1 else ():
             bar.axhline(level, color="white", linewidth=1.5)
@@ -152,7 +155,7 @@ class Overlap:
         labels = [f"{name} ({rank})" for name, rank in zip(self.names, self.ranks, strict=True)]
         ax.set_xticks(range(count), labels, rotation=30, ha="right")
         ax.set_yticks(range(count), self.names)
-        ax.set(xlabel=f"subspace (rank) of {self.d} dimensions")
+        ax.set(xlabel=f"subspace (rank) of {self.d} dimensions, {self.metric}")
         ax.grid(visible=False)
         return ax
 
@@ -164,12 +167,14 @@ class Overlap:
                 f"{self.names[a]} | {self.names[b]}: overlap {value:.3f}, chance {chance.mean:.3f} ± "
                 f"{chance.spread:.3f} (z = {chance.z(value):.1f}), smallest angle {self.angles[a][b][0].item():.1f}°"
             )
-        return figures.screenful(lines)
+        return figures.screenful([f"{self.metric}, {self.d} dimensions", *lines])
 
     __repr__ = __str__
 
 
-def overlap(subspaces: Mapping[str, Subspace], *, site: Site | int | None = None) -> Overlap:
+def overlap(
+    subspaces: Mapping[str, Subspace], *, site: Site | int | None = None, metric: Metric = EUCLIDEAN
+) -> Overlap:
     """Overlap `‖UᵀV‖² / min(rank)` and principal angles of each pair (projection kernel of TransformerLens).
 
     The spans are compared: any basis of a subspace gives the same, and columns that depend on others count once.
@@ -179,32 +184,38 @@ def overlap(subspaces: Mapping[str, Subspace], *, site: Site | int | None = None
     Args:
         subspaces: by name: a `ReFT`, an intervention, a `Direction`, or columns `[d, k]`. Of a `ReFT` with several
             sites each is an entry of its own, unless `site` (itself, or its index) chooses one.
+        metric: `causal_metric(model)` compares directions of the residual stream by what they do to the logits: the
+            formula is then that of `U` and `V` orthonormal in it, and chance of subspaces drawn uniformly in it (see
+            `Metric.effective_dimensions` for those drawn uniformly in the Euclidean one).
 
     Raises:
-        ValueError: for subspaces of different widths, or one that spans nothing.
+        ValueError: for subspaces of different widths, or one that spans nothing; for a site that the metric is not of.
     """
     if not isinstance(subspaces, Mapping):
         raise TypeError(f"subspaces is a {type(subspaces).__name__}, expected {{name: subspace}}")
     columns: dict[str, Tensor] = {}
     for name, subspace in subspaces.items():
-        columns |= _columns(name, subspace, site)
+        columns |= _columns(name, subspace, site, metric)
     if not columns:
         raise ValueError("subspaces={}, expected one or more by name")
     widths = {name: len(c) for name, c in columns.items()}
     if len(set(widths.values())) > 1:
         raise ValueError(f"subspaces of different spaces have no angles; they have width {widths}")
-    spans = [span(c, name=repr(name)) for name, c in columns.items()]
+    spans = [span(metric.coordinates(c, repr(name)), name=repr(name)) for name, c in columns.items()]
     kernels = [[projection_kernel(a, b) for b in spans] for a in spans]
     overlap = torch.stack([torch.stack([k.score / min(k.rank_a, k.rank_b) for k in row]) for row in kernels])
     angles = tuple(tuple(torch.rad2deg(k.angles) for k in row) for row in kernels)
-    return Overlap(tuple(columns), tuple(s.rank for s in spans), spans[0].ambient_dim, overlap, angles)
+    return Overlap(tuple(columns), tuple(s.rank for s in spans), spans[0].ambient_dim, overlap, angles, metric.name)
 
 
-def _columns(name: str, subspace: Subspace, site: Site | int | None) -> dict[str, Tensor]:
+def _columns(name: str, subspace: Subspace, site: Site | int | None, metric: Metric) -> dict[str, Tensor]:
     """What spans a subspace, by name: an entry for each site of a `ReFT` with several."""
     if isinstance(subspace, ReFT):
-        if site is not None or len(subspace) == 1:
-            return {name: columns_of(subspace[site_index(subspace, site)])}
+        wanted = subspace.sites if site is None else [subspace.sites[site_index(subspace, site)]]
+        for each in wanted:
+            metric.check(each)
+        if len(wanted) == 1:
+            return {name: columns_of(subspace[wanted[0]])}
         return {f"{name}, {place}": columns_of(module) for place, module in subspace.items()}
     if isinstance(subspace, Intervention):
         return {name: columns_of(subspace)}

@@ -13,6 +13,7 @@ from transformer_lens.tools.analysis.projection_kernel import SubspaceBasis, pro
 
 from reftlens import figures
 from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, overlap_of, span
+from reftlens.analysis.subspaces.metrics import EUCLIDEAN, Metric
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.figures import Axes, DataFrame
@@ -47,13 +48,15 @@ class Stability:
     """Overlap between seeds, site by site."""
 
     sites: tuple[SiteStability, ...]
+    metric: str = EUCLIDEAN.name
 
     def to_frame(self) -> DataFrame:
         """One row per site."""
         records = []
         for s in self.sites:
             chance = {"chance": s.chance.mean, "chance_sd": s.chance.spread, "z": s.z}
-            records.append({"site": str(s.site), "seeds": s.mean.count, **s.mean.as_columns("overlap"), **chance})
+            place = {"site": str(s.site), "seeds": s.mean.count}
+            records.append({**place, **s.mean.as_columns("overlap"), **chance, "metric": self.metric})
         return figures.table(records, "site")
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -65,7 +68,7 @@ class Stability:
             ax.scatter(s.overlaps.tolist(), [y] * len(s.overlaps), s=12, color=figures.BLUE, alpha=0.5)
             figures.interval(ax, y, s.mean, color=figures.ORANGE, marker="D", horizontal=True)
         ax.set_yticks(range(len(self.sites)), [figures.short(s.site) for s in self.sites])
-        ax.set(xlabel="overlap between seeds (mean squared cosine)", xlim=(-0.02, 1.02))
+        ax.set(xlabel=f"overlap between seeds (mean squared cosine, {self.metric})", xlim=(-0.02, 1.02))
         ax.set_ylim(len(self.sites) - 0.5, -0.5)
         handles = [ax.lines[0], ax.collections[0], ax.containers[0]]
         ax.legend(handles, ["chance ± 2 sd", "pair of seeds", "mean, 95 % interval"], frameon=False, fontsize=7)
@@ -73,24 +76,25 @@ class Stability:
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{s.site}: overlap of {s.mean.count} seeds {s.mean}, chance {s.chance.mean:.3f} ± {s.chance.spread:.3f} "
-            f"(z = {s.z:.1f})"
+            f"{s.site}: overlap of {s.mean.count} seeds {s.mean} ({self.metric}), "
+            f"chance {s.chance.mean:.3f} ± {s.chance.spread:.3f} (z = {s.z:.1f})"
             for s in self.sites
         )
 
     __repr__ = __str__
 
 
-def stability(runs: Mapping[str, ReFT] | Sequence[ReFT]) -> Stability:
+def stability(runs: Mapping[str, ReFT] | Sequence[ReFT], *, metric: Metric = EUCLIDEAN) -> Stability:
     """Mean overlap of the learned subspaces over pairs of seeds, site by site.
 
     The interval is from the jackknife over seeds (a mean over pairs is a U-statistic: Arvesen 1969) and Student's t.
 
     Args:
         runs: trained from several seeds, all with the same sites: `fit_many(reft.seeds([0, 1, 2]), …)` trains them.
+        metric: see `overlap`.
 
     Raises:
-        ValueError: for fewer than two, or other sites.
+        ValueError: for fewer than two, other sites, or a site that the metric is not of.
     """
     refts = list(runs.values() if isinstance(runs, Mapping) else runs)
     if len(refts) < 2:
@@ -101,7 +105,10 @@ def stability(runs: Mapping[str, ReFT] | Sequence[ReFT]) -> Stability:
                 f"the runs have other sites ({', '.join(map(str, reft.sites))} and "
                 f"{', '.join(map(str, refts[0].sites))}): compare them by overlap"
             )
-    return Stability(tuple(_site(site, [span(columns_of(r[site])) for r in refts]) for site in refts[0].sites))
+    for site in refts[0].sites:
+        metric.check(site)
+    spans = {s: [span(metric.coordinates(columns_of(r[s]))) for r in refts] for s in refts[0].sites}
+    return Stability(tuple(_site(site, every) for site, every in spans.items()), metric.name)
 
 
 def _site(site: Site, spans: list[SubspaceBasis]) -> SiteStability:
@@ -131,10 +138,13 @@ class FramePath:
 
     Args:
         every: optimizer steps from one recorded frame to the next.
+        metric: in which overlaps and angles are, see `overlap`.
     """
 
-    def __init__(self, reft: ReFT, *, every: int = 10) -> None:
-        self.every, self.sites = whole(every, "every", 1), reft.sites
+    def __init__(self, reft: ReFT, *, every: int = 10, metric: Metric = EUCLIDEAN) -> None:
+        self.every, self.sites, self.metric = whole(every, "every", 1), reft.sites, metric
+        for site in reft.sites:
+            metric.check(site)
         self._frames: dict[int, list[SubspaceBasis]] = {0: _spans(reft)}
         self._latest = 0
 
@@ -154,25 +164,25 @@ class FramePath:
 
     def overlap(self, other: int = -1, *, site: int = 0) -> Float[Tensor, " steps"]:
         """Of each recorded frame with the last one, or with that of another place in `steps`: 0 is the first."""
-        fixed = self._frames[self.steps[other]][site]
-        overlaps = [overlap_of(self._frames[n][site], fixed) for n in self.steps]
+        fixed = self._span(self.steps[other], site)
+        overlaps = [overlap_of(self._span(n, site), fixed) for n in self.steps]
         return torch.tensor(overlaps, dtype=torch.float64)
 
     def to_frame(self) -> DataFrame:
         """One row per site and recorded step; `largest_angle` is to the last frame, in degrees."""
         records = []
         for i, site in enumerate(self.sites):
-            last, chance = self._frames[self.steps[-1]][i], {"chance": self._chance(i).mean}
+            last, chance = self._span(self.steps[-1], i), {"chance": self._chance(i).mean}
             to_first, to_last = (self.overlap(other, site=i).tolist() for other in (0, -1))
             for n, step in enumerate(self.steps):
-                angle = torch.rad2deg(projection_kernel(self._frames[step][i], last).angles.max()).item()
+                angle = torch.rad2deg(projection_kernel(self._span(step, i), last).angles.max()).item()
                 overlaps = {"to_first": to_first[n], "to_last": to_last[n], "largest_angle": angle}
-                records.append({"site": str(site), "step": step, **overlaps, **chance})
+                records.append({"site": str(site), "step": step, **overlaps, **chance, "metric": self.metric.name})
         return figures.table(records)
 
     def __str__(self) -> str:
         last = self.steps[-1]
-        lines = [f"{len(self.steps)} frames, of optimizer steps 0 to {last}"]
+        lines = [f"{len(self.steps)} frames, of optimizer steps 0 to {last} ({self.metric.name})"]
         for i, site in enumerate(self.sites):
             share = self.overlap(0, site=i)[-1].item()
             lines.append(f"{site}: overlap of the last with the first {share:.3f}, chance {self._chance(i).mean:.3f}")
@@ -180,8 +190,12 @@ class FramePath:
 
     __repr__ = __str__
 
+    def _span(self, step: int, site: int) -> SubspaceBasis:
+        frame = self._frames[step][site]
+        return frame if self.metric.root is None else span(self.metric.coordinates(frame.basis))
+
     def _chance(self, site: int) -> Chance:
-        last = self._frames[self.steps[-1]][site]
+        last = self._span(self.steps[-1], site)
         return chance_overlap(last.ambient_dim, last.rank, last.rank)
 
     def plot(self, ax: Axes | None = None, *, label: str | None = None, color: str | None = None) -> Axes:
@@ -194,7 +208,7 @@ class FramePath:
             style = {"color": line.get_color(), "linestyle": ":"}
             ax.plot(self.steps, to_first, **style, label=figures.entry(ax, label, first))
             figures.level(ax, self._chance(i).mean)
-        ax.set(xlabel="optimizer step", ylabel="overlap (mean squared cosine)", ylim=(-0.02, 1.02))
+        ax.set(xlabel="optimizer step", ylabel=f"overlap (mean squared cosine, {self.metric.name})", ylim=(-0.02, 1.02))
         ax.legend(frameon=False, fontsize=7)
         return ax
 
