@@ -16,6 +16,7 @@ from reftlens.cone.body import Body
 from reftlens.cone.caches import Prefilled, Recorder, Stub, cache_of, recorded
 from reftlens.cone.capture import Capture
 from reftlens.cone.captured import Captured
+from reftlens.cone.continued import Begun, KeysAndValues
 from reftlens.cone.full import Full, at_targets
 from reftlens.cone.layout import plan_cones
 from reftlens.cone.passes import Course, Pass, Planner, Row, back_in_order, unread
@@ -35,31 +36,6 @@ _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in o
 ROWS = 8
 """The unembedding gets a multiple of so many rows. For some other numbers, CPU libraries with several threads add the
 vocabulary's tens of thousands of terms one after the other in the backward pass, and gradients lose two digits."""
-
-KeysAndValues = list[tuple[Tensor, Tensor]]
-"""Of the blocks of a cone."""
-
-
-class _Begun:
-    """Keys and values of a beginning; `apart`, from its graph, to which their gradient is sent back at once."""
-
-    def __init__(self, computed: KeysAndValues, *, apart: bool) -> None:
-        self.computed, self.handed = computed, computed
-        if apart:
-            self.handed = [(_leaf(keys), _leaf(values)) for keys, values in computed]
-
-    def send_back(self) -> None:
-        """After the backward passes of all that went on from it."""
-        pairs = zip(self.computed, self.handed, strict=True)
-        both = [(t, leaf) for ts, leaves in pairs for t, leaf in zip(ts, leaves, strict=True) if leaf is not t]
-        reached = [(t, leaf.grad) for t, leaf in both if leaf.grad is not None]
-        if reached:
-            tensors, grads = zip(*reached, strict=True)
-            torch.autograd.backward(tensors, grads)
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_() if tensor.requires_grad else tensor
 
 
 class Cone:
@@ -157,7 +133,7 @@ class Cone:
         ]
         results = list[tuple[list[int], Tensor]]()
         for course in courses:
-            begun = _Begun(self._begin(course.beginning, captured), apart=not whole and torch.is_grad_enabled())
+            begun = Begun(self._begin(course.beginning, captured), apart=not whole and torch.is_grad_enabled())
             for each in course.passes:
                 logits = self._run(each, [captured[n] for n in each.group], begun.handed)
                 if whole:
