@@ -12,8 +12,9 @@ from reftlens.bridge.protocol import Bridge, device_of, modules_of
 from reftlens.bridge.trial import last_trial
 from reftlens.cone.layout import alone
 from reftlens.cone.plans import Autocast, Job, Scored
+from reftlens.cone.watched import Watch, Watched, joined_rows
 from reftlens.editing.bound import Bound
-from reftlens.editing.engine import attached, check_fired, forward
+from reftlens.editing.engine import attached, check_fired, forward, hooked
 from reftlens.text.batch import Batch
 
 
@@ -33,6 +34,7 @@ class Full:
     bounds: Sequence[Bound]
     """Of each plan."""
     autocast: Autocast
+    watched: Sequence[Watched] = ()
 
     def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
         """Each job by itself; where gradients are taken, its hooks are attached until the next one is asked for."""
@@ -43,9 +45,11 @@ class Full:
             batch = self.data[list(job.rows)].to(device_of(self.model))
             batch = batch.right_padded() if last_trial(self.model).minds_padding else batch
             edits = self.bounds[job.plan].edits(batch.view, job.rows)
-            with attached(self.model, edits), self.autocast():
+            watch = self._watch(batch)
+            with attached(self.model, edits), hooked(self.model, watch.hooks), self.autocast():
                 logits = forward(self.model, batch.tokens, batch.attention_mask)
-                scored = [Scored(job, batch, at_targets(logits, batch.predicting, batch))]
+                seen = joined_rows(watch.by_row())
+                scored = [Scored(job, batch, at_targets(logits, batch.predicting, batch), seen)]
                 if torch.is_grad_enabled():  # a model that checkpoints gradients computes once more in backward
                     yield scored
             check_fired(edits)
@@ -66,12 +70,18 @@ class Full:
         root = self.model.original_model
         if root.training and any(getattr(m, "gradient_checkpointing", False) for m in modules_of(root)):
             raise ValueError("rows are computed one at a time on this model: switch gradient checkpointing off")
-        logits = []
+        logits, seen = [], []
         for row in job.rows:
             batch = alone(self.data, row).to(device_of(self.model))
             edits = self.bounds[job.plan].edits(batch.view, [row])
-            with attached(self.model, edits), self.autocast():
+            watch = self._watch(batch)
+            with attached(self.model, edits), hooked(self.model, watch.hooks), self.autocast():
                 whole = forward(self.model, batch.tokens, batch.attention_mask)
                 logits.append(at_targets(whole, batch.predicting, batch))
+                seen += watch.by_row()
             check_fired(edits)
-        return Scored(job, self.data[list(job.rows)].to(device_of(self.model)), torch.cat(logits))
+        batch = self.data[list(job.rows)].to(device_of(self.model))
+        return Scored(job, batch, torch.cat(logits), joined_rows(seen))
+
+    def _watch(self, batch: Batch) -> Watch:
+        return Watch(self.watched, [each.site.positions.mask(batch.view) for each in self.watched])

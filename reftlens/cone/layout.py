@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span, Window, first_block, spans
+from reftlens.cone.watched import Watched
 from reftlens.editing.bound import Bound
 from reftlens.editing.edits import Edit, TokenIndex
 from reftlens.text.batch import Batch
@@ -50,24 +51,28 @@ class PlanCone:
         return edits
 
 
-def plan_cones(data: Batch, bounds: Sequence[Bound], depth: int, reuse: Reuse) -> list[PlanCone]:
+def plan_cones(
+    data: Batch, bounds: Sequence[Bound], depth: int, reuse: Reuse, watched: Sequence[Watched] = ()
+) -> list[PlanCone]:
     """The cone of each plan on right-padded `data`; spans are computed once for plans that edit the same tokens.
 
-    That of the unedited model begins at the final norm, at the first scored token.
+    That of the unedited model begins at the final norm, at the first scored token. All that is watched is in each cone.
     """
     cones, known, view = [], dict[bytes, list[Span]](), data.view
+    looked = [each.site.positions.mask(view) for each in watched]
+    lowest = [first_block(each.point.name or "", depth) or 0 for each in watched]
     for bound in bounds:
         places = bound.places
         active = () if bound.variant.strength == 0.0 else bound.active
         masks = {i: bound.variant.mask(places[i].site, view) for i in active}
         none = torch.zeros_like(data.attention_mask)
-        edited = torch.stack([none, *masks.values()]).any(dim=0)
+        edited = torch.stack([none, *looked, *masks.values()]).any(dim=0)
         over = [mask & view.prompt for i, mask in masks.items() if places[i].intervention.pools]
-        pooled = torch.stack([none, *over]).any(dim=0)
+        pooled = torch.stack([none, *looked, *over]).any(dim=0)
         key = torch.stack([edited, pooled]).cpu().numpy().tobytes()
         if key not in known:
             known[key] = spans(data, edited, pooled, tokens=reuse.tokens)
-        blocks = [first_block(places[i].point.name or "", depth) or 0 for i in active]
+        blocks = [*lowest, *(first_block(places[i].point.name or "", depth) or 0 for i in active)]
         first = min(blocks, default=depth) if reuse.depth else 0
         cones.append(PlanCone(bound, masks, first, known[key], view.steps))
     return cones

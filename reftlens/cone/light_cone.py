@@ -27,8 +27,9 @@ from reftlens.cone.spans import Span
 from reftlens.cone.stand_ins import Columns, Gather
 from reftlens.cone.store import RowStore
 from reftlens.cone.trim import Trimmed
+from reftlens.cone.watched import Watch, joined_rows
 from reftlens.editing.edits import used_points
-from reftlens.editing.engine import Stop, attached, check_fired, forward_inside
+from reftlens.editing.engine import Stop, attached, check_fired, forward_inside, hooked
 from reftlens.text.batch import Batch
 from reftlens.text.beginnings import PASS, Beginning, shared_beginnings
 
@@ -51,13 +52,16 @@ class Cone:
         self, body: Body, full: Full, reuse: Reuse, *, uses: float, progress: bool, way: Way | None = None
     ) -> None:
         reuse = replace(reuse, tokens=False) if body.stateful else reuse
+        reuse = replace(reuse, beginnings=False, buckets=1) if full.watched else reuse  # a row's tokens in one pass
         self.body, self.data, self.reuse, self.autocast, self.way = body, full.data, reuse, full.autocast, way
         self.check: Callable[[Way, Sequence[Job]], None] = lambda way, jobs: None
         """Called before anything is computed in some way for these jobs; raises `Unsound` where it must not be."""
         self.device = device_of(body.model)
         self.answers = torch.tensor(full.data.answers, device=self.device) if full.data.answers else None
         self.tidy = full.data.right_padded().to("cpu")
-        self.plans = plan_cones(self.tidy, full.bounds, body.depth, reuse)
+        self.plans = plan_cones(self.tidy, full.bounds, body.depth, reuse, full.watched)
+        self.watched, view = full.watched, self.tidy.view
+        self.looked = [each.site.positions.mask(view) for each in full.watched]
         self.first = min(plan.first for plan in self.plans)
         every = zip(*(plan.spans for plan in self.plans), strict=True)
         self.spans = [Span(min(s.start for s in row), max(s.stop for s in row)) for row in every]
@@ -71,7 +75,7 @@ class Cone:
             body, self.tidy, self.spans, latest, firsts, self.plain, full.autocast, shared, narrow=reuse.half
         )
         self.store = RowStore(self.capture, reuse, uses, progress)
-        self.planner = Planner(body, self.tidy, self.device, self.plans, reuse, way)
+        self.planner = Planner(body, self.tidy, self.device, self.plans, reuse, way, bool(full.watched))
         self._counts: list[int] = self.tidy.target_mask.sum(dim=1).tolist()
         self._tokens = 0, 0
 
@@ -135,13 +139,13 @@ class Cone:
         for course in courses:
             begun = Begun(self._begin(course.beginning, captured), apart=not whole and torch.is_grad_enabled())
             for each in course.passes:
-                logits = self._run(each, [captured[n] for n in each.group], begun.handed)
-                if whole:
+                logits, seen = self._run(each, [captured[n] for n in each.group], begun.handed)
+                if whole and not seen:
                     results.append((each.group, logits))
                 else:
-                    yield self._parts(jobs, rows, each.group, logits)
+                    yield self._parts(jobs, rows, each.group, logits, seen)
             begun.send_back()
-        if whole:
+        if results:
             order = [n for group, _ in results for n in group]
             logits = torch.cat([x for _, x in results]) if len(results) > 1 else results[0][1]
             back = back_in_order(order, self._targets(rows), self.device)
@@ -156,16 +160,25 @@ class Cone:
         """How many each row has."""
         return [self._counts[row.number] for row in rows]
 
-    def _parts(self, jobs: Sequence[Job], rows: Sequence[Row], group: Sequence[int], logits: Tensor) -> list[Scored]:
-        """Logits at the targets of some rows, which are in the order of the jobs, by job."""
-        by_job = defaultdict[int, list[int]](list)
-        for n in group:
+    def _parts(
+        self,
+        jobs: Sequence[Job],
+        rows: Sequence[Row],
+        group: Sequence[int],
+        logits: Tensor,
+        seen: Sequence[dict[str, Tensor]] = (),
+    ) -> list[Scored]:
+        """Logits at the targets of some rows, in the order of the jobs, and what was `seen` of each row, by job."""
+        by_job, states = defaultdict[int, list[int]](list), defaultdict[int, list[dict[str, Tensor]]](list)
+        for place, n in enumerate(group):
             by_job[rows[n].job].append(rows[n].number)
+            states[rows[n].job] += seen[place : place + 1]
         parts = [replace(jobs[j], rows=tuple(numbers)) for j, numbers in by_job.items()]
         sizes = [sum(self._counts[row] for row in part.rows) for part in parts]
         pieces = logits.split(sizes) if len(parts) > 1 else [logits]
         batches = [_moved(self.data[list(part.rows)], self.device) for part in parts]
-        return [Scored(*each) for each in zip(parts, batches, pieces, strict=True)]
+        joined = (joined_rows(states[j]) for j in by_job)
+        return [Scored(*each) for each in zip(parts, batches, pieces, joined, strict=True)]
 
     def _begin(self, beginning: Pass | None, captured: Sequence[Captured]) -> KeysAndValues:
         """Keys and values of a beginning at the blocks of the cone, the last of which only starts."""
@@ -177,23 +190,31 @@ class Cone:
         stored = [layer for layer in layers if isinstance(layer, Prefilled)] or [None] * (depth - first)
         recorders = [Recorder(ends=first + n == depth - 1, after=layer) for n, layer in enumerate(stored)]
         with suppress(Stop):
-            self._pass(beginning, stream, mask, recorders)
+            self._pass(beginning, stream, mask, recorders, Watch((), ()))
         check_fired([edit for edit in beginning.edits if not unread(edit, depth)])
         return list(zip(*recorded(recorders), strict=True))
 
-    def _run(self, each: Pass, captured: Sequence[Captured], begun: KeysAndValues) -> Float[Tensor, "targets vocab"]:
-        """The logits of one pass at its targets; where only they are unembedded, with rows up to a multiple."""
+    def _run(
+        self, each: Pass, captured: Sequence[Captured], begun: KeysAndValues
+    ) -> tuple[Float[Tensor, "targets vocab"], list[dict[str, Tensor]]]:
+        """The logits of one pass at its targets, and what is watched of each row."""
         stream, mask, layers = assemble(captured, each.rows[0].plan.first, each.window, self._like, begun)
         if each.way.trimmed and not layers:
             layers = [Prefilled(len(each.rows), 0) for _ in range(self.body.depth - each.rows[0].plan.first)]
-        logits = self._pass(each, stream, mask, layers)
+        win = each.window
+        watch = Watch(self.watched, [win.cut(mask[each.numbers]) & win.real for mask in self.looked])
+        logits = self._pass(each, stream, mask, layers, watch)
         check_fired(each.edits)
         targets = len(each.at[0])
-        return logits if len(logits) == targets else logits[:targets]  # a slice of all would be copied by autograd
+        seen = watch.by_row()  # a slice of all logits would be copied by autograd
+        return logits if len(logits) == targets else logits[:targets], seen
 
-    def _pass(self, each: Pass, stream: Tensor | None, mask: Tensor, layers: Sequence[DynamicLayer]) -> Tensor:
-        """One pass through the blocks of the cone, from what enters it."""
-        first, used, win = each.rows[0].plan.first, used_points(each.edits), each.window
+    def _pass(
+        self, each: Pass, stream: Tensor | None, mask: Tensor, layers: Sequence[DynamicLayer], watch: Watch
+    ) -> Tensor:
+        """One pass through the blocks of the cone, from what enters it; logits with rows up to a multiple."""
+        first, win = each.rows[0].plan.first, each.window
+        used = used_points(each.edits) | {id(point) for point, _ in watch.hooks}
         at = each.at[0].to(self.device), each.at[1].to(self.device)
         places, cache, gather = entering(self.body, first, stream, self.capture.returns), None, Gather(at, ROWS)
         if self.reuse.scored_only:
@@ -209,6 +230,7 @@ class Cone:
         with (
             self.autocast(),
             attached(self.body.model, each.edits),
+            hooked(self.body.model, watch.hooks),
             self.body.arranged(places, plain=self.plain, used=used),
         ):
             tokens, places = win.cut(self.tidy.tokens[each.numbers]).to(self.device), win.columns.to(self.device)

@@ -81,6 +81,8 @@ class Planner:
     plans: Sequence[PlanCone]
     reuse: Reuse
     way: Way | None
+    watches: bool = False
+    """Whether hidden states are looked at, which the last block then has for all tokens."""
 
     def __post_init__(self) -> None:
         self._sharing = {id(plan): Sharing(self.data, plan) for plan in self.plans}
@@ -154,7 +156,7 @@ class Planner:
 
     def _trims(self, first: int, at: tuple[Tensor, Tensor], win: Window, edits: Sequence[Edit]) -> bool:
         """Whether the last block is worth computing, and can be computed, at the scored tokens only."""
-        able = self.reuse.scored_only and self.reuse.tokens and self.body.may_trim
+        able = self.reuse.scored_only and self.reuse.tokens and self.body.may_trim and not self.watches
         pools = any(part.intervention.pools for edit in edits for part in edit.parts)  # over tokens that nobody scores
         if not able or pools or first == self.body.depth:
             return False

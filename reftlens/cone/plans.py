@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -38,11 +38,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Scored:
-    """A job, its rows as a batch, and the logits at their targets."""
+    """A job, its rows as a batch, the logits at their targets, and what was watched at each site, row after row."""
 
     job: Job
     batch: Batch
     logits: Float[Tensor, "targets vocab"]
+    activations: Mapping[str, Float[Tensor, "tokens d"]] = field(default_factory=dict)
 
 
 class Way(NamedTuple):

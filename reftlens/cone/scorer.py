@@ -5,9 +5,11 @@ rest from what was captured once; where that would not be valid it runs the whol
 """
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
+
+from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.protocol import Bridge, device_of
@@ -18,7 +20,9 @@ from reftlens.cone.plans import Autocast, Job, Plan, Scored, Unsound
 from reftlens.cone.probe import Probe
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import first_block
+from reftlens.cone.watched import watched_on
 from reftlens.editing.bound import Places, bound_to
+from reftlens.editing.site import Site
 from reftlens.text.batch import Batch
 
 
@@ -28,6 +32,7 @@ class Scorer:
     Args:
         uses: how often each row will be scored, about; what is used once is not stored.
         autocast: makes the context of each forward pass.
+        watched: hidden states of the edited model that are handed on beside the logits.
     """
 
     def __init__(
@@ -40,13 +45,16 @@ class Scorer:
         uses: float = float("inf"),
         autocast: Autocast = nullcontext,
         progress: bool = False,
+        watched: Mapping[str, Site] | None = None,
     ) -> None:
+        self.watched = watched or {}
         self.model, self.plans, self.reuse = model, list(plans), reuse
         self.autocast, self.progress = autocast, progress
         refts = {id(plan.reft): plan.reft.to(device_of(model)) for plan in self.plans}
         bound = {key: reft.bind(model) for key, reft in refts.items()}
         self._places = [bound[id(plan.reft)] for plan in self.plans]
-        self._body, self._problem = body_of(model, self._places, reuse)
+        looked = [each.point for each in watched_on(model, self.watched, data)]
+        self._body, self._problem = body_of(model, self._places, reuse, looked)
         self._open(data, uses)
 
     def over(self, data: Batch) -> "Scorer":
@@ -57,8 +65,8 @@ class Scorer:
 
     def _open(self, data: Batch, uses: float) -> None:
         plans = [(places, plan.variant) for places, plan in zip(self._places, self.plans, strict=True)]
-        self.data, self._cone = data, None
-        self._full = Full(self.model, data, bound_to(self.model, data, plans), self.autocast)
+        self.data, self._cone, watched = data, None, watched_on(self.model, self.watched, data)
+        self._full = Full(self.model, data, bound_to(self.model, data, plans), self.autocast, watched)
         if self._body is not None and self.reuse is not None:
             self._cone = Cone(self._body, self._full, self.reuse, uses=uses, progress=self.progress)
             if self.reuse.verify:
@@ -109,7 +117,9 @@ def _take(left: list[tuple[Job, list[int]]], part: Job) -> None:
             return
 
 
-def body_of(model: Bridge, places: Sequence[Places], reuse: Reuse | None) -> tuple[Body | None, str]:
+def body_of(
+    model: Bridge, places: Sequence[Places], reuse: Reuse | None, watched: Sequence[HookPoint] = ()
+) -> tuple[Body | None, str]:
     """The parts of the model; or None, and why nothing can be reused on it with these sites."""
     if reuse is None:
         return None, "reuse is switched off"
@@ -117,7 +127,7 @@ def body_of(model: Bridge, places: Sequence[Places], reuse: Reuse | None) -> tup
         body = Body(model)
     except ValueError as error:
         return None, str(error)
-    points = [place.point.name or "" for sites in places for place in sites]
+    points = [place.point.name or "" for sites in places for place in sites] + [point.name or "" for point in watched]
     unknown = [name for name in points if first_block(name, body.depth) is None]
     problem = f"{unknown[0]} has no known place among the blocks" if unknown else body.obstacle()
     return (None, problem) if problem else (body, "")

@@ -1,6 +1,6 @@
 """The one loop over a data set under many plans, batch by batch, dropout off."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from reftlens.cone.plans import Job, Plan, Scored
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import check_types, training_mode
+from reftlens.editing.site import Site
 from reftlens.errors import check_finite
 from reftlens.numbers import whole
 from reftlens.text.batch import Batch
@@ -37,14 +38,20 @@ def check_plans(model: Bridge, data: Batch, plans: Sequence[Plan]) -> None:
         variant.require(reft.sites, data.view)
 
 
-def scorer_of(model: Bridge, data: Batch, plans: Sequence[Plan], reuse: Reuse | None) -> Scorer:
+def scorer_of(
+    model: Bridge,
+    data: Batch,
+    plans: Sequence[Plan],
+    reuse: Reuse | None,
+    watched: Mapping[str, Site] | None = None,
+) -> Scorer:
     """A scorer of `data` for one pass over it. Plans share what is frozen and each pass through the model.
 
     Raises:
         ValueError: as `check_plans`.
     """
     check_plans(model, data, plans)
-    return Scorer(model, data, plans, reuse, uses=1)
+    return Scorer(model, data, plans, reuse, uses=1, watched=watched)
 
 
 @torch.no_grad()  # inside this generator only, not where its caller computes with what it yields

@@ -43,10 +43,10 @@ class Criterion:
             return self.objective(scored.logits, scored.batch)
         some = [self._references[row] for row in scored.job.rows] if self._references else []
         reference = torch.cat(some).to(scored.logits.device) if some else None
-        predictions = Predictions(
-            scored.logits, scored.batch, 0 if self.first is None else scored.job.plan - self.first, reference
-        )
-        return self.objective.losses(predictions)
+        plan, view = 0 if self.first is None else scored.job.plan - self.first, scored.batch.view
+        rows = {name: site.positions.mask(view).nonzero()[:, 0] for name, site in self.objective.sites.items()}
+        seen = reference, scored.activations, rows
+        return self.objective.losses(Predictions(scored.logits, scored.batch, plan, *seen))
 
     def drawn(self, rows: Sequence[int], generator: torch.Generator) -> dict[int, tuple[int, ...]]:
         """By the number of a plan at the scorer, the rows to score under it, of these rows."""

@@ -20,7 +20,7 @@ from reftlens.figures import Axes, DataFrame
 from reftlens.numbers import whole
 from reftlens.scoring.comparison import check_plans, per_example, scored_batches, scorer_of
 from reftlens.scoring.criterion import Criterion
-from reftlens.scoring.objectives import Loss, Objective, cross_entropy, is_per_target
+from reftlens.scoring.objectives import Loss, Objective, cross_entropy, is_per_target, sites_of
 from reftlens.scoring.remembered import ScoreTable
 from reftlens.scoring.statistics import Estimate, accuracy_of, mean_of
 from reftlens.text.batch import Batch
@@ -154,7 +154,7 @@ def losses_of(
     missing = {p: rows for p, rows in enumerate(table.missing()) if rows}
     scorer, numbers = None, list(missing)
     if missing:
-        scorer = scorer_of(model, data, [plans[p] for p in numbers], reuse)
+        scorer = scorer_of(model, data, [plans[p] for p in numbers], reuse, sites_of(objective))
         criterion = Criterion(objective, scorer, batch_size)
         settings: dict[str, Any] = dict(describe=describe, progress=progress, batch_size=batch_size * criterion.group)
         settings |= {"rows": list(missing.values()), "whole": not is_per_target(objective)}

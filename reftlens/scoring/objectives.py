@@ -13,8 +13,8 @@ One that looks at more than logits, or that scores rows under several variants o
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from reftlens.cone.plans import Plan
 from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
 from reftlens.text.batch import Batch
 
 Loss = Callable[[Tensor, Batch], Tensor]
@@ -42,6 +43,11 @@ class Predictions:
     """The number of the plan that the rows were edited under, among the objective's `plans`."""
     reference: Float[Tensor, " targets"] | None = None
     """Log-probability of each target under the unedited model, in nats, where the objective asks for it."""
+    activations: Mapping[str, Float[Tensor, "tokens d"]] = field(default_factory=dict)
+    """Hidden states of the edited model, with gradient, at each of the objective's `sites`: row after row, after any
+    edit there."""
+    activation_rows: Mapping[str, Int[Tensor, " tokens"]] = field(default_factory=dict)
+    """The row of each of them."""
 
     @cached_property
     def log_probs(self) -> Float[Tensor, " targets"]:
@@ -57,17 +63,22 @@ class Predictions:
 class Objective(ABC):
     """What training minimises, for one that sees more than logits. Its attributes are settings that a record names.
 
-    A divergence from the unedited model, say, as far as the targets tell it:
+    Cross-entropy close to the unedited model, say, with small hidden states at a layer; one loss for each row:
 
-        class Close(rl.training.Objective):
+        class Quiet(rl.training.Objective):
             reference = True
 
+            def __init__(self, weight, layer):
+                self.weight, self.sites = weight, {"late": rl.resid_post(layer, "last")}
+
             def losses(self, predictions):
-                return rl.training.cross_entropy(predictions.logits, predictions.batch) + 0.1 * (
-                    predictions.log_probs - predictions.reference
-                ).square()
+                moved = (predictions.log_probs - predictions.reference).square()
+                size = predictions.activations["late"].square().mean(dim=1)
+                return predictions.by_row(self.weight * moved - predictions.log_probs) + size
     """
 
+    sites: Mapping[str, Site] = {}
+    """Where hidden states are wanted, by a name. The light cone then holds these blocks and tokens, too."""
     per_target: ClassVar[bool] = False
     """Whether each loss comes from one target alone: then parts of a micro-batch are given, in less memory."""
     reference: ClassVar[bool] = False
@@ -96,7 +107,7 @@ class Objective(ABC):
             raise ValueError(f"{name} has {len(data)} rows, expected groups of {self.group}")
 
     def __repr__(self) -> str:
-        return f"{type(self).__qualname__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+        return f"{type(self).__qualname__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if k != 'sites')})"
 
 
 def is_per_target(objective: Objective | Loss) -> bool:
@@ -104,10 +115,17 @@ def is_per_target(objective: Objective | Loss) -> bool:
     return objective is cross_entropy or getattr(objective, "per_target", False) is True
 
 
+def sites_of(objective: Objective | Loss) -> Mapping[str, Site]:
+    """Where it wants hidden states."""
+    return objective.sites if isinstance(objective, Objective) else {}
+
+
 def name_of(objective: Objective | Loss) -> str:
     """What a record calls it: with its settings, or a function by its name."""
     name = getattr(objective, "__qualname__", None) or type(objective).__qualname__
-    return repr(objective) if isinstance(objective, Objective) else name
+    if not isinstance(objective, Objective):
+        return name
+    return "; ".join([repr(objective), *(f"{name}: {site}" for name, site in objective.sites.items())])
 
 
 _ROWS = defaultdict(lambda: 256, cpu=16)

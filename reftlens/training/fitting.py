@@ -19,7 +19,7 @@ from reftlens.editing.sources import check_differs
 from reftlens.editing.variant import Variant
 from reftlens.files import destination
 from reftlens.numbers import whole
-from reftlens.scoring.objectives import Loss, Objective, cross_entropy
+from reftlens.scoring.objectives import Loss, Objective, cross_entropy, sites_of
 from reftlens.text.batch import Batch
 from reftlens.training.checkpoint import Checkpoint
 from reftlens.training.config import FitConfig, replaced
@@ -171,19 +171,14 @@ def _train(
     runs: Sequence[Run], reuse: Reuse | None, progress: bool, after: Callable[[Step], None] = lambda step: None
 ) -> list[FitResult]:
     """Take all runs to their end side by side; `after` is called with each step of the first."""
-    plans: list[Plan] = []
-    for run in runs:
-        run.number, own = len(plans), run.plans()
-        plans += own
+    first = runs[0]
     with ExitStack() as stack:
         stack.enter_context(gradients_on())
-        stack.enter_context(frozen(runs[0].model))
-        device = runs[0].device
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(frozen(first.model))
+        stack.enter_context(torch.random.fork_rng([first.device] if first.device.type == "cuda" else []))
         for run in runs:
             stack.enter_context(training_mode(run.reft, training=True))
-        first, uses = runs[0], sum(run.config.uses(run.units) for run in runs)
-        scorer = Scorer(first.model, first.data, plans, reuse, uses=uses, autocast=first.autocast, progress=progress)
+        scorer = _scorer(runs, reuse, progress)
         validator = None if first.validation is None else scorer.over(first.validation)
         for run in runs:
             run.judge_by(scorer, validator, None if run is first else first)
@@ -198,3 +193,13 @@ def _train(
         for run in runs:
             run.finish()
     return [run.result(scorer.computation) for run in runs]
+
+
+def _scorer(runs: Sequence[Run], reuse: Reuse | None, progress: bool) -> Scorer:
+    """Of the data of all runs, under the plans of each, which are numbered one run after the other."""
+    first, uses, plans = runs[0], sum(run.config.uses(run.units) for run in runs), list[Plan]()
+    for run in runs:
+        run.number, own = len(plans), run.plans()
+        plans += own
+    settings: dict[str, Any] = {"progress": progress, "watched": sites_of(first.objective)}
+    return Scorer(first.model, first.data, plans, reuse, uses=uses, autocast=first.autocast, **settings)
