@@ -101,7 +101,7 @@ def test_every_section_is_there_and_in_the_contents(page):
 
 
 def test_the_summary_says_what_was_edited_where_and_how_much_it_does(page):
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
 
     model, data, reft, _ = trained()
     said = Page(page).text["summary"]
@@ -117,7 +117,7 @@ def test_the_summary_says_what_was_edited_where_and_how_much_it_does(page):
 
 def test_the_numbers_are_those_of_the_data_frames(page):
     import reftlens as rl
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
     from reftlens.analysis.subspaces.frame import principal_frame
 
     model, data, reft, run = trained()

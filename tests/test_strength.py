@@ -54,7 +54,7 @@ def _data(model, texts=TEXTS, sources=False):
 def _response(kind="LoReFT"):
     """Everything at once, on the tiny GPT-2."""
     import reftlens as rl
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
 
     model, prompts = bridge("gpt2"), ["the cat sat", "a dog ran by"]
     texts = {} if kind == "DAS" else dict(prompts=prompts, decoding=rl.Decoding(max_new_tokens=8), score=len)
@@ -103,7 +103,7 @@ def _dose(budget, reft, model, data, **settings):
 @pytest.mark.parametrize("kind", ["LoReFT", "vector", "DAS"])
 @pytest.mark.parametrize("architecture", [pytest.param(a, marks=() if a == "gpt2" else SLOW) for a in ARCHITECTURES])
 def test_effect_accuracy_and_kl_are_those_of_two_full_forward_passes(architecture, kind):
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
 
     model = bridge(architecture)
     reft, data = _reft(kind), _data(model, sources=kind == "DAS")
@@ -135,7 +135,7 @@ def test_strength_zero_has_no_effect_and_no_kl_exactly(kind):
 @pytest.mark.parametrize("sources", [False, True])
 def test_an_edit_after_the_last_read_has_no_effect_and_no_kl(gpt2, sources):
     import reftlens as rl
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
 
     data = _data(gpt2)
     one = data[[0]].with_sources(data[[1]]) if sources else data[[0]]
@@ -152,7 +152,7 @@ def test_a_vector_that_nothing_reads_has_no_effect_and_its_twin_has():
     from planted import ANSWERS, VALUES, planted_neurons
 
     import reftlens as rl
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
     from reftlens.text.batch import batch_from_rows
 
     truth = planted_neurons()
@@ -174,7 +174,7 @@ def test_a_vector_that_nothing_reads_has_no_effect_and_its_twin_has():
 
 def test_the_edit_is_as_large_as_by_hand(gpt2):
     import reftlens as rl
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
 
     data = _data(gpt2)
     h = rl.activations(gpt2, data, rl.resid_post(1, "l2"), progress=False).view(len(data), 2, D)
@@ -193,7 +193,7 @@ def test_the_edit_is_as_large_as_by_hand(gpt2):
 
 
 def test_only_the_light_cone_is_computed_and_never_a_full_pass_for_each_strength(gpt2, monkeypatch):
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
     from reftlens.cone import full
     from reftlens.editing import engine, reading
 
@@ -262,7 +262,7 @@ def test_what_is_written_is_what_generate_writes(gpt2):
     assert found.measure("perplexity").min() >= 1
     assert "reused" in found.text.computation
     with pytest.raises(ValueError, match="generation has none"):
-        from reftlens.analysis.strength.doses import dose_response
+        from reftlens.analysis.strength import dose_response
 
         dose_response(_reft("DAS"), gpt2, _data(gpt2, sources=True), [1.0], prompts=["the cat"], progress=False)
 
@@ -278,7 +278,7 @@ def test_the_unedited_model_finds_its_own_greedy_text_most_fluent():
 
 def test_there_is_a_response_to_doses_of_every_kind(gpt2):
     import reftlens as rl
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
 
     reference = torch.randn(D, generator=torch.Generator().manual_seed(2))
     kinds = [
@@ -318,7 +318,7 @@ def test_there_is_a_response_to_doses_of_every_kind(gpt2):
 
 def test_several_sites_act_together_and_their_sizes_are_each_their_own(gpt2):
     import reftlens as rl
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
 
     first, second = rl.resid_post(0, "last"), rl.mlp_out(2, "f1+l1")
     both = rl.ReFT({first: _module("LoReFT"), second: _module("vector", seed=2)})
@@ -601,7 +601,7 @@ def test_equals_do_not_differ_and_a_real_difference_survives_the_correction(gpt2
 
 def test_the_budget_can_be_spent_on_unrelated_prompts(gpt2):
     import reftlens as rl
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
 
     data, other = _data(gpt2, TEXTS[:3]), _data(gpt2, TEXTS[3:])
     found = rl.strength.at_kl(0.1, {"one": _reft("LoReFT")}, gpt2, data, spent_on=other, progress=False)
@@ -664,7 +664,7 @@ def test_the_choice_of_a_sign_flatters_nothing():
 
 def test_a_second_run_is_the_same_bit_for_bit(gpt2):
     import reftlens as rl
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
 
     sampling = rl.Decoding(max_new_tokens=6, temperature=1.0, seed=3)
     settings = dict(prompts=["the cat sat"], decoding=sampling, progress=False)
@@ -701,7 +701,7 @@ def test_the_result_can_be_read_and_seen():
 
 
 def test_what_cannot_be_measured_is_said(gpt2):
-    from reftlens.analysis.strength.doses import dose_response
+    from reftlens.analysis.strength import dose_response
 
     data, settings = _data(gpt2), dict(progress=False)
     with pytest.raises(ValueError, match="each of them once"):
