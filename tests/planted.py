@@ -57,13 +57,15 @@ def planted(seed: int = 0, rank: int = 2) -> Planted:
     return Planted(bridge.eval(), plane, value)
 
 
-def pairs(value: torch.Tensor, count: int, seed: int, tokens: Any = VALUES, answers: Any = ANSWERS) -> tuple[Any, Any]:
+def pairs(
+    value: torch.Tensor, count: int, seed: int, tokens: Any = VALUES, answers: Any = ANSWERS, fill: Any = (200, 300)
+) -> tuple[Any, Any]:
     """`(counterfactual, base's own)`: rows of filler and a value; the source's value is to be answered."""
     from reftlens.text.batch import batch_from_rows
 
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.tensor(list(tokens))[torch.randint(0, len(tokens), (2, count), generator=generator)]
-    filler = torch.randint(200, 300, (2, count, 3), generator=generator)
+    filler = torch.randint(*fill, (2, count, 3), generator=generator)
     answer = torch.tensor(list(answers))[value[chosen]]
     rows = [[*filler[0, i].tolist(), int(chosen[0, i]), int(answer[1, i])] for i in range(count)]
     theirs = [[*filler[1, i].tolist(), int(chosen[1, i])] for i in range(count)]
@@ -132,3 +134,68 @@ def planted_neurons(seed: int = 0) -> PlantedNeurons:
     model.lm_head.weight[list(ANSWERS[:2])] = torch.cat([-answers, answers], dim=1).T
     bridge = TransformerBridge.boot_transformers(NAMES["neox"], hf_model=model, tokenizer=tokenizer(), device="cpu")
     return PlantedNeurons(bridge.eval(), real, dormant, disconnected, unread, value)
+
+
+FILLER = (4, 24)
+"""Tokens without a value, for rows of `planted_heads`."""
+
+
+@dataclass(frozen=True)
+class PlantedHeads:
+    """Two heads write what the answer is read from; all others write beside it."""
+
+    model: Any
+    heads: tuple[tuple[int, int], tuple[int, int]]
+    """`(layer, head)` of each bit of the value."""
+    value: torch.Tensor
+    """Of every token of the vocabulary: 0 to 3 for `VALUES`; fillers write none."""
+
+
+@cache
+@torch.no_grad()
+def planted_heads(seed: int = 0) -> PlantedHeads:
+    """A neox whose MLPs add nothing and whose heads look at all tokens alike; two of its heads copy one bit each.
+
+    The embedding writes a bit along each of two directions; one head copies the first to where the unembedding reads
+    it, another, in any layer, the second. The other heads copy noise to where nothing is read.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = hf_model("neox", seed)
+    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    first, second = torch.randperm(layers * heads, generator=generator)[:2].tolist()
+    ones = torch.cat([torch.ones(D, 1), torch.randn(D, D - 1, generator=generator)], dim=1)
+    stream = torch.linalg.qr(ones).Q[:, 1:]  # orthogonal to what the norms centre away
+    holds, reads, noise = stream[:, :2], stream[:, 2:4], stream[:, 4:]
+    corners = torch.tensor(list(product((1.0, -1.0), repeat=2)))
+    value = torch.zeros(len(tokenizer()), dtype=torch.long)
+    value[list(VALUES)] = torch.arange(len(VALUES)) % 4
+    written = torch.zeros(len(value), 2)
+    written[list(VALUES)] = corners[value[list(VALUES)]]
+    drawn = torch.randn(len(value), noise.shape[1], generator=generator)
+    model.gpt_neox.embed_in.weight.copy_(drawn @ noise.T + 3 * written @ holds.T)
+    for n, block in enumerate(model.gpt_neox.layers):
+        for linear in (block.attention.query_key_value, block.attention.dense, block.mlp.dense_4h_to_h):
+            linear.weight.zero_()
+            linear.bias.zero_()
+        block.input_layernorm.weight.fill_(1.0)
+        block.input_layernorm.bias.zero_()
+        width = D // heads
+        qkv = block.attention.query_key_value.weight.view(heads, 3, width, D)
+        out = block.attention.dense.weight.view(D, heads, width)
+        for head in range(heads):
+            place = n * heads + head
+            bit = {first: 0, second: 1}.get(place)
+            columns = torch.randperm(noise.shape[1], generator=generator)[: 2 * width]
+            if bit is None:
+                qkv[head, 2] = noise[:, columns[:width]].T
+                out[:, head] = noise[:, columns[width:]]
+            else:
+                into = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+                qkv[head, 2] = into[:, :1] @ holds[:, bit : bit + 1].T
+                out[:, head] = 8 * reads[:, bit : bit + 1] @ into[:, :1].T
+    model.gpt_neox.final_layer_norm.weight.fill_(1.0)
+    model.gpt_neox.final_layer_norm.bias.zero_()
+    model.lm_head.weight.zero_()
+    model.lm_head.weight[list(ANSWERS)] = corners @ reads.T
+    bridge = TransformerBridge.boot_transformers(NAMES["neox"], hf_model=model, tokenizer=tokenizer(), device="cpu")
+    return PlantedHeads(bridge.eval(), (divmod(first, heads), divmod(second, heads)), value)

@@ -20,12 +20,15 @@ def direction():
 
 def gates():
     """Every gate and setting: open at some tokens of `EXAMPLES` or some of the way, and shut at others."""
-    from reftlens.interventions import Threshold
+    from reftlens.interventions import HardConcrete, Threshold
 
-    return {"threshold per token": lambda: Threshold(direction(), 0.1)}
+    return {
+        "threshold per token": lambda: Threshold(direction(), 0.1),
+        "hard concrete": lambda: HardConcrete(start=0.5, rate=0.25),
+    }
 
 
-NAMES = ("threshold per token",)
+NAMES = ("threshold per token", "hard concrete")
 
 
 def test_the_table_of_this_file_has_every_gate():

@@ -77,7 +77,10 @@ def _gates():
     """Every gate with every setting."""
     import reftlens as rl
 
-    return {"Threshold": lambda d: rl.interventions.Threshold(_rand(d), -0.1)}
+    return {
+        "Threshold": lambda d: rl.interventions.Threshold(_rand(d), -0.1),
+        "HardConcrete": lambda d: rl.interventions.HardConcrete(0.2, start=0.5, rate=4.0, temperature=0.5),
+    }
 
 
 KIND_NAMES = [

@@ -1,9 +1,10 @@
-"""Kinds of intervention, all `h' = h + strength · code(h) @ basisᵀ`; `KINDS` is what the store can load."""
+"""Kinds of intervention, all `h' = h + strength · code(h) @ basisᵀ`; what the store can load is in `KINDS`, `GATES`."""
 
 from reftlens.interventions.base import Intervention, Origin
 from reftlens.interventions.family import ConsReFT, DiReFT, LobiReFT, LoReFT, NoReFT, OrthoDiReFT
 from reftlens.interventions.fixed import Ablation, Noise, SteeringVector
-from reftlens.interventions.gates import GATES, Gate, Gated, Threshold
+from reftlens.interventions.gates import Gate, Gated, Threshold
+from reftlens.interventions.hard_concrete import HardConcrete
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.interventions.learned_rank import BoundlessDAS, MaskedDAS
 from reftlens.interventions.masks import SAEMask, SigmoidMask
@@ -15,6 +16,7 @@ _EXCHANGES = (DAS, Interchange, BoundlessDAS, MaskedDAS, SigmoidMask, SAEMask)
 KINDS: dict[str, type[Intervention]] = {
     c.kind: c for c in (*_FAMILY, *_EXCHANGES, SteeringVector, Ablation, Noise, ReFTr1, Gated)
 }
+GATES: dict[str, type[Gate]] = {c.kind: c for c in (Threshold, HardConcrete)}
 
 __all__ = [
     "DAS",
@@ -27,6 +29,7 @@ __all__ = [
     "Frame",
     "Gate",
     "Gated",
+    "HardConcrete",
     "Interchange",
     "Intervention",
     "LoReFT",

@@ -195,7 +195,3 @@ class Threshold(Gate):
 
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Nothing is trained, so nothing changes."""
-
-
-GATES: dict[str, type[Gate]] = {c.kind: c for c in (Threshold,)}
-"""What the store can load."""

@@ -5,6 +5,8 @@ from reftlens.analysis.places.effect_results import PartEffects, VariantEffects
 from reftlens.analysis.places.effect_tables import CellEffects, PairEffects
 from reftlens.analysis.places.measuring import effects
 from reftlens.analysis.places.path import EditPath, edit_path
+from reftlens.analysis.places.site_gates import every_head, gated_sites, open_sites, pruned
+from reftlens.analysis.places.sparsity_curve import Sparsity, SparsityPoint, sparsity
 
 __all__ = [
     "CellEffects",
@@ -12,8 +14,15 @@ __all__ = [
     "EditPath",
     "PairEffects",
     "PartEffects",
+    "Sparsity",
+    "SparsityPoint",
     "VariantEffects",
     "composition",
     "edit_path",
     "effects",
+    "every_head",
+    "gated_sites",
+    "open_sites",
+    "pruned",
+    "sparsity",
 ]
