@@ -94,7 +94,7 @@ KIND_NAMES = [
     "Ablation mean",
     "Ablation subspace",
     "Ablation zero subspace",
-    *(f"{gate}, LoReFT" for gate in ("Threshold",)),
+    *(f"{gate}, LoReFT" for gate in ("Threshold", "HardConcrete")),
     "Noise",
 ]
 
