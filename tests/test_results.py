@@ -97,6 +97,12 @@ def _doses():
     return rl.dose_response(reft, model, data, [0, 0.5, 1], unrelated=data[[0]], **QUIET)
 
 
+def _pooled():
+    import reftlens as rl
+
+    return rl.strength.PooledDoses({f"seed {seed}": _doses() for seed in (0, 1)})
+
+
 def _composition():
     import reftlens as rl
 
@@ -244,6 +250,7 @@ RESULTS = {
     "PairEffects": lambda: _effects("pairs"),
     "PartEffects": lambda: _effects("positions"),
     "Plane": lambda: _of_a_subspace("plane"),
+    "PooledDoses": _pooled,
     "PrincipalFrame": lambda: _of_a_subspace("principal_frame"),
     "RankSweep": _ranks,
     "SeenSplit": _seen,

@@ -659,6 +659,67 @@ def test_the_choice_of_a_sign_flatters_nothing():
     assert torch.stack(chosen).mean() > 4 * spread and torch.stack(reported).mean().abs() < 4 * spread
 
 
+# -- several seeds -------------------------------------------------------------------------------------------
+
+
+def test_runs_are_pooled_as_each_is_measured(gpt2):
+    import reftlens as rl
+
+    data, doses, refts = _data(gpt2), (1.0, 0.0, 0.5), _reft("LoReFT").seeds([0, 1, 2])
+    runs = {name: rl.dose_response(reft, gpt2, data, doses, progress=False) for name, reft in refts.items()}
+    pooled = rl.strength.PooledDoses(runs)
+    for name in pooled.measured:
+        means = torch.stack([run.measure(name).nanmean(dim=1) for run in runs.values()])
+        assert [e.value for e in pooled.estimate(name)] == pytest.approx(means.mean(dim=0).tolist(), abs=1e-12)
+        assert pooled.spread(name).tolist() == pytest.approx(means.std(dim=0).tolist())
+        assert all(e.low <= e.value <= e.high for e in pooled.estimate(name))
+    assert all(e.low >= 0 and e.high <= 1 for e in pooled.estimate("accuracy"))
+    effect = pooled.estimate("effect")
+    assert effect[1].low == effect[1].high == 0.0, "strength 0 does nothing in any run"
+    alone = runs["seed 0"].estimate("effect")[0]
+    assert effect[0].high - effect[0].low > alone.high - alone.low, "seeds differ"
+    table, frame = pooled.by_strength(), pooled.to_frame()
+    assert table.loc[1.0, "effect"] == effect[0].value and table.loc[1.0, "effect_spread"] > 0
+    assert len(frame) == 3 * len(runs["seed 0"].to_frame()) and set(frame["run"]) == set(runs)
+    axes = pooled.plot()
+    thin = [line for line in axes.lines if line.get_linewidth() == 0.7]
+    for line, run in zip(thin, runs.values(), strict=True):
+        ordered = sorted(zip(doses, run.on_data.effect.mean(dim=1).tolist(), strict=True))
+        assert line.get_ydata().tolist() == pytest.approx([y for _, y in ordered])
+    assert "mean of 3 seeds" in axes.get_legend_handles_labels()[1] and "3 runs on" in str(pooled)
+    assert pooled["seed 1"] is runs["seed 1"]
+    other = rl.dose_response(refts["seed 0"], gpt2, data[:2], doses, progress=False)
+    with pytest.raises(ValueError, match=r"effect is of \[\d+, 2\] rows"):
+        rl.strength.PooledDoses({"a": runs["seed 0"], "b": other}).estimate("effect")
+    for bad in ({"a": other}, {"a": other, "b": replace(other, strengths=(2.0, 0.0, 0.5))}):
+        with pytest.raises(ValueError, match="expected two or more, all at the same"):
+            rl.strength.PooledDoses(bad)
+
+
+@pytest.mark.parametrize(("between", "within"), [(1.0, 0.2), (0.3, 1.0), (0.0, 1.0)])
+def test_an_interval_over_seeds_and_examples_holds_the_truth_as_often_as_it_says(between, within):
+    """Three runs on thirty examples, whose truth is 0; without the stretch for few runs 0.75 in the first case."""
+    from reftlens.scoring.statistics import over_two
+
+    g, held, count = torch.Generator().manual_seed(0), 0, 120
+    for _ in range(count):
+        x = between * torch.randn(3, 1, generator=g) + within * torch.randn(1, 30, generator=g)
+        estimate = over_two(x.double() + 0.3 * torch.randn(3, 30, generator=g))
+        held += estimate.low <= 0 <= estimate.high
+    assert held / count > 0.91, "0.95 less two standard errors"
+
+
+def test_runs_that_are_one_and_the_same_add_nothing_to_the_interval_of_the_examples():
+    from reftlens.scoring.statistics import mean_of, over_two, student_t
+
+    x = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alike, alone = over_two(x.expand(3, 40)), mean_of(x)
+    assert (alike.low, alike.high) == pytest.approx((alone.low, alone.high), abs=0.03)
+    with pytest.raises(ValueError, match="expected two runs or more"):
+        over_two(x[None])
+    assert [student_t(n) for n in (1, 10, 30)] == pytest.approx([12.706, 2.228, 2.042], abs=2e-3)
+
+
 # -- results -------------------------------------------------------------------------------------------------
 
 

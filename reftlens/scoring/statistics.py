@@ -91,6 +91,34 @@ def ratio_of(above: Float[Tensor, " example"], below: Float[Tensor, " example"])
     return spread_of(both[:, 0] / both[:, 1], (above.double().sum() / below.double().sum()).item(), len(above))
 
 
+def over_two(values: Float[Tensor, "run example"], seed: int = 0) -> Estimate:
+    """Mean over runs and examples that are crossed, with an interval in which both are drawn again.
+
+    Runs and examples are drawn with replacement, independently (Owen 2007, the pigeonhole bootstrap); NaN is left out.
+    As runs are few, their deviations are stretched by `√(S / (S - 1)) · t₀.₉₇₅(S - 1) / 1.96` for `S` of them: the
+    interval then holds the truth in 95 % of cases or more (of 3 runs that differ 0.97, without it 0.75).
+    """
+    runs, count = values.shape
+    if runs < 2 or not count:
+        raise ValueError(f"{runs} run(s) of {count} example(s), expected two runs or more, and an example")
+    counted = ~values.isnan()
+    numbers = torch.where(counted, values, 0.0).double()
+    v = _drawn(count, "examples", seed)
+    w = 1 / runs + (runs / (runs - 1)) ** 0.5 * student_t(runs - 1) / 1.96 * (_drawn(runs, "runs", seed) - 1 / runs)
+    per_run = (numbers @ v.T) / (counted.double() @ v.T)
+    value = (numbers.sum(dim=1) / counted.sum(dim=1)).mean().item()
+    return spread_of((w.T * per_run).sum(dim=0), value, count)
+
+
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % quantiles of Student's t for 1 to 10 degrees of freedom."""
+
+
+def student_t(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t."""
+    return _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.372 / freedom + 2.82 / freedom**2
+
+
 def spread_of(draws: Float[Tensor, " draws"], value: float, count: int) -> Estimate:
     """`value`, with the 2.5 % and 97.5 % quantiles of `draws` as its interval."""
     low, high = torch.quantile(draws.double(), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
@@ -99,10 +127,14 @@ def spread_of(draws: Float[Tensor, " draws"], value: float, count: int) -> Estim
 
 def resampled_means(values: Shaped[Tensor, "n *rest"], label: str, seed: int = 0) -> Float[Tensor, "draws *rest"]:
     """Means over examples drawn with replacement, as many as there are, 2,000 times."""
-    count = len(values)
+    return _drawn(len(values), label, seed) @ values.double()
+
+
+def _drawn(count: int, label: str, seed: int) -> Float[Tensor, "draws count"]:
+    """How often each of `count` is among as many drawn with replacement, as a share, 2,000 times."""
     drawn = torch.randint(count, (_DRAWS, count), generator=derive_generator(seed, label))
     once = torch.ones_like(drawn, dtype=torch.float64) / count
-    return torch.zeros_like(once).scatter_add_(1, drawn, once) @ values.double()
+    return torch.zeros_like(once).scatter_add_(1, drawn, once)
 
 
 def _require_some(values: Tensor) -> None:

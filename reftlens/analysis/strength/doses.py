@@ -71,7 +71,8 @@ class DoseResponse:
             raise ValueError(f"{name} was not measured: pass {needs} to dose_response")
         return table
 
-    def _label(self, name: str) -> str:
+    def unit(self, name: str) -> str:
+        """What a measure is, with its unit, as axes say it."""
         return MEASURES[name] + self.on_data.among * (name in ("effect", "accuracy", "kl"))
 
     @property
@@ -154,7 +155,7 @@ class DoseResponse:
         figures.curve(ax, x, estimates, label or "mean", color)
         if measure != "perplexity":
             figures.level(ax, 0.0)
-        ax.set(xlabel="strength (0: unedited, 1: as trained)", ylabel=self._label(measure))
+        ax.set(xlabel="strength (0: unedited, 1: as trained)", ylabel=self.unit(measure))
         ax.legend(frameon=False)
         return ax
 
@@ -169,7 +170,7 @@ class DoseResponse:
             where = (price.value, gain.value)
             ax.annotate(f"{strength:g}", where, textcoords="offset points", xytext=(4, 4), fontsize=8)
         figures.level(ax, 0.0)
-        ax.set(xlabel=self._label(cost), ylabel=self._label(measure))
+        ax.set(xlabel=self.unit(cost), ylabel=self.unit(measure))
         return ax
 
     def __str__(self) -> str:

@@ -18,11 +18,8 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.figures import Axes, DataFrame
 from reftlens.numbers import whole
-from reftlens.scoring.statistics import Estimate
+from reftlens.scoring.statistics import Estimate, student_t
 from reftlens.training.run import Step
-
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""97.5 % quantiles of Student's t for 1 to 10 degrees of freedom."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +123,7 @@ def _jackknifed(overlaps: Float[Tensor, " pairs"], pairs: list[tuple[int, int]],
         return Estimate(value, math.nan, math.nan, count)
     without = torch.stack([overlaps[[i not in pair for pair in pairs]].mean() for i in range(count)])
     error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt().item()
-    free = count - 1
-    reach = error * (_T[free - 1] if free <= len(_T) else 1.96 + 2.372 / free + 2.82 / free**2)
+    reach = error * student_t(count - 1)
     return Estimate(value, max(0.0, value - reach), min(1.0, value + reach), count)
 
 
