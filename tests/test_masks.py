@@ -277,3 +277,37 @@ def test_a_resampled_row_is_never_its_own_source():
     assert not torch.equal(rows, train[:20].resampled(seed=2).sources["source"].rows)
     with pytest.raises(ValueError, match="needs another row"):
         train[:1].resampled()
+
+
+def test_units_are_ranked_by_logit_also_where_their_gates_are_all_0_or_1():
+    site, heads, wide = rl.mlp_post(1, "last"), rl.attn_z(0, "last", heads=[3, 1]), rl.attn_z(1, "last")
+    masks = {site: rl.interventions.SigmoidMask(5), heads: rl.interventions.SigmoidMask(16)}
+    masks |= {wide: rl.interventions.SigmoidMask(32), rl.resid_post(0, "last"): _sae()}
+    masks[rl.resid_post(1, "last")] = rl.interventions.MaskedDAS(D, 3)
+    with torch.no_grad():
+        for n, module in enumerate(masks.values()):
+            module.logits.copy_(torch.randn(len(module.logits), generator=_seeded(n)))
+            module.anneal(1.0)
+            module.temperature_now.fill_(1e-4)  # every gate saturates
+        masks[site].logits[3], masks[heads].logits[9], masks[wide].logits[11] = 9.0, 8.0, 7.0
+    reft = rl.ReFT(masks)
+    frame = rl.places.ranked_units(reft, planted().model).to_frame()
+    assert len(frame) == 5 + 16 + 32 + 24 + 3 and frame["logit"].is_monotonic_decreasing
+    assert frame["gate"].isin([0.0, 1.0]).mean() > 0.9 and (frame["open"] == (frame["logit"] > 0)).all()
+    first = frame.fillna({"head": -1})[["hook", "kind", "head", "unit"]].head(3).values.tolist()
+    assert first == [
+        ["blocks.1.mlp.hook_post", "neuron", -1, 3],
+        ["blocks.0.attn.hook_z", "neuron", 1, 1],
+        ["blocks.1.attn.hook_z", "neuron", 1, 3],
+    ]
+    assert set(frame["kind"]) == {"neuron", "latent", "direction"}
+    without = rl.places.ranked_units(reft).to_frame()
+    assert without["unit"].iloc[2] == 11 and without["head"].isna().iloc[2]
+    gated = rl.places.gated_sites([rl.attn_z(1, "last", heads=[h]) for h in (0, 2)], lambda: rl.DAS(8, 1))
+    with torch.no_grad():
+        gated[1].gate.trained.fill_(0.4)
+    ranked = rl.places.ranked_units(gated)
+    assert [(u.head, u.logit, u.gate) for u in ranked.units] == [(2, 4.0, 1.0), (0, 0.0, 0.5)]
+    assert "1 of 2 units are open" in str(ranked) and ranked.plot().get_ylabel() == "logit of the gate"
+    with pytest.raises(ValueError, match="DAS has no gates to rank"):
+        rl.places.ranked_units(rl.ReFT({site: rl.DAS(D, 1)}))

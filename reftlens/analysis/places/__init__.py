@@ -7,6 +7,7 @@ from reftlens.analysis.places.measuring import effects
 from reftlens.analysis.places.path import EditPath, edit_path
 from reftlens.analysis.places.site_gates import every_head, gated_sites, open_sites, pruned
 from reftlens.analysis.places.sparsity_curve import Sparsity, SparsityPoint, sparsity
+from reftlens.analysis.places.units import RankedUnits, Unit, ranked_units
 
 __all__ = [
     "CellEffects",
@@ -14,8 +15,10 @@ __all__ = [
     "EditPath",
     "PairEffects",
     "PartEffects",
+    "RankedUnits",
     "Sparsity",
     "SparsityPoint",
+    "Unit",
     "VariantEffects",
     "composition",
     "edit_path",
@@ -24,5 +27,6 @@ __all__ = [
     "gated_sites",
     "open_sites",
     "pruned",
+    "ranked_units",
     "sparsity",
 ]
