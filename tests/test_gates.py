@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_scorer import off, scored, worst
 
 from architectures import ARCHITECTURES, D, bridge, hf_model
 
@@ -10,7 +11,6 @@ EXAMPLES = [
     ("a dog", " ran by the green hill while a dog"),
     ("the moon over the green hill while a cat looked at the mat", " the"),
 ]
-SITES = (1, 2)
 ROUNDING = 1e-5  # float32, sums in another order, as in test_generate.py
 
 
@@ -20,15 +20,32 @@ def direction():
 
 def gates():
     """Every gate and setting: open at some tokens of `EXAMPLES` or some of the way, and shut at others."""
-    from reftlens.interventions import HardConcrete, Threshold
+    from reftlens.interventions import HardConcrete, Schedule, Sigmoid, Threshold
 
     return {
-        "threshold per token": lambda: Threshold(direction(), 0.1),
+        "threshold per token": lambda: Threshold(direction()),
+        "threshold, last": lambda: Threshold(direction(), per="prompt"),
+        "threshold, max": lambda: Threshold(direction(), per="prompt", by="max"),
+        "threshold, mean": lambda: Threshold(direction(), per="prompt", by="mean"),
+        "sigmoid per token": lambda: drawn(Sigmoid(D, temperature=0.5)),
+        "sigmoid, mean": lambda: drawn(Sigmoid(D, per="prompt", by="mean")),
+        "schedule": lambda: Schedule([1, 0, 0.5, 0.25], prompt=0.5),
+        "schedule by a function": lambda: Schedule(lambda step: 1 / (1 + step % 3), prompt=0),
         "hard concrete": lambda: HardConcrete(start=0.5, rate=0.25),
     }
 
 
-NAMES = ("threshold per token", "hard concrete")
+NAMES = (
+    "threshold per token",
+    *(f"threshold, {rule}" for rule in ("last", "max", "mean")),
+    *("sigmoid per token", "sigmoid, mean", "schedule", "schedule by a function", "hard concrete"),
+)
+
+
+@torch.no_grad()
+def drawn(gate):
+    gate.w.copy_(direction() / 2)
+    return gate
 
 
 def test_the_table_of_this_file_has_every_gate():
@@ -37,14 +54,41 @@ def test_the_table_of_this_file_has_every_gate():
     assert tuple(gates()) == NAMES and {make().kind for make in gates().values()} == set(GATES)
 
 
-def gated(name, inner=None, where="all", dtype=torch.float32):
-    """The same gate before edits at two layers."""
+def gated(names, model, where="all", sites=None):
+    """Edits of the residual stream, or at other sites, each behind a gate.
+
+    Thresholds lie amid what the prompts of `EXAMPLES` have there, and open one at least.
+    """
     import reftlens as rl
 
     torch.manual_seed(3)
-    modules = [rl.LoReFT(D, 3) if inner is None else inner() for _ in SITES]
-    behind = [rl.interventions.Gated(m, gates()[name]() if isinstance(name, str) else name) for m in modules]
-    return rl.ReFT({rl.resid_post(i - 1, where): m for i, m in zip(SITES, behind, strict=True)}).to(dtype).eval()
+    sites = sites or [rl.resid_post(layer, where) for layer in range(len(names))]
+    made = {}
+    for site, name in zip(sites, names, strict=True):
+        gate = gates()[name]() if isinstance(name, str) else name
+        if name in gates() and isinstance(gate, rl.interventions.Threshold):
+            low, *_, high = sorted(scores(gate, model, site))
+            gate.above = (low + high) / 2
+        made[site] = rl.interventions.Gated(rl.LoReFT(D, 3), gate)
+    return rl.ReFT(made).to(next(model.original_model.parameters()).dtype).eval()
+
+
+def every_gate(model, where="all"):
+    """All gates at once, each at a site of its own."""
+    import reftlens as rl
+
+    sites = [make(i, where) for i in range(3) for make in (rl.attn_out, rl.mlp_out, rl.resid_post)]
+    return gated(NAMES, model, sites=sites[: len(NAMES)])
+
+
+def scores(gate, model, site):
+    """Of each prompt of `EXAMPLES`, or of each of its tokens, by the definition."""
+    import reftlens as rl
+
+    data, site = encoded(model), rl.Site(site.hook, "prompt")
+    every = gate.score(rl.activations(model, data, site, progress=False)).split(data.prompt_mask.sum(dim=1).tolist())
+    rule = {"last": lambda x: x[-1], "max": torch.max, "mean": torch.mean, None: lambda x: x}[gate.by]
+    return torch.cat([rule(x).view(-1) for x in every]).tolist()
 
 
 def shut(d=D):
@@ -62,7 +106,8 @@ def encoded(model):
 def logits_of(reft, model, batch, strength=1.0):
     import reftlens as rl
 
-    with torch.no_grad(), reft.on(model, batch, rl.Variant(strength)):
+    variant = strength if isinstance(strength, rl.Variant) else rl.Variant(strength)
+    with torch.no_grad(), reft.on(model, batch, variant):
         return model(batch.tokens, attention_mask=batch.attention_mask.long(), use_cache=False)
 
 
@@ -95,6 +140,29 @@ def test_a_gate_multiplies_the_code_and_where_it_is_shut_h_stays_bit_for_bit(str
     assert torch.equal(out[~closed], inner(h, strength)[~closed]) and not torch.equal(out[~closed], h[~closed])
 
 
+def test_a_sigmoid_is_its_formula_and_its_threshold_is_open_where_it_is_more_than_half_open():
+    import reftlens as rl
+
+    gate, h = drawn(rl.interventions.Sigmoid(D, temperature=0.3)), torch.randn(50, D)
+    with torch.no_grad():
+        gate.b.fill_(0.4)
+    g = gate.open(h).detach()
+    torch.testing.assert_close(g, torch.sigmoid((h @ gate.w.detach() + 0.4) / 0.3)[:, None])
+    assert torch.equal(gate.as_threshold().open(h) == 1, g > 0.5) and 0.1 < (g > 0.5).double().mean() < 0.9
+    gate.reset()
+    assert (gate.open(h) == 0.5).all()
+
+
+def test_a_schedule_is_one_factor_for_each_step_and_the_last_one_from_there_on():
+    import reftlens as rl
+
+    origin = rl.interventions.Origin(torch.zeros(6, dtype=torch.long), torch.tensor([-1, -1, 0, 1, 2, 7]))
+    factors, h = torch.tensor([0.5, 0.5, 1.0, 0.25, 0.0, 0.0])[:, None], torch.randn(6, D)
+    assert torch.equal(rl.interventions.Schedule([1, 0.25, 0], prompt=0.5).open(h, origin), factors)
+    by_function = rl.interventions.Schedule(lambda step: [1, 0.25, 0][min(step, 2)], prompt=0.5)
+    assert torch.equal(by_function.open(h, origin), factors)
+
+
 def test_an_edit_that_is_not_finite_does_nothing_behind_a_shut_gate():
     import reftlens as rl
 
@@ -117,11 +185,10 @@ def test_an_exchange_takes_a_gate_as_any_kind_does():
 # -- on a model -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_strength_zero_and_a_shut_gate_are_the_model_itself_bit_for_bit(any_model, name):
+def test_strength_zero_and_a_shut_gate_are_the_model_itself_bit_for_bit(any_model):
     import reftlens as rl
 
-    reft, closed, batch = gated(name), gated(shut()), encoded(any_model)
+    reft, closed, batch = every_gate(any_model), gated([shut(), shut()], any_model), encoded(any_model)
     with torch.no_grad():
         base = any_model(batch.tokens, attention_mask=batch.attention_mask.long(), use_cache=False)
     assert torch.equal(logits_of(reft, any_model, batch, 0.0), base)
@@ -132,33 +199,44 @@ def test_strength_zero_and_a_shut_gate_are_the_model_itself_bit_for_bit(any_mode
     assert plain.ids == found.ids and all(map(torch.equal, plain.logits, found.logits))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_cone_equals_the_full_computation(architecture, name):
-    from test_scorer import off, scored, worst
-
+@pytest.mark.parametrize("rule", ["last", "max", "mean"])
+def test_a_prompt_decides_for_its_whole_row_by_the_rule_and_a_row_that_is_shut_is_the_models_own(any_model, rule):
     import reftlens as rl
 
-    model, reft = bridge(architecture), gated(name)
+    reft, batch = gated([f"threshold, {rule}"], any_model), encoded(any_model)
+    over = [score > reft[0].gate.above for score in scores(reft[0].gate, any_model, reft.sites[0])]
+    assert 0 < sum(over) < len(over)
+    with torch.no_grad():
+        base = any_model(batch.tokens, attention_mask=batch.attention_mask.long(), use_cache=False)
+    same = logits_of(reft, any_model, batch) == base
+    assert [not row.all() for row in same] == over
+    only = rl.ReFT({rl.resid_post(0, "all"): reft[0].inner})  # and an open row is edited at all of its tokens
+    assert torch.equal(logits_of(reft, any_model, batch)[over], logits_of(only, any_model, batch)[over])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_cone_equals_the_full_computation(architecture):
+    import reftlens as rl
+
+    model = bridge(architecture)
     data, rows = encoded(model), (2, 0, 1)
-    expected, _ = scored(model, reft, data, None, rows=rows)
-    for reuse in (off(), off(scored_only=False, buckets=1), rl.Reuse(remember=False)):
-        found, said = scored(model, reft, data, reuse, rows=rows)
-        assert said.startswith("light cone") and worst(found, expected) < ROUNDING
-    base, _ = scored(model, reft, data, off(), rows=rows, variant=rl.Variant(0.0))
-    assert not torch.allclose(base[1], expected[1], atol=1e-3)
+    for reft in (every_gate(model), every_gate(model, "last+response"), gated(["threshold, max"], model)):
+        expected, _ = scored(model, reft, data, None, rows=rows)
+        for reuse in (off(), rl.Reuse(remember=False)):
+            found, said = scored(model, reft, data, reuse, rows=rows)
+            assert said.startswith("light cone") and worst(found, expected) < ROUNDING
+        base, _ = scored(model, reft, data, off(), rows=rows, variant=rl.Variant(0.0))
+        assert not torch.allclose(base[1], expected[1], atol=1e-3)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_trains_as_without_reuse_and_beside_others_as_alone(gpt2_double, name):
+def test_they_train_as_without_reuse_and_beside_others_as_alone(gpt2_double):
     import reftlens as rl
 
     data, config = encoded(gpt2_double), rl.FitConfig(steps=3, lr=1e-2, batch_size=2)
-    alone, full, first, second = (gated(name, dtype=torch.float64) for _ in range(4))
+    alone, full, first, second, start = (every_gate(gpt2_double) for _ in range(5))
     rl.fit(alone, gpt2_double, data, config, progress=False)
     rl.fit(full, gpt2_double, data, config, reuse=False, progress=False)
     rl.training.fit_many({"a": first, "b": second}, gpt2_double, data, config, progress=False)
-    start = gated(name, dtype=torch.float64)
     for a, *others in zip(*(r.parameters() for r in (alone, full, first, second, start)), strict=True):
         for b in others[:3]:
             torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
@@ -166,13 +244,11 @@ def test_it_trains_as_without_reuse_and_beside_others_as_alone(gpt2_double, name
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_plain_transformers_model_computes_the_same_padded_on_either_side(architecture, name):
+def test_a_plain_transformers_model_computes_the_same_padded_on_either_side(llama, name):
     import reftlens as rl
 
-    model, plain, reft = bridge(architecture), hf_model(architecture), gated(name)
-    batch = encoded(model)
-    expected, real = logits_of(reft, model, batch), batch.attention_mask
+    plain, reft, batch = hf_model("llama"), gated([name, name], llama), encoded(llama)
+    expected, real = logits_of(reft, llama, batch), batch.attention_mask
     shift = [int((~row).sum()) for row in real]
     tokens, mask = (torch.stack([r.roll(n) for r, n in zip(x, shift, strict=True)]) for x in (batch.tokens, real))
     with torch.no_grad(), rl.storage.on_transformers(reft, plain, batch):
@@ -187,7 +263,9 @@ def test_a_plain_transformers_model_computes_the_same_padded_on_either_side(arch
 
 def test_what_a_gate_cannot_be_is_said():
     import reftlens as rl
-    from reftlens.interventions import Gated, Threshold
+    from reftlens.interventions import Gated, Origin, Schedule, Sigmoid, Threshold
+
+    steps = torch.zeros(1, dtype=torch.long)
 
     for make, message in (
         (lambda: Gated(Threshold(direction()), rl.LoReFT(D)), "expected an Intervention"),
@@ -196,6 +274,67 @@ def test_what_a_gate_cannot_be_is_said():
         (lambda: Threshold(torch.zeros(D)), "direction is zero"),
         (lambda: Threshold(), "needs a direction"),
         (lambda: Threshold(direction(), "high"), "above="),
+        (lambda: Threshold(direction(), by="max"), 'per="token" judges each token: drop it'),
+        (lambda: Threshold(direction(), per="row"), "per='row'"),
+        (lambda: Sigmoid(D, temperature=0), "temperature=0"),
+        (lambda: Sigmoid(D).as_threshold(), "direction is zero"),
+        (lambda: Schedule([]), "factors="),
+        (lambda: Schedule([1, 1.5]), r"factors\[1\]=1.5, expected 0 to 1"),
+        (lambda: Schedule(lambda step: -1).open(torch.ones(1, D), Origin(steps, steps)), r"factors\(0\)=-1"),
+        (lambda: Schedule([1]).open(torch.ones(1, D)), "was not told where the tokens stand"),
+        (lambda: Threshold(direction(), per="prompt").open(torch.ones(1, D)), "was not told where the tokens stand"),
+        (
+            lambda: Threshold(direction(), per="prompt").open(torch.ones(1, D), Origin(steps, steps)),
+            "tokens of the prompt",
+        ),
     ):
         with pytest.raises(Exception, match=f"{message}|Type-check error"):
             make()
+
+
+# -- generation: the cache, batches, padding, beams and beginnings change nothing -------------------------------------
+
+
+def in_full(monkeypatch, *arguments, **kwargs):
+    """Each row alone, from its first token, at each step."""
+    import reftlens as rl
+    from reftlens.generation import probe
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="written in full"):
+        patch.setattr(probe, "_verdict", lambda session: "this is the reference")
+        return rl.generate(*arguments, **kwargs)
+
+
+WAYS = {
+    "in a batch": ({"max_new_tokens": 4}, 1.0),
+    "rows that end": ({"max_new_tokens": 9}, 1.0),
+    "at several strengths": ({"max_new_tokens": 3}, [-0.5, 0.0, 3.0]),
+    "by beams": ({"max_new_tokens": 3, "beams": 2}, 3.0),
+    "with one beginning": ({"max_new_tokens": 3}, 1.0),
+}
+WRITTEN = [*((a, "in a batch") for a in ARCHITECTURES), *(("llama", way) for way in [*WAYS][1:])]
+
+
+@pytest.mark.parametrize("architecture, way", WRITTEN)
+def test_what_is_written_is_what_each_row_alone_and_from_its_first_token_gives(architecture, monkeypatch, way):
+    import reftlens as rl
+    from reftlens.generation import session
+
+    model, (settings, variant), where = bridge(architecture), WAYS[way], "all"
+    texts = [p for p, _ in EXAMPLES]
+    texts += [texts[0] + " looked", texts[1]]  # equal rows are computed once
+    if way == "rows that end":  # at any time: every third token is a stop token
+        monkeypatch.setattr(session, "stop_tokens", lambda model, prompts: set(range(0, 400, 3)))
+    elif way == "with one beginning":
+        where, texts = "last+generated", [f"{'the cat sat on the mat and ' * 9}{text}" for text in texts]
+    reft, logits = every_gate(model, where), "beams" not in settings
+    arguments = reft, model, texts, rl.Decoding(**settings)
+    found = rl.generate(*arguments, variant=variant, keep_logits=logits)
+    full = in_full(monkeypatch, *arguments, variant=variant, keep_logits=logits)
+    plain = rl.generate(None, model, texts, rl.Decoding(**settings), keep_logits=logits)
+    for a, b in zip(found, full, strict=True) if isinstance(found, list) else [(found, full)]:
+        assert a.ids == b.ids and a.edited == b.edited
+        for x, y in zip(a.logits or (), b.logits or (), strict=True):
+            torch.testing.assert_close(x, y, atol=ROUNDING, rtol=0)
+    last = found[-1] if isinstance(found, list) else found
+    assert last.ids != plain.ids or not all(map(torch.equal, last.logits, plain.logits))

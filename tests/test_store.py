@@ -77,9 +77,18 @@ def _gates():
     """Every gate with every setting."""
     import reftlens as rl
 
+    def trained(gate):
+        for parameter in gate.parameters():
+            torch.nn.init.normal_(parameter)
+        return gate
+
     return {
         "Threshold": lambda d: rl.interventions.Threshold(_rand(d), -0.1),
+        "Threshold per prompt": lambda d: rl.interventions.Threshold(_rand(d), -9, per="prompt", by="mean"),
+        "Sigmoid": lambda d: trained(rl.interventions.Sigmoid(d, temperature=0.5)),
+        "Sigmoid per prompt": lambda d: trained(rl.interventions.Sigmoid(d, per="prompt", by="max")),
         "HardConcrete": lambda d: rl.interventions.HardConcrete(0.2, start=0.5, rate=4.0, temperature=0.5),
+        "Schedule": lambda d: rl.interventions.Schedule([0.5, 0.25, 0], prompt=0.75),
     }
 
 
@@ -94,7 +103,8 @@ KIND_NAMES = [
     "Ablation mean",
     "Ablation subspace",
     "Ablation zero subspace",
-    *(f"{gate}, LoReFT" for gate in ("Threshold", "HardConcrete")),
+    *(f"{gate}, LoReFT" for gate in ("Threshold", "Threshold per prompt", "Sigmoid", "Sigmoid per prompt")),
+    *(f"{gate}, LoReFT" for gate in ("HardConcrete", "Schedule")),
     "Noise",
 ]
 
@@ -525,15 +535,23 @@ def test_two_classes_of_one_name_in_one_reft_are_refused(gpt2, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [torch.zeros(1), (1, 2), float("nan"), {1: 2}], ids=["tensor", "tuple", "nan", "int key"]
+    "value",
+    [torch.zeros(1), (1, 2), float("nan"), {1: 2}, lambda step: 1],
+    ids=["tensor", "tuple", "nan", "int key", "function"],
 )
 def test_settings_that_json_would_change_are_refused(gpt2, tmp_path, value):
     import reftlens as rl
 
     module = _own_class()(D, 2)
     module.start = value
-    with pytest.raises(ValueError, match=r"settings\(\) of Scaling must hold JSON values only"):
-        rl.save(rl.ReFT({rl.resid_post(1, "last"): module}), tmp_path, gpt2)
+    if callable(value):
+        module = rl.interventions.Gated(module, rl.interventions.Schedule(value))
+    reft = rl.ReFT({rl.resid_post(1, "last"): module})
+    with pytest.raises(ValueError, match=r"settings\(\) of (Scaling|Gated) must hold JSON values only"):
+        rl.save(reft, tmp_path, gpt2)
+    with pytest.raises(ValueError, match="must hold JSON values only"):
+        data = rl.encode(gpt2, [rl.Example("the cat", " sat")])
+        rl.fit(reft, gpt2, data, steps=1, checkpoint=tmp_path / "run", progress=False)
 
 
 def test_parameters_shared_between_interventions_are_refused_since_they_would_come_back_untied(gpt2, tmp_path):

@@ -123,14 +123,16 @@ class Session:
     def _computed(self, stage: Stage, cache: Any, states: PromptStates | None) -> tuple[Tensor, Any]:
         """The logits after the last column of a stage, and the cache with its columns."""
         rows, edits, below = stage.of(self.rows), list[Edit](), []
-        if self.edits is not None:
-            here = self.edits if stage.rows is None else self.edits.of(stage.rows)
+        here = self.edits if self.edits is None or stage.rows is None else self.edits.of(stage.rows)
+        if here is not None:
             edits = here.at(rows, stage.start, stage.stop)
         if states is not None and self.runner.body is not None:
             some = self._prompts() if stage.rows is None else self._prompts()[stage.rows]
             cache, below = states.enter(self.runner.body, some, stage.start, stage.stop, cache)
         computed = self.runner.step(rows.until(stage.stop), stage.stop - stage.start, edits, cache, below)
         check_fired(edits)
+        if self.edits is not None and here is not None and stage.stop == self.rows.tokens.shape[1]:
+            self.edits.decided = {i: stage.to_all(decided) for i, decided in here.decided.items()}
         if self._going is not None:
             self.rows.edited[self._going[0], stage.start : stage.stop] = rows.edited[:, stage.start : stage.stop]
         return computed

@@ -3,7 +3,8 @@
 from reftlens.interventions.base import Intervention, Origin
 from reftlens.interventions.family import ConsReFT, DiReFT, LobiReFT, LoReFT, NoReFT, OrthoDiReFT
 from reftlens.interventions.fixed import Ablation, Noise, SteeringVector
-from reftlens.interventions.gates import Gate, Gated, Threshold
+from reftlens.interventions.gate_kinds import Schedule, Sigmoid, Threshold
+from reftlens.interventions.gates import Gate, Gated
 from reftlens.interventions.hard_concrete import HardConcrete
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.interventions.learned_rank import BoundlessDAS, MaskedDAS
@@ -16,7 +17,7 @@ _EXCHANGES = (DAS, Interchange, BoundlessDAS, MaskedDAS, SigmoidMask, SAEMask)
 KINDS: dict[str, type[Intervention]] = {
     c.kind: c for c in (*_FAMILY, *_EXCHANGES, SteeringVector, Ablation, Noise, ReFTr1, Gated)
 }
-GATES: dict[str, type[Gate]] = {c.kind: c for c in (Threshold, HardConcrete)}
+GATES: dict[str, type[Gate]] = {c.kind: c for c in (Threshold, Sigmoid, Schedule, HardConcrete)}
 
 __all__ = [
     "DAS",
@@ -41,6 +42,8 @@ __all__ = [
     "OrthoDiReFT",
     "ReFTr1",
     "SAEMask",
+    "Schedule",
+    "Sigmoid",
     "SigmoidMask",
     "SteeringVector",
     "Threshold",

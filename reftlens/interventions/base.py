@@ -1,6 +1,7 @@
 """The one formula behind every intervention: `h' = h + strength · code(h, source) @ basisᵀ`."""
 
 import inspect
+import json
 from abc import ABC, abstractmethod
 from copy import deepcopy
 from typing import Any, ClassVar, NamedTuple, SupportsFloat, SupportsIndex
@@ -172,6 +173,21 @@ class Intervention(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v}" for k, v in self.settings().items())
+
+
+def stored_settings(module: Intervention) -> dict[str, Any]:
+    """Its `settings()`; `ValueError` where they cannot be written down."""
+    settings, name = module.settings(), type(module).__name__
+    try:
+        same = json.loads(json.dumps(settings)) == settings
+    except TypeError:
+        same = False
+    if not same:
+        raise ValueError(
+            f"settings() of {name} must hold JSON values only (numbers, text, lists; a function cannot be stored: "
+            f"write its values out), got {settings}"
+        )
+    return settings
 
 
 @torch.no_grad()

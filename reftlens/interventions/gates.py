@@ -5,18 +5,13 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, SupportsFloat, SupportsIndex
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from reftlens.interventions.base import Hidden, Intervention, Origin, Strength
-from reftlens.interventions.fixed import checked_tensor
-from reftlens.numbers import real, tensor_of, whole
-
-Per = Literal["token", "prompt"]
-Rule = Literal["last", "max", "mean"]
 
 
 class Gate(nn.Module, ABC):
@@ -70,7 +65,7 @@ class Gated(Intervention):
 
     Args:
         inner: the intervention; `Gated` takes its width, basis, variables and dropout.
-        gate: `Threshold`, or a class of one's own that is a `Gate`.
+        gate: `Threshold`, `Sigmoid`, `Schedule`, or a class of one's own that is a `Gate`.
 
     Raises:
         TypeError: where they are something else.
@@ -145,53 +140,3 @@ class Gated(Intervention):
         """Both, the intervention first."""
         self.inner.reset(generator)
         self.gate.reset(generator)
-
-
-class Threshold(Gate):
-    """Open where the projection on a direction is over a threshold: `g = [h · direction / ‖direction‖ > above]`.
-
-    Nothing is trained. `above` is in units of the activations; as for every gate, `h` is what the site holds before
-    its own edit.
-
-    Args:
-        direction: `[d]`; its length does not matter.
-        above: the threshold.
-        d: only for loading: the width of a direction that is filled in later.
-    """
-
-    direction: Tensor
-    kind = "Threshold"
-
-    def __init__(
-        self,
-        direction: Float[Tensor, " d"] | None = None,
-        above: SupportsFloat = 0.0,
-        *,
-        d: SupportsIndex | None = None,
-    ) -> None:
-        super().__init__()
-        if (direction is None) == (d is None):
-            raise ValueError("Threshold needs a direction [d], such as direction.basis[:, 0]; d=… is for loading alone")
-        unit = None if direction is None else tensor_of(direction, "direction").detach().double()
-        self.d = whole(unit.shape[-1] if unit is not None else d, "d", 1)
-        self.above = real(above, "above")
-        if unit is None:
-            unit = torch.zeros(self.d, dtype=torch.float32)
-        elif not checked_tensor("direction", unit, (self.d,)).any():
-            raise ValueError("direction is zero: nothing has a projection on it")
-        else:
-            unit = unit / unit.norm()
-        self.register_buffer("direction", unit.float())
-
-    def score(self, h: Hidden) -> Float[Tensor, " *units"]:
-        """The projection of each vector, in units of the activations."""
-        return h @ self.direction.to(h.dtype)
-
-    def open(self, h: Hidden, origin: Origin | None = None) -> Float[Tensor, "*units 1"]:
-        return (self.score(h) > self.above).to(h.dtype)[..., None]
-
-    def settings(self) -> dict[str, Any]:
-        return {"d": self.d, "above": self.above}
-
-    def reset(self, generator: torch.Generator | None = None) -> None:
-        """Nothing is trained, so nothing changes."""

@@ -141,10 +141,14 @@ def _name_of(module: Intervention) -> bytes | int:
     for name, part in module.named_modules():
         settings = {k: v for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
         code, hooks = f"{type(part).__module__}.", (part._forward_hooks, part._forward_pre_hooks)
-        if any(hooks) or not code.startswith(_CODE) or not all(isinstance(v, _PLAIN) for v in settings.values()):
+        if any(hooks) or not code.startswith(_CODE) or not all(map(_plain, settings.values())):
             return id(module)
         pieces.append(repr((name, code, type(part).__qualname__, sorted(settings.items()))).encode())
     return _digest(*pieces, digest(dict((*module.named_parameters(), *module.named_buffers()))).encode())
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, _PLAIN) or (type(value) is tuple and all(map(_plain, value)))
 
 
 def _bytes(tensor: Tensor) -> bytes:

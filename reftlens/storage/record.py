@@ -1,6 +1,5 @@
 """The record of a `ReFT` in plain values: what `reft.json` says of its sites, interventions and model."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.errors import StoreMismatch
 from reftlens.interventions import GATES, KINDS, Gate, Intervention
+from reftlens.interventions.base import stored_settings
 from reftlens.training.result import library_versions
 
 FORMAT = 3
@@ -68,15 +68,7 @@ def _canonical_hooks(reft: ReFT, model: Any) -> list[str]:
 
 def _described(module: Intervention) -> dict[str, Any]:
     name = type(module).__name__
-    settings = module.settings()
-    try:
-        same = json.loads(json.dumps(settings)) == settings
-    except TypeError:
-        same = False
-    if not same:
-        raise ValueError(
-            f"settings() of {name} must hold JSON values only (numbers, text, lists; no function), got {settings}"
-        )
+    settings = stored_settings(module)
     try:
         with torch.random.fork_rng(devices=[]):
             again = type(module)(

@@ -16,6 +16,7 @@ from torch import Tensor
 from reftlens.bridge.fingerprint import fingerprint
 from reftlens.errors import CheckpointMismatch
 from reftlens.files import write_atomically
+from reftlens.interventions.base import stored_settings
 from reftlens.scoring.objectives import name_of
 from reftlens.training.run import History, Run
 
@@ -42,7 +43,7 @@ class Checkpoint:
             "data": run.data.fingerprint,
             "validation": None if run.validation is None else run.validation.fingerprint,
             "model": [model.name, model.config, model.weights],
-            "sites": [[site.to_dict(), i, module.kind, module.settings()] for (site, module), i in modules],
+            "sites": [[site.to_dict(), i, module.kind, stored_settings(module)] for (site, module), i in modules],
         }
 
     def after_step(self) -> None:
