@@ -186,6 +186,7 @@ def main() -> None:
     options.before = options.before and options.before.resolve()
     if options.only is None or any(name.startswith("pyreft") for name in options.only):
         options.peers = options.peers or build_peers(HERE / ".peers")
+    options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "performance.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for shape in options.shapes:

@@ -19,6 +19,11 @@ template.{before}
 
 """
 BEFORE = " *Before* is reftlens at an earlier commit, measured in the same rounds."
+ONCE = """
+
+(i), whose batch of pyreft takes eight minutes, once, on one batch of 16, at a load of 5 to 7 (`python
+benchmarks/step_time.py --shapes i --batches 1 --repeats 1 --peer-repeats 1 --before CHECKOUT`): pyreft 486.7, floor
+63.9, before 89.2, reftlens 60.5 CPU seconds; 8.0 of pyreft, 1.47 of before, 0.95 of the floor."""
 COLUMNS = ("shape", "batches", "rounds", "padding", "pyreft LoReFT", "floor", "before", "**reftlens**")
 RATIOS = ("LoReFT / reftlens", "before / reftlens", "reftlens / floor", "counted")
 
@@ -32,7 +37,7 @@ def section(results: dict) -> str:
     columns = (*COLUMNS, *RATIOS)
     rows = [f"| {' | '.join(columns)} |", "|---" + "|--:" * (len(columns) - 1) + "|"]
     rows += [line(shape, results[shape]) for shape in shapes]
-    return text + "\n".join(rows) + whole(results) + memory(results, shapes)
+    return text + "\n".join(rows) + whole(results) + ("" if "i" in results else ONCE) + memory(results, shapes)
 
 
 def line(shape: str, result: dict) -> str:
