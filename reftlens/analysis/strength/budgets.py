@@ -108,13 +108,13 @@ def _doses(
     reuse: Reuse | None,
 ) -> dict[str, Dose]:
     """The dose of each plan, with its effect on the data where it meets the budget."""
-    spent = data if spent_on is None else spent_on
+    spent = (data if spent_on is None else spent_on).among_answers(None)  # a KL of a few answers is hardly a cost
     nearest = _nearest(partial(score, spent), plans, searches, evaluations, reuse)
     met = [name for name, search in searches.items() if search.met]
     if not met:
         raise ValueError("; ".join(f"{name}: {search.problem}" for name, search in searches.items()))
     gains = {name: nearest[name][2:] for name in met}
-    if spent_on is not None:
+    if spent_on is not None or data.answers:
         dosed = {name: _scaled(plans[name], nearest[name][0]) for name in met}
         scored = score(data, dosed, reuse=reuse, describe="equal KL")
         gains = dict(zip(met, zip(scored.effect, scored.accuracy, strict=True), strict=True))
