@@ -104,17 +104,22 @@ class Cone:
         obstacle = changes_with_length(self.body.model, int(self.data.attention_mask.sum(dim=1).max()))
         if obstacle:
             raise Unsound(obstacle)
+        for group in self.groups(jobs):
+            yield from self._scored(group, whole=whole)
+
+    def groups(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        """Jobs that are computed together: their cones begin at one block, and they are small."""
         group: list[Job] = []
         size = 0
         for job in sorted(jobs, key=lambda job: self.plans[job.plan].first):
             more = sum(self.spans[row].stop for row in job.rows)
             other = bool(group) and self.plans[job.plan].first != self.plans[group[-1].plan].first
             if other or (group and size + more > _TOGETHER[self.device.type]):
-                yield from self._scored(group, whole=whole)
+                yield group
                 group, size = [], 0
             group.append(job)
             size += more
-        yield from self._scored(group, whole=whole)
+        yield group
 
     def divided(self, jobs: Sequence[Job]) -> tuple[list[Row], list[Course]]:
         """All rows of jobs whose cones begin at one block, in passes; `computation` counts them."""

@@ -10,7 +10,7 @@ from reftlens.cone.plans import Plan, Scored
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.variant import Variant
 from reftlens.scoring.comparison import scored_batches
-from reftlens.scoring.objectives import Loss, Objective, Predictions, cross_entropy
+from reftlens.scoring.objectives import Loss, Objective, Predictions, cross_entropy, drawn_by, group_of
 
 
 class Criterion:
@@ -31,7 +31,7 @@ class Criterion:
         like: "Criterion | None" = None,
     ) -> None:
         self.objective, self.first = objective, first
-        self.group = objective.group if isinstance(objective, Objective) else 1
+        self.group = group_of(objective)
         self._references: list[Float[Tensor, " targets"]] = [] if like is None else like._references
         if like is None and isinstance(objective, Objective):
             objective.check(scorer.data, "the data")
@@ -50,8 +50,7 @@ class Criterion:
 
     def drawn(self, rows: Sequence[int], generator: torch.Generator) -> dict[int, tuple[int, ...]]:
         """By the number of a plan at the scorer, the rows to score under it, of these rows."""
-        own = self.objective.drawn(rows, generator) if isinstance(self.objective, Objective) else {0: tuple(rows)}
-        return {(self.first or 0) + plan: some for plan, some in own.items()}
+        return {(self.first or 0) + plan: own for plan, own in drawn_by(self.objective, rows, generator).items()}
 
 
 def reference_log_probs(scorer: Scorer, batch_size: int) -> list[Float[Tensor, " targets"]]:

@@ -115,6 +115,23 @@ def is_per_target(objective: Objective | Loss) -> bool:
     return objective is cross_entropy or getattr(objective, "per_target", False) is True
 
 
+def group_of(objective: Objective | Loss) -> int:
+    """How many neighbouring rows belong together."""
+    return objective.group if isinstance(objective, Objective) else 1
+
+
+def plans_by(objective: Objective | Loss, reft: ReFT) -> list[Plan]:
+    """The ways of editing that it scores rows under in training."""
+    return objective.plans(reft) if isinstance(objective, Objective) else [Plan(reft)]
+
+
+def drawn_by(
+    objective: Objective | Loss, rows: Sequence[int], generator: torch.Generator
+) -> dict[int, tuple[int, ...]]:
+    """For each of its plans that a step needs the rows that it scores under it."""
+    return objective.drawn(rows, generator) if isinstance(objective, Objective) else {0: tuple(rows)}
+
+
 def sites_of(objective: Objective | Loss) -> Mapping[str, Site]:
     """Where it wants hidden states."""
     return objective.sites if isinstance(objective, Objective) else {}

@@ -19,7 +19,7 @@ from reftlens.editing.sources import check_differs
 from reftlens.editing.variant import Variant
 from reftlens.files import destination
 from reftlens.numbers import whole
-from reftlens.scoring.objectives import Loss, Objective, cross_entropy, sites_of
+from reftlens.scoring.objectives import Loss, Objective, cross_entropy, plans_by, sites_of
 from reftlens.text.batch import Batch
 from reftlens.training.checkpoint import Checkpoint
 from reftlens.training.config import FitConfig, replaced
@@ -199,7 +199,7 @@ def _scorer(runs: Sequence[Run], reuse: Reuse | None, progress: bool) -> Scorer:
     """Of the data of all runs, under the plans of each, which are numbered one run after the other."""
     first, uses, plans = runs[0], sum(run.config.uses(run.units) for run in runs), list[Plan]()
     for run in runs:
-        run.number, own = len(plans), run.plans()
+        run.number, own = len(plans), plans_by(run.objective, run.reft)
         plans += own
     settings: dict[str, Any] = {"progress": progress, "watched": sites_of(first.objective)}
     return Scorer(first.model, first.data, plans, reuse, uses=uses, autocast=first.autocast, **settings)

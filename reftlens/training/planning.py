@@ -21,13 +21,16 @@ from reftlens.cone.scorer import body_of
 from reftlens.cone.size import Size, size_of
 from reftlens.cone.spans import first_block, within_block
 from reftlens.cone.stored import Stored
+from reftlens.cone.watched import watched_on
 from reftlens.cone.work import Work, full_work, step_work
 from reftlens.editing.bound import Bound, Places, exchanges_of
 from reftlens.editing.reft import ReFT, check_types, training_mode
 from reftlens.editing.sources import check_sources
 from reftlens.editing.variant import Variant
+from reftlens.scoring.objectives import Loss, Objective, cross_entropy, group_of, plans_by, sites_of
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig, replaced
+from reftlens.training.drawing import step_jobs
 from reftlens.training.forecast import Forecast, in_units
 
 _STREAM = (
@@ -47,17 +50,18 @@ def plan(
     data: Batch,
     config: FitConfig = FitConfig(),
     *,
+    objective: Objective | Loss = cross_entropy,
     reuse: bool | Reuse = True,
     device: str | torch.device | None = None,
     **settings: Any,
 ) -> Forecast:
-    """What `fit(reft, model, data, config, reuse=reuse)` would compute and store, before anything runs.
+    """What `fit(reft, model, data, config, objective=objective, reuse=reuse)` would compute and store.
 
     Rows are drawn, and put into passes, by the same functions as in `fit`, so that tokens are those of the run, one for
     one. Operations are those of matrix products, two for each multiply-add, `2 · tokens · (weights + heads · (d_key +
     d_value) · keys)` of a block, padding included, and in a backward pass the same with attention twice. Left out are
-    the edits themselves, norms, the reading of sources, validation, and the check of each way of computing on a few
-    short rows, which may end in the full computation. Bytes are estimates.
+    the edits themselves, norms, the reading of sources, validation, log-probabilities of the unedited model, and the
+    check of each way of computing on a few short rows, which may end in the full computation. Bytes are estimates.
 
     Args:
         model: a bridge, which is not run but for the few tokens of its first trial; or a configuration of transformers,
@@ -78,21 +82,24 @@ def plan(
     check_types(reft, bridge, data)
     data.require_targets()
     Variant().require(reft.sites, data.view)
-    places, reused = reft.bind(bridge), Reuse.of(reuse)
-    body, problem = body_of(bridge, [places], reused)
+    if isinstance(objective, Objective):
+        objective.check(data, "data")
+    places, reused, watched = reft.bind(bridge), Reuse.of(reuse), watched_on(bridge, sites_of(objective), data)
+    bounds = [Bound(each.reft.bind(bridge), each.variant, {}) for each in plans_by(objective, reft)]
+    body, problem = body_of(bridge, [places], reused, [each.point for each in watched])
     exchanged = list(exchanges_of(places, Variant()).values())
     if exchanged or data.sources:
         check_sources(data, exchanged)
     size = size_of(body or Body(bridge))
     _check_widths(places, size)
     obstacle = problem or changes_with_length(bridge, int(data.attention_mask.sum(dim=1).max()))
-    run = _Run(bridge, data, config, size, _lowest(places, size.depth), runs_on)
+    run = _Run(bridge, data, config, objective, size, _lowest(places, size.depth), runs_on)
     if body is None or reused is None or obstacle:
         return run.in_full(f"full computation: {obstacle}")
     body.kind = runs_on.type
-    full = Full(bridge, data, [Bound(places, Variant(), {})], nullcontext)
+    full = Full(bridge, data, bounds, nullcontext, watched)
     with training_mode(reft, training=True):
-        return run.in_cone(Cone(body, full, reused, uses=config.uses(len(data)), progress=False))
+        return run.in_cone(Cone(body, full, reused, uses=config.uses(run.units), progress=False))
 
 
 def _model_on(model: Any, device: str | torch.device | None) -> tuple[Bridge, torch.device]:
@@ -125,26 +132,31 @@ class _Run:
     model: Bridge
     data: Batch
     config: FitConfig
+    objective: Objective | Loss
     size: Size
     lowest: int
     device: torch.device
 
     @property
-    def _steps(self) -> Iterator[list[tuple[int, ...]]]:
-        rows = len(self.data)
-        return (self.config.micro_batches(step, rows) for step in range(self.config.total_steps(rows)))
+    def units(self) -> int:
+        return len(self.data) // group_of(self.objective)
+
+    @property
+    def _steps(self) -> Iterator[list[list[Job]]]:
+        total, rows = self.config.total_steps(self.units), len(self.data)
+        return (step_jobs(self.config, self.objective, step, rows) for step in range(total))
 
     @cached_property
     def _full_steps(self) -> tuple[Work, ...]:
         lengths = self.data.attention_mask.sum(dim=1).tolist()
         limit = length_limit(self.model)
 
-        def work(rows: tuple[int, ...]) -> Work:
-            own = [lengths[row] for row in rows]
+        def work(job: Job) -> Work:
+            own = [lengths[row] for row in job.rows]
             alone = limit is not None and max(own) > limit[1]
             return full_work(self.size, own, self.lowest, alone=alone)
 
-        return tuple(sum(map(work, step), Work()) for step in self._steps)
+        return tuple(sum((work(job) for jobs in step for job in jobs), Work()) for step in self._steps)
 
     def in_full(self, computation: str) -> Forecast:
         return self._forecast(computation, Work(), self._full_steps, 0, "nowhere, recomputed")
@@ -154,9 +166,9 @@ class _Run:
         capture, size = stored.prepare(self.device), self._scoring(cone.body.cut)
         for step in self._steps:
             total = Work()
-            for rows in step:
-                capture += stored.fetch(rows)
-                courses = cone.divided([Job(0, rows)])[1]
+            for group in (group for jobs in step for group in cone.groups(jobs)):
+                capture += stored.fetch([row for job in group for row in job.rows])
+                courses = cone.divided(group)[1]
                 total += step_work(size, courses, self.lowest, scored_only=cone.reuse.scored_only)
             steps.append(total)
         return self._forecast(cone.computation, capture, tuple(steps), cone.store.size, cone.store.tier)

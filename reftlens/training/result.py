@@ -70,10 +70,11 @@ class FitResult:
     `bos`, and the answers that were scored among; empty for rows that were not encoded from text."""
 
     def __str__(self) -> str:
+        unit = "nats per target" if self.objective == "cross_entropy" else f"by {self.objective}"
         held_out = f", validation {min(loss for _, loss in self.validation):.4f}" if self.validation else ""
         return (
             f"{len(self.losses)} steps in {self.seconds:.0f} s on {self.model_name}, {self.device}: loss "
-            f"{self.losses[0]:.4f} → {self.losses[-1]:.4f} nats per target{held_out}\n{self.computation}"
+            f"{self.losses[0]:.4f} → {self.losses[-1]:.4f} {unit}{held_out}\n{self.computation}"
             + (f"\nweights of {in_words(self.source)}" if self.source else "")
         )
 
@@ -109,5 +110,7 @@ class FitResult:
             style = {"linestyle": "--", "marker": "o", "markersize": 3, "color": line.get_color()}
             ax.plot(steps, losses, **style, label=figures.entry(ax, label, "validation"))
         ax.legend(frameon=False)
-        ax.set(xlabel="optimizer step", ylabel="loss per target token (nats)", ylim=(0, None))
+        crossed = self.objective == "cross_entropy"
+        loss = "loss per target token (nats)" if crossed else f"loss by {figures.short(self.objective)}"
+        ax.set(xlabel="optimizer step", ylabel=loss, ylim=(0, None))
         return ax

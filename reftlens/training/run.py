@@ -13,16 +13,17 @@ from torch.nn.utils import clip_grad_norm_
 
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.bridge.source import source_of
-from reftlens.cone.plans import Job, Plan, Scored
+from reftlens.cone.plans import Job, Scored
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import ReFT
 from reftlens.files import digest
 from reftlens.interventions.subspace import Frame
 from reftlens.scoring.criterion import Criterion
 from reftlens.scoring.evaluation import mean_loss
-from reftlens.scoring.objectives import Loss, Objective, cross_entropy, is_per_target, name_of
+from reftlens.scoring.objectives import Loss, Objective, cross_entropy, group_of, is_per_target, name_of
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig, derived_seed
+from reftlens.training.drawing import step_jobs
 from reftlens.training.failure import diverged
 from reftlens.training.result import FitResult, encoding_of, library_versions
 
@@ -96,11 +97,7 @@ class Run:
     @property
     def units(self) -> int:
         """Groups of rows that belong together, which data order and batch size are of; mostly single rows."""
-        return len(self.data) // getattr(self.objective, "group", 1)
-
-    def plans(self) -> list[Plan]:
-        """The ways of editing that rows are scored under."""
-        return self.objective.plans(self.reft) if isinstance(self.objective, Objective) else [Plan(self.reft)]
+        return len(self.data) // group_of(self.objective)
 
     def judge_by(self, scorer: Scorer, validator: Scorer | None, like: "Run | None" = None) -> None:
         """Make the objective ready for the data that these score, before the first step, as it is for another run."""
@@ -126,13 +123,7 @@ class Run:
         for module in self.modules:
             module.anneal(self.done / max(1, self.total - 1))
         self._losses, self.targets = [], 0
-        generator = torch.Generator().manual_seed(derived_seed(self.config.seed, "plans", self.done))
-        group = self.criteria[0].group
-        batches = [[unit * group + i for unit in units for i in range(group)] for units in self._micro_batches()]
-        return [[Job(*each) for each in self.criteria[0].drawn(rows, generator).items()] for rows in batches]
-
-    def _micro_batches(self) -> list[tuple[int, ...]]:
-        return self.config.micro_batches(self.done, self.units)
+        return step_jobs(self.config, self.objective, self.done, len(self.data), self.number)
 
     def loss_of(self, scored: Scored) -> Tensor:
         """Sum of the losses of a micro-batch; the step's mean is over all targets, whatever micro-batch they are in."""
