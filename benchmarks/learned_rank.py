@@ -2,7 +2,7 @@
 
     python benchmarks/learned_rank.py [--first 100] [--networks 20] [--out docs]
 
-Writes `learned_rank.md`. Settings were chosen on networks 0 to 19. About ten minutes on one core.
+Writes `learned_rank.md`. Settings were chosen on networks 0 to 19. About half an hour on one core.
 """
 
 import argparse
@@ -103,8 +103,8 @@ TEXT = """# The rank that MaskedDAS learns
 
 `python benchmarks/learned_rank.py` writes this page.
 
-How often the rank that was planted is learned, exactly, of networks {first} to {last} (settings were chosen on 0 to
-19). In each, a tiny neox, the embedding writes a value into a subspace and the unembedding reads its `2 ** rank`
+How often the rank that was planted is learned, exactly, of networks {first} to {last} (settings were chosen on
+0 to 19). In each, a tiny neox, the embedding writes a value into a subspace and the unembedding reads its `2 ** rank`
 answers there. `MaskedDAS(d, rank={most})` is trained for {s.steps} steps of {s.batch_size} of {pairs} pairs, learning
 rate {s.lr}, all settings equal in every row; 1 nat for each open direction is its default. In the last two rows the
 source tells nothing: its answer is that of another value, or is drawn for each pair.
@@ -115,8 +115,9 @@ Accuracy: on held-out pairs whose values come from other tokens, at 1 nat. Cosin
 the planted subspace, in the worst network where the rank was right, at 1 nat.
 
 A price is a choice of scale: a direction stays open where it lowers the mean loss by more. Each planted direction is
-worth 2 to 3 nats. Where the answers are those of other values, erasing part of the base's value is worth up to half a
-nat, as the network is sure of answers that are now wrong; a cheaper price buys that.
+worth 2 to 3 nats at the end, and less while the frame has not turned to it: prices near its worth shut it too early.
+Where the answers are those of other values, erasing part of the base's value is worth up to half a nat, as the network
+is sure of answers that are now wrong; a cheaper price buys that.
 """
 
 

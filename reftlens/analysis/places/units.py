@@ -63,7 +63,7 @@ class RankedUnits:
         return figures.table(records).astype({"head": "Int64", "unit": "Int64"})
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Logit of each unit in their order; the open ones are orange, and the first of all are named."""
+        """Logit of each unit in their order; the open ones are orange, and the first of them are named."""
         ax = figures.axes(ax)
         for state, colour in ((True, figures.ORANGE), (False, figures.GREY)):
             some = [(x, u.logit) for x, u in enumerate(self.units) if u.open is state]
@@ -71,7 +71,7 @@ class RankedUnits:
                 ax.scatter(
                     *zip(*some, strict=True), s=14, color=colour, label=f"{'open' if state else 'shut'} ({len(some)})"
                 )
-        for x, unit in enumerate(self.units[:_LABELLED]):
+        for x, unit in enumerate(self.open[:_LABELLED]):
             ax.annotate(unit.label, (x, unit.logit), xytext=(6, 0), textcoords="offset points", fontsize=7, va="center")
         figures.level(ax, 0.0)
         ax.set(xlabel="units, the most open first", ylabel="logit of the gate")
