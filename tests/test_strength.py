@@ -637,7 +637,8 @@ def test_both_signs_are_searched_and_the_better_one_is_reported_on_rows_that_did
         f"signs chosen by mean effect on {len(found.chosen_on)} rows" in text and "the opposite edit: strength" in text
     )
     axes = found.plot(measure="accuracy")
-    assert axes.get_xlabel().startswith("share of targets") and len(axes.lines) >= 2
+    assert axes.get_xlabel().startswith("share of targets") and len(axes.collections) >= 2
+    assert axes.get_legend_handles_labels()[1] == ["opposite edit"]
     for bad in ({"high": -1.0}, {"data": data[:3]}):
         with pytest.raises(ValueError, match=r"signs='both' with high=.* expected above 0, and four or more"):
             rl.strength.at_kl(0.05, plans, gpt2, bad.pop("data", data), signs="both", progress=False, **bad)

@@ -155,10 +155,13 @@ class EqualKL:
             other = self[name].opposite
             if other is not None and not other.problem:
                 value = other.estimate(measure).value
-                ax.plot([value], [y], marker="o", color=figures.GREY, fillstyle="none", linestyle="")
+                entry = None if ax.get_legend_handles_labels()[1] else "opposite edit"
+                ax.scatter([value], [y], facecolors="none", edgecolors=figures.GREY, label=entry)
         figures.level(ax, 0.0, horizontal=False)
         ax.set_yticks(range(len(order)), order)
         ax.set_ylim(len(order) - 0.5, -0.5)
+        if self.chosen_on:
+            ax.legend(frameon=False, fontsize=7)
         units = {"effect": "log-probability gained (nats per target token)", "accuracy": "share of targets most likely"}
         ax.set(xlabel=f"{units[measure]}\nat KL {self[order[0]].budget:g} nats per token")
         return ax

@@ -142,7 +142,7 @@ class Overlap:
         count = len(self.names)
         ax = figures.axes(ax, width=2.4 + 0.9 * count, height=1.6 + 0.7 * count)
         image = ax.imshow(self.overlap, cmap="viridis", vmin=0, vmax=1)
-        bar = figures.colour_bar(ax, image, f"overlap (mean squared cosine, {self.metric}; small: chance)")
+        bar = figures.colour_bar(ax, image, f"mean squared cosine\n{self.metric}; small: chance")
         levels = [self.chance(a, b).mean for a, b in self._pairs()]
         for level in levels if len({round(x, 9) for x in levels}) == 1 else ():
             bar.axhline(level, color="white", linewidth=1.5)
@@ -155,7 +155,7 @@ class Overlap:
         labels = [f"{name} ({rank})" for name, rank in zip(self.names, self.ranks, strict=True)]
         ax.set_xticks(range(count), labels, rotation=30, ha="right")
         ax.set_yticks(range(count), self.names)
-        ax.set(xlabel=f"subspace (rank) of {self.d} dimensions, {self.metric}")
+        ax.set(xlabel=f"subspace (rank) of {self.d} dimensions\n{self.metric}")
         ax.grid(visible=False)
         return ax
 

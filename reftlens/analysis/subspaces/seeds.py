@@ -65,7 +65,7 @@ class Stability:
             ax.scatter(s.overlaps.tolist(), [y] * len(s.overlaps), s=12, color=figures.BLUE, alpha=0.5)
             figures.interval(ax, y, s.mean, color=figures.ORANGE, marker="D", horizontal=True)
         ax.set_yticks(range(len(self.sites)), [figures.short(s.site) for s in self.sites])
-        ax.set(xlabel=f"overlap between seeds (mean squared cosine, {self.metric})", xlim=(-0.02, 1.02))
+        ax.set(xlabel=f"overlap between seeds (mean squared cosine)\n{self.metric}", xlim=(-0.02, 1.02))
         ax.set_ylim(len(self.sites) - 0.5, -0.5)
         handles = [ax.lines[0], ax.collections[0], ax.containers[0]]
         ax.legend(handles, ["chance ± 2 sd", "pair of seeds", "mean, 95 % interval"], frameon=False, fontsize=7)
@@ -204,7 +204,7 @@ class FramePath:
             style = {"color": line.get_color(), "linestyle": ":"}
             ax.plot(self.steps, to_first, **style, label=figures.entry(ax, label, first))
             figures.level(ax, self._chance(i).mean)
-        ax.set(xlabel="optimizer step", ylabel=f"overlap (mean squared cosine, {self.metric.name})", ylim=(-0.02, 1.02))
+        ax.set(xlabel="optimizer step", ylabel=f"overlap (mean squared cosine)\n{self.metric.name}", ylim=(-0.02, 1.02))
         ax.legend(frameon=False, fontsize=7)
         return ax
 
