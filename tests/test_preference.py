@@ -81,9 +81,11 @@ def losses_by_hand(rl, model, reft, data, name, plans):
     return torch.stack(terms).mean()
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("name", "kind", "reuse"),
+    [(n, k, True) for n in OBJECTIVES for k in (KINDS if n == "RePS" else ["LoReFT"])]
+    + [("BiPO", "LoReFT", False), ("RePS", "ReFTr1", False)],
+)
 def test_the_first_step_is_the_formula_with_its_gradient(rl, llama, name, kind, reuse):
     from reftlens.training.config import derived_seed
 
@@ -105,12 +107,12 @@ def test_the_first_step_is_the_formula_with_its_gradient(rl, llama, name, kind, 
 
 def test_draws_are_of_the_seed_and_the_step_and_a_run_that_was_interrupted_ends_alike(rl, llama, tmp_path):
     data, objective = rl.training.preference_pairs(llama, PAIRS), rl.training.RePS(FACTORS)
-    settings = {"steps": 6, "batch_size": 2, "lr": 0.05, "objective": objective, "validation": data, "progress": False}
-    refts = {seed: rl.ReFT({rl.resid_post(1, "all"): rl.LoReFT(32, 2)}) for seed in (0, 1)}
-    start = {name: p.clone() for name, p in refts[0].state_dict().items()}
-    refts[1].load_state_dict(start)
-    whole = {seed: rl.fit(reft, llama, data, seed=seed, **settings) for seed, reft in refts.items()}
-    assert whole[0].losses != whole[1].losses and len(set(whole[0].validation)) == 3
+    settings = {"steps": 4, "batch_size": 2, "lr": 0.05, "objective": objective, "validation": data, "progress": False}
+    reft = rl.ReFT({rl.resid_post(1, "all"): rl.LoReFT(32, 2)})
+    start = {name: p.clone() for name, p in reft.state_dict().items()}
+    whole = rl.fit(reft, llama, data, **settings)
+    drawn = [objective.drawn(range(8), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1] and any(other != drawn[0] for other in drawn[2:])
 
     class Interrupted(Exception):
         pass
@@ -125,14 +127,14 @@ def test_draws_are_of_the_seed_and_the_step_and_a_run_that_was_interrupted_ends_
         rl.fit(again, llama, data, checkpoint=path, checkpoint_every=2, on_step=stop, **settings)
     resumed = rl.ReFT({rl.resid_post(1, "all"): rl.LoReFT(32, 2)})
     run = rl.fit(resumed, llama, data, checkpoint=path, checkpoint_every=2, **settings)
-    assert run.losses == whole[0].losses and run.validation == whole[0].validation
-    for name, value in refts[0].state_dict().items():
+    assert run.losses == whole.losses and run.validation == whole.validation
+    for name, value in reft.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name])
     with pytest.raises(rl.errors.CheckpointMismatch, match="its objective differ"):
         rl.fit(resumed, llama, data, checkpoint=path, **settings | {"objective": rl.training.RePS((0.5,))})
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ["DPO", "RePS"])
 def test_a_plan_foresees_the_passes_and_the_record_names_the_objective(rl, llama, name):
     data, objective, reft = rl.training.preference_pairs(llama, PAIRS), OBJECTIVES[name](rl), edit(rl, "SteeringVector")
     settings = {"epochs": 2, "batch_size": 2, "objective": objective}
@@ -154,7 +156,7 @@ def test_runs_side_by_side_are_those_of_each_alone(rl, llama):
         assert together[name].losses == pytest.approx(run.losses, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ["RePS"])
 def test_what_was_planted_is_learned_and_nothing_where_nothing_was(rl, llama, name):
     """At the final norm the logit of a token is linear in the edit, so the direction is known: that of two columns."""
     tokens = [llama.tokenizer(word).input_ids[-1] for word in (" cat", " dog")]
@@ -162,7 +164,7 @@ def test_what_was_planted_is_learned_and_nothing_where_nothing_was(rl, llama, na
     prompts = ["the moon over the", "a", "the dog ran by the", "and looked at the"]
     planted = [(prompt, " cat", " dog") for prompt in prompts]
     nothing = planted[:2] + [(prompt, " dog", " cat") for prompt in prompts[:2]]
-    settings = {"steps": 40, "lr": 0.02, "batch_size": 4, "objective": OBJECTIVES[name](rl), "progress": False}
+    settings = {"steps": 15, "lr": 0.05, "batch_size": 4, "objective": OBJECTIVES[name](rl), "progress": False}
     towards = {}
     for what, pairs in {"planted": planted, "nothing": nothing}.items():
         vector = rl.SteeringVector(32, vector=0.01 * torch.randn(32))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from architectures import ARCHITECTURES, bridge
+from architectures import bridge
 
 TEXTS = [
     ("the cat sat on the mat and", " looked at the moon"),
@@ -66,8 +66,9 @@ def by_hand(model, reft, data, sites, weight):
     return total
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "reuse"), [("gpt2", True), ("neox", True), ("gemma3", True), ("gemma3", False)]
+)
 def test_values_and_gradients_are_those_of_a_plain_pass(rl, architecture, reuse, doubles):
     model, sites = bridge(architecture, torch.float64), sites_for(rl)
     data = rl.encode(model, [rl.Example(*row) for row in TEXTS])
