@@ -1,4 +1,7 @@
-"""The command line: `demo` trains the emoji chatbot, `chat DIR` talks to a saved one, `report DIR` writes about it."""
+"""The command line: `demo` trains the emoji chatbot, `chat DIR` talks to a saved one, `report DIR` writes about it.
+
+`search FILE` looks for the layer, tokens, rank and strength of an edit that learns what stands in a file.
+"""
 
 import argparse
 import json
@@ -11,11 +14,12 @@ from typing import Any
 
 from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
 from reftlens.editing.reft import ReFT
-from reftlens.errors import ModelNotAvailable
+from reftlens.errors import CheckpointMismatch, ModelNotAvailable
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import stream
 from reftlens.reports.page import report
+from reftlens.selection.searching import SEARCH, search
 from reftlens.storage.folder import RUN_FILE, SETTINGS_FILE, StoreMismatch, load, load_run, save
 from reftlens.tasks import emoji
 from reftlens.text.encoding import encode
@@ -32,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.reconfigure(errors="replace")
     try:
         return options.run(options)
-    except (ModelNotAvailable, StoreMismatch, FileNotFoundError) as error:
+    except (ModelNotAvailable, StoreMismatch, CheckpointMismatch, FileNotFoundError) as error:
         print(f"reftlens: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -63,10 +67,26 @@ def _parser() -> argparse.ArgumentParser:
     about.add_argument("--seed", type=int, default=0, help="of resampling tests (default: 0)")
     about.add_argument("--quiet", action="store_true", help="no progress bars")
     about.set_defaults(run=run_report)
+    _add_search(commands)
     for command in (chat, about):
         command.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
         command.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
     return parser
+
+
+def _add_search(commands: Any) -> None:
+    look = commands.add_parser("search", help="find where to edit and how strongly, and save the edit")
+    look.add_argument("data", type=Path, metavar="FILE", help="JSONL with prompt and completion; split 60/20/20")
+    look.add_argument("--out", type=Path, default=Path("runs/search"), help="folder to write to (default: runs/search)")
+    look.add_argument("--chat", action="store_true", help="the prompts of FILE go into the chat template")
+    look.add_argument("--metric", choices=("loss", "accuracy"), default="loss", help="to choose by (default: loss)")
+    look.add_argument("--kl", type=float, metavar="NATS", help="budget of KL from the unedited model, per token")
+    look.add_argument("--budget", type=int, metavar="STEPS", help="optimizer steps of single candidates, in all")
+    look.add_argument("--steps", type=int, default=SEARCH.steps, help="of a whole training (default: 60)")
+    look.add_argument("--seed", type=int, default=0, help="of the split, initialisation and data order (default: 0)")
+    look.add_argument("--model", help="folder or hub id (default: SmolLM2-135M-Instruct)")
+    look.add_argument("--quiet", action="store_true", help="no progress bars")
+    look.set_defaults(run=run_search)
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -141,6 +161,24 @@ def run_report(options: argparse.Namespace) -> int:
     path = options.out or folder / "report.html"
     report(reft, model, data, path, run=run, seed=options.seed, progress=progress, **settings)
     print(path)
+    return 0
+
+
+def run_search(options: argparse.Namespace) -> int:
+    """Search, save what is recommended with the table of all that was tried; a search that was stopped goes on."""
+    model, progress = load_model(options.model, progress=not options.quiet), not options.quiet
+    data = encode(model, load_examples(options.data), chat=options.chat)
+    within = None if options.kl is None else {"kl": options.kl}
+    settings = {"budget": options.budget, "metric": options.metric, "within": within, "seed": options.seed}
+    checkpoint, config = options.out / "search.ckpt", replace(SEARCH, steps=options.steps)
+    result = search(model, data, config=config, checkpoint=checkpoint, progress=progress, **settings)
+    save(result.recommended, options.out, model)
+    result.to_frame().to_csv(options.out / "search.csv", index=False)
+    (options.out / "search.py").write_text(result.code + "\n", encoding="utf-8")
+    print(result)
+    print(f"\nsaved edit    {options.out}, to be used at strength {result.variant.strength}")
+    print(f"all that was tried   {options.out / 'search.csv'}")
+    print(f"Python that trains it anew   {options.out / 'search.py'}")
     return 0
 
 

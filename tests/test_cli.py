@@ -86,3 +86,25 @@ def test_the_package_is_a_command():
     found = _run("--help")
     assert found.returncode == 0 and "demo" in found.stdout and "chat" in found.stdout
     assert Path(sys.executable).with_name("reftlens").exists()
+
+
+def test_a_search_saves_what_it_recommends(tmp_path, monkeypatch, capsys):
+    import reftlens as rl
+    from reftlens import __main__ as cli
+
+    model = architectures.fresh_bridge("llama")
+    monkeypatch.setattr(cli, "load_model", lambda *arguments, **settings: model)
+    words = ("cat", "dog", "moon", "hill", "mat", "green", "ran", "sat")
+    rows = [
+        {"prompt": f"the {a} and the {b} by the {c}", "completion": " a"} for a in words for b in words for c in words
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows[::3]))
+    space = rl.selection.Space(layers=(1,), positions=("last",), ranks=(1,), lrs=(1e-2,), strengths=(1.0,))
+    monkeypatch.setattr(cli, "search", lambda *arguments, **settings: rl.search(*arguments, space=space, **settings))
+    out = tmp_path / "out"
+    assert cli.main(["search", str(file), "--out", str(out), "--steps", "2", "--quiet"]) == 0
+    assert "test" in capsys.readouterr().out and (out / "search.csv").read_text().count("\n") == 4
+    assert len(rl.load(out, model)) == 1 and "rl.fit(" in (out / "search.py").read_text()
+    assert cli.main(["search", str(file), "--out", str(out), "--steps", "3", "--quiet"]) == 1
+    assert "belongs to another search, its settings differ" in capsys.readouterr().err

@@ -124,7 +124,7 @@ def same(a, b):
 def test_the_budget_is_kept_or_refused():
     from reftlens.selection.halving import schedule_of
 
-    for budget in (3000, 5000, 20000, None):
+    for budget in (3500, 5000, 20000, None):
         plan = schedule_of(budget, 60, 1152, 96, 2)
         assert plan.steps <= (budget or 1e9) and 96 <= plan.first <= 1152
     with pytest.raises(ValueError, match=r"budget=100 optimizer steps, expected \d+ or more: 96 places"):

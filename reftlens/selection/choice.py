@@ -31,7 +31,7 @@ class Options:
         """The option that the rule takes, each row counted so many times.
 
         Of those within the limit (or where none is, the cheapest), the smallest, then cheapest one whose score is
-        within one standard error of the difference to the best, by group.
+        within one standard error, by group, of the best.
         """
         total, cost = weight.sum(), self.cost @ weight / weight.sum()
         allowed = cost <= self.limit
@@ -39,11 +39,9 @@ class Options:
             return int(cost.argmin())
         means = (self.score @ weight / total).masked_fill(~allowed, -torch.inf)
         best = int(means.argmax())
-        gap = means[best] - means
-        off = (self.score[best] - self.score - gap[:, None]) * weight
-        sums = off.new_zeros(len(off), int(self.group.max()) + 1).index_add_(1, self.group, off)
-        error = sums.square().sum(dim=1).sqrt() / total
-        near = allowed & (gap <= error)
+        off = (self.score[best] - means[best]) * weight
+        sums = off.new_zeros(int(self.group.max()) + 1).index_add_(0, self.group, off)
+        near = allowed & (means >= means[best] - sums.square().sum().sqrt() / total)
         near[best] = True
         ranks = zip(self.size.tolist(), cost.tolist(), (-means).tolist(), range(len(means)), strict=True)
         return min(rank for rank, good in zip(ranks, near.tolist(), strict=True) if good)[-1]

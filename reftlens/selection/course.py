@@ -116,12 +116,17 @@ class Course:
         return [c for c in self.question.candidates if c.sites in best and c not in tried]
 
     def final(self) -> list[Finalist]:
-        """The best settings, those that differ in learning rate alone once, trained anew with every seed."""
+        """The best settings, those that differ in learning rate alone once, trained anew with every seed.
+
+        First those at the best place, so that a smaller edit there can be taken where it does as well.
+        """
         ranked = sorted(self.trials, key=Trial.order, reverse=True)
         best: dict[Any, Candidate] = {}
         for trial in ranked:
             best.setdefault((trial.candidate.sites, trial.candidate.kind, trial.candidate.rank), trial.candidate)
-        q, chosen = self.question, list(best.values())[: self.plan.finalists]
+        top = ranked[0].candidate.sites
+        order = sorted(best.values(), key=lambda candidate: candidate.sites != top)  # stable: the others by their score
+        q, chosen = self.question, order[: self.plan.finalists]
         seeds = range(q.seed, q.seed + q.seeds)
         works = [
             (q.space.reft(c, q.hooks, seed), replace(q.config, lr=c.lr, seed=seed)) for c in chosen for seed in seeds

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 ETA = 3
 """One in so many goes on, and is trained so many times as long."""
-FINALISTS, SECOND = 6, 3
+FINALISTS, SECOND = 8, 3
 """So many settings are trained with every seed, and at so many places all settings are tried."""
 
 
