@@ -9,7 +9,7 @@ from jaxtyping import TypeCheckError
 
 import architectures as A
 import reftlens as rl
-from reftlens.text.positions import Role
+from reftlens.text.positions import Role, Tokens
 from reftlens.text.positions.spelling import positions_from_dict
 
 CHATS = [
@@ -115,6 +115,17 @@ def test_generation_edits_the_message_as_the_teacher_forced_forward_does(gpt2, p
     for row, ids in enumerate(written.prompt_ids):
         expected = logits[row, len(ids) - 1 : len(ids) - 1 + len(written.ids[row])]
         torch.testing.assert_close(written.logits[row], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("among", [Role("user", -1), Tokens("user")], ids=str)
+def test_a_variant_among_what_only_the_prompts_hold_is_generated_with(among):
+    """The check of the ways to compute writes on short prompts of its own, which hold no such message or text."""
+    model, vector = A.fresh_bridge("llama"), torch.full((A.D,), 2.0)
+    everywhere, there = (rl.ReFT({rl.resid_post(1, p): rl.SteeringVector(A.D, vector)}) for p in ("all", among))
+    settings = rl.Decoding(max_new_tokens=4)
+    narrowed = rl.generate(everywhere, model, CHATS[:2], settings, chat=True, variant=rl.Variant(among=among))
+    expected = rl.generate(there, model, CHATS[:2], settings, chat=True)
+    assert narrowed.ids == expected.ids and narrowed.edited == expected.edited
 
 
 def test_a_shortened_prompt_has_the_messages_that_are_left(llama):

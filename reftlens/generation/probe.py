@@ -8,6 +8,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -100,7 +101,8 @@ def _problem(session: Session, obstacle: str) -> str:
 
 def _short(session: Session, room: int, obstacle: str) -> tuple[Session, Int[Tensor, "step row"]]:
     """The same on one prompt, or two of different lengths, and the tokens that are to be written after each."""
-    model, variants = session.model, session.variants[:2]
+    model = session.model
+    variants = [replace(v, among=None) for v in session.variants[:2]]  # of the session's prompts, not of these
     stops, pool = set(session.stops.tolist()), session.rows.tokens[session.rows.real].tolist()
     pool = [token for token in pool if token not in stops] or pool
     generator = torch.Generator().manual_seed(0)
