@@ -1,5 +1,7 @@
 """Gates: an edit behind one is `h' = h + strength · g · code @ basisᵀ`, and nothing at all where it is shut."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_scorer import off, scored, worst
@@ -338,3 +340,42 @@ def test_what_is_written_is_what_each_row_alone_and_from_its_first_token_gives(a
             torch.testing.assert_close(x, y, atol=ROUNDING, rtol=0)
     last = found[-1] if isinstance(found, list) else found
     assert last.ids != plain.ids or not all(map(torch.equal, last.logits, plain.logits))
+
+
+# -- how often it is open -------------------------------------------------------------------------------------------
+
+
+def test_openings_count_the_rows_that_open_and_cost_nothing_where_the_gate_is_shut(llama):
+    import reftlens as rl
+
+    reft, data = gated(["threshold, max"], llama), encoded(llama)
+    over = [score > reft[0].gate.above for score in scores(reft[0].gate, llama, reft.sites[0])]
+    right = rl.strength.openings(reft, llama, data, over, batch_size=2, progress=False)
+    wrong = rl.strength.openings(reft, llama, data, [not x for x in over], progress=False)
+    assert (right.true().value, right.false().value, wrong.true().value, wrong.false().value) == (1, 0, 0, 1)
+    assert right.cost["kl"].value == right.cost["log_prob"].value == 0 < wrong.cost["kl"].value
+    assert right.true().count == sum(over) and right.sites == (str(reft.sites[0]),)
+    assert right.tokens(right.sites[0], expected=True).value == 1
+    assert right.to_frame()["expected"].tolist() == over
+    assert right.by_site()["false"].tolist() == [0] and "where it should not" in " ".join(str(right).split())
+    assert right.plot().get_ylabel().startswith("share of rows")
+    for result in (
+        rl.evaluate(reft, llama, data, progress=False),
+        rl.strength.dose_response(reft, llama, data, [0, 1], progress=False),
+    ):
+        text = f"Threshold at {reft.sites[0]}: open in {sum(over) / 3:.0%} of 3 rows"
+        assert text in " ".join(str(result).split()) and "open in" not in str(replace(result, gates=()))
+    (per_token,) = rl.strength.openings(gated(["threshold per token"], llama), llama, data, over, progress=False).gates
+    assert 0 < per_token.share.mean() < 1 and (per_token.widest == 1).any()
+
+
+def test_openings_need_a_gate_and_labels_of_both_sorts(llama):
+    import reftlens as rl
+
+    data = encoded(llama)
+    for reft, labels in ((gated(["schedule"], llama), [True] * 3), (gated(["schedule"], llama), [True, False])):
+        with pytest.raises(ValueError, match="expected= has"):
+            rl.strength.openings(reft, llama, data, labels, progress=False)
+    with pytest.raises(ValueError, match="no Gated intervention acts"):
+        bare = rl.ReFT({rl.resid_post(0, "all"): rl.LoReFT(D)})
+        rl.strength.openings(bare, llama, data, [True, False, True], progress=False)

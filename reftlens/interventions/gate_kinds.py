@@ -30,7 +30,8 @@ class _Scored(Gate):
     def __init__(self, d: SupportsIndex, per: Per, by: Rule | None) -> None:
         super().__init__()
         check_one_of("per", per, ("token", "prompt"))
-        self.d, self.per, self.pools = whole(d, "d", 1), per, per == "prompt"
+        self.d, self.pools = whole(d, "d", 1), per == "prompt"
+        self.per: Per = per
         self.by: Rule | None = "last" if self.pools and by is None else by
         if self.pools:
             check_one_of("by", self.by, ("last", "max", "mean"))

@@ -57,7 +57,7 @@ def strength_section(subject: Subject) -> Section:
         "count": len(subject.data),
         "origin": _origin(subject),
         "slopes": _sentence(str(dose.slopes)),
-        "half": _sentence(_half(dose)),
+        "half": " ".join(map(_sentence, [_half(dose), *map(str, dose.gates)])),
         "figures": figures,
         "numbers": table(frames["strength"], "Means by strength, with 95 % intervals over examples"),
     }

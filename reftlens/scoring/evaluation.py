@@ -21,6 +21,7 @@ from reftlens.numbers import whole
 from reftlens.scoring.comparison import check_plans, per_example, scored_batches, scorer_of
 from reftlens.scoring.criterion import Criterion
 from reftlens.scoring.objectives import Loss, Objective, cross_entropy, is_per_target, sites_of
+from reftlens.scoring.openness import Openness, openness_of
 from reftlens.scoring.remembered import ScoreTable
 from reftlens.scoring.statistics import Estimate, accuracy_of, mean_of
 from reftlens.text.batch import Batch
@@ -41,6 +42,8 @@ class Evaluation:
     """What was computed for each variant, and what was reused; or why everything was computed."""
     among: str = ""
     """Among how many answers targets were scored, in words; "" for all tokens."""
+    gates: tuple[Openness, ...] = ()
+    """How far the gates of the edit, if it has any, are open under the last variant that edits."""
 
     def estimate(self, measure: str) -> list[Estimate]:
         """Mean `"loss"` or `"accuracy"` over examples under each variant, with its 95 % interval.
@@ -101,6 +104,7 @@ class Evaluation:
         lines = [f"{self.loss.shape[1]} examples, mean loss and token accuracy{self.among}:"]
         means = zip(self.variants, self.estimate("loss"), self.estimate("accuracy"), strict=True)
         lines += [f"{variant}: loss {loss:.4f}, accuracy {accuracy:.3f}" for variant, loss, accuracy in means]
+        lines += map(str, self.gates)
         return figures.screenful(lines)
 
     __repr__ = __str__
@@ -131,7 +135,10 @@ def evaluate(
     plans = [Plan(reft, variant) for variant in all_variants]
     size = whole(batch_size, "batch_size", 1)
     settings: dict[str, Any] = dict(batch_size=size, describe="evaluate", progress=progress)
-    return Evaluation(all_variants, *losses_of(model, data, plans, objective, Reuse.of(reuse), **settings), data.among)
+    losses = losses_of(model, data, plans, objective, Reuse.of(reuse), **settings)
+    edited = [variant for variant in all_variants if variant.strength != 0.0]
+    gates = openness_of(reft, model, data, edited[-1], batch_size=size) if edited else []
+    return Evaluation(all_variants, *losses, data.among, tuple(gates))
 
 
 def losses_of(

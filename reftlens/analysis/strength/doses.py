@@ -12,6 +12,7 @@ from reftlens.analysis.strength.curves import HalfEffect, Slopes, half_effect, n
 from reftlens.analysis.strength.texts import Written
 from reftlens.errors import check_one_of
 from reftlens.figures import Axes, DataFrame
+from reftlens.scoring.openness import Openness
 from reftlens.scoring.responses import Responses
 from reftlens.scoring.statistics import Estimate, accuracy_of, mean_of
 
@@ -41,6 +42,8 @@ class DoseResponse:
     """The same as `on_data` on unrelated prompts."""
     text: Written | None
     """What is written at each strength."""
+    gates: tuple[Openness, ...] = ()
+    """How far the gates of the edit, if it has any, are open on the data at strength 1."""
 
     @property
     def computation(self) -> str:
@@ -177,6 +180,7 @@ class DoseResponse:
         each = zip(self.strengths, self.estimate("effect"), self.estimate("kl"), strict=True)
         units = f"nats per target token{self.on_data.among}", f"nats per token{self.on_data.among}"
         lines = [f"strength {s:g}: effect {e} {units[0]}, KL {k.value:.3g} {units[1]}" for s, e, k in each]
-        return figures.screenful([*lines, *([str(self.slopes)] if len(set(self.strengths)) > 1 else [])])
+        lines += [str(self.slopes)] if len(set(self.strengths)) > 1 else []
+        return figures.screenful([*lines, *map(str, self.gates)])
 
     __repr__ = __str__

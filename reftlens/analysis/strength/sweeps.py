@@ -17,6 +17,7 @@ from reftlens.errors import check_each_once
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.site_edits import check_writes
 from reftlens.numbers import reals
+from reftlens.scoring.openness import openness_of
 from reftlens.scoring.responses import responses
 from reftlens.text.batch import Batch
 from reftlens.text.template import Prompt
@@ -66,10 +67,12 @@ def dose_response(
     plans = plans_of(reft, dict(zip(map(str, doses), variants, strict=True)))
     settings = {"batch_size": batch_size, "reuse": Reuse.of(reuse), "progress": progress}
     score_on = partial(responses, model, **settings)
-    size = edit_size(reft, model, data, variant=Variant(1.0, among, sites), batch_size=batch_size)
+    trained = Variant(1.0, among, sites)
+    size = edit_size(reft, model, data, variant=trained, batch_size=batch_size)
+    gates = openness_of(reft, model, data, trained, batch_size=batch_size)
     on_data = score_on(data, plans, describe="dose response")
     off_target = None if unrelated is None else score_on(unrelated, plans, describe="unrelated prompts")
     text = None
     if prompts is not None:
         text = written(reft, model, prompts, variants, decoding, score=score, chat=chat, **settings)
-    return DoseResponse(doses, on_data, size, off_target, text)
+    return DoseResponse(doses, on_data, size, off_target, text, tuple(gates))
