@@ -165,6 +165,7 @@ def test_every_result_says_so_and_no_other_does(rl, llama):
     quiet = {"progress": False}
     results = {
         "doses": lambda d, _: rl.dose_response(reft, llama, d, [0.5, 1], **quiet),
+        "together": lambda d, _: rl.places.composition({"a": reft, "b": reft_for(rl)}, llama, {"it": d}, **quiet),
         "scores": lambda _, pairs: rl.causal.interchange_scores(das, llama, pairs, **quiet),
     }
     for name, result in results.items():

@@ -67,3 +67,31 @@ def test_half_precision_models_train_float32_interventions(tmp_path):
         rl.generate(loaded, model, data, rl.Decoding(beams=2)).ids
         == rl.generate(reft, model, data, rl.Decoding(beams=2)).ids
     )
+
+
+def test_answers_preferences_and_states_that_are_looked_at_follow_the_cpu():
+    import reftlens as rl
+
+    class Quiet(rl.training.Objective):
+        reference = True
+
+        def __init__(self):
+            self.sites = {"late": rl.resid_post(2, "last")}
+
+        def losses(self, predictions):
+            moved = predictions.by_row((predictions.log_probs - predictions.reference).square())
+            return moved + predictions.activations["late"].square().mean(dim=1)
+
+    results = []
+    for model in (architectures.bridge("llama"), _on_cuda("llama")):
+        rows = [rl.Example("the cat sat on", " dog"), rl.Example("a", " cat"), rl.Example("the moon over", " cat")]
+        data = rl.encode(model, rows, end=False, among_answers=[" cat", " dog"])
+        pairs = rl.training.preference_pairs(model, [("the cat", " sat on", " dog"), ("a", " cat", " moon")])
+        lo = rl.LoReFT(model.cfg.d_model, 2, generator=torch.Generator().manual_seed(0))
+        reft = rl.ReFT({rl.resid_post(1, "f1+l1"): lo})
+        losses = rl.evaluate(reft, model, data, progress=False).loss.flatten().tolist()
+        losses += rl.evaluate(reft, model, data, objective=Quiet(), progress=False).loss[1].tolist()
+        for objective, some in ((rl.training.RePS((0.5, 1.0)), pairs), (Quiet(), data)):
+            losses += rl.fit(reft, model, some, steps=2, batch_size=2, objective=objective, progress=False).losses
+        results.append(losses)
+    assert results[0] == pytest.approx(results[1], rel=1e-3)  # kernels of CPU and GPU round differently

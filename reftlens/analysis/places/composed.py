@@ -35,6 +35,8 @@ class Composition:
     """Of all edits at once."""
     seed: int = 0
     """Of the permutation tests."""
+    among: tuple[str, ...] = ()
+    """Of each metric, among how many answers its targets were scored, in words; "" for all tokens."""
 
     def effect(self, edit: str, metric: str) -> Estimate:
         """Of one edit on one metric."""
@@ -54,6 +56,9 @@ class Composition:
 
     def _index(self, metric: str) -> int:
         return index_of(self.metrics, metric, "metric")
+
+    def _label(self, metric: str) -> str:
+        return metric + (self.among[self._index(metric)] if self.among else "")
 
     def _errors(self, j: int) -> Float[Tensor, " example"]:
         return self.together[j] - self.alone[j].sum(dim=0)
@@ -87,7 +92,7 @@ class Composition:
         for y, row in enumerate(estimates):
             for x, estimate in enumerate(row):
                 write_cell(ax, x, y, estimate)
-        ax.set_xticks(range(len(self.metrics)), list(self.metrics))
+        ax.set_xticks(range(len(self.metrics)), list(map(self._label, self.metrics)))
         ax.set_yticks(range(len(rows)), rows)
         ax.set(xlabel="metric", ylabel="edit")
         return ax
@@ -97,7 +102,7 @@ class Composition:
         for metric in self.metrics:
             each = ", ".join(f"{edit} {self.effect(edit, metric)}" for edit in self.edits)
             both = f"together {self.joint(metric)}, sum {self.predicted(metric)}, error {self.error(metric)}"
-            lines.append(f"{metric} (nats per target token): {each}; {both}")
+            lines.append(f"{self._label(metric)} (nats per target token): {each}; {both}")
         return figures.screenful(lines)
 
     __repr__ = __str__
@@ -136,4 +141,4 @@ def composition(
         for name, data in metrics.items()
     ]
     alone, together = tuple(table[:-1] for table in effects), tuple(table[-1] for table in effects)
-    return Composition(tuple(edits), tuple(metrics), alone, together, seed)
+    return Composition(tuple(edits), tuple(metrics), alone, together, seed, tuple(d.among for d in metrics.values()))
