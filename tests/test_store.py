@@ -194,6 +194,8 @@ def _positions():
         "difference": rl.positions.Prompt() - rl.positions.First(1),
         "chain": rl.positions.Prompt() >> rl.positions.First(3) >> rl.positions.Last(2),
         "generated": rl.positions.Generated() | rl.positions.Last(1),
+        "role": rl.positions.Role("user", turn=-1, part="after"),
+        "written": rl.positions.Written(r"an|look", regex=True, then="after"),
     }
 
 
@@ -212,6 +214,8 @@ POSITION_NAMES = (
     "difference",
     "chain",
     "generated",
+    "role",
+    "written",
 )
 
 
@@ -227,7 +231,7 @@ def test_the_table_of_positions_has_every_kind():
 def test_every_kind_of_positions_comes_back(gpt2, tmp_path, name):
     import reftlens as rl
 
-    batch = rl.encode(gpt2, [rl.Example(text, " and looked") for text in TEXTS])
+    batch = rl.encode(gpt2, [rl.Example(text, " and looked") for text in TEXTS], chat=name == "role")
     reft = rl.ReFT({rl.resid_post(1, _positions()[name]): rl.LoReFT(D, 2)}).eval()
     again = _reload(reft, gpt2, tmp_path)
     assert again.sites[0].positions == _positions()[name]
