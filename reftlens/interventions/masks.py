@@ -69,7 +69,8 @@ class GatedExchange(Exchange):
         if not self.learned_rank:
             raise ValueError(
                 f"{self.kind} has no open direction (learned rank 0): it exchanges nothing, as the source tells "
-                f"nothing that is worth sparsity={self.sparsity:g} nat(s) for each direction"
+                f"nothing that is worth sparsity={self.sparsity:g} nat(s) for each direction; lower sparsity where "
+                "a direction may be worth less"
             )
         basis = self.basis()
         columns = torch.eye(self.d, device=self.temperature_now.device) if basis is None else basis.detach()

@@ -36,7 +36,7 @@ class Ledger:
         reasons: dict[str, tuple[str | None, ...]] = {}
         for score, holds in scores.items():
             first: list[str | None] = [None] * pairs
-            for reason, mask in reversed(holds.items()):
+            for reason, mask in reversed(list(holds.items())):
                 first = [reason if here else other for here, other in zip(mask.tolist(), first, strict=True)]
             reasons[score] = tuple(first)
         return Ledger(reasons)

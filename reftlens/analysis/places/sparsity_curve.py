@@ -68,7 +68,7 @@ class Sparsity:
             if counts:
                 figures.curve(ax, counts, [best[n] for n in counts], way, colour)
         figures.level(ax, self.unedited.loss.value, "unedited model")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_xticks(sorted({0, *(len(p.sites) for p in self.points)}))
         ax.set(xlabel="edited sites", ylabel=f"held-out loss per target token{self.among} (nats)")
         ax.legend(frameon=False)
         return ax
