@@ -73,7 +73,11 @@ class GatedExchange(Exchange):
                 "a direction may be worth less"
             )
         basis = self.basis()
-        columns = torch.eye(self.d, device=self.temperature_now.device) if basis is None else basis.detach()
+        columns = (
+            torch.eye(self.d, dtype=torch.float32, device=self.temperature_now.device)
+            if basis is None
+            else basis.detach()
+        )
         return DAS(self.d, basis=columns[:, self.is_open()])
 
     def anneal(self, progress: float) -> None:
