@@ -31,16 +31,15 @@ def frontier(settings: Sequence[Setting], unedited: float, label: str, ax: Axes 
 
 
 def place_map(trials: Sequence[Trial], chosen: Candidate, label: str, ax: Axes | None) -> Axes:
-    """Best score of any candidate at each layer and hook (rows) and positions (columns), where it got to."""
-    last = {t.candidate: t for t in sorted(trials, key=lambda t: t.steps) if t.within}
-    best: dict[tuple[str, str], float] = {}
-    for trial in last.values():
+    """Best score of any candidate at each layer and hook (rows) and positions (columns), all at equal steps."""
+    steps, best = min(trial.steps for trial in trials), dict[tuple[str, str], float]()
+    for trial in (t for t in trials if t.steps == steps and t.within):
         best[_cell(trial.candidate)] = max(best.get(_cell(trial.candidate), -torch.inf), trial.score)
     rows, columns = (list(dict.fromkeys(cell[i] for cell in map(_cell, _in_order(trials)))) for i in (0, 1))
     table = torch.tensor([[best.get((r, c), torch.nan) for c in columns] for r in rows])
-    ax = figures.axes(ax, width=3.0 + 0.6 * len(columns), height=1.6 + 0.22 * len(rows))
+    ax = figures.axes(ax, width=3.0 + 0.6 * len(columns), height=2.4 + 0.22 * len(rows))
     image = ax.imshow(table, origin="lower", aspect="auto", cmap="viridis")
-    figures.colour_bar(ax, image, fill(label, 40))
+    figures.colour_bar(ax, image, fill(f"{label}, after {steps} steps", 28))
     row, column = _cell(chosen)
     ax.plot(columns.index(column), rows.index(row), "*", color=figures.ORANGE, markersize=13)
     ax.set_xticks(range(len(columns)), list(map(figures.short, columns)), rotation=30, ha="right")

@@ -79,17 +79,18 @@ class SearchResult:
         return figures.table([trial.to_row() for trial in self.trials] + [s.to_row() for s in self.settings])
 
     def importance(self) -> DataFrame:
-        """How much each axis matters for the score.
+        """How much each axis matters for the score, at the first rung, where all candidates stand at equal steps.
 
-        `explained` is the share of the variance of the scores at the first rung, where all candidates stand at equal
-        steps, that lies between the values of the axis (η²; its expectation under no effect, the number of values less
-        one over that of candidates less one, is `by_chance`). `lost` is by how much the best candidate with another
-        value than the recommended one stays behind the best of all, each where it got to.
+        `explained` is the share of the variance of the scores that lies between the values of the axis (η²; without any
+        effect it is expected to be `by_chance`, the number of values less one over that of candidates less one). `lost`
+        is by how much the best candidate with another value than the recommended one stays behind the best of all.
         """
-        return importance([t for t in self.trials if t.look == "first"], self.trials, self.candidate)
+        first = min(trial.steps for trial in self.trials)
+        every = [trial for trial in self.trials if trial.look == "first" and trial.steps == first]
+        return importance(every, self.candidate)
 
     def plot(self, ax: Axes | None = None, *, of: str = "frontier") -> Axes:
-        """`"frontier"`: score over KL of the finals, the undominated ones joined; `"map"`: best score at each place."""
+        """`"frontier"`: score over KL of the finals, the undominated ones joined; `"map"`: best at each place."""
         check_one_of("of", of, ("frontier", "map"))
         if of == "map":
             label = NAMES["loss" if self.metric.score else self.metric.name]

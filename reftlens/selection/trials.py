@@ -64,27 +64,23 @@ class Setting:
         return f"{mark}{self.score:.3f} at KL {self.kl:.3g}: {self.candidate}, strength {self.strength:g}"
 
 
-def importance(first: Sequence[Trial], every: Sequence[Trial], chosen: Candidate) -> DataFrame:
-    """One row per axis that has several values: the share of variance that it explains, and what is lost without."""
-    scores = torch.tensor([trial.score if trial.within else torch.nan for trial in first], dtype=torch.float64)
-    use, rows = ~scores.isnan(), []
-    last = {trial.candidate: trial for trial in sorted(every, key=lambda trial: trial.steps)}.values()
+def importance(trials: Sequence[Trial], chosen: Candidate) -> DataFrame:
+    """One row per axis that has several values, from candidates at equal steps."""
+    own, rows = [trial for trial in trials if trial.within], []
+    scores = torch.tensor([trial.score for trial in own], dtype=torch.float64)
     for axis, value in chosen.axes.items():
-        levels = [trial.candidate.axes[axis] for trial in first]
+        levels = [trial.candidate.axes[axis] for trial in own]
         values = list(dict.fromkeys(levels))
         if len(values) < 2:
             continue
-        index = torch.tensor([values.index(level) for level in levels])[use]
-        own = [trial for trial in last if trial.within]
-        other = [trial.score for trial in own if trial.candidate.axes[axis] != value]
-        best = max((trial.score for trial in own), default=torch.nan)
-        explained = _explained(scores[use], index, len(values))
-        chance = (len(values) - 1) / max(1, len(index) - 1)
-        lost = best - max(other) if other else torch.nan
-        rows.append(
-            {"axis": axis, "values": len(values), "chosen": str(value), "explained": explained, "by_chance": chance,
-             "lost": lost}
-        )  # fmt: skip
+        index = torch.tensor([values.index(level) for level in levels])
+        others = scores[torch.tensor([level != value for level in levels])]
+        numbers = {
+            "explained": _explained(scores, index, len(values)),
+            "by_chance": (len(values) - 1) / max(1, len(own) - 1),
+            "lost": (scores.max() - others.max()).item() if len(others) else torch.nan,
+        }
+        rows.append({"axis": axis, "values": len(values), "chosen": str(value), **numbers})
     return figures.table(rows, "axis")
 
 
