@@ -330,7 +330,7 @@ def test_controls_and_their_warnings_are_shown(tmp_path, without_charts):
 
     estimate = Estimate(0.5, 0.2, 0.8, 12)
     rows = tuple(rl.causal.Control(name, estimate, estimate) for name in ("trained", "no edit", "full vector"))
-    text = write(tmp_path / "c.html", controls=Warned(rows, (), 0.4, 99, estimate)).read_text(encoding="utf-8")
+    text = write(tmp_path / "c.html", controls=Warned(rows, (), 0.4, 99, estimate, (1,))).read_text(encoding="utf-8")
     said = Page(text).text
     assert "Controls: shuffled labels score as high <b>." in said["summary"] and "trained" in said["controls"]
     assert numbers(text)["controls"][0]["accuracy"] == 0.5

@@ -17,6 +17,7 @@ NO_MEASUREMENTS = {
     "Sites": "a list of a model's hooks",
     "Known": "a list of what a model answers, from which a task is made",
     "Grid": "texts, shown as HTML",
+    "Ledger": "columns of the tables that leave pairs out",
 }
 """Classes that can be framed or plotted, and are no results."""
 
@@ -183,6 +184,47 @@ def _overlap():
     return rl.subspaces.overlap({"LoReFT": reft, "direction": _direction(), "other": torch.randn(D, 3)})
 
 
+def _critical():
+    import reftlens as rl
+
+    truth, data, _, das = _exchange()
+    wide = rl.ReFT({rl.resid_post(1, "f1+l1"): das[0]})
+    return rl.selection.critical(wide, truth.model, data, count=1, **QUIET)
+
+
+def _openings():
+    import reftlens as rl
+
+    model, data, reft = _texts()
+    gate = rl.interventions.Threshold(_direction().basis[:, 0].float())
+    gated = rl.ReFT({reft.sites[1]: rl.interventions.Gated(reft.clone()[1], gate)})
+    return rl.strength.openings(gated, model, data, [i % 2 == 0 for i in range(len(data))], **QUIET)
+
+
+def _ranked():
+    import reftlens as rl
+
+    return rl.places.ranked_units(rl.ReFT({rl.resid_post(1, "last"): rl.interventions.SigmoidMask(D)}))
+
+
+def _search():
+    import reftlens as rl
+
+    truth = planted()
+    rows = [pairs(truth.value, count, seed)[0] for seed, count in ((1, 16), (2, 32), (3, 8))]
+    space = rl.selection.Space(layers=(0, 2), positions=("last",), ranks=(2,), lrs=(0.1,))
+    config = rl.FitConfig(steps=3, batch_size=16)
+    return rl.search(truth.model, *rows, space=space, config=config, seeds=1, **QUIET)
+
+
+def _sparsity():
+    import reftlens as rl
+
+    model, data, _ = _texts()
+    sites, config = rl.places.every_head(model, "last"), rl.FitConfig(steps=2)
+    return rl.places.sparsity(sites, lambda: rl.LoReFT(8, 1), model, data, data, [0.1], config, **QUIET)
+
+
 def _ranks():
     import reftlens as rl
 
@@ -229,6 +271,7 @@ RESULTS = {
     "CellEffects": lambda: _effects("cells"),
     "Composition": _composition,
     "Controls": _controls,
+    "Critical": _critical,
     "Direction": _direction,
     "DirectionExamples": lambda: _of_a_subspace("direction_examples"),
     "DirectionTokens": lambda: _of_a_subspace("direction_tokens"),
@@ -246,6 +289,7 @@ RESULTS = {
     "InterchangeMap": _map,
     "InterchangeScores": _scores,
     "ManifoldDistance": _manifold,
+    "Openings": _openings,
     "Overlap": _overlap,
     "PairEffects": lambda: _effects("pairs"),
     "PartEffects": lambda: _effects("positions"),
@@ -253,7 +297,10 @@ RESULTS = {
     "PooledDoses": _pooled,
     "PrincipalFrame": lambda: _of_a_subspace("principal_frame"),
     "RankSweep": _ranks,
+    "RankedUnits": _ranked,
+    "SearchResult": _search,
     "SeenSplit": _seen,
+    "Sparsity": _sparsity,
     "Stability": _stability,
     "VariantEffects": _variants,
     "WeightOverlap": lambda: _of_a_subspace("weight_overlap"),
