@@ -379,3 +379,45 @@ def test_openings_need_a_gate_and_labels_of_both_sorts(llama):
     with pytest.raises(ValueError, match="no Gated intervention acts"):
         bare = rl.ReFT({rl.resid_post(0, "all"): rl.LoReFT(D)})
         rl.strength.openings(bare, llama, data, [True, False, True], progress=False)
+
+
+# -- a gate from two sets of prompts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["last", "max", "mean"])
+def test_a_threshold_between_two_sorts_of_prompts_opens_for_others_of_its_sort(llama, by):
+    import reftlens as rl
+
+    def prompts(animal, words):
+        return rl.encode_prompts(llama, [f"the {animal} {word} {animal}" for word in words])
+
+    words = [
+        "sat on the mat",
+        "ran by",
+        "looked at the moon over",
+        "sat while a",
+        "and the",
+        "over the hill by",
+        "a",
+        "on",
+    ]
+    site = rl.resid_post(0, "prompt")
+    fit = rl.subspaces.threshold_between(llama, prompts("cat", words), prompts("moon", words), site, by=by)
+    assert fit.gate.by == by and (fit.true.value, fit.false.value) == (1, 0) and fit.separation > 1
+    new = [rl.Example(f"the {animal} by the {animal}", " ran") for animal in ("cat", "moon", "cat", "moon")]
+    reft = rl.ReFT({site: rl.interventions.Gated(rl.LoReFT(D, 2), fit.gate)})
+    result = rl.strength.openings(reft, llama, rl.encode(llama, new), [True, False] * 2, progress=False)
+    assert (result.true().value, result.false().value, result.cost["kl"].value) == (1, 0, 0)
+
+
+def test_a_threshold_where_there_is_nothing_between_is_refused(llama):
+    import reftlens as rl
+
+    same = rl.encode_prompts(llama, ["the cat sat", "a dog ran", "the moon", "the hill by"])
+    site = rl.resid_post(0, "last")
+    with pytest.raises(ValueError, match="expected four or more"):
+        rl.subspaces.threshold_between(llama, same[:2], same, site)
+    with pytest.raises(Exception, match="by=|Type-check error"):
+        rl.subspaces.threshold_between(llama, same, same, site, by="first")
+    with pytest.raises(ValueError, match="differ along 0"):
+        rl.subspaces.threshold_between(llama, same[[0, 0, 0, 0]], same[[0, 0, 0, 0]], site)

@@ -2,6 +2,7 @@
 
 from reftlens.analysis.subspaces.examples import DirectionExamples, direction_examples
 from reftlens.analysis.subspaces.frame import PrincipalFrame, principal_frame
+from reftlens.analysis.subspaces.gate_fit import GateFit, threshold_between
 from reftlens.analysis.subspaces.geometry import Overlap, overlap
 from reftlens.analysis.subspaces.metrics import Metric, causal_metric, metric_of
 from reftlens.analysis.subspaces.orthogonal import orthogonalise
@@ -16,6 +17,7 @@ __all__ = [
     "DirectionExamples",
     "DirectionTokens",
     "FramePath",
+    "GateFit",
     "Metric",
     "Overlap",
     "Plane",
@@ -35,5 +37,6 @@ __all__ = [
     "rank_sweep",
     "seen_split",
     "stability",
+    "threshold_between",
     "weight_overlap",
 ]
