@@ -417,7 +417,7 @@ def test_a_threshold_where_there_is_nothing_between_is_refused(llama):
     site = rl.resid_post(0, "last")
     with pytest.raises(ValueError, match="expected four or more"):
         rl.subspaces.threshold_between(llama, same[:2], same, site)
-    with pytest.raises(Exception, match="by=|Type-check error"):
+    with pytest.raises(Exception, match=r"by=|Type-check error"):
         rl.subspaces.threshold_between(llama, same, same, site, by="first")
     with pytest.raises(ValueError, match="differ along 0"):
         rl.subspaces.threshold_between(llama, same[[0, 0, 0, 0]], same[[0, 0, 0, 0]], site)
