@@ -1,11 +1,13 @@
 """Is what a search says of itself true? Tasks with nothing to find, and tasks with something.
 
     python benchmarks/search_null.py [--tasks 200] [--planted] [--out docs/search_null.jsonl] [--table]
+    python benchmarks/search_null.py --simulated
 
 Rows of four tokens, 64 to train on, 60 to choose by and 60 to report on, answered by one of four tokens: drawn at
 random (nothing to find, chance is 0.25), or with `--planted` turned from the value that the last token carries, every
 fifth at random (0.85 is right). The metric is accuracy. Of each task a line is written: the interval on the test rows,
-dev score, optimism. A task that is there already is left out, so that the script can be stopped.
+dev score, optimism. A task that is there already is left out, so that the script can be stopped. `--simulated` takes
+scores of 48 equally good candidates from a random generator (60 rows of 0 or 1, correlation 0.5) in place of a search.
 """
 
 import argparse
@@ -64,15 +66,36 @@ def table(lines: list[dict[str, Any]], truth: float) -> str:
     )
 
 
+def simulated(tasks: int) -> str:
+    """How much too good the chosen score is, before and after its optimism is taken off, with standard errors."""
+    options, count, generator = 48, 60, torch.Generator().manual_seed(0)
+    before, after = torch.zeros(2, tasks)
+    for task in range(tasks):
+        common = torch.randn(1, count + 400, generator=generator)
+        hits = 0.5**0.5 * (common + torch.randn(options, count + 400, generator=generator)) > 0.67
+        dev, test = hits.double().split([count, 400], dim=1)
+        size = torch.tensor((1, 2, 4, 8)).repeat(options // 4)
+        finals = rl.selection.Options(dev, dev, torch.zeros_like(dev), torch.inf, size, torch.arange(count))
+        chosen = finals.chosen(torch.ones(count, dtype=torch.float64))
+        before[task] = dev[chosen].mean() - test[chosen].mean()
+        after[task] = before[task] - rl.selection.optimism(finals, resamples=200, seed=task).value
+    means = (f"{x.mean():+.4f} ± {x.std() / tasks**0.5:.4f}" for x in (before, after))
+    return "{} too high, {} after optimism is taken off, over {} tasks".format(*means, tasks)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--planted", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "search_null.jsonl")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--simulated", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    if options.simulated:
+        print(simulated(options.tasks))
+        return
     known = [json.loads(x) for x in options.out.read_text().splitlines()] if options.out.exists() else []
     if options.table:
         print(table(known, RIGHT if options.planted else CHANCE))

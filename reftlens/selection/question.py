@@ -11,7 +11,7 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import Sites, hooks
 from reftlens.editing.variant import Variant
-from reftlens.scoring.objectives import Objective
+from reftlens.scoring.objectives import Loss, Objective
 from reftlens.selection.metrics import Metric
 from reftlens.selection.space import Candidate, Space
 from reftlens.selection.splitting import Split
@@ -36,7 +36,7 @@ class Question:
     config: FitConfig
     seeds: int
     seed: int
-    objective: Objective
+    objective: Objective | Loss
     batch_size: int
     reuse: Reuse | None
     executor: Executor | None

@@ -106,13 +106,11 @@ def critical(
         raise ValueError(
             f"{len(data)} row(s), expected 4 or more, of which no half shares a prompt: chosen by one half"
         )
-    named = (
-        _named(reft, data, positions) if of == "positions" else dict(zip(site_labels(reft), reft.sites, strict=True))
-    )
+    own = _named(reft, data, positions) if of == "positions" else None
+    named: Mapping[str, Any] = dict(zip(site_labels(reft), reft.sites, strict=True)) if own is None else own
     if len(named) <= keep:
         raise ValueError(f"{len(named)} {of}, and count={keep} are to be kept: there is nothing to choose")
     settings: dict[str, Any] = {"seed": number, "batch_size": batch_size, "progress": progress}
-    own = named if of == "positions" else None
     question = questions_of(reft, halves[0], [of], positions=own, strength=strength)
     ranked, _ = answered(reft, model, halves[0], question, {}, reuse=Reuse.of(reuse), **settings)
     ranking = ranked[of]

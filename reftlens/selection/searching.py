@@ -12,7 +12,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.files import destination
 from reftlens.generation.decoding import Decoding
 from reftlens.numbers import whole
-from reftlens.scoring.objectives import Objective, cross_entropy
+from reftlens.scoring.objectives import Loss, Objective, cross_entropy
 from reftlens.selection.course import Course
 from reftlens.selection.finals import Finals
 from reftlens.selection.halving import schedule_of
@@ -42,7 +42,7 @@ def search(
     config: FitConfig = SEARCH,
     seeds: SupportsIndex = 3,
     seed: SupportsIndex = 0,
-    objective: Objective = cross_entropy,
+    objective: Objective | Loss = cross_entropy,
     decoding: Decoding = Decoding(),
     batch_size: int = 16,
     checkpoint: str | Path | None = None,

@@ -21,7 +21,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
 from reftlens.errors import CheckpointMismatch, TrainingDiverged
 from reftlens.files import write_atomically
-from reftlens.scoring.objectives import Objective
+from reftlens.scoring.objectives import Loss, Objective
 from reftlens.selection.metrics import measures
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
@@ -50,7 +50,7 @@ class Work:
     refts: tuple[ReFT, ...]
     configs: tuple[FitConfig, ...]
     strengths: tuple[float, ...]
-    objective: Objective
+    objective: Objective | Loss
     batch_size: int
     reuse: Reuse | None
 
