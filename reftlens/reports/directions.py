@@ -58,7 +58,11 @@ def directions_section(subject: Subject) -> Section:
     s, sites, frames = subject, [], {}
     data = s.data if isinstance(s.frame, str) else s.frame
     for i, site in enumerate(s.reft.sites[:_MOST_SITES]):
-        shown = range(min(_MOST_DIRECTIONS, columns_of(s.reft[i]).shape[1]))
+        columns = or_reason("Directions", partial(columns_of, s.reft[i]))
+        if isinstance(columns, str):  # no gate is open
+            sites.append({"index": i, "name": str(site), "tokens": columns, "examples": columns})
+            continue
+        shown = range(min(_MOST_DIRECTIONS, columns.shape[1]))
         read = {"site": i, "directions": shown, "progress": s.progress}
         tokens = or_reason("Tokens", partial(direction_tokens, s.reft, s.model, data, **read, top=_TOP, seed=s.seed))
         examples = or_reason("Examples", partial(direction_examples, s.reft, s.model, data, **read, top=3))
