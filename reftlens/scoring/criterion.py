@@ -39,6 +39,13 @@ class Criterion:
                 self._references = reference_log_probs(scorer, batch_size * self.group)
 
     def __call__(self, scored: Scored) -> Float[Tensor, " losses"]:
+        """Raises `ValueError` where the objective gives losses of another shape."""
+        losses = self._losses(scored)
+        if losses.ndim != 1:
+            raise ValueError(f"the objective gave losses of shape {list(losses.shape)}, expected one dimension")
+        return losses
+
+    def _losses(self, scored: Scored) -> Tensor:
         if not isinstance(self.objective, Objective):
             return self.objective(scored.logits, scored.batch)
         some = [self._references[row] for row in scored.job.rows] if self._references else []

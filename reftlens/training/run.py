@@ -129,8 +129,6 @@ class Run:
         """Sum of the losses of a micro-batch; the step's mean is over all targets, whatever micro-batch they are in."""
         with self.autocast():
             losses = self.criteria[0](scored)
-        if losses.ndim != 1:
-            raise ValueError(f"the objective gave losses of shape {list(losses.shape)}, expected one dimension")
         value = losses.sum()
         self._losses.append(value.detach())
         self.targets += losses.numel()
