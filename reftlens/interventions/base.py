@@ -28,7 +28,40 @@ class Origin(NamedTuple):
     """Where the prompt was read before: what was decided there for the row."""
 
 
-class Intervention(nn.Module, ABC):
+class Kind(nn.Module, ABC):
+    """What files name by its `kind` and make again from its settings: an intervention, or a gate. Abstract."""
+
+    kind: ClassVar[str]
+    """Name under which the store knows the class."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_") and not hasattr(cls, "kind"):
+            raise TypeError(f'{cls.__name__} has no kind: give it one, kind = "{cls.__name__}", for the store')
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The constructor arguments that make an equal one, up to its tensors; JSON values only.
+
+        One that is an intervention or a gate itself stands there as `{"kind": …, "settings": …}`.
+        """
+
+    @abstractmethod
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """Initialise all parameters anew, as the constructor does."""
+
+    def anneal(self, progress: float) -> None:
+        """Called before each optimizer step with the share of steps that are done, 0 to 1; most kinds do nothing."""
+
+    def penalty(self) -> Tensor | None:
+        """Added to the loss of each optimizer step, in nats; None for most kinds."""
+        return None
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v}" for k, v in self.settings().items())
+
+
+class Intervention(Kind):
     """An edit of hidden vectors `h` of width `d`: `h' = h + strength · dropout(code(h)) @ basisᵀ`.
 
     Abstract. A kind is final and gives `code`, `basis`, `settings` and `reset`. It knows no model, layer or
@@ -58,8 +91,6 @@ class Intervention(nn.Module, ABC):
                 torch.nn.init.zeros_(self.towards)
     """
 
-    kind: ClassVar[str]
-    """Name under which the store knows the class."""
     affine: bool = False
     """Whether the edit is an affine map of `h`, so that it can be merged into a linear layer."""
     variables: tuple[str, ...] = ()
@@ -72,11 +103,6 @@ class Intervention(nn.Module, ABC):
     """Whether a kind that pools decides once, at the prompt, and so may edit the tokens after it too."""
     counts: bool = False
     """Whether the edit of a token depends on how many tokens after the prompt it stands."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if not inspect.isabstract(cls) and not cls.__name__.startswith("_") and not hasattr(cls, "kind"):
-            raise TypeError(f'{cls.__name__} has no kind: give it one, kind = "{cls.__name__}", for the store')
 
     def __init__(self, d: SupportsIndex, rank: SupportsIndex, dropout: SupportsFloat = 0.0) -> None:
         super().__init__()
@@ -94,17 +120,6 @@ class Intervention(nn.Module, ABC):
     @abstractmethod
     def basis(self) -> Float[Tensor, "{self.d} {self.rank}"] | None:
         """Directions of the edit as columns; None stands for the standard basis (then `rank == d`)."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """The constructor arguments that make an equal intervention, up to its tensors; JSON values only.
-
-        One that is an intervention or a gate itself stands there as `{"kind": …, "settings": …}`.
-        """
-
-    @abstractmethod
-    def reset(self, generator: torch.Generator | None = None) -> None:
-        """Initialise all parameters anew, as the constructor does."""
 
     def forward(
         self,
@@ -132,13 +147,6 @@ class Intervention(nn.Module, ABC):
             code = self.dropout(self.coded(x, basis, source, origin)) * scale
             edit = code if basis is None else code @ basis.T
             return (x + edit).to(h.dtype)
-
-    def anneal(self, progress: float) -> None:
-        """Called before each optimizer step with the share of steps that are done, 0 to 1; most kinds do nothing."""
-
-    def penalty(self) -> Tensor | None:
-        """Added to the loss of each optimizer step, in nats; None for most kinds."""
-        return None
 
     def coded(self, h: Tensor, basis: Tensor | None, source: Tensor | None, origin: Origin | None) -> Tensor:
         """`code`, for a kind that may take a source, or looks at a row as a whole."""
@@ -170,9 +178,6 @@ class Intervention(nn.Module, ABC):
     def degrees_of_freedom(self) -> int:
         """Stored parameters less the constraints: an orthonormal frame has `d·rank - rank(rank+1)/2`."""
         return self.stored_parameters - sum(f.matrix.numel() - f.degrees_of_freedom for f in self.frames())
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{k}={v}" for k, v in self.settings().items())
 
 
 def stored_settings(module: Intervention) -> dict[str, Any]:

@@ -3,26 +3,23 @@
 `h' = h + strength · g(h) · code(h, source) @ basisᵀ` with `g` in [0, 1]; where `g` is 0 the vector is `h` itself.
 """
 
-import inspect
-from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from reftlens.interventions.base import Hidden, Intervention, Origin, Strength
+from reftlens.interventions.base import Hidden, Intervention, Kind, Origin, Strength
 
 
-class Gate(nn.Module, ABC):
+class Gate(Kind):
     """How far an edit acts at each token: `g` in [0, 1]. Abstract; a kind is final, as an intervention is.
 
     One of your own: a subclass with `kind`, `open`, `settings` and `reset`; `rl.load(…, kinds={kind: YourGate})`
     reads it again.
     """
 
-    kind: ClassVar[str]
-    """Name under which the store knows the class."""
     d: int | None = None
     """Width of the vectors it reads; None where it reads none."""
     pools: bool = False
@@ -30,32 +27,9 @@ class Gate(nn.Module, ABC):
     counts: bool = False
     """Whether it depends on how far a token is after the prompt."""
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if not inspect.isabstract(cls) and not cls.__name__.startswith("_") and not hasattr(cls, "kind"):
-            raise TypeError(f'{cls.__name__} has no kind: give it one, kind = "{cls.__name__}", for the store')
-
     @abstractmethod
     def open(self, h: Hidden, origin: Origin | None = None) -> Float[Tensor, "*units 1"]:
         """How far it is open at each of `h`, which come in the working dtype, before they are edited."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """The constructor arguments that make an equal gate, up to its tensors; JSON values only."""
-
-    @abstractmethod
-    def reset(self, generator: torch.Generator | None = None) -> None:
-        """Initialise all parameters anew, as the constructor does."""
-
-    def anneal(self, progress: float) -> None:
-        """Called before each optimizer step with the share of steps that are done, 0 to 1."""
-
-    def penalty(self) -> Tensor | None:
-        """Added to the loss of each optimizer step, in nats."""
-        return None
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{k}={v}" for k, v in self.settings().items())
 
 
 class Gated(Intervention):
