@@ -20,6 +20,7 @@ from reftlens.bridge.protocol import frozen
 from reftlens.cone.plans import Plan
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.reft import training_mode
+from reftlens.scoring.objectives import as_objective
 from reftlens.text.batch import batch_from_rows
 from reftlens.training.run import Run, advance
 
@@ -55,7 +56,7 @@ def run_of(model, data, stack: ExitStack):
     reft = rl.ReFT({rl.resid_post(SHAPE["num_hidden_layers"] // 2, "last"): rl.DAS(SHAPE["hidden_size"], 8)})
     reft.reset(0)
     stack.enter_context(training_mode(reft, training=True))
-    run = Run(reft, model, data, rl.FitConfig(steps=1000, batch_size=32))
+    run = Run(reft, model, data, rl.FitConfig(steps=1000, batch_size=32), None, as_objective(rl.training.cross_entropy))
     scorer = Scorer(model, data, [Plan(reft)], rl.Reuse())
     run.judge_by(scorer, None)
     return run, scorer

@@ -10,7 +10,7 @@ from reftlens.cone.plans import Plan, Scored
 from reftlens.cone.scorer import Scorer
 from reftlens.editing.variant import Variant
 from reftlens.scoring.comparison import scored_batches
-from reftlens.scoring.objectives import Loss, Objective, Predictions, cross_entropy, drawn_by, group_of
+from reftlens.scoring.objectives import Objective, Predictions, cross_entropy
 
 
 class Criterion:
@@ -24,40 +24,34 @@ class Criterion:
 
     def __init__(
         self,
-        objective: Objective | Loss,
+        objective: Objective,
         scorer: Scorer,
         batch_size: int,
         first: int | None = None,
         like: "Criterion | None" = None,
     ) -> None:
         self.objective, self.first = objective, first
-        self.group = group_of(objective)
         self._references: list[Float[Tensor, " targets"]] = [] if like is None else like._references
-        if like is None and isinstance(objective, Objective):
+        if like is None:
             objective.check(scorer.data, "the data")
             if objective.reference:
-                self._references = reference_log_probs(scorer, batch_size * self.group)
+                self._references = reference_log_probs(scorer, batch_size * objective.group)
 
     def __call__(self, scored: Scored) -> Float[Tensor, " losses"]:
         """Raises `ValueError` where the objective gives losses of another shape."""
-        losses = self._losses(scored)
+        some = [self._references[row] for row in scored.job.rows] if self._references else []
+        reference = torch.cat(some).to(scored.logits.device) if some else None
+        plan, sites = 0 if self.first is None else scored.job.plan - self.first, self.objective.sites.items()
+        rows = {name: site.positions.mask(scored.batch.view).nonzero()[:, 0] for name, site in sites}
+        seen = reference, scored.activations, rows
+        losses = self.objective.losses(Predictions(scored.logits, scored.batch, plan, *seen))
         if losses.ndim != 1:
             raise ValueError(f"the objective gave losses of shape {list(losses.shape)}, expected one dimension")
         return losses
 
-    def _losses(self, scored: Scored) -> Tensor:
-        if not isinstance(self.objective, Objective):
-            return self.objective(scored.logits, scored.batch)
-        some = [self._references[row] for row in scored.job.rows] if self._references else []
-        reference = torch.cat(some).to(scored.logits.device) if some else None
-        plan, view = 0 if self.first is None else scored.job.plan - self.first, scored.batch.view
-        rows = {name: site.positions.mask(view).nonzero()[:, 0] for name, site in self.objective.sites.items()}
-        seen = reference, scored.activations, rows
-        return self.objective.losses(Predictions(scored.logits, scored.batch, plan, *seen))
-
     def drawn(self, rows: Sequence[int], generator: torch.Generator) -> dict[int, tuple[int, ...]]:
         """By the number of a plan at the scorer, the rows to score under it, of these rows."""
-        return {(self.first or 0) + plan: own for plan, own in drawn_by(self.objective, rows, generator).items()}
+        return {(self.first or 0) + plan: own for plan, own in self.objective.drawn(rows, generator).items()}
 
 
 def reference_log_probs(scorer: Scorer, batch_size: int) -> list[Float[Tensor, " targets"]]:

@@ -20,7 +20,7 @@ from reftlens.figures import Axes, DataFrame
 from reftlens.numbers import whole
 from reftlens.scoring.comparison import check_plans, per_example, scored_batches, scorer_of
 from reftlens.scoring.criterion import Criterion
-from reftlens.scoring.objectives import Loss, Objective, cross_entropy, is_per_target, sites_of
+from reftlens.scoring.objectives import Loss, Objective, as_objective, cross_entropy
 from reftlens.scoring.openness import Openness, openness_of
 from reftlens.scoring.remembered import ScoreTable
 from reftlens.scoring.statistics import Estimate, accuracy_of, mean_of
@@ -161,10 +161,11 @@ def losses_of(
     missing = {p: rows for p, rows in enumerate(table.missing()) if rows}
     scorer, numbers = None, list(missing)
     if missing:
-        scorer = scorer_of(model, data, [plans[p] for p in numbers], reuse, sites_of(objective))
+        objective = as_objective(objective)
+        scorer = scorer_of(model, data, [plans[p] for p in numbers], reuse, objective.sites)
         criterion = Criterion(objective, scorer, batch_size)
-        settings: dict[str, Any] = dict(describe=describe, progress=progress, batch_size=batch_size * criterion.group)
-        settings |= {"rows": list(missing.values()), "whole": not is_per_target(objective)}
+        settings: dict[str, Any] = dict(describe=describe, progress=progress, batch_size=batch_size * objective.group)
+        settings |= {"rows": list(missing.values()), "whole": not objective.per_target}
         for scored in scored_batches(scorer, range(len(numbers)), **settings):
             right = (scored.logits.argmax(dim=-1) == scored.batch.target_ids).double()
             losses = criterion(replace(scored, logits=scored.logits.detach()))
@@ -178,9 +179,9 @@ def losses_of(
 @torch.no_grad()
 def mean_loss(scorer: Scorer, criterion: Criterion, *, batch_size: int) -> float:
     """Mean loss per target under the plans of the criterion, the same at every call, dropout off."""
-    total, weight, whole = 0.0, 0, not is_per_target(criterion.objective)
+    total, weight, whole = 0.0, 0, not criterion.objective.per_target
     plans = criterion.drawn(range(len(scorer.data)), torch.Generator().manual_seed(0))
-    settings: dict[str, Any] = {"batch_size": batch_size * criterion.group, "rows": list(plans.values())}
+    settings: dict[str, Any] = {"batch_size": batch_size * criterion.objective.group, "rows": list(plans.values())}
     for scored in scored_batches(scorer, list(plans), **settings, whole=whole):
         values = criterion(scored)
         total, weight = total + values.sum().item(), weight + values.numel()

@@ -79,7 +79,7 @@ class Objective(ABC):
 
     sites: Mapping[str, Site] = {}
     """Where hidden states are wanted, by a name. The light cone then holds these blocks and tokens, too."""
-    per_target: ClassVar[bool] = False
+    per_target: bool = False
     """Whether each loss comes from one target alone: then parts of a micro-batch are given, in less memory."""
     reference: ClassVar[bool] = False
     """Whether the unedited model's log-probabilities are wanted: they are computed once, before the first step."""
@@ -106,43 +106,33 @@ class Objective(ABC):
         if len(data) % self.group:
             raise ValueError(f"{name} has {len(data)} rows, expected groups of {self.group}")
 
+    @property
+    def name(self) -> str:
+        """What a record calls it: with its settings, and where it looks."""
+        return "; ".join([repr(self), *(f"{name}: {site}" for name, site in self.sites.items())])
+
     def __repr__(self) -> str:
         return f"{type(self).__qualname__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if k != 'sites')})"
 
 
-def is_per_target(objective: Objective | Loss) -> bool:
-    """Whether it may be given a part of the targets."""
-    return objective is cross_entropy or getattr(objective, "per_target", False) is True
+class _OfLogits(Objective):
+    """A function of logits as an objective."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+        self.per_target = loss is cross_entropy or getattr(loss, "per_target", False) is True
+
+    @property
+    def name(self) -> str:
+        return getattr(self.loss, "__qualname__", None) or type(self.loss).__qualname__
+
+    def losses(self, predictions: Predictions) -> Tensor:
+        return self.loss(predictions.logits, predictions.batch)
 
 
-def group_of(objective: Objective | Loss) -> int:
-    """How many neighbouring rows belong together."""
-    return objective.group if isinstance(objective, Objective) else 1
-
-
-def plans_by(objective: Objective | Loss, reft: ReFT) -> list[Plan]:
-    """The ways of editing that it scores rows under in training."""
-    return objective.plans(reft) if isinstance(objective, Objective) else [Plan(reft)]
-
-
-def drawn_by(
-    objective: Objective | Loss, rows: Sequence[int], generator: torch.Generator
-) -> dict[int, tuple[int, ...]]:
-    """For each of its plans that a step needs the rows that it scores under it."""
-    return objective.drawn(rows, generator) if isinstance(objective, Objective) else {0: tuple(rows)}
-
-
-def sites_of(objective: Objective | Loss) -> Mapping[str, Site]:
-    """Where it wants hidden states."""
-    return objective.sites if isinstance(objective, Objective) else {}
-
-
-def name_of(objective: Objective | Loss) -> str:
-    """What a record calls it: with its settings, or a function by its name."""
-    name = getattr(objective, "__qualname__", None) or type(objective).__qualname__
-    if not isinstance(objective, Objective):
-        return name
-    return "; ".join([repr(objective), *(f"{name}: {site}" for name, site in objective.sites.items())])
+def as_objective(objective: Objective | Loss) -> Objective:
+    """An objective itself, or a function of logits as one."""
+    return objective if isinstance(objective, Objective) else _OfLogits(objective)
 
 
 _ROWS = defaultdict(lambda: 256, cpu=16)

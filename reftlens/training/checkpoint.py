@@ -17,7 +17,6 @@ from reftlens.bridge.fingerprint import fingerprint
 from reftlens.errors import CheckpointMismatch
 from reftlens.files import write_atomically
 from reftlens.interventions.base import stored_settings
-from reftlens.scoring.objectives import name_of
 from reftlens.training.run import History, Run
 
 FORMAT = 1
@@ -39,7 +38,7 @@ class Checkpoint:
         return {
             "format": FORMAT,
             "settings": asdict(run.config),
-            "objective": name_of(run.objective),
+            "objective": run.objective.name,
             "data": run.data.fingerprint,
             "validation": None if run.validation is None else run.validation.fingerprint,
             "model": [model.name, model.config, model.weights],

@@ -19,7 +19,7 @@ from reftlens.editing.sources import check_differs
 from reftlens.editing.variant import Variant
 from reftlens.files import destination
 from reftlens.numbers import whole
-from reftlens.scoring.objectives import Loss, Objective, cross_entropy, plans_by, sites_of
+from reftlens.scoring.objectives import Loss, Objective, as_objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.checkpoint import Checkpoint
 from reftlens.training.config import FitConfig, replaced
@@ -68,7 +68,7 @@ def fit(
     """
     checkpoint_every = whole(checkpoint_every, "checkpoint_every", 1)
     path = None if checkpoint is None else destination(checkpoint)
-    run = _run(reft, model, data, replaced(config, settings), validation, objective)
+    run = _run(reft, model, data, replaced(config, settings), validation, as_objective(objective))
     preflight(reft, model)
     if all(module.variables for _, module in reft.items()):
         check_differs(reft.sites, data)
@@ -112,8 +112,9 @@ def fit_many(
     """
     if not isinstance(refts, Mapping) or not refts:
         raise TypeError(f"expected {{name: ReFT, …}} with one or more, such as reft.seeds([0, 1, 2]), got {refts!r}")
+    judge = as_objective(objective)
     runs = [
-        _run(refts[name], model, data, each, validation, objective)
+        _run(refts[name], model, data, each, validation, judge)
         for name, each in _configs(refts, config, settings).items()
     ]
     preflight(runs[0].reft, model, *(run.reft for run in runs[1:]))
@@ -142,7 +143,7 @@ def _configs(
 
 
 def _run(
-    reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation: Batch | None, objective: Objective | Loss
+    reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation: Batch | None, objective: Objective
 ) -> Run:
     """A run that can start, or an error."""
     batches = {"data": data} if validation is None else {"data": data, "validation": validation}
@@ -150,8 +151,7 @@ def _run(
         check_types(reft, model, batch)
         batch.require_targets(name)
         Variant().require(reft.sites, batch.view)
-        if isinstance(objective, Objective):
-            objective.check(batch, name)
+        objective.check(batch, name)
     check_deterministic(model)
     check_predicts(model)
     for name in ("patience", "eval_every"):
@@ -199,7 +199,7 @@ def _scorer(runs: Sequence[Run], reuse: Reuse | None, progress: bool) -> Scorer:
     """Of the data of all runs, under the plans of each, which are numbered one run after the other."""
     first, uses, plans = runs[0], sum(run.config.uses(run.units) for run in runs), list[Plan]()
     for run in runs:
-        run.number, own = len(plans), plans_by(run.objective, run.reft)
+        run.number, own = len(plans), run.objective.plans(run.reft)
         plans += own
-    settings: dict[str, Any] = {"progress": progress, "watched": sites_of(first.objective)}
+    settings: dict[str, Any] = {"progress": progress, "watched": first.objective.sites}
     return Scorer(first.model, first.data, plans, reuse, uses=uses, autocast=first.autocast, **settings)

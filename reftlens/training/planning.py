@@ -27,7 +27,7 @@ from reftlens.editing.bound import Bound, Places, exchanges_of
 from reftlens.editing.reft import ReFT, check_types, training_mode
 from reftlens.editing.sources import check_sources
 from reftlens.editing.variant import Variant
-from reftlens.scoring.objectives import Loss, Objective, cross_entropy, group_of, plans_by, sites_of
+from reftlens.scoring.objectives import Loss, Objective, as_objective, cross_entropy
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig, replaced
 from reftlens.training.drawing import step_jobs
@@ -82,10 +82,10 @@ def plan(
     check_types(reft, bridge, data)
     data.require_targets()
     Variant().require(reft.sites, data.view)
-    if isinstance(objective, Objective):
-        objective.check(data, "data")
-    places, reused, watched = reft.bind(bridge), Reuse.of(reuse), watched_on(bridge, sites_of(objective), data)
-    bounds = [Bound(each.reft.bind(bridge), each.variant, {}) for each in plans_by(objective, reft)]
+    objective = as_objective(objective)
+    objective.check(data, "data")
+    places, reused, watched = reft.bind(bridge), Reuse.of(reuse), watched_on(bridge, objective.sites, data)
+    bounds = [Bound(each.reft.bind(bridge), each.variant, {}) for each in objective.plans(reft)]
     body, problem = body_of(bridge, [places], reused, [each.point for each in watched])
     exchanged = list(exchanges_of(places, Variant()).values())
     if exchanged or data.sources:
@@ -132,14 +132,14 @@ class _Run:
     model: Bridge
     data: Batch
     config: FitConfig
-    objective: Objective | Loss
+    objective: Objective
     size: Size
     lowest: int
     device: torch.device
 
     @property
     def units(self) -> int:
-        return len(self.data) // group_of(self.objective)
+        return len(self.data) // self.objective.group
 
     @property
     def _steps(self) -> Iterator[list[list[Job]]]:

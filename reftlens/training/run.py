@@ -20,7 +20,7 @@ from reftlens.files import digest
 from reftlens.interventions.subspace import Frame
 from reftlens.scoring.criterion import Criterion
 from reftlens.scoring.evaluation import mean_loss
-from reftlens.scoring.objectives import Loss, Objective, cross_entropy, group_of, is_per_target, name_of
+from reftlens.scoring.objectives import Objective
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig, derived_seed
 from reftlens.training.drawing import step_jobs
@@ -67,8 +67,8 @@ class Run:
     model: Bridge
     data: Batch
     config: FitConfig
-    validation: Batch | None = None
-    objective: Objective | Loss = cross_entropy
+    validation: Batch | None
+    objective: Objective
     number: int = 0
     """Of its first plan among those of the scorers, of the data and of the validation set."""
 
@@ -97,7 +97,7 @@ class Run:
     @property
     def units(self) -> int:
         """Groups of rows that belong together, which data order and batch size are of; mostly single rows."""
-        return len(self.data) // group_of(self.objective)
+        return len(self.data) // self.objective.group
 
     def judge_by(self, scorer: Scorer, validator: Scorer | None, like: "Run | None" = None) -> None:
         """Make the objective ready for the data that these score, before the first step, as it is for another run."""
@@ -203,7 +203,7 @@ class Run:
             computation=computation,
             source=source_of(self.model.original_model),
             encoding=encoding_of(self.data),
-            objective=name_of(self.objective),
+            objective=self.objective.name,
             weights=digest(self.reft.interventions.state_dict()),
         )
 
@@ -217,7 +217,7 @@ def advance(runs: Sequence[Run], scorer: Scorer, validator: Scorer | None) -> li
     }
     for turn in range(max(map(len, micro_batches))):
         jobs = [job for batches in micro_batches if turn < len(batches) for job in batches[turn]]
-        whole = not all(is_per_target(run.objective) for run in runs)
+        whole = not all(run.objective.per_target for run in runs)
         with closing(
             scorer.score(jobs, whole=whole)
         ) as groups:  # an error of the objective leaves nothing on the model
