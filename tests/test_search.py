@@ -116,6 +116,30 @@ def test_a_search_goes_on_where_it_was_stopped_and_an_executor_changes_nothing(t
         _search(checkpoint=tmp_path / "other")
 
 
+def test_a_checkpoint_belongs_to_the_settings_of_its_objective(tmp_path, monkeypatch):
+    import reftlens as rl
+    from reftlens.errors import CheckpointMismatch
+    from reftlens.selection import work
+
+    class Scaled(rl.training.Objective):
+        def __init__(self, factor):
+            self.factor = factor
+
+        def losses(self, predictions):
+            return -self.factor * predictions.log_probs
+
+    def interrupted(self, *arguments, put=work.Journal.put):
+        put(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work.Journal, "put", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            _search(objective=Scaled(1.0), checkpoint=tmp_path / "search.ckpt")
+    with pytest.raises(CheckpointMismatch, match="its objective differ"):
+        _search(objective=Scaled(2.0), checkpoint=tmp_path / "search.ckpt")
+
+
 def same(a, b):
     assert a.trials == b.trials and a.settings == b.settings and a.test == b.test
     assert all(torch.equal(x, y) for x, y in zip(a.recommended.parameters(), b.recommended.parameters(), strict=True))

@@ -11,7 +11,7 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import Sites, hooks
 from reftlens.editing.variant import Variant
-from reftlens.scoring.objectives import Loss, Objective
+from reftlens.scoring.objectives import Loss, Objective, as_objective
 from reftlens.selection.metrics import Metric
 from reftlens.selection.space import Candidate, Space
 from reftlens.selection.splitting import Split
@@ -85,5 +85,5 @@ class Question:
             "settings": asdict(self.config),
             "metric": [self.metric.name, dict(self.metric.within)],
             "seeds": [self.seed, self.seeds],
-            "objective": getattr(self.objective, "__qualname__", type(self.objective).__qualname__),
+            "objective": as_objective(self.objective).name,
         }
