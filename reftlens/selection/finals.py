@@ -18,7 +18,7 @@ from reftlens.selection.metrics import labelled, labels_of, measures, texts
 from reftlens.selection.question import Question
 from reftlens.selection.result import SearchResult
 from reftlens.selection.space import Candidate
-from reftlens.selection.strings import groups_of
+from reftlens.selection.splitting import groups_of
 from reftlens.selection.trials import Setting, Trial
 from reftlens.text.batch import Batch
 

@@ -14,8 +14,7 @@ from reftlens.editing.variant import Variant
 from reftlens.scoring.objectives import Loss, Objective, as_objective
 from reftlens.selection.metrics import Metric
 from reftlens.selection.space import Candidate, Space
-from reftlens.selection.splitting import Split
-from reftlens.selection.strings import groups_of, split_groups
+from reftlens.selection.splitting import Split, groups_of, split_groups
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
 

@@ -22,7 +22,7 @@ from reftlens.errors import check_one_of, index_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.numbers import seeded, whole
 from reftlens.scoring.statistics import Estimate, share_of
-from reftlens.selection.strings import groups_of, split_groups
+from reftlens.selection.splitting import groups_of, split_groups
 from reftlens.text.batch import Batch
 from reftlens.text.positions import All, Positions
 from reftlens.text.positions.spelling import as_positions

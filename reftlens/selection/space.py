@@ -19,7 +19,7 @@ from reftlens.interventions.base import Intervention
 from reftlens.interventions.family import LoReFT
 from reftlens.interventions.interchange import DAS
 from reftlens.numbers import reals, seeded, whole_numbers
-from reftlens.selection.strings import positions_of
+from reftlens.selection.suggested import positions_of
 from reftlens.text.batch import Batch
 from reftlens.text.positions import Positions
 from reftlens.text.positions.spelling import as_positions
