@@ -1,6 +1,6 @@
 """DAS that learns its rank: gates over the directions of a trained frame."""
 
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -46,9 +46,6 @@ class BoundlessDAS(GatedExchange):
     def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
         return self.frame()
 
-    def settings(self) -> dict[str, Any]:
-        return {"d": self.d, "rank": self.rank, **self._gate_settings}
-
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
         """A frame drawn uniformly, half of it open."""
@@ -89,9 +86,6 @@ class MaskedDAS(LogitGates):
 
     def basis(self) -> Float[Tensor, "{self.d} {self.rank}"]:
         return self.frame()
-
-    def settings(self) -> dict[str, Any]:
-        return {"d": self.d, "rank": self.rank, **self._gate_settings}
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:

@@ -43,6 +43,9 @@ class GatedExchange(Exchange):
     def _gate_settings(self) -> dict[str, Any]:
         return {"temperature": list(self.temperature), "sparsity": self.sparsity}
 
+    def settings(self) -> dict[str, Any]:
+        return {"d": self.d, "rank": self.rank, **self._gate_settings}
+
     @abstractmethod
     def gate_logits(self) -> Float[Tensor, " {self.rank}"]:
         """What is trained of the gates; a direction is open where it is positive."""

@@ -69,10 +69,8 @@ def openness_of(
 
 def _by_row(values: Tensor, variant: Variant, reft: ReFT, i: int, data: Batch) -> tuple[Tensor, Tensor]:
     """The largest of each row, and the share over one half."""
-    rows, nothing = (
-        variant.mask(reft.sites[i], data.view).cpu().nonzero()[:, 0],
-        torch.full((len(data),), torch.nan, dtype=torch.float64),
-    )
+    rows = variant.mask(reft.sites[i], data.view).cpu().nonzero()[:, 0]
+    nothing = torch.full((len(data),), torch.nan, dtype=torch.float64)
     widest = nothing.scatter_reduce(0, rows, values, "amax", include_self=False)
     share = nothing.scatter_reduce(0, rows, (values > 0.5).double(), "mean", include_self=False)
     return widest, share
