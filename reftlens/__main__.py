@@ -79,6 +79,9 @@ def _add_search(commands: Any) -> None:
     look.add_argument("data", type=Path, metavar="FILE", help="JSONL with prompt and completion; split 60/20/20")
     look.add_argument("--out", type=Path, default=Path("runs/search"), help="folder to write to (default: runs/search)")
     look.add_argument("--chat", action="store_true", help="the prompts of FILE go into the chat template")
+    look.add_argument(
+        "--among", nargs="+", metavar="ANSWER", help="answers of one token each, which alone are scored among"
+    )
     look.add_argument("--metric", choices=("loss", "accuracy"), default="loss", help="to choose by (default: loss)")
     look.add_argument("--kl", type=float, metavar="NATS", help="budget of KL from the unedited model, per token")
     look.add_argument("--budget", type=int, metavar="STEPS", help="optimizer steps of single candidates, in all")
@@ -167,19 +170,34 @@ def run_report(options: argparse.Namespace) -> int:
 def run_search(options: argparse.Namespace) -> int:
     """Search, save what is recommended with the table of all that was tried; a search that was stopped goes on."""
     model, progress = load_model(options.model, progress=not options.quiet), not options.quiet
-    data = encode(model, load_examples(options.data), chat=options.chat)
+    reading = {
+        "chat": options.chat,
+        "end": options.among is None,
+        "among_answers": options.among,
+    }  # the end is no answer
+    data = encode(model, load_examples(options.data), **reading)
     within = None if options.kl is None else {"kl": options.kl}
     settings = {"budget": options.budget, "metric": options.metric, "within": within, "seed": options.seed}
     checkpoint, config = options.out / "search.ckpt", replace(SEARCH, steps=options.steps)
     result = search(model, data, config=config, checkpoint=checkpoint, progress=progress, **settings)
     save(result.recommended, options.out, model)
     result.to_frame().to_csv(options.out / "search.csv", index=False)
-    (options.out / "search.py").write_text(result.code + "\n", encoding="utf-8")
+    (options.out / "search.py").write_text(_script(options, reading, result.code), encoding="utf-8")
     print(result)
     print(f"\nsaved edit    {options.out}, to be used at strength {result.variant.strength}")
     print(f"all that was tried   {options.out / 'search.csv'}")
     print(f"Python that trains it anew   {options.out / 'search.py'}")
     return 0
+
+
+def _script(options: argparse.Namespace, reading: dict[str, Any], code: str) -> str:
+    """What trains the recommended edit anew, with the model and the data that it was found with."""
+    arguments = ", ".join(f"{name}={value!r}" for name, value in reading.items())
+    lines = [
+        f"model = rl.load_model({options.model!r})",
+        f"data = rl.encode(model, rl.load_examples({str(options.data.resolve())!r}), {arguments})",
+    ]
+    return code.replace("import reftlens as rl\n", "\n".join(["import reftlens as rl", "", *lines, ""]), 1) + "\n"
 
 
 def _loaded(folder: Path, name: str | None, *, progress: bool) -> tuple[Any, ReFT]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import architectures
 
@@ -102,9 +103,14 @@ def test_a_search_saves_what_it_recommends(tmp_path, monkeypatch, capsys):
     file.write_text("\n".join(json.dumps(row) for row in rows[::3]))
     space = rl.selection.Space(layers=(1,), positions=("last",), ranks=(1,), lrs=(1e-2,), strengths=(1.0,))
     monkeypatch.setattr(cli, "search", lambda *arguments, **settings: rl.search(*arguments, space=space, **settings))
-    out = tmp_path / "out"
-    assert cli.main(["search", str(file), "--out", str(out), "--steps", "2", "--quiet"]) == 0
+    out, names = tmp_path / "out", {}
+    asked = ["search", str(file), "--out", str(out), "--among", " a", " the", "--quiet", "--steps"]
+    assert cli.main([*asked, "2"]) == 0
     assert "test" in capsys.readouterr().out and (out / "search.csv").read_text().count("\n") == 4
-    assert len(rl.load(out, model)) == 1 and "rl.fit(" in (out / "search.py").read_text()
-    assert cli.main(["search", str(file), "--out", str(out), "--steps", "3", "--quiet"]) == 1
+    monkeypatch.setattr(rl, "load_model", cli.load_model)
+    exec((out / "search.py").read_text(), names)
+    assert len(names["data"].answers) == 2 and len(names["run"].losses) == 2
+    (saved,), (again,) = ([module for _, module in reft.items()] for reft in (rl.load(out, model), names["reft"]))
+    assert torch.allclose(saved.b, again.b, rtol=1e-4)  # seeds were trained in shared passes, in float32
+    assert cli.main([*asked, "3"]) == 1
     assert "belongs to another search, its settings differ" in capsys.readouterr().err
