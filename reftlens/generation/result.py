@@ -98,11 +98,9 @@ class Generation:
         ax.set(xlabel="token", ylabel="prompt")
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"[{i}] {text}" for i, text in enumerate(self.texts)]
         return figures.screenful([row for line in lines for row in line.split("\n")])
-
-    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         paragraph = Markup('<p style="white-space:pre-wrap">{}</p>')

@@ -100,14 +100,12 @@ class Evaluation:
         ax.legend(frameon=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{self.loss.shape[1]} examples, mean loss and token accuracy{self.among}:"]
         means = zip(self.variants, self.estimate("loss"), self.estimate("accuracy"), strict=True)
         lines += [f"{variant}: loss {loss:.4f}, accuracy {accuracy:.3f}" for variant, loss, accuracy in means]
         lines += map(str, self.gates)
         return figures.screenful(lines)
-
-    __repr__ = __str__
 
 
 def evaluate(

@@ -58,11 +58,9 @@ class Optimism:
     options: int
     """How many were chosen from."""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         line = f"optimism of the choice of one in {self.options}: {self.expected.value:.3f}"
         return line + ("" if self.permuted is None else f"; best of them on shuffled labels {self.permuted:.3f}")
-
-    __repr__ = __str__
 
 
 def optimism(options: Options, *, resamples: int = 1000, seed: int = 0) -> Estimate:

@@ -97,7 +97,7 @@ class SearchResult:
             return pictures.place_map(self.trials, self.candidate, label, ax)
         return pictures.frontier(self.settings, self.unedited_dev.value, NAMES[self.metric.name], ax)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         seeds = next(setting.seeds for setting in self.settings if setting.chosen)
         spread = f"; seeds {min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else ""
         lines = [
@@ -111,8 +111,6 @@ class SearchResult:
             self.cannot_tell,
         ]
         return figures.screenful(lines)
-
-    __repr__ = __str__
 
     @property
     def _budget(self) -> str:

@@ -24,11 +24,9 @@ class Split:
     """How many groups of rows there are: those of one share a prompt, or a source."""
     seed: int
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         parts = f"{len(self.train)} train, {len(self.dev)} dev, {len(self.test)} test"
         return f"{parts} rows in {self.groups} groups, by seed {self.seed}"
-
-    __repr__ = __str__
 
 
 def split(data: Batch, *, seed: SupportsIndex = 0) -> Split:

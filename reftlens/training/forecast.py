@@ -77,7 +77,7 @@ class Forecast:
         ax.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         steps, config = len(self.steps), self.config
         often = f"{config.accumulate} times " if config.accumulate > 1 else ""
         stored, peak, full_peak = (in_units(n, "B") for n in (self.stored, self.step.memory, self.full_step.memory))
@@ -93,8 +93,6 @@ class Forecast:
             f"In full a step takes {self.ratio:.3g} times the operations, and the run {self.run_ratio:.3g} times.",
         ]
         return "\n".join(lines if self.steps != self.full_steps else [*lines[:4], lines[5]])
-
-    __repr__ = __str__
 
 
 def _line(name: str, work: Work, parts: int, memory: str) -> str:

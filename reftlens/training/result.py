@@ -69,7 +69,7 @@ class FitResult:
     """How the data were encoded: the settings of the `Template`, the token that every row begins with, where that is
     `bos`, and the answers that were scored among; empty for rows that were not encoded from text."""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         unit = "nats per target" if self.objective == "cross_entropy" else f"by {self.objective}"
         held_out = f", validation {min(loss for _, loss in self.validation):.4f}" if self.validation else ""
         return (
@@ -77,8 +77,6 @@ class FitResult:
             f"{self.losses[0]:.4f} → {self.losses[-1]:.4f} {unit}{held_out}\n{self.computation}"
             + (f"\nweights of {in_words(self.source)}" if self.source else "")
         )
-
-    __repr__ = __str__
 
     @property
     def loss(self) -> float:

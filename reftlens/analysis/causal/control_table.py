@@ -105,7 +105,7 @@ class Controls:
         ax.set(xlabel=f"held-out interchange accuracy{self.among} (95 % interval; dashed: no edit)", xlim=(-0.02, 1.02))
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         wide = max(len(r.name) for r in self.rows)
         lines = [f"{'control':<{wide}}  accuracy              log p gained (nats)     training"]
         for r in self.rows:
@@ -122,5 +122,3 @@ class Controls:
         lines += self.ledger.lines
         lines += [f"warning: {w}" for w in self.warnings] or ["the claim survives these controls"]
         return "\n".join(lines)
-
-    __repr__ = __str__

@@ -55,7 +55,5 @@ class Disentanglement:
         ax.set(ylabel="share of pairs", ylim=(-0.02, 1.02))
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return ", ".join(f"{score} {estimate}" for score, estimate in self._scores().items())
-
-    __repr__ = __str__

@@ -113,7 +113,7 @@ class IllusionMeter:
         ax.set(xlabel=f"log-probability of the counterfactual answer{self.among} gained (nats, 95 % interval)")
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [
             f"{split}; of the subspace's norm {100 * share:.0f} % is seen"
             for split, share in zip(self.splits, self.norm_shares, strict=True)
@@ -129,8 +129,6 @@ class IllusionMeter:
             none += ", as far as a graded split can tell: name the readers that matter with readers=…"
         lines += [f"warning: {w}" for w in self.warnings] or [none]
         return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def subspace_illusion(

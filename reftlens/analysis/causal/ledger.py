@@ -76,10 +76,8 @@ class Ledger:
                 sentences.append(f"{score} counts {reasons.count(None)} of {len(reasons)} pairs ({why})")
         return sentences
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(self.lines) or "every score counts every pair"
-
-    __repr__ = __str__
 
 
 COMPLETE = Ledger({})

@@ -92,7 +92,7 @@ class ManifoldDistance:
         ax.legend(frameon=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = []
         for row, corrected in zip(self.rows, self.p.tolist(), strict=True):
             verdict = "off the natural manifold" if corrected < 0.05 else "no sign of leaving the natural manifold"
@@ -104,8 +104,6 @@ class ManifoldDistance:
                 f"(p = {corrected:.2g}): {verdict}"
             )
         return figures.screenful(lines)
-
-    __repr__ = __str__
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ class InterchangeMap:
         ax.grid(visible=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         cell, accuracy = self.best
         apart = [c for c, p in zip(self.cells, self.corrected, strict=True) if p < 0.05]
         right = sum(_share(c.report) > 0.5 for c in apart)
@@ -122,8 +122,6 @@ class InterchangeMap:
             f"{len(apart)} cell(s) differ from shuffled labels (Holm, 5 %); {right} of them answer most pairs right"
         )
         return "\n".join([text, *self.ledger.lines])
-
-    __repr__ = __str__
 
 
 def _share(hits: Sequence[bool]) -> float:

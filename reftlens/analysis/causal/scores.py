@@ -103,7 +103,7 @@ class InterchangeScores:
         ax.legend(frameon=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         text = f"{len(self.hits)} pairs: interchange accuracy{self.among} {self.accuracy}"
         text += f", unedited {share_of(self.unedited_hits)}"
         if self._has_restricted:
@@ -111,8 +111,6 @@ class InterchangeScores:
         if self.log_odds is not None and not self.log_odds.isnan().all():
             text += f"; log odds-ratio {self.log_odds_ratio} nats"
         return "\n".join([text, *self.ledger.lines])
-
-    __repr__ = __str__
 
 
 def interchange_scores(

@@ -97,15 +97,13 @@ class Composition:
         ax.set(xlabel="metric", ylabel="edit")
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = []
         for metric in self.metrics:
             each = ", ".join(f"{edit} {self.effect(edit, metric)}" for edit in self.edits)
             both = f"together {self.joint(metric)}, sum {self.predicted(metric)}, error {self.error(metric)}"
             lines.append(f"{self._label(metric)} (nats per target token): {each}; {both}")
         return figures.screenful(lines)
-
-    __repr__ = __str__
 
 
 def composition(

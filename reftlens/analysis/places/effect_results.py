@@ -77,12 +77,10 @@ class VariantEffects:
         ax.set(xlabel="variant", ylabel=GAINED + self.among)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         wide = max(map(len, self.labels))
         lines = [f"{label:<{wide}}  {e} ({e.count} examples)" for label in self.labels if (e := self.effect(label))]
         return figures.screenful([f"log-probability gained, nats per target token{self.among}", *lines])
-
-    __repr__ = __str__
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +171,7 @@ class PartEffects:
         ax.legend(frameon=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         wide = max(map(len, self.parts))
         lines = [f"whole edit {mean_of(self.whole)} nats per target token{self.among}, {len(self.whole)} examples"]
         for part in self.parts:
@@ -182,5 +180,3 @@ class PartEffects:
                 f"{part:<{wide}}  alone {alone}, left out {self.effect_without(part)} ({alone.count} examples)"
             )
         return figures.screenful(lines)
-
-    __repr__ = __str__

@@ -87,15 +87,13 @@ class CellEffects:
         ax.set(xlabel="position", ylabel="edited at")
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         cells = sorted(self._cells(), key=lambda cell: -abs(self.mean[cell].item()))
         names = [(self.hooks[i], self.positions[j]) for i, j in cells]
         lines = [f"{hook} at {position}: {self.effect(hook, position)}" for hook, position in names]
         return figures.screenful(
             [f"log-probability gained alone, nats per target token{self.among}, the largest first", *lines]
         )
-
-    __repr__ = __str__
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +154,6 @@ class PairEffects:
         ax.set(xlabel="edited at", ylabel="edited at")
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{site} and {other}: {self.interaction(site, other)}" for site, other in combinations(self.sites, 2)]
         return figures.screenful([f"effect together less the sum of both, nats per target token{self.among}", *lines])
-
-    __repr__ = __str__

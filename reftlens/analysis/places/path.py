@@ -89,13 +89,11 @@ class EditPath:
         ax.legend(frameon=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         shares = zip(self.components, map(mean_of, self.attributed), strict=True)
         largest = [f"{c!s:<14} {share}" for c, share in sorted(shares, key=lambda pair: -abs(pair[1].value))[:8]]
         first = f"the targets' logits change by {mean_of(self.total)}, {len(self.total)} examples; most of it:"
         return "\n".join([first, *largest, f"not attributed {mean_of(self.rest)}"])
-
-    __repr__ = __str__
 
 
 def edit_path(

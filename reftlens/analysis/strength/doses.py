@@ -176,11 +176,9 @@ class DoseResponse:
         ax.set(xlabel=self.unit(cost), ylabel=self.unit(measure))
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         each = zip(self.strengths, self.estimate("effect"), self.estimate("kl"), strict=True)
         units = f"nats per target token{self.on_data.among}", f"nats per token{self.on_data.among}"
         lines = [f"strength {s:g}: effect {e} {units[0]}, KL {k.value:.3g} {units[1]}" for s, e, k in each]
         lines += [str(self.slopes)] if len(set(self.strengths)) > 1 else []
         return figures.screenful([*lines, *map(str, self.gates)])
-
-    __repr__ = __str__

@@ -68,13 +68,11 @@ class Dose:
         ax.legend(frameon=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         cost = f"strength {self.strength:.4g} costs {self.kl.mean().item():.4g} of {self.budget:g} nats per token"
         gained = f"effect {mean_of(self.effect)} nats per target token, accuracy {self.accuracy}"
         other = f"; the opposite edit: {' '.join(str(self.opposite).split())}" if self.opposite else ""
         return figures.screenful([f"{cost}; {self.problem or gained}{other}"])
-
-    __repr__ = __str__
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +164,7 @@ class EqualKL:
         ax.set(xlabel=f"{units[measure]}\nat KL {self[order[0]].budget:g} nats per token")
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         p, lines = self.p(), []
         if self.chosen_on:
             count = len(next(iter(self.doses.values())).effect)
@@ -175,5 +173,3 @@ class EqualKL:
             beside = f"; {self.difference(name)} to {self.best}, the best (p = {p[name]:.2g})" if name in p else ""
             lines.append(f"{name}: {' '.join(str(dose).split())}{beside}")
         return figures.screenful(lines)
-
-    __repr__ = __str__

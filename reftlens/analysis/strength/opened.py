@@ -101,7 +101,7 @@ class Openings:
         ax.legend(frameon=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [
             f"{site}: opens in {self.true(site):.3f} of {int(self.expected.sum())} rows where it should, in "
             f"{self.false(site):.3f} of {int((~self.expected).sum())} where it should not"
@@ -113,8 +113,6 @@ class Openings:
                 f"where shut is right: KL {cost['kl']:.2g}, log-probability {cost['log_prob']:.2g} nats per token"
             )
         return figures.screenful(lines)
-
-    __repr__ = __str__
 
 
 def openings(

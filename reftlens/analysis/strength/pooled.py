@@ -113,7 +113,7 @@ class PooledDoses:
         ax.legend(frameon=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = self.measure("effect").shape[2]
         lines = [f"{len(self.runs)} runs on {rows} examples, intervals over both; ± is between runs:"]
         columns = zip(
@@ -124,5 +124,3 @@ class PooledDoses:
             for s, effect, kl, spread in columns
         ]
         return figures.screenful(lines)
-
-    __repr__ = __str__

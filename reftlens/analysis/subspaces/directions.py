@@ -70,11 +70,9 @@ class Direction:
         ax.legend(frameon=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         scales = ", ".join(f"{scale:.3g}" for scale in self.scale.tolist()[:8]) + ", …" * (len(self.scale) > 8)
         return f"{self.name}: {self.basis.shape[1]} of {len(self.basis)} dimensions, scale {scales}"
-
-    __repr__ = __str__
 
 
 def difference_of_means(x: Activations, labels: Labels) -> Direction:

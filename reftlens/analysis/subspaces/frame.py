@@ -106,14 +106,12 @@ class PrincipalFrame:
         ax.legend(frameon=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = []
         for frame in self.sites:
             shares = ", ".join(f"{100 * s:.0f} %" for s in frame.shares[:8].tolist())
             lines.append(f"{frame.site}: effective rank {frame.effective_rank:.2f} of {len(frame.shares)} ({shares})")
         return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def principal_frame(

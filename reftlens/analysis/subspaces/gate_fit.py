@@ -37,14 +37,12 @@ class GateFit:
     separation: float
     """Difference of the mean projections of both sorts, in standard deviations within them."""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return (
             f"{self.gate.by} projection at {self.site} over {self.gate.above:.3g}: opens in {self.true:.3f} where it "
             f"should, in {self.false:.3f} where it should not, {self.separation:.2f} standard deviations apart (on the "
             "rows that the threshold was chosen by)"
         )
-
-    __repr__ = __str__
 
 
 def threshold_between(

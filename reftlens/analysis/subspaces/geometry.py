@@ -159,7 +159,7 @@ class Overlap:
         ax.grid(visible=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = []
         for a, b in self._pairs():
             value, chance = self.overlap[a, b].item(), self.chance(a, b)
@@ -168,8 +168,6 @@ class Overlap:
                 f"{chance.spread:.3f} (z = {chance.z(value):.1f}), smallest angle {self.angles[a][b][0].item():.1f}°"
             )
         return figures.screenful([f"{self.metric}, {self.d} dimensions", *lines])
-
-    __repr__ = __str__
 
 
 def overlap(

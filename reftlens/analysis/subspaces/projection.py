@@ -75,10 +75,8 @@ class Plane:
         shares = zip(self.directions, self.shares, strict=True)
         return [f"{direction} ({100 * share:.0f} % of the squared edit)" for direction, share in shares]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.site}: {len(self.points)} tokens along directions {' and '.join(self._axes)}"
-
-    __repr__ = __str__
 
 
 def plane(

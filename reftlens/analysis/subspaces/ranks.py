@@ -91,11 +91,9 @@ class RankSweep:
         ax.legend(frameon=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         losses = ", ".join(f"{r}: {m:.3f}" for r, m in zip(self.ranks, self.means.tolist(), strict=True))
         return f"{self.site}: held-out loss by rank {losses}; unedited {self.unedited.mean():.3f}; elbow {self.elbow}"
-
-    __repr__ = __str__
 
 
 def rank_sweep(

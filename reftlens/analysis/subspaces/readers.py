@@ -69,12 +69,10 @@ class SeenSplit:
         ax.legend(frameon=False)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         d, k = self.seen.shape
         named = self.readers[0] if len(self.readers) == 1 else f"{len(self.readers)} weights"
         return f"{self.site}: {named} see {k} of {d} dimensions ({100 * self.share:.0f} % of what they read)"
-
-    __repr__ = __str__
 
 
 def seen_split(model: Bridge, site: Site, *, readers: str = "*", share: float | None = None) -> SeenSplit:

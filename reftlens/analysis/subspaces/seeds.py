@@ -71,14 +71,12 @@ class Stability:
         ax.legend(handles, ["chance ± 2 sd", "pair of seeds", "mean, 95 % interval"], frameon=False, fontsize=7)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(
             f"{s.site}: overlap of {s.mean.count} seeds {s.mean} ({self.metric}), "
             f"chance {s.chance.mean:.3f} ± {s.chance.spread:.3f} (z = {s.z:.1f})"
             for s in self.sites
         )
-
-    __repr__ = __str__
 
 
 def stability(runs: Mapping[str, ReFT] | Sequence[ReFT], *, metric: Metric = EUCLIDEAN) -> Stability:
@@ -176,15 +174,13 @@ class FramePath:
                 records.append({"site": str(site), "step": step, **overlaps, **chance, "metric": self.metric.name})
         return figures.table(records)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         last = self.steps[-1]
         lines = [f"{len(self.steps)} frames, of optimizer steps 0 to {last} ({self.metric.name})"]
         for i, site in enumerate(self.sites):
             share = self.overlap(0, site=i)[-1].item()
             lines.append(f"{site}: overlap of the last with the first {share:.3f}, chance {self._chance(i).mean:.3f}")
         return figures.screenful(lines)
-
-    __repr__ = __str__
 
     def _span(self, step: int, site: int) -> SubspaceBasis:
         frame = self._frames[step][site]

@@ -89,14 +89,12 @@ class DirectionTokens:
         ax.set(xlabel=f"logit, {self.lens} (dashed: 95 % of random directions)", title=f"direction {direction}")
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{self.site}, {self.lens}; 95 % of random directions stay within ±{self.chance:.2f}"]
         for i in sorted({r.direction for r in self.rows}):
             for effect in ("promotes", "suppresses"):
                 lines.append(f"direction {i} {effect} {', '.join(map(repr, self.top(i, effect)))}")
         return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 @torch.no_grad()

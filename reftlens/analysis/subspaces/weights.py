@@ -84,12 +84,10 @@ class WeightOverlap:
         ax.legend(frameon=False, fontsize=7)
         return ax
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         ordered = sorted(self.rows, key=lambda r: r.share, reverse=True)[:10]
         lines = [f"{r.weight} {r.role} {r.share:.3f} there (z = {r.chance.z(r.share):.1f})" for r in ordered]
         return "\n".join([f"{self.site}, rank {self.rank}: chance {self.rows[0].chance.mean:.3f}", *lines])
-
-    __repr__ = __str__
 
 
 @torch.no_grad()
