@@ -128,6 +128,26 @@ def test_what_controls_cannot_be_made_of_is_said():
         rl.controls(rl.ReFT({place: rl.Interchange(D)}), truth.model, train, test, config)
 
 
+def test_values_are_of_all_rows_where_one_of_several_variables_is_looked_at():
+    import reftlens as rl
+
+    truth, _, _, train, test, _ = _trained(2)
+
+    def of_two(data):
+        half = len(data) // 2
+        halves = {"p": data[:half], "q": data[half:]}
+        return data.join([replace(half, sources={n: half.sources["source"]}) for n, half in halves.items()])
+
+    das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(D, variables={"p": 2, "q": 1})})
+    settings = dict(variable="p", random=1, shuffles=9, random_model=False, progress=False)
+    both, held_out, config = of_two(train[:64]), of_two(test[:40]), rl.FitConfig(steps=1)
+    answers = both.target_ids.tolist()
+    named = rl.controls(das, truth.model, both, held_out, config, values=answers, **settings)
+    assert named == rl.controls(das, truth.model, both, held_out, config, **settings), "the answers are the values"
+    with pytest.raises(ValueError, match="values has 32 entries, and the training data 64 rows"):
+        rl.controls(das, truth.model, both, held_out, config, values=answers[:32], **settings)
+
+
 def test_labels_shuffle_within_their_strata():
     from reftlens.analysis.causal.permutation import shuffled_p
 

@@ -13,7 +13,7 @@ from reftlens.analysis.causal.baselines import Placebo, filled_up, relabelled, u
 from reftlens.analysis.causal.control_table import Control, Controls
 from reftlens.analysis.causal.ledger import of_variable
 from reftlens.analysis.causal.permutation import movable, shuffled_p
-from reftlens.analysis.causal.variable import about_variable, basis_of, movement_of, pairs_of, rows_of
+from reftlens.analysis.causal.variable import about_variable, basis_of, movement_of, pairs_of, rows_of, values_of
 from reftlens.analysis.subspaces.directions import difference_of_means, pca
 from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.cone.plans import Plan
@@ -89,7 +89,8 @@ def controls(
     pairs = pairs_of(train, variable)
     check_differs(about.sites, pairs)
     battery = _Battery(about, model, pairs, held_out, own, settings, seed, reused, progress)
-    table = battery.table(values, random, shuffles, random_model)
+    known = None if values is None else values_of(values, train, variable)
+    table = battery.table(known, random, shuffles, random_model)
     return replace(table, ledger=of_variable({"training": train, "held out": test}, variable))
 
 
@@ -154,8 +155,6 @@ class _Battery:
     def _untrained(self, values: Sequence[Hashable] | None) -> dict[str, ReFT]:
         """What is not trained anew: the subspace itself, the ceiling, the directions of the sources' activations."""
         keys = first_targets(self.train).tolist() if values is None else list(values)
-        if len(keys) != len(self.train):
-            raise ValueError(f"values has {len(keys)} entries, and the training data {len(self.train)} rows")
         order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         source = self.train.sources["source"]
         donors = source.batch[source.rows.tolist()]

@@ -1,8 +1,9 @@
 """One variable of an exchange that may have several: its own columns, its own pairs."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reftlens.editing.reft import ReFT
@@ -47,7 +48,7 @@ def pairs_of(data: Batch, variable: str | None) -> Batch:
     name = variable or next(iter(data.sources))
     if name not in data.sources or (variable is None and len(data.sources) > 1):
         raise ValueError(f"the pairs have sources for {', '.join(data.sources)}: say which with variable=…")
-    pairs = data[data.sources[name].rows >= 0]
+    pairs = data[_exchanging(data, name)]
     if not len(pairs):
         raise ValueError(f"no pair exchanges {name!r}")
     return replace(pairs, sources={"source": pairs.sources[name]})
@@ -56,7 +57,19 @@ def pairs_of(data: Batch, variable: str | None) -> Batch:
 def rows_of(base: Batch, test: Batch, variable: str | None) -> Batch:
     """The rows of `base` that `pairs_of` keeps of `test`."""
     check_same_prompts(test, base)
-    return replace(base, sources={})[test.sources[variable or next(iter(test.sources))].rows >= 0]
+    return replace(base, sources={})[_exchanging(test, variable)]
+
+
+def values_of(values: Sequence[Hashable], train: Batch, variable: str | None) -> list[Hashable]:
+    """Of the values of all rows of `train` those of the rows that `pairs_of` keeps."""
+    if len(values) != len(train):
+        raise ValueError(f"values has {len(values)} entries, and the training data {len(train)} rows")
+    return [value for value, kept in zip(values, _exchanging(train, variable).tolist(), strict=True) if kept]
+
+
+def _exchanging(data: Batch, variable: str | None) -> Bool[Tensor, " pair"]:
+    """The rows in which the variable is exchanged, of several that one."""
+    return data.sources[variable or next(iter(data.sources))].rows >= 0
 
 
 def check_same_prompts(data: Batch, base: Batch, name: str = "base") -> None:
