@@ -2,7 +2,8 @@
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 
 import pytest
 import torch
@@ -138,6 +139,22 @@ def test_a_checkpoint_belongs_to_the_settings_of_its_objective(tmp_path, monkeyp
             _search(objective=Scaled(1.0), checkpoint=tmp_path / "search.ckpt")
     with pytest.raises(CheckpointMismatch, match="its objective differ"):
         _search(objective=Scaled(2.0), checkpoint=tmp_path / "search.ckpt")
+
+
+def test_a_checkpoint_belongs_to_the_settings_of_its_kinds(tmp_path):
+    import reftlens as rl
+    from reftlens.errors import CheckpointMismatch
+
+    def search(activation):
+        kinds = {"LoReFT": partial(rl.LoReFT, activation=activation)}
+        space = rl.selection.Space(layers=(2,), positions=("last",), ranks=(1,), lrs=(0.1,), kinds=kinds)
+        rows = [replace(_rows(seed, 30), sources={}) for seed in (1, 2, 3)]
+        settings = {"seeds": 1, "config": rl.FitConfig(steps=1), "checkpoint": tmp_path / "search.ckpt"}
+        return rl.search(planted().model, *rows, space=space, **settings, **QUIET)
+
+    same(search("linear"), search("linear"))
+    with pytest.raises(CheckpointMismatch, match="its kinds differ"):
+        search("relu")
 
 
 def same(a, b):

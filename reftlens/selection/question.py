@@ -76,10 +76,13 @@ class Question:
     def identity(self) -> dict[str, Any]:
         """What the outcomes of the search depend on."""
         model = fingerprint(self.model)
+        kinds = {(c.kind, c.rank): c for c in self.candidates}.values()
+        made = [self.space.reft(c, self.hooks, self.seed)[0] for c in kinds]
         return {
             "model": [model.name, model.config, model.weights],
             "data": [batch.fingerprint for batch in (self.train, self.dev, self.test)],
             "candidates": [[[s.to_dict() for s in c.sites], c.kind, c.rank, c.lr] for c in self.candidates],
+            "kinds": [[module.kind, repr(module.settings())] for module in made],
             "strengths": self.strengths,
             "settings": asdict(self.config),
             "metric": [self.metric.name, dict(self.metric.within)],
