@@ -1,13 +1,15 @@
 """Is what a search says of itself true? Tasks with nothing to find, and tasks with something.
 
-    python benchmarks/search_null.py [--tasks 200] [--planted] [--out docs/search_null.jsonl] [--table]
+    python benchmarks/search_null.py [--tasks 200] [--planted]
     python benchmarks/search_null.py --simulated
+    python benchmarks/search_null.py --table
 
 Rows of four tokens, 64 to train on, 60 to choose by and 60 to report on, answered by one of four tokens: drawn at
 random (nothing to find, chance is 0.25), or with `--planted` turned from the value that the last token carries, every
-fifth at random (0.85 is right). The metric is accuracy. Of each task a line is written: the interval on the test rows,
-dev score, optimism. A task that is there already is left out, so that the script can be stopped. `--simulated` takes
-scores of 48 equally good candidates from a random generator (60 rows of 0 or 1, correlation 0.5) in place of a search.
+fifth at random. The metric is accuracy. Of each task a line is written to `docs/search_null.jsonl` or
+`docs/search_found.jsonl`: the interval on the test rows, dev score, optimism. A task that is there already is left out,
+so that the script can be stopped. `--table` writes `docs/search_null.md` from the lines. `--simulated` takes scores of
+48 equally good candidates from a random generator (60 rows of 0 or 1, correlation 0.5) in place of a search.
 """
 
 import argparse
@@ -25,7 +27,9 @@ from planted import ANSWERS, pairs, planted
 
 import reftlens as rl
 
-CHANCE, RIGHT = 0.25, 0.85
+CHANCE = 0.25
+DOCS = Path(__file__).parents[1] / "docs"
+NULL, FOUND = DOCS / "search_null.jsonl", DOCS / "search_found.jsonl"
 
 
 def rows(count: int, seed: int, noise: float) -> Any:
@@ -53,17 +57,43 @@ def line_of(task: int, noise: float) -> dict[str, Any]:
     }
 
 
-def table(lines: list[dict[str, Any]], truth: float) -> str:
+def row_of(name: str, lines: list[dict[str, Any]], truth: float | None) -> str:
     mean = lambda values: sum(values) / len(lines)  # noqa: E731
-    covers = sum(x["test"][0] <= truth <= x["test"][2] for x in lines)
+    covers = None if truth is None else sum(x["test"][0] <= truth <= x["test"][2] for x in lines)
     drop = torch.tensor([x["dev"] - x["optimism"] - x["test"][1] for x in lines])
-    return (
-        f"{len(lines)} tasks: the 95 % interval of the test score covers {truth:g} in {covers}; dev score "
-        f"{mean([x['dev'] for x in lines]):.3f}, optimism {mean([x['optimism'] for x in lines]):.3f}, test score "
-        f"{mean([x['test'][1] for x in lines]):.3f}: dev less optimism is {drop.mean():+.3f} ± "
-        f"{drop.std() / len(drop) ** 0.5:.3f} off; best on shuffled labels "
-        f"{mean([x['shuffled'] or 0.0 for x in lines]):.3f}"
+    columns = (
+        f"{len(lines)}",
+        "" if covers is None else f"{covers}",
+        f"{mean([x['dev'] for x in lines]):.3f}",
+        f"{mean([x['optimism'] for x in lines]):.3f}",
+        f"{mean([x['test'][1] for x in lines]):.3f}",
+        f"{drop.mean():+.3f} ± {drop.std() / len(drop) ** 0.5:.3f}",
+        f"{mean([x['shuffled'] or 0.0 for x in lines]):.3f}",
     )
+    return f"| {name} | {' | '.join(columns)} |"
+
+
+def table() -> str:
+    rows = [row_of("nothing to find", known(NULL), CHANCE), row_of("something to find", known(FOUND), None)]
+    return "\n".join(
+        [
+            "## What a search says of itself, on tasks whose truth is known",
+            "",
+            "`python benchmarks/search_null.py`, then with `--planted`; accuracy, chance is 0.25. Dev score and optimism",
+            "are of the chosen setting where it was chosen, the test score of the same on rows that nothing was chosen by;",
+            "± is one standard error over tasks.",
+            "",
+            "| | tasks | in so many the 95 % interval of the test score holds chance | dev score | optimism | test score "
+            "| dev less optimism less test | best on shuffled labels |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def known(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def simulated(tasks: int) -> str:
@@ -87,7 +117,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--planted", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "search_null.jsonl")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--simulated", action="store_true")
     options = parser.parse_args()
@@ -96,14 +125,13 @@ def main() -> None:
     if options.simulated:
         print(simulated(options.tasks))
         return
-    known = [json.loads(x) for x in options.out.read_text().splitlines()] if options.out.exists() else []
     if options.table:
-        print(table(known, RIGHT if options.planted else CHANCE))
+        (DOCS / "search_null.md").write_text(table(), encoding="utf-8")
         return
-    for task in range(options.tasks):
-        if task not in {line["task"] for line in known}:
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line_of(task, 0.2 if options.planted else 1.0)) + "\n")
+    path, noise = (FOUND, 0.2) if options.planted else (NULL, 1.0)
+    for task in sorted(set(range(options.tasks)) - {line["task"] for line in known(path)}):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line_of(task, noise)) + "\n")
 
 
 if __name__ == "__main__":
