@@ -29,6 +29,15 @@ import reftlens as rl
 
 CHANCE = 0.25
 DOCS = Path(__file__).parents[1] / "docs"
+PAGE = """\
+## What a search says of itself, on tasks whose truth is known
+
+`python benchmarks/search_null.py`, then with `--planted`; accuracy, chance is 0.25. Dev score and optimism are of the
+chosen setting where it was chosen, the test score is of the same on rows that nothing was chosen by; the last column is
+the best of all settings when the labels of the dev rows are shuffled. ± is one standard error over tasks.
+
+| | tasks | whose interval holds chance | dev score | optimism | test score | dev less optimism less test | shuffled |
+|---|--:|--:|--:|--:|--:|--:|--:|"""
 NULL, FOUND = DOCS / "search_null.jsonl", DOCS / "search_found.jsonl"
 
 
@@ -75,21 +84,7 @@ def row_of(name: str, lines: list[dict[str, Any]], truth: float | None) -> str:
 
 def table() -> str:
     rows = [row_of("nothing to find", known(NULL), CHANCE), row_of("something to find", known(FOUND), None)]
-    return "\n".join(
-        [
-            "## What a search says of itself, on tasks whose truth is known",
-            "",
-            "`python benchmarks/search_null.py`, then with `--planted`; accuracy, chance is 0.25. Dev score and optimism",
-            "are of the chosen setting where it was chosen, the test score of the same on rows that nothing was chosen by;",
-            "± is one standard error over tasks.",
-            "",
-            "| | tasks | in so many the 95 % interval of the test score holds chance | dev score | optimism | test score "
-            "| dev less optimism less test | best on shuffled labels |",
-            "|---|--:|--:|--:|--:|--:|--:|--:|",
-            *rows,
-            "",
-        ]
-    )
+    return "\n".join([PAGE, *rows, ""])
 
 
 def known(path: Path) -> list[dict[str, Any]]:
