@@ -21,6 +21,7 @@ from reftlens.bridge.trial import check_agrees, few_tokens
 from reftlens.editing.edits import token_width
 from reftlens.editing.engine import forward, hooked
 from reftlens.editing.reft import ReFT
+from reftlens.editing.site import Site
 from reftlens.errors import in_brief
 from reftlens.figures import DataFrame
 
@@ -58,6 +59,11 @@ class Sites:
             if hook == row.hook or hook in row.aliases:
                 return row
         raise KeyError(f"no row for {hook!r}; hooks(model, unusable=True) lists the unusable hooks too")
+
+    def width(self, site: Site) -> int:
+        """Of the vector that an intervention at `site` sees."""
+        info = self[site.hook]
+        return info.width if site.heads is None or info.heads is None else info.width // info.heads * len(site.heads)
 
     def to_frame(self) -> DataFrame:
         return figures.table([asdict(row) | {"aliases": ", ".join(row.aliases)} for row in self.rows])

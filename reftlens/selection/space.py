@@ -155,7 +155,7 @@ class Space:
         assert self.kinds is not None
         every = []
         for place, (kind, factory), rank in product(self.places(), self.kinds.items(), self.ranks):
-            real = factory(width_of(place[0], hooks), rank).rank
+            real = factory(hooks.width(place[0]), rank).rank
             every += [Candidate(place, kind, real, lr) for lr in self.lrs]
         return list(dict.fromkeys(every))
 
@@ -163,7 +163,7 @@ class Space:
         """What a candidate trains, with weights drawn from `seed`."""
         assert self.kinds is not None
         factory = self.kinds[candidate.kind]
-        reft = ReFT({site: factory(width_of(site, hooks), candidate.rank) for site in candidate.sites})
+        reft = ReFT({site: factory(hooks.width(site), candidate.rank) for site in candidate.sites})
         reft.reset(seed)
         return reft
 
@@ -171,14 +171,6 @@ class Space:
 def _one_or_several(value: Any, name: str) -> int | tuple[int, ...]:
     numbers = whole_numbers(value, name)
     return numbers if isinstance(value, Sequence) else numbers[0]
-
-
-def width_of(site: Site, hooks: Sites) -> int:
-    """Of the vectors that are edited at a site."""
-    info = hooks[site.hook]
-    if site.heads is None or info.heads is None:
-        return info.width
-    return info.width // info.heads * len(site.heads)
 
 
 def drawn(candidates: Sequence[Candidate], count: int, seed: int) -> list[Candidate]:

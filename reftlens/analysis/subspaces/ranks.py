@@ -122,7 +122,7 @@ def rank_sweep(
         ValueError: without ranks or seeds, or where one is given twice; and as `fit_many`.
     """
     check_each_once({"ranks": ranks, "seeds": seeds})
-    d = _width(model, site)
+    d = hooks(model).width(site)
     copies = {rank: ReFT({site: kind(d, rank)}).seeds(seeds) for rank in sorted(ranks)}
     refts = {f"rank {rank}, {seed}": reft for rank in copies for seed, reft in copies[rank].items()}
     watched = None if config.patience is None else validation
@@ -135,9 +135,3 @@ def rank_sweep(
     table = losses[1:].reshape(len(copies), len(seeds), -1)
     trained = {rank: tuple(seeded.values()) for rank, seeded in copies.items()}
     return RankSweep(site, tuple(copies), tuple(seeds), table, losses[0], trained)
-
-
-def _width(model: Bridge, site: Site) -> int:
-    """Of the vector that an intervention at `site` sees."""
-    info = hooks(model)[site.hook]
-    return info.width if site.heads is None or info.heads is None else info.width // info.heads * len(site.heads)
