@@ -64,13 +64,13 @@ def stale_prefix(monkeypatch):
     """Stored keys are those of the tokens before."""
     from reftlens.cone.captured import Captured
 
-    cut = Captured.cut
+    part = Captured.part
 
     def wrong(self, *arguments):
-        whole = cut(self, *arguments)
+        whole = part(self, *arguments)
         return replace(whole, pool=replace(whole.pool, keys=tuple(k.roll(1, dims=0) for k in whole.pool.keys)))
 
-    monkeypatch.setattr(Captured, "cut", wrong)
+    monkeypatch.setattr(Captured, "part", wrong)
 
 
 def wrong_positions(monkeypatch):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import Module
 from transformers import DynamicCache
@@ -82,7 +82,7 @@ class Capture:
 
     def _kept(self, streams: dict[int, Tensor], keys: Sequence[Tensor], values: Sequence[Tensor]) -> Pool:
         """All rows that were captured together, one after the other."""
-        pool = Pool(streams, tuple(map(side_by_side, keys)), tuple(map(side_by_side, values)))
+        pool = pool_of(streams, keys, values)
         return pool.narrowed() if self.narrow else pool
 
     @property
@@ -120,9 +120,7 @@ class Capture:
             span = window([Span(0, beginning.length)])
             recorders = [Recorder(ends=i == self.body.depth - 1) for i in range(self.body.depth)]
             self._run(_Rows(self.data.tokens[[beginning.rows[0]]], span, [None]), [], cache_of(recorders))
-            keys, values = recorded(recorders)
-            pool = Pool({}, tuple(map(side_by_side, keys)), tuple(map(side_by_side, values)))
-            self._whole[number] = Captured(pool, NO_TOKENS, Span(0, beginning.length))
+            self._whole[number] = Captured(pool_of({}, *recorded(recorders)), NO_TOKENS, Span(0, beginning.length))
         return self._whole[number]
 
     def _recorders(self, rows: "_Rows") -> list[Recorder]:
@@ -184,5 +182,7 @@ class _Rows:
         return past_layers(beginnings, self.window) or [Prefilled(len(beginnings), 0) for _ in range(depth)]
 
 
-def side_by_side(computed: Float[Tensor, "rows heads tokens width"]) -> Float[Tensor, "tokens_of_rows heads_width"]:
-    return computed.transpose(1, 2).flatten(2).flatten(0, 1)
+def pool_of(streams: dict[int, Tensor], keys: Sequence[Tensor], values: Sequence[Tensor]) -> Pool:
+    """Of keys and values `[rows, heads, tokens, width]` the heads side by side, and all rows one after the other."""
+    keys, values = (tuple(t.transpose(1, 2).flatten(2).flatten(0, 1) for t in every) for every in (keys, values))
+    return Pool(streams, keys, values)

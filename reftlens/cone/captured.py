@@ -85,16 +85,10 @@ class Captured:
         """The beginning, and then what is its own."""
         return (self,) if self.beginning is None else (*self.beginning.parts, self)
 
-    def cut(self, whole: Span, cone: Span, first: int, skip: int) -> "Captured":
-        """What a cone within `whole` needs that begins at block `first`, `skip` blocks above the lowest captured."""
-        return self.part(whole, (first - skip,), cone, (first,), cone.start)
-
-    def part(
-        self, whole: Span, firsts: tuple[int, ...], span: Span, wanted: tuple[int, ...], latest: int
-    ) -> "Captured":
-        """What cones within `whole` need that begin at the blocks `wanted`, no earlier than at token `latest`."""
+    def part(self, whole: Span, span: Span, latest: int, skip: int) -> "Captured":
+        """What cones within `whole` need, no earlier than at token `latest` and `skip` blocks above the lowest."""
         start = self.cone.start - whole.start
-        return replace(self._until(latest, min(wanted) - min(firsts)), cone=Span(start + span.start, start + span.stop))
+        return replace(self._until(latest, skip), cone=Span(start + span.start, start + span.stop))
 
     def _until(self, latest: int, skip: int) -> "Captured":
         """With the first `latest` of the tokens before, without so many more of the lowest blocks."""

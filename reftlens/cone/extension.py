@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from reftlens.cone.caches import Prefilled, Recorder, Stub, cache_of, recorded
-from reftlens.cone.capture import Capture, side_by_side
-from reftlens.cone.captured import NO_TOKENS, Captured, Pool, packed, taken, together
+from reftlens.cone.capture import Capture, pool_of
+from reftlens.cone.captured import NO_TOKENS, Captured, packed, taken, together
 from reftlens.cone.memory import Known
 from reftlens.cone.prefix import NO_HOOK, assemble, entering, entering_stream, observers
 from reftlens.cone.spans import Span, window
@@ -38,7 +38,7 @@ def extended(capture: Capture, known: Mapping[int, Known]) -> dict[int, Known]:
     places = window([row.cone for row in old]).columns
     stored = {first: taken(stream, places) for first, stream in old[0].pool.streams.items()}
     every = {first: stream.flatten(0, 1) for first, stream in (stored | streams).items()}
-    pool, rows = Pool(every, tuple(map(side_by_side, keys)), tuple(map(side_by_side, values))), list[Captured]()
+    pool, rows = pool_of(every, keys, values), list[Captured]()
     for i, (each, whole, row) in enumerate(zip(some, wholes, old, strict=True)):
         start, span = i * places.shape[1], each.cones.span
         later_ones = (start + token - span.start for token in (each.cones.latest, whole.latest))

@@ -39,30 +39,27 @@ class Full:
     def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
         """Each job by itself; where gradients are taken, its hooks are attached until the next one is asked for."""
         for job in jobs:
-            if self._alone(job):
-                yield [self._row_by_row(job)]
-                continue
             batch = self.data[list(job.rows)].to(device_of(self.model))
-            batch = batch.right_padded() if last_trial(self.model).minds_padding else batch
-            edits = self.bounds[job.plan].edits(batch.view, job.rows)
-            watch = self._watch(batch)
-            with attached(self.model, edits), hooked(self.model, watch.hooks), self.autocast():
-                logits = forward(self.model, batch.tokens, batch.attention_mask)
-                seen = joined_rows(watch.by_row())
-                scored = [Scored(job, batch, at_targets(logits, batch.predicting, batch), seen)]
-                if torch.is_grad_enabled():  # a model that checkpoints gradients computes once more in backward
-                    yield scored
-            check_fired(edits)
-            if not torch.is_grad_enabled():
+            longest = int(self.data.attention_mask[list(job.rows)].sum(dim=1).max())
+            if changes_with_length(self.model, longest):
+                yield [self._row_by_row(job, batch)]
+            else:
+                yield from self._pass(job, batch.right_padded() if last_trial(self.model).minds_padding else batch)
+
+    def _pass(self, job: Job, batch: Batch) -> Iterator[list[Scored]]:
+        edits = self.bounds[job.plan].edits(batch.view, job.rows)
+        watch = Watch(self.watched, [each.site.positions.mask(batch.view) for each in self.watched])
+        with attached(self.model, edits), hooked(self.model, watch.hooks), self.autocast():
+            logits = forward(self.model, batch.tokens, batch.attention_mask)
+            scored = [Scored(job, batch, at_targets(logits, batch.predicting, batch), joined_rows(watch.by_row()))]
+            if torch.is_grad_enabled():  # a model that checkpoints gradients computes once more in backward
                 yield scored
+        check_fired(edits)
+        if not torch.is_grad_enabled():
+            yield scored
 
-    def _alone(self, job: Job) -> bool:
-        """Whether a longer row beside it would change what is computed of a row."""
-        lengths = self.data.attention_mask[list(job.rows)].sum(dim=1)
-        return bool(changes_with_length(self.model, int(lengths.max())))
-
-    def _row_by_row(self, job: Job) -> Scored:
-        """The rows of a job, each in a pass of its own.
+    def _row_by_row(self, job: Job, batch: Batch) -> Scored:
+        """The rows of a job, each in a pass of its own, as a longer row beside it would change it.
 
         Raises:
             ValueError: where the model would compute a row once more in the backward pass, without its edits.
@@ -70,18 +67,6 @@ class Full:
         root = self.model.original_model
         if root.training and any(getattr(m, "gradient_checkpointing", False) for m in modules_of(root)):
             raise ValueError("rows are computed one at a time on this model: switch gradient checkpointing off")
-        logits, seen = [], []
-        for row in job.rows:
-            batch = alone(self.data, row).to(device_of(self.model))
-            edits = self.bounds[job.plan].edits(batch.view, [row])
-            watch = self._watch(batch)
-            with attached(self.model, edits), hooked(self.model, watch.hooks), self.autocast():
-                whole = forward(self.model, batch.tokens, batch.attention_mask)
-                logits.append(at_targets(whole, batch.predicting, batch))
-                seen += watch.by_row()
-            check_fired(edits)
-        batch = self.data[list(job.rows)].to(device_of(self.model))
-        return Scored(job, batch, torch.cat(logits), joined_rows(seen))
-
-    def _watch(self, batch: Batch) -> Watch:
-        return Watch(self.watched, [each.site.positions.mask(batch.view) for each in self.watched])
+        singles = ((Job(job.plan, (row,)), alone(self.data, row).to(batch.tokens.device)) for row in job.rows)
+        parts = [scored for single in singles for (scored,) in self._pass(*single)]
+        return Scored(job, batch, torch.cat([p.logits for p in parts]), joined_rows([p.activations for p in parts]))

@@ -137,7 +137,7 @@ class Cone:
                 self.check(each.way, jobs)
         self.store.prepare()
         captured = [
-            stored.cut(self.spans[row.number], row.span, row.plan.first, row.plan.first - self.first)
+            stored.part(self.spans[row.number], row.span, row.span.start, row.plan.first - self.first)
             for stored, row in zip(self.store.fetch([row.number for row in rows]), rows, strict=True)
         ]
         results = list[tuple[list[int], Tensor]]()

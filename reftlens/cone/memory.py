@@ -57,8 +57,8 @@ class Known(NamedTuple):
 
     def part(self, cones: Cones) -> Captured:
         """What cones need, of what this holds."""
-        own = self.cones
-        return self.captured.part(own.span, own.firsts, cones.span, cones.firsts, cones.latest)
+        skip = min(cones.firsts) - min(self.cones.firsts)
+        return self.captured.part(self.cones.span, cones.span, cones.latest, skip)
 
 
 Scores = tuple[float, ...]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,6 @@ from reftlens.cone.spans import Span, Window, first_block, window, within_block
 from reftlens.editing.edits import Edit, joined, used_points
 from reftlens.text.batch import Batch
 from reftlens.text.beginnings import PASS
-from reftlens.text.view import Mask
 
 
 class Row(NamedTuple):
@@ -91,16 +91,10 @@ class Planner:
         """All rows, of jobs whose cones begin at one block."""
         divided = self._sections(rows)
         grouped = sum(len(section.groups) for section in divided) > 1
-        for section in divided:
-            beginning = None
-            if section.shared:
-                one = section.groups[0][:1]
-                beginning = self._pass(rows, one, 0, section.shared, grouped=grouped, joined_jobs=joined_jobs)
-            every = [
-                self._pass(rows, group, section.shared, None, grouped=grouped, joined_jobs=joined_jobs)
-                for group in section.groups
-            ]
-            yield Course(beginning, every)
+        through = partial(self._pass, rows, grouped=grouped, joined_jobs=joined_jobs)
+        for shared, groups in ((section.shared, section.groups) for section in divided):
+            beginning = through(groups[0][:1], 0, shared) if shared else None
+            yield Course(beginning, [through(group, shared, None) for group in groups])
 
     def _sections(self, rows: Sequence[Row]) -> list[Section]:
         lengths, before = [row.span.length for row in rows], [row.span.start for row in rows]
@@ -133,8 +127,9 @@ class Planner:
         spans = [Span(r.span.start + skip, r.span.stop if most is None else r.span.start + most) for r in some]
         win = window(spans)
         edits = self._edits(some, numbers, win)
-        targets = self.data.target_mask[numbers]
-        at = _predicting(win, targets if most is None else torch.zeros_like(targets))
+        targets = self.data.target_mask[numbers] & (most is None)
+        lines, columns = targets.nonzero().unbind(dim=1)
+        at = lines, columns - 1 - win.starts[lines]
         first = some[0].plan.first
         trimmed = most is None and self._trims(first, at, win, edits)
         hooks = frozenset(
@@ -171,12 +166,6 @@ def unread(edit: Edit, depth: int) -> bool:
     """Whether an edit of a beginning may be left out: its last block is computed as far as its keys and values."""
     block = first_block(edit.point.name or "", depth)
     return block is None or block >= depth - 1
-
-
-def _predicting(win: Window, targets: Mask) -> tuple[Int[Tensor, " targets"], Int[Tensor, " targets"]]:
-    """Row and column, in the window, of what each target is predicted from."""
-    rows, columns = targets.nonzero().unbind(dim=1)
-    return rows, columns - 1 - win.starts[rows]
 
 
 def back_in_order(order: Sequence[int], counts: Sequence[int], device: torch.device) -> Int[Tensor, " targets"] | None:

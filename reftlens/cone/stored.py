@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import torch
 
 from reftlens.cone.light_cone import Cone
-from reftlens.cone.reuse import Reuse
 from reftlens.cone.size import Size
 from reftlens.cone.spans import Span
-from reftlens.cone.store import Tier, captured_together, choose_tier
+from reftlens.cone.store import captured_together, choose_tier
 from reftlens.cone.work import Work, beginning_work, capture_work
 
 
@@ -32,7 +31,9 @@ class Stored:
             return Work()
         chunks, latest = captured_together(self.cone.spans), self.cone.capture.latest
         order, need = [row for chunk in chunks for row in chunk], self._bytes()
-        store.tier = _tier(need, device, self.cone.reuse)
+        reuse, absent = self.cone.reuse, device.type == "cuda" and not torch.cuda.is_available()
+        first = absent and reuse.memory is None  # on a GPU that is not here, the first that `RowStore` would try
+        store.tier = "on the device" if first else choose_tier(need, device, reuse.memory, reuse.disk)
         work = self._captured([max(order, key=lambda row: latest[row])])
         if store.tier == "nowhere, recomputed":
             return work
@@ -63,9 +64,3 @@ class Stored:
         repeated = sum((len(shared.rows) - 1) * shared.length for shared in capture.beginnings)
         before = (sum(capture.latest) - repeated) * blocks * self.size.stored
         return (streams * self.size.d + before) * self.width
-
-
-def _tier(need: int, device: torch.device, reuse: Reuse) -> Tier:
-    """As `RowStore` chooses; on a GPU that is not here, the first that it would try."""
-    absent = device.type == "cuda" and not torch.cuda.is_available() and reuse.memory is None
-    return "on the device" if absent else choose_tier(need, device, reuse.memory, reuse.disk)

@@ -1,7 +1,7 @@
 """What passes through a model compute, told from their shapes: tokens, operations, memory of a backward pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 
@@ -26,12 +26,8 @@ class Work:
     """Bytes, about, that the largest pass holds for the backward pass."""
 
     def __add__(self, other: "Work") -> "Work":
-        sums = (a + b for a, b in zip(self._sums, other._sums, strict=True))
+        sums = (a + b for a, b in zip(astuple(self)[:4], astuple(other)[:4], strict=True))
         return Work(*sums, memory=max(self.memory, other.memory))
-
-    @property
-    def _sums(self) -> tuple[int, int, int, int]:
-        return self.tokens, self.padded, self.forward, self.backward
 
     @property
     def operations(self) -> int:
@@ -97,8 +93,7 @@ def step_work(size: Size, courses: Sequence[Course], lowest: int, *, scored_only
     for course in courses:
         begun = Work() if course.beginning is None else _shape(size, course.beginning, True, True).work(size, lowest)
         passes = sum((_shape(size, each, False, scored_only).work(size, lowest) for each in course.passes), Work())
-        both = begun + passes
-        total += Work(*both._sums, memory=begun.memory + passes.memory)
+        total += replace(begun + passes, memory=begun.memory + passes.memory)
     return total
 
 
