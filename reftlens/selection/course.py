@@ -79,13 +79,8 @@ class Course:
         means = outcome.measured.mean(dim=-1)
         scores, log_prob, kl = self.question.metric.of_rows(outcome.measured).mean(dim=-1), means[0], means[2]
         within = kl <= self.question.metric.within.get("kl", torch.inf) if outcome.state else kl < -torch.inf
-        order = [
-            (w, *((s, p) if w else (-k, 0.0)))
-            for w, s, p, k in zip(within.tolist(), scores.tolist(), log_prob.tolist(), kl.tolist(), strict=True)
-        ]
-        best = max(range(len(order)), key=order.__getitem__)
-        numbers = scores[best].item(), log_prob[best].item(), kl[best].item()
-        return Trial(candidate, look, steps, self._signs[best], *numbers, bool(within[best]))
+        columns = self._signs, *(values.tolist() for values in (scores, log_prob, kl, within))
+        return max((Trial(candidate, look, steps, *row) for row in zip(*columns, strict=True)), key=Trial.order)
 
     def compute(
         self, key: str, some: Sequence[tuple[ReFT, FitConfig]], rows: Batch, strengths: tuple[float, ...]

@@ -10,11 +10,6 @@ FINALISTS, SECOND = 8, 3
 """So many settings are trained with every seed, and at so many places all settings are tried."""
 
 
-def rungs_of(steps: int) -> list[int]:
-    """Steps that a candidate has done when it is compared with the others."""
-    return sorted({max(1, math.ceil(steps / ETA**2)), max(1, math.ceil(steps / ETA)), steps})
-
-
 def survivors(count: int, rung: int) -> int:
     """How many of the first `count` are trained up to a rung."""
     return max(1, math.ceil(count / ETA**rung)) if count else 0
@@ -31,6 +26,7 @@ class Schedule:
     """What is trained, and how long; a step is one optimizer step of one candidate."""
 
     rungs: tuple[int, ...]
+    """Steps that a candidate has done when it is compared with the others."""
     first: int
     """Candidates of the first look."""
     second: int
@@ -51,7 +47,8 @@ def schedule_of(budget: int | None, steps: int, candidates: int, places: int, se
     Raises:
         ValueError: where not even one candidate at each place can be tried.
     """
-    rungs, settings = tuple(rungs_of(steps)), math.ceil(candidates / places)
+    rungs = tuple(sorted({max(1, math.ceil(steps / ETA**n)) for n in (2, 1, 0)}))
+    settings = math.ceil(candidates / places)
     most = min(candidates, max(4 * places, 60)) if budget is None else candidates
     for first in range(most, places - 1, -1):
         second = 0 if first == candidates else min(SECOND, places) * max(0, settings - first // places)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from textwrap import fill
+from typing import Any
 
 import torch
 
@@ -35,7 +36,8 @@ def place_map(trials: Sequence[Trial], chosen: Candidate, label: str, ax: Axes |
     steps, best = min(trial.steps for trial in trials), dict[tuple[str, str], float]()
     for trial in (t for t in trials if t.steps == steps and t.within):
         best[_cell(trial.candidate)] = max(best.get(_cell(trial.candidate), -torch.inf), trial.score)
-    rows, columns = (list(dict.fromkeys(cell[i] for cell in map(_cell, _in_order(trials)))) for i in (0, 1))
+    cells = [_cell(candidate) for candidate in sorted(dict.fromkeys(t.candidate for t in trials), key=_order)]
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
     table = torch.tensor([[best.get((r, c), torch.nan) for c in columns] for r in rows])
     ax = figures.axes(ax, width=3.0 + 0.6 * len(columns), height=2.4 + 0.22 * len(rows))
     image = ax.imshow(table, origin="lower", aspect="auto", cmap="viridis")
@@ -54,12 +56,7 @@ def _cell(candidate: Candidate) -> tuple[str, str]:
     return f"{axes['layer']} {axes['hook'].removeprefix('hook_')}", axes["positions"]
 
 
-def _in_order(trials: Sequence[Trial]) -> list[Candidate]:
-    """By hook, then layer."""
-    every = dict.fromkeys(trial.candidate for trial in trials)
-    return sorted(every, key=lambda c: (c.axes["hook"], len(c.sites), _number(c), c.axes["positions"]))
-
-
-def _number(candidate: Candidate) -> int:
-    layer = candidate.axes["layer"]
-    return layer if isinstance(layer, int) else -1
+def _order(candidate: Candidate) -> tuple[Any, ...]:
+    """By hook, then layer, several together last."""
+    layer, hook, positions = (candidate.axes[name] for name in ("layer", "hook", "positions"))
+    return hook, len(candidate.sites), layer if isinstance(layer, int) else -1, positions

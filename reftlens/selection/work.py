@@ -71,7 +71,8 @@ def outcomes_of(work: Work, model: Bridge | None = None) -> list[Outcome]:
     if alive:
         measured = measures(model, work.rows, plans, batch_size=work.batch_size, reuse=work.reuse).view(3, *shape)
     lost = torch.tensor([-1e6, 0.0, 1e6], dtype=torch.float64)[:, None, None].expand(3, *shape[1:])
-    every = {i: Outcome(_state(refts[i]), measured[:, n]) for n, i in enumerate(alive)}
+    states = {i: {name: t.detach().cpu().contiguous() for name, t in refts[i].state_dict().items()} for i in alive}
+    every = {i: Outcome(states[i], measured[:, n]) for n, i in enumerate(alive)}
     return [every.get(i, Outcome({}, lost)) for i in range(len(refts))]
 
 
@@ -88,10 +89,6 @@ def _trained(work: Work, model: Bridge, refts: list[ReFT], some: Sequence[int]) 
         half = len(some) // 2
         return [i for part in (some[:half], some[half:]) for i in _trained(work, model, refts, part)] if half else []
     return list(some)
-
-
-def _state(reft: ReFT) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in reft.state_dict().items()}
 
 
 class Journal:

@@ -64,7 +64,8 @@ def at_kl(
     both = signs == "both"
     if both and (high < 0 or len(data) < 4):
         raise ValueError(f"signs='both' with high={high:g} and {len(data)} row(s): expected above 0, and four or more")
-    names = {f"{sign:+g} {name}" if both else name: (name, sign) for name in refts for sign in _signs(both, high)}
+    signs = (1.0, -1.0) if both else (math.copysign(1.0, high),)
+    names = {f"{sign:+g} {name}" if both else name: (name, sign) for name in refts for sign in signs}
     plans = {name: reft if isinstance(reft, Plan) else Plan(reft) for name, reft in refts.items()}
     signed = {label: _scaled(plans[name], sign) for label, (name, sign) in names.items()}
     searches = {label: Search(budget, abs(high), tolerance) for label in names}
@@ -75,10 +76,6 @@ def at_kl(
         return EqualKL(doses, seed)
     pairs = {name: (doses[f"+1 {name}"], doses[f"-1 {name}"]) for name in plans}
     return EqualKL({name: _better(*pair) for name, pair in pairs.items()}, seed, tuple(range(0, len(data), 2)))
-
-
-def _signs(both: bool, high: float) -> tuple[float, ...]:
-    return (1.0, -1.0) if both else (math.copysign(1.0, high),)
 
 
 def _times(dose: Dose, sign: float) -> Dose:
