@@ -170,11 +170,8 @@ def run_report(options: argparse.Namespace) -> int:
 def run_search(options: argparse.Namespace) -> int:
     """Search, save what is recommended with the table of all that was tried; a search that was stopped goes on."""
     model, progress = load_model(options.model, progress=not options.quiet), not options.quiet
-    reading = {
-        "chat": options.chat,
-        "end": options.among is None,
-        "among_answers": options.among,
-    }  # the end is no answer
+    among = options.among  # the end is no answer
+    reading = {"chat": options.chat, "end": among is None, "among_answers": among}
     data = encode(model, load_examples(options.data), **reading)
     within = None if options.kl is None else {"kl": options.kl}
     settings = {"budget": options.budget, "metric": options.metric, "within": within, "seed": options.seed}

@@ -69,7 +69,8 @@ def read_sites(
     are, and to the end.
     """
     device, ends, sites = device_of(model), not foreign_hook(hook_points(model), modules(model)), [s for s, _ in places]
-    short = ends and edited is None and not trial(model).looks_ahead and not _too_long(model, data)
+    short = ends and edited is None and not trial(model).looks_ahead
+    short = short and not changes_with_length(model, int(data.attention_mask.sum(dim=1).max()))
     order = alike = list(range(len(data)) if rows is None else rows)
     if edited is None and ends:
         alike, lengths = _alike(data, alike), data.attention_mask.sum(dim=1).tolist()
@@ -121,11 +122,6 @@ def _width(mask: Mask) -> int:
     """Columns up to the last one that is chosen in some row."""
     columns = mask.any(dim=0).nonzero()
     return int(columns[-1]) + 1 if len(columns) else 0
-
-
-def _too_long(model: Bridge, data: Batch) -> bool:
-    """Whether the length of a row changes what is computed of its first tokens."""
-    return bool(changes_with_length(model, int(data.attention_mask.sum(dim=1).max())))
 
 
 def _alike(data: Batch, rows: Sequence[int]) -> list[int]:

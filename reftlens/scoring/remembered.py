@@ -123,14 +123,9 @@ def _setting(model: Bridge, reuse: Reuse, measure: str) -> str:
     """What decides beside the weights, the rows and the edits."""
     device, config = device_of(model), text_config(model)
     narrow = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    settings = (
-        measure,
-        str(device),
-        replace(reuse, memory=None, disk=None),
-        narrow,
-        torch.get_float32_matmul_precision(),
-    )
-    return _digest(repr(settings).encode(), repr(getattr(config, "__dict__", None)).encode()).hex()
+    settings = measure, str(device), replace(reuse, memory=None, disk=None), narrow
+    settings = *settings, torch.get_float32_matmul_precision(), getattr(config, "__dict__", None)
+    return _digest(repr(settings).encode()).hex()
 
 
 def _name_of(module: Intervention) -> bytes | int:

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
 from reftlens.bridge.lengths import changes_with_length, length_limit
 from reftlens.bridge.protocol import Bridge, device_of, is_bridge
@@ -33,15 +32,8 @@ from reftlens.training.config import FitConfig, replaced
 from reftlens.training.drawing import step_jobs
 from reftlens.training.forecast import Forecast, in_units
 
-_STREAM = (
-    "hook_in",
-    "hook_out",
-    "hook_resid_pre",
-    "hook_resid_mid",
-    "hook_resid_post",
-    "hook_attn_out",
-    "hook_mlp_out",
-)
+_WIDE = tuple(f"hook_{name}" for name in ("in", "out", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"))
+"""Hooks of a block at which vectors are as wide as the residual stream."""
 
 
 def plan(
@@ -120,7 +112,7 @@ def _check_widths(places: Places, size: Size) -> None:
     """Raise `ValueError` where an intervention on the residual stream was made for another width."""
     for place in places:
         hook, d = within_block(place.point.name or ""), place.intervention.d
-        if hook in _STREAM and d != size.d:
+        if hook in _WIDE and d != size.d:
             kind = place.intervention.kind
             raise ValueError(f"{place.site} has vectors of width {size.d}, and its {kind} was made for d={d}")
 
@@ -162,8 +154,11 @@ class _Run:
         return self._forecast(computation, Work(), self._full_steps, 0, "nowhere, recomputed")
 
     def in_cone(self, cone: Cone) -> Forecast:
-        stored, steps = Stored(cone, self.size, self._width(cone.reuse)), list[Work]()
-        capture, size = stored.prepare(self.device), self._scoring(cone.body.cut)
+        narrow = cone.reuse.half or self.config.precision == "bfloat16"
+        stored, steps = Stored(cone, self.size, 2 if narrow else self.size.width), list[Work]()
+        capture, size, cut, answers = stored.prepare(self.device), self.size, cone.body.cut, len(self.data.answers)
+        if cut is not None and answers:  # no more of the unembedding than the answers need
+            size = replace(size, unembedding=answers * cut.in_features)
         for step in self._steps:
             total = Work()
             for group in (group for jobs in step for group in cone.groups(jobs)):
@@ -172,16 +167,6 @@ class _Run:
                 total += step_work(size, courses, self.lowest, scored_only=cone.reuse.scored_only)
             steps.append(total)
         return self._forecast(cone.computation, capture, tuple(steps), cone.store.size, cone.store.tier)
-
-    def _scoring(self, cut: nn.Linear | None) -> Size:
-        """With no more of the unembedding than the answers need."""
-        answers = len(self.data.answers)
-        rows = self.size.unembedding if cut is None or not answers else answers * cut.in_features
-        return replace(self.size, unembedding=rows)
-
-    def _width(self, reuse: Reuse) -> int:
-        """Bytes of a number that is kept."""
-        return 2 if reuse.half or self.config.precision == "bfloat16" else self.size.width
 
     def _forecast(self, computation: str, capture: Work, steps: tuple[Work, ...], stored: int, tier: str) -> Forecast:
         name, size = type(self.model.original_model).__name__, self.size
