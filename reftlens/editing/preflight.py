@@ -22,7 +22,7 @@ from reftlens.editing.edits import token_width
 from reftlens.editing.engine import forward, hooked
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
-from reftlens.errors import in_brief
+from reftlens.errors import HookNotFound, in_brief
 from reftlens.figures import DataFrame
 
 _ROWS, _LENGTH = 2, 11  # two rows, and a length that is no usual number of heads
@@ -58,7 +58,7 @@ class Sites:
         for row in self.rows:
             if hook == row.hook or hook in row.aliases:
                 return row
-        raise KeyError(f"no row for {hook!r}; hooks(model, unusable=True) lists the unusable hooks too")
+        raise HookNotFound(f"no row for {hook!r}; hooks(model, unusable=True) lists the unusable hooks too")
 
     def width(self, site: Site) -> int:
         """Of the vector that an intervention at `site` sees."""
