@@ -5,8 +5,9 @@ and cones that begin higher up or need keys of later tokens are computed from it
 All that is kept shares one budget of bytes, and what was not used for longest goes first.
 """
 
+import os
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from threading import RLock
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, finalize
@@ -16,6 +17,7 @@ from torch import nn
 
 from reftlens.bridge.protocol import Bridge, weights_state
 from reftlens.cone.captured import Captured
+from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span
 
 _NEEDS = 4
@@ -83,9 +85,13 @@ class Memory:
             self._pools.clear()
             self.size = 0
 
-    def room(self, free: Callable[[], int]) -> int:
-        """The budget where none is set: an eighth of what was `free` when it was first asked for."""
-        self._room = self._room or free() // 8
+    def budget(self, reuse: Reuse) -> int:
+        """In bytes, 0 to keep nothing; where none is set an eighth of what was free when that was first asked for."""
+        if not reuse.remember:
+            return 0
+        if reuse.memory is not None:
+            return reuse.memory
+        self._room = self._room or free_memory() // 8
         return self._room
 
     def state(self, model: Bridge) -> object:
@@ -162,6 +168,16 @@ class Memory:
             self._pools[id(pool)] = after = before + change
             size += pool.size if min(before, after) == 0 else 0
         return size
+
+
+def free_memory() -> int:
+    """Bytes of memory that are available."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            available = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 2**31
 
 
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

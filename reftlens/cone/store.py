@@ -19,7 +19,7 @@ from reftlens.bridge.protocol import device_of, version_of, weights_versions
 from reftlens.cone.capture import Capture
 from reftlens.cone.captured import Captured, Pool, packed, together
 from reftlens.cone.extension import extended
-from reftlens.cone.memory import MEMORY, Cones, Known
+from reftlens.cone.memory import MEMORY, Cones, Known, free_memory
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span
 
@@ -57,7 +57,7 @@ class RowStore:
         if self._state == state:
             return
         self._rows, self._state, self.recalled, self.extended = {}, state, 0, 0
-        if self._remembers:
+        if MEMORY.budget(self.reuse):
             model, setting = MEMORY.state(self.capture.body.model), self.capture.setting
             rows, lengths = data.tokens.cpu().numpy(), data.attention_mask.sum(dim=1).tolist()
             self._keys = [(model, setting, row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
@@ -104,17 +104,13 @@ class RowStore:
         self._rows |= dict(zip(rows, together([self._rows[r] for r in rows]), strict=True))
         return [self._rows[r] for r in rows]
 
-    @property
-    def _remembers(self) -> bool:
-        return self.reuse.remember and self.reuse.memory != 0
-
     def _cones(self, row: int) -> Cones:
         return Cones(self.capture.firsts, self.capture.cones[row], self.capture.latest[row])
 
     def _recall(self, rows: Iterable[int]) -> None:
         """Take what an earlier call captured, and compute from it what is missing."""
         near = dict[tuple[int, ...], dict[int, Known]]()
-        for row in rows if self._remembers and self.uses <= 1 else ():
+        for row in rows if MEMORY.budget(self.reuse) and self.uses <= 1 else ():
             known = None if row in self._rows else MEMORY.get(self._keys[row], self._cones(row))
             if known is not None and known.cones.hold(self._cones(row)):
                 self._take(row, known)
@@ -122,7 +118,7 @@ class RowStore:
                 near.setdefault(known.cones.firsts, {})[row] = known
         for some in near.values():
             for row, known in extended(self.capture, some).items():
-                MEMORY.put(self._keys[row], known, self._budget)
+                MEMORY.put(self._keys[row], known, MEMORY.budget(self.reuse))
                 self._take(row, known)
                 self.extended += 1
 
@@ -130,16 +126,11 @@ class RowStore:
         self._rows[row], self.capture.returns = known.part(self._cones(row)), known.returns
         self.recalled += 1
 
-    @property
-    def _budget(self) -> int:
-        """Of the memory, in bytes."""
-        return self.reuse.memory or MEMORY.room(free_memory)
-
     def _remember(self, rows: Iterable[int]) -> None:
         """Leave what was captured to later calls."""
-        for row in rows if self._remembers else ():
+        for row in rows if (budget := MEMORY.budget(self.reuse)) else ():
             known = Known(self._cones(row), self._rows[row], self.capture.returns)
-            MEMORY.put(self._keys[row], known, self._budget)
+            MEMORY.put(self._keys[row], known, budget)
 
     def _shapes(self, sampled: int) -> Pool:
         """A pool of the size that all rows need, without any content; of one row it is seen how wide a token is."""
@@ -174,16 +165,6 @@ def choose_tier(need: int, device: torch.device, memory: int | None = None, disk
         return "in host memory" if device.type == "cuda" else "on the device"
     room = shutil.disk_usage(tempfile.gettempdir()).free // 2 if disk is None else disk
     return "on disk" if need <= room else "nowhere, recomputed"
-
-
-def free_memory() -> int:
-    """Bytes of memory that are available."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            available = next(line for line in lines if line.startswith("MemAvailable"))
-        return int(available.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 2**31
 
 
 def padded_bytes(tensor: Tensor) -> int:

@@ -14,7 +14,6 @@ from reftlens.cone.memory import MEMORY, Scores
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer, body_of
-from reftlens.cone.store import free_memory
 from reftlens.editing.bound import Places
 from reftlens.files import digest
 from reftlens.interventions import KINDS
@@ -47,7 +46,7 @@ class ScoreTable:
         bound = {id(plan.reft): plan.reft.bind(model) for plan in plans}
         every = [bound[id(plan.reft)] for plan in plans]
         self._keys = _computations(data, plans, every)
-        if reuse is not None and reuse.remember and reuse.memory != 0 and body_of(model, every, reuse)[0] is not None:
+        if reuse is not None and MEMORY.budget(reuse) and body_of(model, every, reuse)[0] is not None:
             self._recall(MEMORY.state(model), _setting(model, reuse, measure))
 
     def _recall(self, model: object, setting: str) -> None:
@@ -79,9 +78,8 @@ class ScoreTable:
         """Leave what was scored to later calls, where the frozen computation was reused."""
         if self.reuse is None or not scorer.reuses:
             return
-        budget = self.reuse.memory or MEMORY.room(free_memory)
         for key in self._lasting & self._scores.keys():
-            MEMORY.put_scores(key, self._scores[key], budget)
+            MEMORY.put_scores(key, self._scores[key], MEMORY.budget(self.reuse))
 
     def table(self) -> Float[Tensor, "measures plan example"]:
         """All of them, in float64."""
