@@ -17,10 +17,8 @@ from reftlens.text.targets import columns_of
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """For each plan, in the order of the labels, and example."""
+    """For each plan, in their order, and example."""
 
-    labels: tuple[str, ...]
-    """Of the plans."""
     hits: Bool[Tensor, "plan example"]
     """Whether every target token is the most likely one."""
     log_probs: Float[Tensor, "plan example tokens"]
@@ -61,4 +59,4 @@ def answers(
         begins = torch.searchsorted(scored.batch.target_rows, torch.arange(len(index), device=right.device))
         logs = scored.logits[begins].float().log_softmax(dim=-1)
         log_probs[plan, index] = logs.gather(1, columns[index].to(logs.device)).cpu()
-    return Answers(tuple(plans), hits, log_probs)
+    return Answers(hits, log_probs)

@@ -87,26 +87,20 @@ def scored_batches(
             stack.enter_context(training_mode(reft, training=False))
         for piece in pieces(len(order), batch_size):
             jobs = {i: Job(i, tuple(order[n] for n in piece if order[n] in some)) for i, some in chosen.items()}
-            for group in scorer.score([jobs[i] for i in idle[:1]], whole=whole) if idle else ():
-                for scored in group:
-                    _check(scored, scorer, finite)
-                    yield from (replace(scored, job=replace(scored.job, plan=i)) for i in idle)
-            acting = [jobs[i] for i in active if jobs[i].rows]
-            for group in scorer.score(acting, whole=whole) if acting else ():
-                for scored in group:
-                    _check(scored, scorer, finite)
-                    yield scored
+            for some in ([jobs[i] for i in idle[:1]], [jobs[i] for i in active if jobs[i].rows]):
+                for group in scorer.score(some, whole=whole) if some else ():
+                    for scored in group:
+                        if finite:  # a model may forbid a token by a logit of minus infinity
+                            _check_finite(scored, scorer.plans[scored.job.plan])
+                        same = idle if scored.job.plan in idle else [scored.job.plan]
+                        yield from (replace(scored, job=replace(scored.job, plan=i)) for i in same)
             bar.update(sum(len(job.rows) for job in jobs.values()))
 
 
-def _check(scored: Scored, scorer: Scorer, finite: bool) -> None:
-    plan = scorer.plans[scored.job.plan]
-    if finite:  # a model may forbid a token by a logit of minus infinity
-        sites, rows = "; ".join(map(str, plan.reft.sites)), list(scored.job.rows)
-        hint = "lower the strength, or load the model in a wider dtype"
-        check_finite(
-            scored.logits.amax(), f"the logits of rows {rows[:4]} at {plan.variant} of the edit at {sites}", hint
-        )
+def _check_finite(scored: Scored, plan: Plan) -> None:
+    sites, rows = "; ".join(map(str, plan.reft.sites)), list(scored.job.rows)[:4]
+    what = f"the logits of rows {rows} at {plan.variant} of the edit at {sites}"
+    check_finite(scored.logits.amax(), what, "lower the strength, or load the model in a wider dtype")
 
 
 def pieces(count: int, size: int) -> list[tuple[int, ...]]:

@@ -22,10 +22,8 @@ from reftlens.text.batch import Batch
 
 @dataclass(frozen=True, eq=False)
 class Responses:
-    """For each plan, in the order of the labels, and example: means over the example's target tokens."""
+    """For each plan, in their order, and example: means over the example's target tokens."""
 
-    labels: tuple[str, ...]
-    """Of the plans."""
     log_prob: Float[Tensor, "plan example"]
     """Mean log-probability of the targets, in nats per token (minus the loss)."""
     effect: Float[Tensor, "plan example"]
@@ -79,9 +77,7 @@ def responses(
     (base, log_prob), (base_accuracy, accuracy), (_, kl) = ((x[0], x[1:]) for x in table.table())
     computation = table.computation(scorer)
     reused = scorer is None or scorer.reuses
-    return Responses(
-        tuple(plans), log_prob, log_prob - base, accuracy, kl, base_accuracy, computation, reused, data.among
-    )
+    return Responses(log_prob, log_prob - base, accuracy, kl, base_accuracy, computation, reused, data.among)
 
 
 def swept(
@@ -92,15 +88,14 @@ def swept(
     batch_size: int = 16,
     reuse: Reuse | None = Reuse(),
     progress: bool = True,
-    describe: str = "responses",
 ) -> dict[str, Responses]:
     """`responses` to the plans of several questions, by the question's name, scored in one sweep."""
     every = {f"{name}: {label}": plan for name, plans in questions.items() for label, plan in plans.items()}
-    r = responses(model, data, every, batch_size=batch_size, reuse=reuse, progress=progress, describe=describe)
+    r = responses(model, data, every, batch_size=batch_size, reuse=reuse, progress=progress)
     parts, ends = {}, accumulate(map(len, questions.values()))
     for (name, plans), end in zip(questions.items(), ends, strict=True):
         log_prob, effect, accuracy, kl = (x[end - len(plans) : end] for x in (r.log_prob, r.effect, r.accuracy, r.kl))
-        parts[name] = replace(r, labels=tuple(plans), log_prob=log_prob, effect=effect, accuracy=accuracy, kl=kl)
+        parts[name] = replace(r, log_prob=log_prob, effect=effect, accuracy=accuracy, kl=kl)
     return parts
 
 
