@@ -1,6 +1,7 @@
 """An objective on a data set: with what it is to see of the rows there."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from jaxtyping import Float
@@ -16,26 +17,24 @@ from reftlens.scoring.objectives import Objective, Predictions, cross_entropy
 class Criterion:
     """Losses of rows of the data that a scorer scores.
 
-    Args:
-        first: the number of the objective's first plan among those of the scorer; None where others say how the rows
-            are edited, and losses are those of the first plan.
-        like: one of the same objective on the same data, whose log-probabilities of the unedited model are taken.
+    `first` is the number of the objective's first plan among those of the scorer; None where others say how the rows
+    are edited, and losses are those of the first plan.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        scorer: Scorer,
-        batch_size: int,
-        first: int | None = None,
-        like: "Criterion | None" = None,
-    ) -> None:
-        self.objective, self.first = objective, first
-        self._references: list[Float[Tensor, " targets"]] = [] if like is None else like._references
-        if like is None:
-            objective.check(scorer.data, "the data")
-            if objective.reference:
-                self._references = reference_log_probs(scorer, batch_size * objective.group)
+    first: int | None = None
+
+    def __init__(self, objective: Objective, scorer: Scorer, batch_size: int) -> None:
+        objective.check(scorer.data, "the data")
+        self.objective = objective
+        self._references: list[Float[Tensor, " targets"]] = []
+        if objective.reference:
+            self._references = reference_log_probs(scorer, batch_size * objective.group)
+
+    def numbered(self, first: int) -> "Criterion":
+        """The same for a run whose first plan has this number."""
+        criterion = copy(self)
+        criterion.first = first
+        return criterion
 
     def __call__(self, scored: Scored) -> Float[Tensor, " losses"]:
         """Raises `ValueError` where the objective gives losses of another shape."""

@@ -101,12 +101,9 @@ class Run:
 
     def judge_by(self, scorer: Scorer, validator: Scorer | None, like: "Run | None" = None) -> None:
         """Make the objective ready for the data that these score, before the first step, as it is for another run."""
-        settings, known = (self.config.batch_size, self.number), (None if like is None else like.criteria)
-        every = [scorer] if validator is None else [scorer, validator]
-        self.criteria = [
-            Criterion(self.objective, each, *settings, None if known is None else known[i])
-            for i, each in enumerate(every)
-        ]
+        scorers, size = [scorer] if validator is None else [scorer, validator], self.config.batch_size
+        known = [Criterion(self.objective, each, size) for each in scorers] if like is None else like.criteria
+        self.criteria = [criterion.numbered(self.number) for criterion in known]
 
     @property
     def finished(self) -> bool:
