@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from reftlens.bridge.protocol import Bridge
@@ -19,14 +18,16 @@ from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
-from reftlens.errors import CheckpointMismatch, TrainingDiverged
+from reftlens.errors import TrainingDiverged
 from reftlens.files import write_atomically
 from reftlens.scoring.objectives import Loss, Objective
 from reftlens.selection.metrics import measures
 from reftlens.text.batch import Batch
+from reftlens.training.checkpoint import read_checkpoint
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit_many
 
+_NAME = "reftlens search"
 TOGETHER = 96
 """Candidates of a piece of work: so many share each pass, and their number does not depend on who computes them."""
 
@@ -99,26 +100,12 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
-        self.path, self.identity = path, json.loads(json.dumps(identity))
+        self.path, self.identity = path, identity
         self._tensors: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         if path is not None and path.exists():
-            self._read(path)
-
-    def _read(self, path: Path) -> None:
-        try:
-            with safe_open(path, framework="pt") as file:
-                record = json.loads(file.metadata()["reftlens search"])
-                self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, TypeError, KeyError, OSError) as error:
-            raise CheckpointMismatch(f"{path} is no checkpoint that search wrote: {error}") from None
-        for key, value in self.identity.items():
-            if (was := record["identity"].get(key)) != value:
-                raise CheckpointMismatch(
-                    f"{path} belongs to another search, its {key} differ: {str(was)[:160]} there, {str(value)[:160]} "
-                    "here; delete the file or give another path"
-                )
-        self._counts = record["counts"]
+            self._tensors, record = read_checkpoint(path, _NAME, identity, of="search", maker="search")
+            self._counts = record["counts"]
 
     def get(self, key: str) -> list[Outcome] | None:
         """What a piece of work gave, where it was done before."""
@@ -140,8 +127,8 @@ class Journal:
             self._tensors |= {f"{key}/{n}/s.{name}": tensor for name, tensor in outcome.state.items()}
             self._tensors[f"{key}/{n}/measured"] = outcome.measured.contiguous()
         self._counts[key] = len(outcomes)
-        record = json.dumps({"identity": self.identity, "counts": self._counts})
-        write_atomically(self.path, safetensors.torch.save(self._tensors, metadata={"reftlens search": record}))
+        record = json.dumps(self.identity | {"counts": self._counts})
+        write_atomically(self.path, safetensors.torch.save(self._tensors, metadata={_NAME: record}))
 
 
 def done(

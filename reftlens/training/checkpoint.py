@@ -66,13 +66,7 @@ class Checkpoint:
         """
         if self.path is None or not self.path.exists():
             return
-        saved, record = _read(self.path)
-        for key, value in json.loads(json.dumps(self.identity)).items():
-            if record.get(key) != value:
-                raise CheckpointMismatch(
-                    f"{self.path} belongs to another run, its {key} differ: {_difference(record.get(key), value)}; "
-                    "delete the file or give another path"
-                )
+        saved, record = read_checkpoint(self.path, "reftlens", self.identity, of="run", maker="fit")
         tensors: dict[str, dict[str, Tensor]] = {"reft": {}, "best": {}, "optimizer": {}}
         for name, tensor in saved.items():
             part, rest = name.split(".", 1)
@@ -88,15 +82,28 @@ class Checkpoint:
         run.history = History(**{**history, "evaluations": [(step, loss) for step, loss in history["evaluations"]]})
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if path.is_dir():
-        raise CheckpointMismatch(f"{path} is a folder, expected a file: checkpoint='{path}/run.pt', for example")
+def read_checkpoint(
+    path: Path, name: str, identity: dict[str, Any], *, of: str, maker: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors in a file, and the record that its metadata hold under a name.
+
+    Raises:
+        CheckpointMismatch: for another file than `maker` writes; naming the first part of `identity` that is another
+            in the record, which is then of another run, or whatever it is `of`.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            record = json.loads(file.metadata()["reftlens"])
-            return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118
-    except (SafetensorError, TypeError, KeyError) as error:
-        raise CheckpointMismatch(f"{path} is no checkpoint that fit wrote: {error}") from None
+            record = json.loads(file.metadata()[name])
+            tensors = {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, KeyError, OSError) as error:
+        raise CheckpointMismatch(f"{path} is no checkpoint that {maker} wrote: {error}") from None
+    for key, value in json.loads(json.dumps(identity)).items():
+        if record.get(key) != value:
+            raise CheckpointMismatch(
+                f"{path} belongs to another {of}, its {key} differ: {_difference(record.get(key), value)}; "
+                "delete the file or give another path"
+            )
+    return tensors, record
 
 
 def _difference(was: Any, now: Any) -> str:
