@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -38,6 +38,15 @@ def is_bridge(model: object) -> TypeGuard[Bridge]:
     """`isinstance(model, Bridge)`, which up to Python 3.11 reads every attribute, and `hook_dict` lists all hooks."""
     names = ("hook_dict", "original_model", "check_hooks_to_add")
     return all(hasattr(type(model), name) or name in getattr(model, "__dict__", ()) for name in names)
+
+
+def loader_of(model: Bridge | Callable[[], Bridge], executor: object) -> Callable[[], Bridge]:
+    """What loads a model where work is done: a function itself; of a model at hand, which no executor takes, itself."""
+    if not isinstance(model, Bridge):
+        return model
+    if executor is not None:
+        raise ValueError("an executor needs model=…, a function that loads the model there, e.g. rl.load_model")
+    return lambda: model
 
 
 def resolve_hook(model: Bridge, name: str, hooks: dict[str, HookPoint] | None = None) -> HookPoint:

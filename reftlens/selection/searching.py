@@ -7,7 +7,7 @@ from typing import SupportsIndex
 
 from tqdm.auto import tqdm
 
-from reftlens.bridge.protocol import Bridge, check_model
+from reftlens.bridge.protocol import Bridge, check_model, loader_of
 from reftlens.cone.reuse import Reuse
 from reftlens.files import destination
 from reftlens.generation.decoding import Decoding
@@ -78,9 +78,7 @@ def search(
         ValueError: for fewer than 30 dev rows, a budget that is too small, one of `dev` and `test` without the other.
         CheckpointMismatch: where the file belongs to another search.
     """
-    if executor is not None and isinstance(model, Bridge):
-        raise ValueError("an executor needs model=…, a function that loads the model there, e.g. rl.load_model")
-    load = (lambda: model) if isinstance(model, Bridge) else model
+    load = loader_of(model, executor)
     here, number = load(), whole(seed, "seed")
     check_model(here)
     parts = _parts(train, dev, test, number)

@@ -15,7 +15,7 @@ from reftlens.analysis.causal.ledger import Ledger, without_exchange
 from reftlens.analysis.causal.map_layers import LayerWork, cells_of
 from reftlens.analysis.causal.map_results import Cell, InterchangeMap
 from reftlens.bridge.fingerprint import fingerprint
-from reftlens.bridge.protocol import Bridge
+from reftlens.bridge.protocol import Bridge, loader_of
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
@@ -70,10 +70,8 @@ def interchange_map(
         raise ValueError("positions is empty: give one or more, such as ['last']")
     if len(test) < 4:
         raise ValueError(f"{len(test)} held-out pair(s), expected 4 or more: they are cut into two halves")
-    if executor is not None and isinstance(model, Bridge):
-        raise ValueError("an executor needs model=…, a function that loads the model there, e.g. rl.load_model")
+    load = loader_of(model, executor)
     check_each_once({"ranks": ranks, "seeds": seeds} | ({} if layers is None else {"layers": layers}))
-    load = (lambda: model) if isinstance(model, Bridge) else model
     here = load()
     named = positions if isinstance(positions, Mapping) else {str(p): p for p in positions}
     chosen = {label: as_positions(p) for label, p in named.items()}
