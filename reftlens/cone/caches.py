@@ -86,6 +86,13 @@ class Recorder(DynamicLayer):
         return (key_states, value_states) if self.after is None else self.after.update(key_states, value_states)
 
 
+def recorders_after(layers: Sequence[DynamicLayer], first: int, depth: int, *, ends: bool) -> list[Recorder]:
+    """Of the blocks from `first` on, after what is stored there, if anything is; where it `ends`, the last one only
+    starts."""
+    stored = [layer for layer in layers if isinstance(layer, Prefilled)] or [None] * (depth - first)
+    return [Recorder(ends=ends and i == depth - 1, after=layer) for i, layer in enumerate(stored, first)]
+
+
 def recorded(recorders: Sequence[Recorder]) -> tuple[list[Tensor], list[Tensor]]:
     """The keys, and the values, of each layer that was reached."""
     seen = [(layer.new_keys, layer.new_values) for layer in recorders]

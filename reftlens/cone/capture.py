@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from reftlens.bridge.parts import Slot
 from reftlens.bridge.protocol import device_of
 from reftlens.cone.body import Body
-from reftlens.cone.caches import Prefilled, Recorder, cache_of, recorded
+from reftlens.cone.caches import Prefilled, Recorder, cache_of, recorded, recorders_after
 from reftlens.cone.captured import NO_TOKENS, Captured, Pool, together
 from reftlens.cone.plans import Autocast
 from reftlens.cone.prefix import NO_HOOK, entering, entering_stream, mask_of, observers, past_layers
@@ -54,10 +54,11 @@ class Capture:
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[int]) -> list[Captured]:
-        before = [self.latest[row] for row in rows]
+        before, first, depth = [self.latest[row] for row in rows], self.first, self.body.depth
         with self.autocast():
-            some = self._rows(rows)
-            recorders = self._recorders(some) if max(before) else []
+            some, recorders = self._rows(rows), list[Recorder]()
+            if max(before):  # the last block only starts, where no stream that leaves it is wanted
+                recorders = recorders_after(some.layers(depth)[first:], first, depth, ends=max(self.firsts) < depth)
             streams = self._streams(some, recorders)
             wide = max(1, *(n - start for n, start in zip(before, some.window.starts.tolist(), strict=True)))
             keys, values = self._keys_and_values(some.narrowed(wide), streams, recorders)
@@ -118,16 +119,10 @@ class Capture:
         if number not in self._whole:
             beginning = self.beginnings[number]
             span = window([Span(0, beginning.length)])
-            recorders = [Recorder(ends=i == self.body.depth - 1) for i in range(self.body.depth)]
+            recorders = recorders_after([], 0, self.body.depth, ends=True)
             self._run(_Rows(self.data.tokens[[beginning.rows[0]]], span, [None]), [], cache_of(recorders))
             self._whole[number] = Captured(pool_of({}, *recorded(recorders)), NO_TOKENS, Span(0, beginning.length))
         return self._whole[number]
-
-    def _recorders(self, rows: "_Rows") -> list[Recorder]:
-        """Of the blocks of the cone; the last one only starts, where no stream that leaves it is wanted."""
-        depth, ends = self.body.depth, max(self.firsts) < self.body.depth
-        layers = rows.layers(depth)
-        return [Recorder(ends=ends and i == depth - 1, after=layers[i]) for i in range(self.first, depth)]
 
     def _streams(self, rows: "_Rows", recorders: list[Recorder]) -> dict[int, Tensor]:
         """The residual stream entering each of `firsts` but 0: the blocks below the highest run, nothing else."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from reftlens.cone.caches import Prefilled, Recorder, Stub, cache_of, recorded
+from reftlens.cone.caches import Stub, cache_of, recorded, recorders_after
 from reftlens.cone.capture import Capture, pool_of
 from reftlens.cone.captured import NO_TOKENS, Captured, packed, taken, together
 from reftlens.cone.memory import Known
@@ -56,9 +56,7 @@ def _computed(
     win = window([each.cones.span for each in known])
     below = [each.part(each.cones.entry(start)) for each in known]
     stream, mask, layers = assemble(below, start, win, next(body.head.original.parameters()))
-    before = [layer for layer in layers if isinstance(layer, Prefilled)] or [None] * (depth - start)
-    only_starts = later and depth not in deeper
-    recorders = [Recorder(ends=only_starts and i == depth - 1, after=layer) for i, layer in enumerate(before, start)]
+    recorders = recorders_after(layers, start, depth, ends=later and depth not in deeper)
     skipped: list[DynamicLayer] = [Stub(len(rows), win.before)] * start
     cache = cache_of([*skipped, *recorders]) if layers or later else None  # a stateful model takes no cache of ours
     blocks = {i: seen for i, seen in observers(body, deeper, end, plain=capture.plain).items() if i >= start}

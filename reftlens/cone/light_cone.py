@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from reftlens.bridge.lengths import changes_with_length
 from reftlens.bridge.protocol import device_of
 from reftlens.cone.body import Body
-from reftlens.cone.caches import Prefilled, Recorder, Stub, cache_of, recorded
+from reftlens.cone.caches import Prefilled, Stub, cache_of, recorded, recorders_after
 from reftlens.cone.capture import Capture
 from reftlens.cone.captured import Captured
 from reftlens.cone.continued import Begun, KeysAndValues
@@ -153,17 +153,13 @@ class Cone:
         if results:
             order = [n for group, _ in results for n in group]
             logits = torch.cat([x for _, x in results]) if len(results) > 1 else results[0][1]
-            back = back_in_order(order, self._targets(rows), self.device)
+            back = back_in_order(order, [self._counts[row.number] for row in rows], self.device)
             yield self._parts(jobs, rows, range(len(rows)), logits if back is None else logits[back])
 
     @property
     def _like(self) -> Tensor:
         """Has the dtype of hidden states."""
         return next(self.body.head.original.parameters())
-
-    def _targets(self, rows: Sequence[Row]) -> list[int]:
-        """How many each row has."""
-        return [self._counts[row.number] for row in rows]
 
     def _parts(
         self,
@@ -192,8 +188,7 @@ class Cone:
         first, depth = beginning.rows[0].plan.first, self.body.depth
         some = [captured[n] for n in beginning.group]
         stream, mask, layers = assemble(some, first, beginning.window, self._like)
-        stored = [layer for layer in layers if isinstance(layer, Prefilled)] or [None] * (depth - first)
-        recorders = [Recorder(ends=first + n == depth - 1, after=layer) for n, layer in enumerate(stored)]
+        recorders = recorders_after(layers, first, depth, ends=True)
         with suppress(Stop):
             self._pass(beginning, stream, mask, recorders, Watch((), ()))
         check_fired([edit for edit in beginning.edits if not unread(edit, depth)])

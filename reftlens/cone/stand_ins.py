@@ -75,36 +75,38 @@ class Observe(StandIn):
         return out
 
 
-class Gather(nn.Module):
-    """In place of the unembedding, which gets only what stands `at` the targets, with rows of zeros up to a multiple of
-    `multiple`."""
+class _Unembedding(nn.Module):
+    """Stands around an unembedding."""
 
-    def __init__(self, at: tuple[Tensor, Tensor], multiple: int = 1) -> None:
+    def __init__(self, unembed: nn.Module) -> None:
         super().__init__()
-        self.at, self.multiple = at, multiple
-        self.unembed: nn.Module = nn.Identity()
+        self.unembed = unembed
 
     @property
     def weight(self) -> Any:
         """Of the unembedding: some models read its dtype."""
         return self.unembed.weight
+
+
+class Gather(_Unembedding):
+    """In place of the unembedding, which gets only what stands `at` the targets, with rows of zeros up to a multiple of
+    `multiple`."""
+
+    def __init__(self, at: tuple[Tensor, Tensor], multiple: int = 1) -> None:
+        super().__init__(nn.Identity())
+        self.at, self.multiple = at, multiple
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         rows = hidden_states[self.at]
         return self.unembed(pad(rows, (0, 0, 0, -len(rows) % self.multiple))[None])
 
 
-class Columns(nn.Module):
+class Columns(_Unembedding):
     """An unembedding that gives the logits of a few tokens only, `cut` to their rows where it can be."""
 
     def __init__(self, unembed: nn.Module, tokens: Tensor, cut: nn.Linear | None) -> None:
-        super().__init__()
-        self.unembed, self.tokens, self.cut = unembed, tokens, cut
-
-    @property
-    def weight(self) -> Any:
-        """Of the unembedding: some models read its dtype."""
-        return self.unembed.weight
+        super().__init__(unembed)
+        self.tokens, self.cut = tokens, cut
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if self.cut is None:
