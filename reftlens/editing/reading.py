@@ -86,7 +86,9 @@ def read_sites(
             batch = data[some].to(device)
             context = edited(batch, some) if edited else nullcontext()
             masks = [site.positions.mask(batch.view) for site in sites]
-            stop = max(1, *(_width(mask) for mask in masks)) if short else batch.tokens.shape[1]
+            stop = batch.tokens.shape[1]
+            if short:  # up to the last column that is chosen in some row
+                stop = max(1, int((torch.stack(masks).any(dim=0).cpu() * torch.arange(1, stop + 1)).max()))
             with context:
                 vectors = read(batch.tokens[:, :stop], batch.attention_mask[:, :stop], [m[:, :stop] for m in masks])
             states.update(zip(some, zip(*vectors, strict=True), strict=True))
@@ -116,12 +118,6 @@ def _read(
         else:
             forward_cached(model, tokens, real, cache)
     return [reader.chosen(site, mask) for (site, _), mask, reader in zip(places, masks, readers, strict=True)]
-
-
-def _width(mask: Mask) -> int:
-    """Columns up to the last one that is chosen in some row."""
-    columns = mask.any(dim=0).nonzero()
-    return int(columns[-1]) + 1 if len(columns) else 0
 
 
 def _alike(data: Batch, rows: Sequence[int]) -> list[int]:

@@ -98,8 +98,10 @@ class Runner:
             with attached(self.model, edits):
                 logits, cache = forward_cached(self.model, rows.tokens[:, -new:], rows.real, cache)
             return logits[:, -1], cache
-        used = used_points(edits)
-        places = [(body.head, _last_of(rows, new, body, used)), *below]
+        used, every = used_points(edits), torch.arange(len(rows), device=rows.tokens.device)
+        last = Gather((every, torch.full_like(every, new - 1)))
+        last.unembed = body.piece(body.head, plain=body.may_be_plain, used=used)
+        places = [(body.head, last), *below]
         cache = cache_of([DynamicLayer() for _ in body.blocks]) if cache is None else cache
         with attached(self.model, edits):
             logits = _run(body, rows, new, cache, places, used)
@@ -130,14 +132,6 @@ def read(runner: Runner, prompts: Rows, first: int, start: int, overhead: float)
         return None
     keys, values = zip(*filled, strict=True)
     return PromptStates(stream, first, start, blocks[0].returns, keys, values, distinct([*before, last], prompts))
-
-
-def _last_of(rows: Rows, new: int, body: Body, used: frozenset[int]) -> Gather:
-    """The unembedding, of the last of `new` columns alone."""
-    every = torch.arange(len(rows), device=rows.tokens.device)
-    gather = Gather((every, torch.full_like(every, new - 1)))
-    gather.unembed = body.piece(body.head, plain=body.may_be_plain, used=used)
-    return gather
 
 
 def _run(

@@ -1,7 +1,7 @@
 """How much a trained subspace means: the same score for everything that could have reached it without meaning it."""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,7 +23,6 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.editing.sources import check_differs
 from reftlens.editing.variant import Variant
-from reftlens.interventions.base import Intervention
 from reftlens.interventions.interchange import Interchange
 from reftlens.scoring.answers import Answers, answers, first_targets
 from reftlens.scoring.statistics import difference_of, mean_of, share_of, spread_of
@@ -149,9 +148,6 @@ class _Battery:
         ranks = self.dimensions
         return ReFT({site: Placebo(movement_of(m), ranks[site], seed) for site, m in self.reft.items()})
 
-    def _everywhere(self, module_for: Callable[[Intervention], Intervention]) -> ReFT:
-        return ReFT({site: module_for(module) for site, module in self.reft.items()})
-
     def _untrained(self, values: Sequence[Hashable] | None) -> dict[str, ReFT]:
         """What is not trained anew: the subspace itself, the ceiling, the directions of the sources' activations."""
         keys = first_targets(self.train).tolist() if values is None else list(values)
@@ -167,7 +163,7 @@ class _Battery:
             if len(order) > 1:
                 means[site] = filled_up(difference_of_means(x, labels), components).as_exchange()
             principal[site] = components.as_exchange()
-        refts = {"trained": self.reft, "full vector": self._everywhere(lambda m: Interchange(m.d))}
+        refts = {"trained": self.reft, "full vector": ReFT({s: Interchange(m.d) for s, m in self.reft.items()})}
         if means:
             refts["difference of means"] = ReFT(means)
         return refts | {"PCA": ReFT(principal)}

@@ -35,10 +35,8 @@ class Ledger:
         """Of `pairs` pairs, for each score the reasons in the order in which they are looked at."""
         reasons: dict[str, tuple[str | None, ...]] = {}
         for score, holds in scores.items():
-            first: list[str | None] = [None] * pairs
-            for reason, mask in reversed(list(holds.items())):
-                first = [reason if here else other for here, other in zip(mask.tolist(), first, strict=True)]
-            reasons[score] = tuple(first)
+            masks = {reason: mask.tolist() for reason, mask in holds.items()}
+            reasons[score] = tuple(next((r for r, mask in masks.items() if mask[i]), None) for i in range(pairs))
         return Ledger(reasons)
 
     def _of(self, score: str) -> tuple[str | None, ...]:

@@ -147,11 +147,8 @@ def edited_positions(reft: ReFT, data: Batch) -> dict[str, Positions]:
 
 def _places(reft: ReFT, data: Batch, positions: Mapping[str, Where] | None) -> dict[str, Positions]:
     """Those that are given by label, or every edited one."""
-    return edited_positions(reft, data) if positions is None else _labelled(reft, data, positions)
-
-
-def _labelled(reft: ReFT, data: Batch, positions: Mapping[str, Where]) -> dict[str, Positions]:
-    """What `positions` spell, by label."""
+    if positions is None:
+        return edited_positions(reft, data)
     if not isinstance(positions, Mapping):
         raise TypeError(f"positions={positions!r}, expected {{label: positions}}")
     if not positions:

@@ -64,8 +64,8 @@ def at_kl(
     both = signs == "both"
     if both and (high < 0 or len(data) < 4):
         raise ValueError(f"signs='both' with high={high:g} and {len(data)} row(s): expected above 0, and four or more")
-    signs = (1.0, -1.0) if both else (math.copysign(1.0, high),)
-    names = {f"{sign:+g} {name}" if both else name: (name, sign) for name in refts for sign in signs}
+    factors = (1.0, -1.0) if both else (math.copysign(1.0, high),)
+    names = {f"{sign:+g} {name}" if both else name: (name, sign) for name in refts for sign in factors}
     plans = {name: reft if isinstance(reft, Plan) else Plan(reft) for name, reft in refts.items()}
     signed = {label: _scaled(plans[name], sign) for label, (name, sign) in names.items()}
     searches = {label: Search(budget, abs(high), tolerance) for label in names}
