@@ -207,6 +207,17 @@ def test_what_the_space_does_not_say_follows_from_model_and_data():
         rl.selection.Space(strengths=(0.0, 1.0))
 
 
+def test_positions_that_cannot_be_exchanged_are_not_suggested():
+    import reftlens as rl
+
+    model = planted().model
+    rows = rl.encode(model, [rl.Example("the cat sat here", " a"), rl.Example("the cat ran by a mat here", " a")])
+    longer = rl.encode_prompts(model, ["the cat and a dog sat here", "the cat ran by all of my mats here"])
+    positions = rl.selection.Space().filled(model, rows.with_sources(longer)).positions
+    assert "Prompt()" not in map(str, positions) and "Last(n=1)" in map(str, positions)
+    assert [p.left.text for p in positions[2:]] == ["here"], "up to the cat all rows read alike"
+
+
 def test_rows_that_share_a_prompt_stay_together():
     import reftlens as rl
     from reftlens.selection.splitting import check_apart

@@ -3,6 +3,8 @@
 import re
 from collections import Counter
 
+from reftlens.editing.site import resid_post
+from reftlens.editing.sources import differing
 from reftlens.text.batch import Batch
 from reftlens.text.positions import Last, Nth, Positions, Prompt, Tokens
 from reftlens.text.template import Messages
@@ -11,11 +13,29 @@ _ALIGNED, _WORDS = 16, 3
 
 
 def positions_of(data: Batch) -> list[Positions]:
-    """Each token of the prompt where all prompts are of one short length; else places, and words that all share."""
+    """Each token of the prompt where all prompts are of one short length; else places, and words that all share.
+
+    Where rows have sources, those of them that can be exchanged, and where it is seen that something was.
+    """
     lengths = data.prompt_mask.sum(dim=1).unique().tolist()
     if len(lengths) == 1 and lengths[0] <= _ALIGNED:
-        return [Nth(k) for k in range(int(lengths[0]))]
-    return [Last(), Last(3), Prompt(), *(Tokens(word) >> Last() for word in shared_words(data))]
+        every: list[Positions] = [Nth(k) for k in range(int(lengths[0]))]
+    else:
+        every = [Last(), Last(3), Prompt(), *(Tokens(word) >> Last() for word in shared_words(data))]
+    if not data.sources:
+        return every
+    sites = [resid_post(0, positions) for positions in every if _equally_many(positions, data)]
+    return [site.positions for site in sites if next(differing([site], data), None) is not None]
+
+
+def _equally_many(positions: Positions, data: Batch) -> bool:
+    """Whether as many tokens are chosen in each row as in its sources."""
+    own = positions.mask(data.view).sum(dim=1).cpu()
+    for source in data.sources.values():
+        rows, theirs = source.rows.cpu(), positions.mask(source.batch.view).sum(dim=1).cpu()
+        if bool(((own != theirs[rows]) & (rows >= 0)).any()):
+            return False
+    return True
 
 
 def shared_words(data: Batch) -> list[str]:
