@@ -26,11 +26,11 @@ def vars_of(data):
     return {name: getattr(data, name) for name in data.__dataclass_fields__}
 
 
-def _search(model=None, noise=0.0, parts=True, **settings):
+def _search(model=None, noise=0.0, parts=True, among=None, **settings):
     import reftlens as rl
 
     space = rl.selection.Space(layers=(0, 2), positions=("last", "first"), ranks=(1, 2), lrs=(0.1,))
-    data = [_rows(seed, count, noise) for seed, count in ((1, 64), (2, 60), (3, 40))]
+    data = [_rows(seed, count, noise).among_answers(among) for seed, count in ((1, 64), (2, 60), (3, 40))]
     rows = data if parts else [data[0].join(data)]
     config = rl.FitConfig(steps=9, batch_size=32)
     settings = {"seeds": 1, "config": config, **QUIET, **settings}
@@ -53,6 +53,14 @@ def test_the_planted_place_and_rank_are_recommended():
     importance = result.importance()
     assert list(importance.index) == ["layer", "positions", "rank"] and importance["explained"].between(0, 1).all()
     assert "test" in str(result) and "controls" in result.cannot_tell
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_shuffled_labels_are_scored_among_the_answers_that_rows_are(metric):
+    """The best of a few on shuffled labels scores about as chance does, not zero."""
+    result = _search(metric=metric, among=ANSWERS)
+    luck = result.optimism.permuted.value
+    assert 0.15 < luck < 0.5 if metric == "accuracy" else -20 < luck < -1.0
 
 
 def test_the_code_of_the_recommendation_trains_it_again():

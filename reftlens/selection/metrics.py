@@ -18,6 +18,7 @@ from reftlens.scoring.answers import first_targets
 from reftlens.scoring.comparison import scored_batches, scorer_of
 from reftlens.scoring.responses import responses
 from reftlens.text.batch import Batch
+from reftlens.text.targets import columns_of
 from reftlens.text.view import TokenRole
 
 NAMES = {
@@ -110,7 +111,7 @@ def labelled(
     out = torch.zeros(len(plans), len(data), len(labels), dtype=torch.float64)
     scorer = scorer_of(model, data, plans, reuse)
     for scored in scored_batches(scorer, range(len(plans)), batch_size=batch_size, finite=False):
-        some = labels.to(scored.logits.device)
+        some = columns_of(labels, data.answers, data.tokenizer).to(scored.logits.device)
         if metric.name == "loss":
             values = scored.logits.double().log_softmax(dim=-1)[:, some]
         else:
