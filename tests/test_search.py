@@ -53,6 +53,7 @@ def test_the_planted_place_and_rank_are_recommended():
     importance = result.importance()
     assert list(importance.index) == ["layer", "positions", "rank"] and importance["explained"].between(0, 1).all()
     assert "test" in str(result) and "controls" in result.cannot_tell
+    assert "40 rows, not chosen by" in str(result) and result.rows == {"dev": 30, "test": 40}
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])

@@ -123,6 +123,7 @@ class Finals:
             test=test,
             unedited_dev=before,
             unedited_test=unedited,
+            rows={"dev": len(self.rows), "test": len(q.test)},
             optimism=self.optimism(),
             config=replace(q.config, lr=finalist.candidate.lr, seed=q.seed),
             split=q.split,

@@ -1,6 +1,8 @@
 """What a search gives: a recommendation, its score on rows that nothing saw, and all that was tried."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from reftlens import figures
 from reftlens.editing.reft import ReFT
@@ -40,6 +42,8 @@ class SearchResult:
     """The same on the test rows, by which nothing was chosen; 95 % interval."""
     unedited_dev: Estimate
     unedited_test: Estimate
+    rows: Mapping[str, int]
+    """How many `"dev"` rows the recommended edit was chosen by at the end, and how many `"test"` rows there are."""
     optimism: Optimism
     config: FitConfig
     """Of the training of the recommended edit."""
@@ -103,14 +107,20 @@ class SearchResult:
         lines = [
             f"{self.candidate}, {self.variant}",
             f"{NAMES[self.metric.name]}, higher is better{self._budget}",
-            f"test {self.test:.3f}, unedited {self.unedited_test:.3f} ({self.test.count} rows, not chosen by)",
-            f"dev {self.dev:.3f}, unedited {self.unedited_dev:.3f} ({self.dev.count} rows{spread}); {self.optimism}",
+            f"test {self.test:.3f}, unedited {self.unedited_test:.3f} ({self._counted('test')}, not chosen by)",
+            f"dev {self.dev:.3f}, unedited {self.unedited_dev:.3f} ({self._counted('dev')}{spread})",
+            str(self.optimism),
             f"{self.steps:,} of {self.budget:,} optimizer steps; {self.scored_tokens:,} tokens scored"
             + (f"; {self.split}" if self.split else ""),
             *(f"  {setting}" for setting in sorted(self.settings, key=lambda s: -s.score)[:8]),
             self.cannot_tell,
         ]
         return figures.screenful(lines)
+
+    def _counted(self, part: Literal["dev", "test"]) -> str:
+        """Rows, and what intervals are of, where several rows share a prompt or a source."""
+        rows, groups = self.rows[part], (self.dev if part == "dev" else self.test).count
+        return f"{rows} rows" + (f" in {groups} groups" if groups < rows else "")
 
     @property
     def _budget(self) -> str:
