@@ -303,6 +303,18 @@ def test_a_budget_of_divergence_is_kept_where_it_can_be():
         _search(within={"bits": 1.0})
 
 
+def test_divergence_is_over_all_tokens_whatever_rows_are_scored_among():
+    from reftlens.cone.plans import Plan
+    from reftlens.cone.reuse import Reuse
+    from reftlens.selection.metrics import measures
+
+    rows, plans, settings = _rows(2, 8), [Plan(whole().recommended)], {"batch_size": 8, "reuse": Reuse()}
+    every = measures(planted().model, rows, plans, **settings)
+    few = measures(planted().model, rows.among_answers(ANSWERS), plans, **settings)
+    torch.testing.assert_close(every[2], few[2])
+    assert (every[0] < few[0]).all()
+
+
 def test_what_is_written_can_be_scored():
     import reftlens as rl
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -40,7 +41,7 @@ class Metric:
     """Of a text, where texts are scored."""
     decoding: Decoding = Decoding()
     within: Mapping[str, float] = field(default_factory=dict)
-    """`{"kl": nats per token}` from the unedited model, or `{"perplexity": …}` of what is written."""
+    """`{"kl": nats per token}` from the unedited model, over all tokens, or `{"perplexity": …}` of what is written."""
 
     @staticmethod
     def of(metric: str | Callable[[str], float] | None, within: Mapping[str, float] | None, decoding: Decoding,
@@ -84,12 +85,14 @@ def measures(
 ) -> Float[Tensor, "measure plan row"]:
     """Log-probability of the targets, share of them that are most likely, and KL from the unedited model; row by row.
 
-    What is not finite scores as low as can be.
+    The first two among the answers of the data, if it has any, the KL over all tokens: one of a few answers is hardly
+    a cost. What is not finite scores as low as can be.
     """
     named = {str(i): plan for i, plan in enumerate(plans)}
-    settings = {"batch_size": batch_size, "reuse": reuse, "progress": False, "finite": False}
+    settings: dict[str, Any] = {"batch_size": batch_size, "reuse": reuse, "progress": False, "finite": False}
     scored = responses(model, data, named, **settings)
-    values = torch.stack([scored.log_prob, scored.accuracy, scored.kl])
+    kl = responses(model, data.among_answers(None), named, **settings).kl if data.answers else scored.kl
+    values = torch.stack([scored.log_prob, scored.accuracy, kl])
     lost = ~values.isfinite().all(dim=0)
     worst = torch.tensor([-1e6, 0.0, 1e6], dtype=values.dtype)
     return torch.where(lost, worst[:, None, None], values)
