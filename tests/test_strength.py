@@ -747,6 +747,7 @@ def test_the_result_can_be_read_and_seen():
     for measure in found.measured:
         assert found.plot(measure=measure).get_xlabel().startswith("strength")
     assert "nats per token" in found.plot_frontier().get_xlabel()
+    assert max(map(len, found.plot().get_ylabel().splitlines())) <= 40, "longer than a plot is high"
     assert "drift" not in _response("DAS").plot_frontier(cost="drift").get_ylabel()
     assert "moves the wrong way" in str(found) and "strength 1:" in str(found)
     assert found.ec50("score").reference == 1.0

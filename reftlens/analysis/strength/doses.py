@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from textwrap import fill
 
 import torch
 from jaxtyping import Float
@@ -158,7 +159,7 @@ class DoseResponse:
         figures.curve(ax, x, estimates, label or "mean", color)
         if measure != "perplexity":
             figures.level(ax, 0.0)
-        ax.set(xlabel="strength (0: unedited, 1: as trained)", ylabel=self.unit(measure))
+        ax.set(xlabel="strength (0: unedited, 1: as trained)", ylabel=fill(self.unit(measure), 40))
         ax.legend(frameon=False)
         return ax
 
@@ -173,7 +174,7 @@ class DoseResponse:
             where = (price.value, gain.value)
             ax.annotate(f"{strength:g}", where, textcoords="offset points", xytext=(4, 4), fontsize=8)
         figures.level(ax, 0.0)
-        ax.set(xlabel=self.unit(cost), ylabel=self.unit(measure))
+        ax.set(xlabel=self.unit(cost), ylabel=fill(self.unit(measure), 40))
         return ax
 
     def __repr__(self) -> str:
