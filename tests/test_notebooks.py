@@ -12,7 +12,8 @@ import nbformat
 import pytest
 import stand_in
 
-LONG = ("01", "02", "04", "05", "06")  # the slow job runs them with the model; what they call, the fast tests call, too
+LONG = ("01", "02", "04", "05", "06", "08")
+"""The slow job runs them with the model; what they call, the fast tests call, too."""
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
