@@ -486,3 +486,17 @@ def test_two_hundred_analyses_of_two_hundred_batches_take_no_more_than_the_budge
     rest = growth(150, 3_000_000)
     growth(60, 1_000_000_000)  # not measured of the process: it may have free memory of earlier tests
     assert rest < 3_000_000 and MEMORY.size > 6_000_000, (first, rest)
+
+
+def test_rows_of_a_check_are_not_rows_of_an_earlier_call():
+    """The first call on a model, which is checked, computes what the next one does, and says so."""
+    import reftlens as rl
+
+    model = fresh_bridge("llama")
+    data = rl.encode(model, [rl.Example(f"the cat sat on {i} and", " the moon") for i in range(6)])
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, rank=1)})
+    first = rl.evaluate(reft, model, data, [1], progress=False)
+    rl.training.forget()
+    again = rl.evaluate(reft, model, data, [1], progress=False)
+    assert "light cone" in first.computation and "earlier calls" not in first.computation
+    assert torch.equal(first.loss, again.loss)

@@ -85,7 +85,7 @@ class Probe:
         full = _on_rows_of_its_own(self.full, plans, way)
         numbers = range(len(plans)) if len(plans) > 1 or not way.joined else (0, 0)
         shares = way.shared or bool(self.cone.capture.beginnings)
-        reuse = replace(self.cone.reuse, beginnings=shares)
+        reuse = replace(self.cone.reuse, beginnings=shares, remember=False)
         cone = Cone(self.cone.body, full, reuse, uses=self.cone.store.uses, progress=False, way=way)
         return self._difference(full, cone, [Job(i, _ROWS) for i in numbers])
 
@@ -94,7 +94,8 @@ class Probe:
         row = min(job.rows, key=lambda r: self.cone.spans[r].stop)
         try:
             full = _on_one_row(self.full, job.plan, row)
-            cone = Cone(self.cone.body, full, self.cone.reuse, uses=1, progress=False)
+            reuse = replace(self.cone.reuse, remember=False)  # the call itself captures the row beside others
+            cone = Cone(self.cone.body, full, reuse, uses=1, progress=False)
         except ValueError:  # the text that a site looks for was cut off
             return ""
         return self._difference(full, cone, [Job(0, (0,))])
