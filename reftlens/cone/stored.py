@@ -7,9 +7,8 @@ import torch
 
 from reftlens.cone.light_cone import Cone
 from reftlens.cone.size import Size
-from reftlens.cone.spans import Span
 from reftlens.cone.store import captured_together, choose_tier
-from reftlens.cone.work import Work, beginning_work, capture_work
+from reftlens.cone.work import Shape, Work, capture_work
 
 
 @dataclass
@@ -54,7 +53,8 @@ class Stored:
         capture, work = self.cone.capture, Work()
         for number in sorted({capture.of_row[row] for row in rows if row in capture.of_row} - self._read):
             self._read.add(number)
-            work += beginning_work(self.size, Span(0, capture.beginnings[number].length))
+            length = capture.beginnings[number].length  # at every block, the last of which only starts
+            work += Shape(1, length, length, length, range(self.size.depth), most=0).work(self.size)
         return work + capture_work(self.size, self.cone, rows)
 
     def _bytes(self) -> int:

@@ -8,7 +8,6 @@ import torch
 from reftlens.cone.light_cone import ROWS, Cone
 from reftlens.cone.passes import Course, Pass
 from reftlens.cone.size import Size
-from reftlens.cone.spans import Span
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,3 @@ def capture_work(size: Size, cone: Cone, rows: Sequence[int]) -> Work:
         upper = Shape(len(rows), wide, start + wide, sum(before), range(top, size.depth), most=0).work(size)
         total += Work(0, 0, upper.forward) if top > 0 else upper  # the same tokens, at other blocks
     return total
-
-
-def beginning_work(size: Size, span: Span) -> Work:
-    """A beginning that rows share, at every block, the last of which only starts."""
-    return Shape(1, span.length, span.length, span.length, range(size.depth), most=0).work(size)
