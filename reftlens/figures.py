@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,6 +80,19 @@ def level(ax: Axes, value: float, label: str | None = None, *, horizontal: bool 
     label = None if label in ax.get_legend_handles_labels()[1] else label
     line = ax.axhline if horizontal else ax.axvline
     line(value, color=GREY, linestyle="--", linewidth=1, label=label)
+
+
+def logarithmic(ax: Axes, name: Literal["x", "y"]) -> None:
+    """Make the axis of what is drawn logarithmic; of few decades 1, 2 and 5 of each are named."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis = ax.xaxis if name == "x" else ax.yaxis
+    ax.set(**{f"{name}scale": "log"})
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def colour_bar(ax: Axes, image: Any, label: str) -> Axes:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import matplotlib as mpl
 import pytest
@@ -59,3 +60,17 @@ def test_an_estimate_without_an_interval_has_a_bar_of_no_length():
     ax = figures.axes()
     figures.interval(ax, 0, Number(0.5, math.nan, math.nan))
     assert ax.containers[0].lines[2][0].get_segments()[0].tolist() == [[0, 0.5], [0, 0.5]]
+
+
+@pytest.mark.parametrize("low", [0.1, 1e-6])
+def test_numbers_on_a_logarithmic_axis_are_there_and_do_not_overlap(low):
+    ax = figures.axes()
+    ax.plot([low, 0.8], [1.0, 2.0])
+    figures.logarithmic(ax, "x")
+    figures.figure_of(ax).draw_without_rendering()
+    left, right = ax.get_xlim()
+    ticks = ax.xaxis.get_major_ticks() + ax.xaxis.get_minor_ticks()
+    labels = [tick.label1 for tick in ticks if left <= tick.get_loc() <= right and tick.label1.get_text()]
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+    assert len(boxes) >= 3
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))

@@ -64,7 +64,9 @@ class Dose:
         figures.level(ax, self.budget, "budget")
         star = {"color": line.get_color(), "marker": "*", "markersize": 14, "linestyle": ""}
         ax.plot([abs(self.strength)], [self.kl.mean().item()], **star, label=figures.entry(ax, label, "dose"))
-        ax.set(xscale="log", yscale="log", xlabel="|strength| (1: as trained)", ylabel="KL (nats per token)")
+        figures.logarithmic(ax, "x")
+        figures.logarithmic(ax, "y")
+        ax.set(xlabel="|strength| (1: as trained)", ylabel="KL (nats per token)")
         ax.legend(frameon=False)
         return ax
 
