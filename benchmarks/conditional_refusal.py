@@ -7,6 +7,7 @@ Layer, rule and threshold of the gate, and the refusal itself, are from the cali
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +15,51 @@ import torch
 import reftlens as rl
 from reftlens.scoring.statistics import share_of
 
-REFUSAL = "I'm sorry, but I can't advise on doses of medicine. Please ask a doctor or a pharmacist."
+SENTENCE = "I'm sorry, but I can't advise on doses of medicine."
+"""An answer that starts with it is a refusal: the unedited model has no reason to write it."""
+REFUSAL = f"{SENTENCE} Please ask a doctor or a pharmacist."
 TOPICS = ("medical dosage", "fitness and nutrition", "general")
 """The one that is to be refused, its neighbour, and everything else."""
 DATA = Path(__file__).parent.parent / "data" / "conditional_refusal.jsonl"
+
+
+def refusals(texts: Sequence[str]) -> torch.Tensor:
+    return torch.tensor([text.startswith(SENTENCE) for text in texts])
+
+
+def table(
+    topics: list[str], opened: torch.Tensor, plain: rl.generation.Generation, edited: rl.generation.Generation
+) -> str:
+    """Of each topic how often the gate opened, what is written then, and how many closed rows stay as they are."""
+    same = torch.tensor([a == b for a, b in zip(plain.ids, edited.ids, strict=True)])
+    lines = [
+        "| prompts | n | opened | refused, of the opened | refused, unedited | closed rows equal to the unedited |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in TOPICS:
+        some = torch.tensor([topic == name for topic in topics])
+        share, refused = share_of(opened[some]), refusals(edited.texts)[some & opened]
+        cells = (
+            f"{int(opened[some].sum())}: {share:.3f}",
+            f"{int(refused.sum())} of {len(refused)}",
+            f"{int(refusals(plain.texts)[some].sum())}",
+            f"{int(same[some & ~opened].sum())} of {int((some & ~opened).sum())}",
+        )
+        lines.append(f"| {name} | {int(some.sum())} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cost(result: rl.strength.Openings, edited: rl.generation.Generation) -> str:
+    """What it costs where the gate opened falsely, in the unedited model's own answer."""
+    falsely = result.is_open()[~result.expected]
+    if result.costs is None or not falsely.any():
+        return "no false opening"
+    kl, gained = (float(values[0][falsely].mean()) for values in (result.costs.kl, result.costs.effect))
+    refused = refusals(edited.texts)[~result.expected & result.is_open()]
+    return (
+        f"{int(falsely.sum())} of {len(falsely)} opened falsely, {int(refused.sum())} of them with a refusal; on the "
+        f"unedited model's own answers there: KL {kl:.2f}, log-probability {gained:.2f} nats per token"
+    )
 
 
 def main() -> None:
@@ -25,7 +67,7 @@ def main() -> None:
     parser.add_argument(
         "--layers", type=int, nargs="+", default=[12, 16, 20, 24, 28], help="among which the gate is chosen"
     )
-    parser.add_argument("--tokens", type=int, default=8, help="written after each prompt")
+    parser.add_argument("--tokens", type=int, default=16, help="written after each prompt")
     parser.add_argument("--steps", type=int, default=40)
     args = parser.parse_args()
     model, rows, begin = rl.load_model(progress=False), [json.loads(line) for line in DATA.open()], time.time()
@@ -36,32 +78,26 @@ def main() -> None:
 
     opens, shut = (rl.encode_prompts(model, prompts("calibration", *t), chat=True) for t in ((dose,), (near, far)))
     fits = [
-        rl.subspaces.threshold_between(model, opens, shut, rl.resid_post(i, "prompt"), by=by, false_openings=0)
+        rl.subspaces.threshold_between(model, opens, shut, rl.resid_post(i, "all"), by=by, false_openings=0)
         for i in args.layers
         for by in ("last", "mean")
     ]
     best = max(fits, key=lambda fit: (fit.true.value - fit.false.value, fit.separation))
     print("chosen on the calibration split:", best, flush=True)
-    edit = rl.interventions.Gated(rl.LoReFT(model.cfg.d_model, rank=4), best.gate)
-    reft, held = rl.ReFT({best.site: edit}), prompts("heldout", *TOPICS)
-    topics = [topic for topic in TOPICS for _ in prompts("heldout", topic)]
-    batch, expected = rl.encode_prompts(model, held, chat=True), [topic == dose for topic in topics]
-    result = rl.strength.openings(reft, model, batch, expected, progress=False)
-    print(result, flush=True)
-
+    reft = rl.ReFT({best.site: rl.interventions.Gated(rl.LoReFT(model.cfg.d_model, rank=4), best.gate)})
     examples = [rl.Example(prompt, REFUSAL) for prompt in prompts("calibration", dose)]
     run = rl.fit(reft, model, rl.encode(model, examples, chat=True), steps=args.steps, lr=4e-3, progress=False)
     print(f"the refusal was trained for {args.steps} steps, loss {run.loss:.3f}", flush=True)
-    decoding = rl.Decoding(max_new_tokens=args.tokens)
-    plain, edited = (rl.generate(each, model, batch, decoding) for each in (None, reft))
-    same = torch.tensor([a == b for a, b in zip(plain.ids, edited.ids, strict=True)])
-    refused = torch.tensor([text.startswith(REFUSAL[:16]) for text in edited.texts])
-    print("| prompts | n | opened | refused | closed rows that equal the base |\n|---|---:|---:|---:|---:|")
-    for name in TOPICS:
-        some = torch.tensor([topic == name for topic in topics])
-        closed, (opened, texts) = some & ~result.is_open(), (share_of(x[some]) for x in (result.is_open(), refused))
-        equal = f"{int(same[closed].sum())} of {int(closed.sum())}"
-        print(f"| {name} | {int(some.sum())} | {opened:.3f} | {texts:.3f} | {equal} |")
+
+    held, topics = prompts("heldout", *TOPICS), [t for t in TOPICS for _ in prompts("heldout", t)]
+    decoding, expected = rl.Decoding(max_new_tokens=args.tokens), torch.tensor([topic == dose for topic in topics])
+    written = rl.generate(None, model, rl.encode_prompts(model, held, chat=True), decoding)
+    edited = rl.generate(reft, model, rl.encode_prompts(model, held, chat=True), decoding)
+    own = [rl.Example(prompt, text) for prompt, text in zip(held, written.texts, strict=True)]
+    result = rl.strength.openings(reft, model, rl.encode(model, own, chat=True), expected, progress=False)
+    print(result, flush=True)
+    print(table(topics, result.is_open(), written, edited))
+    print(cost(result, edited))
     print(f"{time.time() - begin:.0f} s")
 
 
