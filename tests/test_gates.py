@@ -220,13 +220,13 @@ def test_a_prompt_decides_for_its_whole_row_by_the_rule_and_a_row_that_is_shut_i
 def test_the_cone_equals_the_full_computation(architecture):
     import reftlens as rl
 
-    model = bridge(architecture)
+    model = bridge(architecture, torch.float64)  # in float32 a gradient of 3e-5 is off by 1e-4 of it
     data, rows = encoded(model), (2, 0, 1)
     for reft in (every_gate(model), every_gate(model, "last+response"), gated(["threshold, max"], model)):
         expected, _ = scored(model, reft, data, None, rows=rows)
         for reuse in (off(), rl.Reuse(remember=False)):
             found, said = scored(model, reft, data, reuse, rows=rows)
-            assert said.startswith("light cone") and worst(found, expected) < ROUNDING
+            assert said.startswith("light cone") and worst(found, expected) < 1e-9
         base, _ = scored(model, reft, data, off(), rows=rows, variant=rl.Variant(0.0))
         assert not torch.allclose(base[1], expected[1], atol=1e-3)
 
@@ -340,6 +340,30 @@ def test_what_is_written_is_what_each_row_alone_and_from_its_first_token_gives(a
             torch.testing.assert_close(x, y, atol=ROUNDING, rtol=0)
     last = found[-1] if isinstance(found, list) else found
     assert last.ids != plain.ids or not all(map(torch.equal, last.logits, plain.logits))
+
+
+SHARED = ("threshold per token", "threshold, last", "schedule")  # the prompts' maximum and mean lie in the beginning
+
+
+@pytest.mark.parametrize("name, times", [(n, 0) for n in NAMES] + [(n, 9) for n in SHARED])
+def test_tokens_are_marked_where_the_gate_is_open_which_is_where_the_hidden_states_are_others(llama, name, times):
+    import reftlens as rl
+
+    reft, texts = gated([name], llama), ["the cat sat on the mat and " * times + p for p, _ in EXAMPLES]
+    texts.append(texts[0] + " looked")
+    found, states = rl.generate(reft, llama, texts, rl.Decoding(max_new_tokens=4)), []
+    batch, point = found.batch(), llama.hook_dict["blocks.1.hook_resid_pre"]
+    handle = point.add_hook(lambda h, hook: states.append(h))
+    try:
+        logits_of(reft, llama, batch)
+        logits_of(reft, llama, batch, 0.0)
+    finally:
+        handle.hook.remove()
+        point.fwd_hooks.remove(handle)
+    for marks, row, real in zip(found.edited, (states[0] != states[1]).any(dim=-1), batch.attention_mask, strict=True):
+        assert marks[:-1] == tuple(row[real][:-1].tolist()) and not marks[-1]
+    flat = [mark for marks in found.edited for mark in marks[:-1]]
+    assert any(flat) and (all(flat) == (name in ("sigmoid per token", "sigmoid, mean", "hard concrete")))
 
 
 # -- how often it is open -------------------------------------------------------------------------------------------

@@ -144,8 +144,9 @@ def _early(session: Session) -> int | None:
 
     Early where they act in what is shared, or in the first column of prompts that were read before.
     """
-    states = session.prompts.states
-    if bool(session.rows.edited[:, : session.stages[-1].start].any()) or (states is not None and states.start == 0):
+    states, last = session.prompts.states, session.stages[-1].start
+    acts = session.edits is not None and session.edits.act_before(session.rows, last)
+    if acts or (states is not None and states.start == 0):
         return int(states is not None and states.start > 0)
     return None
 

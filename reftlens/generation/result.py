@@ -29,8 +29,8 @@ class Generation:
     ids: tuple[tuple[int, ...], ...]
     """The generated tokens, the stop token included where one was reached."""
     edited: tuple[tuple[bool, ...], ...]
-    """For every token of prompt and continuation, whether an edit acted on it; at strength 0 none does. The last token
-    generated is never an input of the model, so nothing can act on it."""
+    """For every token of prompt and continuation, whether an edit acted on it; at strength 0 none does, nor behind a
+    gate that is shut there. The last token generated is never an input of the model, so nothing can act on it."""
     tokenizer: Any = field(default=None, repr=False, compare=False)
     logits: tuple[Float[Tensor, "_steps vocab"], ...] = field(default=(), repr=False, compare=False)
     """Per prompt the logits that each generated token was chosen from, if `keep_logits` was set."""

@@ -110,19 +110,26 @@ class Session:
         steps = [Stage(0 if cache is None else width - 1, width, *(self._going or ()))]
         if cache is None and not self.runner.obstacle():
             steps, states = self.stages, self.prompts.states
+        edited = None
         with nullcontext() if self.reft is None else training_mode(self.reft, training=False):
             for stage in steps:
-                logits, cache = self._computed(stage, cache, states)
+                rows = stage.of(self.rows)
+                if edited is not None:
+                    rows.edited[:, : stage.start] |= edited
+                logits, cache = self._computed(stage, rows, cache, states)
                 if self.cache is None:
                     stage.hand_on(cache)
+                    edited = stage.columns(rows.edited[:, : stage.stop])
+        if edited is not None:
+            self.rows.edited[:, : stage.stop] |= edited & self.rows.real
         if states is not None:
             states.fill(cache, self._prompts())
         self.cache = cache
         return stage.to_all(logits).to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _computed(self, stage: Stage, cache: Any, states: PromptStates | None) -> tuple[Tensor, Any]:
-        """The logits after the last column of a stage, and the cache with its columns."""
-        rows, edits, below = stage.of(self.rows), list[Edit](), []
+    def _computed(self, stage: Stage, rows: Rows, cache: Any, states: PromptStates | None) -> tuple[Tensor, Any]:
+        """The logits after the last column of a stage, for its rows, and the cache with its columns."""
+        edits, below = list[Edit](), []
         here = self.edits if self.edits is None or stage.rows is None else self.edits.of(stage.rows)
         if here is not None:
             edits = here.at(rows, stage.start, stage.stop)

@@ -71,26 +71,37 @@ class SiteEdits:
         return edits
 
     def at(self, rows: Rows, start: int, stop: int) -> list[Edit]:
-        """The edits of the columns `start` to `stop`; none at strength 0, so that the model computes bit for bit."""
+        """The edits of the columns `start` to `stop`; none at strength 0, so that the model computes bit for bit.
+
+        Where they act is marked in `rows`; behind a gate once they have run, as it is open there.
+        """
         edits, steps = [], rows.view.steps[:, start:stop] if any(p.looks_around for p in self.places) else None
         for i, mask in self._masks(rows, start, stop).items():
             if mask.any():
                 tokens, observer = TokenIndex.of(mask), None
                 where = {} if steps is None else {"steps": steps[tokens.rows, tokens.columns]}
-                if i in self.decided and start < self.prompt_width:
-                    observer = partial(self._decide, i)
-                elif i in self.decided:
+                if i in self.decided and start >= self.prompt_width:
                     where["decided"] = self.decided[i][tokens.rows]
+                if isinstance(self.reft[i], Gated):
+                    observer = partial(self._look, i, rows.edited[:, start:stop], tokens)
+                else:
+                    rows.edited[:, start:stop] |= mask
                 strengths = self.strengths[i][tokens.rows.cpu()]
                 edits.append(self.places[i].edit(tokens, strengths, basis=self.bases[i], observer=observer, **where))
         return edits
 
-    def _decide(self, i: int, part: Part, h: Float[Tensor, "tokens d"]) -> None:
-        """Take down what the prompts of the rows decide at one site."""
+    def _look(self, i: int, edited: Mask, tokens: TokenIndex, part: Part, h: Float[Tensor, "tokens d"]) -> None:
+        """Mark the tokens at which a gate is open, and take down what the prompts of the rows decide there."""
         module, origin = part.intervention, part.origin
-        assert isinstance(module, Gated) and origin is not None
+        assert isinstance(module, Gated)
         openness = module.openness(h, origin)[:, 0]
-        self.decided[i] = self.decided[i].to(openness).index_put((origin.rows,), openness)
+        edited[tokens.rows, tokens.columns] |= openness > 0
+        if i in self.decided and origin is not None and origin.decided is None:
+            self.decided[i] = self.decided[i].to(openness).index_put((origin.rows,), openness)
+
+    def act_before(self, rows: Rows, stop: int) -> bool:
+        """Whether any acts in the columns before this one."""
+        return stop > 0 and any(bool(mask.any()) for mask in self._masks(rows, 0, stop).values())
 
     def computations(self, prompts: Rows) -> tuple[Int[Tensor, "row column"], int]:
         """Of each token a number, equal for tokens that are the same and edited alike.
@@ -108,7 +119,7 @@ class SiteEdits:
         return torch.unique(every, dim=0, return_inverse=True)[1].view(prompts.tokens.shape), pooled
 
     def _masks(self, rows: Rows, start: int, stop: int) -> dict[int, Mask]:
-        """Of the sites that choose some of these columns, what is edited there; it is marked in `rows`."""
+        """Of the sites that choose some of these columns, what is edited there."""
         masks, view = {}, rows.view
         for i in self.sites:
             site = self.reft.sites[i]
@@ -120,7 +131,6 @@ class SiteEdits:
                 continue
             self.unused.discard(i)
             mask &= (self.strengths[i] != 0).any(dim=1).to(mask.device)[:, None]
-            rows.edited[:, start:stop] |= mask
             masks[i] = mask
         return masks
 

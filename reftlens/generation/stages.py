@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from reftlens.cone.caches import Stub
@@ -55,10 +55,14 @@ class Stage:
                 layer.keys, layer.values = self._shifted(layer.keys), self._shifted(layer.values)
 
     def _shifted(self, stored: Tensor) -> Tensor:
+        return self.columns(stored.transpose(1, 2)).transpose(1, 2)
+
+    def columns(self, values: Shaped[Tensor, "rows column *_"]) -> Shaped[Tensor, "next column *_"]:
+        """What stands in each column up to `stop`, for every row of the next stage; of its padding it says nothing."""
         if self.shifts is None or self.owners is None:
-            return self.to_all(stored)
-        columns = (torch.arange(self.stop, device=stored.device) - self.shifts[:, None]).clamp(min=0)
-        return stored.transpose(1, 2)[self.owners[:, None], columns].transpose(1, 2)
+            return self.to_all(values)
+        columns = (torch.arange(self.stop, device=values.device) - self.shifts[:, None]).clamp(min=0)
+        return values[self.owners[:, None], columns]
 
 
 def stages(
