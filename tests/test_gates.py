@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_scorer import off, scored, worst
 
-from architectures import ARCHITECTURES, D, bridge, hf_model
+from architectures import ARCHITECTURES, D, bridge, fresh_bridge, hf_model
 
 EXAMPLES = [
     ("the cat sat on the mat and", " looked at the moon"),
@@ -217,10 +217,10 @@ def test_a_prompt_decides_for_its_whole_row_by_the_rule_and_a_row_that_is_shut_i
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_cone_equals_the_full_computation(architecture):
+def test_the_cone_equals_the_full_computation(architecture, doubles):  # a gradient of 3e-5 is 1e-4 off in float32
     import reftlens as rl
 
-    model = bridge(architecture, torch.float64)  # in float32 a gradient of 3e-5 is off by 1e-4 of it
+    model = fresh_bridge(architecture, dtype=torch.float64)
     data, rows = encoded(model), (2, 0, 1)
     for reft in (every_gate(model), every_gate(model, "last+response"), gated(["threshold, max"], model)):
         expected, _ = scored(model, reft, data, None, rows=rows)
