@@ -8,6 +8,7 @@ Writes `site_gates.md`. Settings were chosen on networks 0 to 2. A quarter of an
 import argparse
 import sys
 from pathlib import Path
+from statistics import mean
 
 import torch
 
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from planted import FILLER, VALUES, pairs, planted_heads
 
 SETTINGS = rl.FitConfig(steps=60, lr=4e-2, batch_size=16)
-PRICES = (0.05, 0.2, 1.0)
+PRICES = (0.05, 0.2, 0.5, 1.0, 2.0)
 KINDS = {"Interchange": lambda: rl.Interchange(8), "DAS of rank 1": lambda: rl.DAS(8, 1)}
 
 
@@ -34,20 +35,30 @@ def curve(seed, make):
     return heads, rl.places.sparsity(sites, make, truth.model, train, test, PRICES, SETTINGS, **settings)
 
 
-def line(kind, seeds):
-    """One row of the table."""
-    exact, accuracy, other = dict.fromkeys((*PRICES, "map"), 0), [], []
-    for seed in seeds:
-        heads, result = curve(seed, KINDS[kind])
-        for point in result.points:
-            exact[point.price or "map"] += set(point.sites) == heads
-            if point.price == PRICES[1]:
-                accuracy.append(point.accuracy.value)
-            if point.way == "map" and len(point.sites) == 2:
-                other.append(point.accuracy.value)
-    cells = [f"{n} of {len(seeds)}" for n in exact.values()]
-    means = [f"{sum(values) / len(values):.2f}" if values else "" for values in (accuracy, other)]
-    return f"| {kind} | " + " | ".join([*cells, *means]) + " |"
+def lines(kind, seeds):
+    """A row of the table for each price, and one for the best two heads of the map."""
+    curves = [curve(seed, KINDS[kind]) for seed in seeds]
+
+    def row(name, points, beside):
+        exact = sum(set(point.sites) == heads for point, (heads, _) in zip(points, curves, strict=True))
+        count = mean([len(point.sites) for point in points])
+        numbers = (mean([point.accuracy.value for point in some]) for some in (points, beside))
+        scores = " | ".join(f"{number:.2f}" for number in numbers)
+        return f"| {kind} | {name} | {exact} of {len(seeds)} | {count:.1f} | {scores} |"
+
+    rows = []
+    for price in PRICES:
+        points = [next(p for p in result.points if p.price == price) for _, result in curves]
+        beside = [at(result, len(point.sites)) for point, (_, result) in zip(points, curves, strict=True)]
+        rows.append(row(f"{price:g}", points, beside))
+    two = [at(result, 2) for _, result in curves]
+    return rows + ([row("map, best two", two, two)] if all(two) else [])
+
+
+def at(result, count):
+    """The map's choice of so many heads; None where no price left so many, the unedited model for none."""
+    found = [point for point in result.points if point.way == "map" and len(point.sites) == count]
+    return result.unedited if count == 0 else next(iter(found), None)
 
 
 def main():
@@ -58,15 +69,14 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     seeds, folder = range(args.first, args.first + args.networks), Path(args.out)
-    prices = " | ".join(f"{price:g} nats" for price in PRICES)
-    lines = [
-        f"| edit of a head | {prices} | map, as many | accuracy, gates | accuracy, map |",
-        "|---|" + "--:|" * (len(PRICES) + 3),
+    table = [
+        "| edit of a head | nats for each | exactly the two heads | heads | accuracy | accuracy, map, as many |",
+        "|---|---|--:|--:|--:|--:|",
     ]
     for kind in KINDS:
-        lines.append(line(kind, seeds))
-        print(lines[-1], flush=True)
-    text = TEXT.format(first=seeds[0], last=seeds[-1], table="\n".join(lines), s=SETTINGS)
+        table += lines(kind, seeds)
+        print(*table[-len(PRICES) - 1 :], sep="\n", flush=True)
+    text = TEXT.format(first=seeds[0], last=seeds[-1], table="\n".join(table), s=SETTINGS)
     (folder / "site_gates.md").write_text(text, encoding="utf-8")
 
 
@@ -78,15 +88,16 @@ How often exactly the two heads that carry the answer are open, of networks {fir
 to 2). In each, a tiny neox of three layers of four heads, two heads copy one bit of the value to where the
 unembedding reads it. `rl.places.sparsity` trains an edit of every head behind a gate for {s.steps} steps of
 {s.batch_size} of 256 pairs, learning rate {s.lr}, at each price of an open head; the map trains each head alone, ranks
-them by their loss on the training pairs, and takes as many as were open at some price.
+them by their loss on the training pairs, and takes as many as were open at that price.
 
 {table}
 
-Accuracy: interchange accuracy on held-out pairs whose values come from other tokens, of the edits of the open heads
-alone, gates taken off, at 0.2 nats; and of two heads of the map.
+Heads: how many are open, on average. Accuracy: interchange accuracy on held-out pairs whose values come from other
+tokens, of the edits of the open heads alone, gates taken off; where none is open, of the unedited model.
 
-A price is paid from the first step on, and an edit that has to be trained is worth little at first: gates over DAS shut
-too early at prices that are right for an exchange of whole heads. Where the map at an equal number of heads scores
+The price grows from 0 over the first half of training (`ramp` of `HardConcrete`; half a nat is its default). An edit
+that has to be trained is worth little at first: with the whole price from the first step on (`ramp=0`), gates over DAS
+shut too early at prices that are right for an exchange of whole heads. Where the map at an equal number of heads scores
 better, the price was too high.
 """
 

@@ -54,6 +54,10 @@ def test_the_gate_is_the_papers_stretched_and_cut_concrete_variable(rl):
     torch.testing.assert_close(gate.eval().open(h), torch.full((2, 3, 1), sigmoid(0.7) * 1.2 - 0.1))
     price = 0.3 * sigmoid(0.7 - 2 / 3 * math.log(0.1 / 1.1))
     assert gate.penalty().item() == pytest.approx(price) and rl.interventions.HardConcrete(0.0).penalty() is None
+    for ramp, progress, share in ((0.5, 0.0, 0.0), (0.5, 0.1, 0.2), (0.5, 0.9, 1.0), (0, 0.0, 1.0)):
+        other = rl.interventions.HardConcrete(0.3, start=0.7, ramp=ramp)
+        other.anneal(progress)
+        assert other.penalty().item() == pytest.approx(share * price), "the price grows over the ramp"
     torch.manual_seed(0)
     opened = 0
     for _ in range(4000):
@@ -64,6 +68,8 @@ def test_the_gate_is_the_papers_stretched_and_cut_concrete_variable(rl):
         assert rl.interventions.HardConcrete(start=start).learned().item() == value, "exactly, beyond 2.4"
     with pytest.raises(ValueError, match="expected a sparsity of 0 or more"):
         rl.interventions.HardConcrete(-1.0)
+    with pytest.raises(ValueError, match="ramp=2, expected 0 to 1"):
+        rl.interventions.HardConcrete(ramp=2)
 
 
 def test_planted_heads_are_found_and_nothing_where_it_costs_too_much(rl):
@@ -90,7 +96,7 @@ def test_without_its_gates_an_edit_is_the_same(rl):
     losses = [rl.evaluate(reft, model, test, progress=False).loss for reft in (gated, plain)]
     torch.testing.assert_close(*losses, atol=1e-6, rtol=0)  # gates are exactly 1 and 0; passes round differently
     with pytest.raises(ValueError, match="every gate of 12 sites is shut"):
-        rl.places.pruned(_curve().refts[50.0])
+        rl.places.pruned(_curve().refts[50.0], tolerance=0.5)
     half = rl.places.gated_sites(gated.sites[:2], lambda: rl.Interchange(D_HEAD))
     with pytest.raises(ValueError, match=r"is 0.50, neither open nor shut to 0.1"):
         rl.places.pruned(half)

@@ -87,7 +87,7 @@ def _gates():
         "Threshold per prompt": lambda d: rl.interventions.Threshold(_rand(d), -9, per="prompt", by="mean"),
         "Sigmoid": lambda d: trained(rl.interventions.Sigmoid(d, temperature=0.5)),
         "Sigmoid per prompt": lambda d: trained(rl.interventions.Sigmoid(d, per="prompt", by="max")),
-        "HardConcrete": lambda d: rl.interventions.HardConcrete(0.2, start=0.5, rate=4.0, temperature=0.5),
+        "HardConcrete": lambda d: rl.interventions.HardConcrete(0.2, ramp=0.2, start=0.5, rate=4.0, temperature=0.5),
         "Schedule": lambda d: rl.interventions.Schedule([0.5, 0.25, 0], prompt=0.75),
     }
 

@@ -18,10 +18,12 @@ class HardConcrete(Gate):
     In training `s = σ((log u - log(1 - u) + log α) / β)`, `u` uniform and drawn once for each optimizer step, from the
     seed of that step; else `s = σ(log α)`. Stretched to `(γ, ζ) = (-0.1, 1.1)` and cut to [0, 1], so that the gate is
     exactly 0 or 1 where `|log α| > 2.4`. `sparsity · P(g > 0)`, with `P(g > 0) = σ(log α - β log(-γ / ζ))`, is
-    added to the loss.
+    added to the loss; the price grows to that evenly over the first part of training, as an edit is worth less while
+    it is still being learned.
 
     Args:
         sparsity: price of an open site, in nats.
+        ramp: the share of training over which the price grows from 0; 0 asks all of it from the first step on.
         start: `log α` at first.
         rate: `log α` is `rate` times what is trained, so that a gate learns so many times as fast as the edit.
         temperature: β.
@@ -30,11 +32,14 @@ class HardConcrete(Gate):
     kind = "HardConcrete"
     low, high = -0.1, 1.1
     noise: Tensor
+    price: Tensor
+    """Of an open site at the present step."""
 
     def __init__(
         self,
-        sparsity: SupportsFloat = 0.1,
+        sparsity: SupportsFloat = 0.5,
         *,
+        ramp: SupportsFloat = 0.5,
         start: SupportsFloat = 0.0,
         rate: SupportsFloat = 10.0,
         temperature: SupportsFloat = 2 / 3,
@@ -42,13 +47,17 @@ class HardConcrete(Gate):
         super().__init__()
         self.sparsity, self.start = real(sparsity, "sparsity"), real(start, "start")
         self.rate, self.temperature = real(rate, "rate"), real(temperature, "temperature")
+        self.ramp = real(ramp, "ramp")
         if not (0 <= self.sparsity < math.inf and self.rate > 0 and self.temperature > 0):
             raise ValueError(
                 f"sparsity={sparsity}, rate={rate}, temperature={temperature}: expected a sparsity of 0 or more, and "
                 "the others above 0"
             )
+        if not 0 <= self.ramp <= 1:
+            raise ValueError(f"ramp={ramp}, expected 0 to 1: the share of training over which the price grows")
         self.trained = nn.Parameter(torch.zeros((), dtype=torch.float32))
-        self.register_buffer("noise", torch.zeros((), dtype=torch.float32), persistent=False)
+        for name in ("noise", "price"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float32), persistent=False)
         self.reset()
 
     @property
@@ -69,21 +78,23 @@ class HardConcrete(Gate):
         return value.to(h.dtype).expand(*h.shape[:-1], 1)
 
     def anneal(self, progress: float) -> None:
-        """Draw the noise of a step; the run has just seeded torch's generator for it."""
+        """Draw the noise of a step, from torch's generator as the run has just seeded it, and ask its price."""
         u = torch.rand((), dtype=torch.float32).clamp(1e-6, 1 - 1e-6)
         self.noise.copy_(u.logit())
+        self.price.fill_(self.sparsity * (min(1.0, progress / self.ramp) if self.ramp else 1.0))
 
     def penalty(self) -> Tensor | None:
         if not self.sparsity:
             return None
-        return self.sparsity * torch.sigmoid(self.log_alpha - self.temperature * math.log(-self.low / self.high))
+        return self.price * torch.sigmoid(self.log_alpha - self.temperature * math.log(-self.low / self.high))
 
     def settings(self) -> dict[str, Any]:
-        numbers = {"start": self.start, "rate": self.rate, "temperature": self.temperature}
-        return {"sparsity": self.sparsity, **numbers}
+        names = ("sparsity", "ramp", "start", "rate", "temperature")
+        return {name: getattr(self, name) for name in names}
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
-        """As open as at first; nothing is drawn."""
+        """As open as at first, at its whole price; nothing is drawn."""
         self.trained.fill_(self.start / self.rate)
         self.noise.zero_()
+        self.price.fill_(self.sparsity)

@@ -26,14 +26,14 @@ def every_head(
     return [at(layer, positions, heads=[head]) for layer in chosen for head in range(heads)]
 
 
-def gated_sites(sites: Sequence[Site], make: Callable[[], Intervention], sparsity: float = 0.1) -> ReFT:
+def gated_sites(sites: Sequence[Site], make: Callable[[], Intervention], sparsity: float = 0.5) -> ReFT:
     """An edit of its own at each site, each behind a gate that is trained with it.
 
     `rl.fit` trains both, `pruned` gives the edits of the open sites.
 
     Args:
         make: makes the edit of one site, such as `lambda: DAS(d_head, rank=1)`.
-        sparsity: price of an open site, in nats.
+        sparsity: price of an open site, in nats; `docs/site_gates.md` has what other prices find.
     """
     return ReFT({site: Gated(make(), HardConcrete(sparsity)) for site in sites})
 

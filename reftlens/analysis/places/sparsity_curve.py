@@ -89,7 +89,7 @@ def sparsity(
     model: Bridge,
     train: Batch,
     test: Batch,
-    prices: Sequence[float] = (0.05, 0.1, 0.2, 0.5),
+    prices: Sequence[float] = (0.2, 0.5, 1.0, 2.0),
     config: FitConfig = FitConfig(),
     *,
     seed: int = 0,
