@@ -31,6 +31,7 @@ def _kinds():
         "Ablation mean": lambda d: rl.Ablation(d, torch.randn(d)),
         "Ablation subspace": lambda d: rl.Ablation(d, torch.randn(d), torch.randn(d, 2)),
         "Noise": lambda d: rl.interventions.Noise(d, 0.5),
+        "Gated": lambda d: rl.interventions.Gated(steering(d), rl.interventions.HardConcrete(start=0.3)),
     }
 
 
@@ -47,6 +48,7 @@ KINDS = (
     "Ablation mean",
     "Ablation subspace",
     "Noise",
+    "Gated",
 )
 WITHOUT_CONSTANT = ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT", "Ablation zero")
 
@@ -73,7 +75,7 @@ def test_the_table_of_this_file_has_every_kind_that_can_be_affine():
     assert (
         tuple(_kinds()) == KINDS
         and all(m.affine for m in made)
-        and {m.kind for m in made} == {k for k, c in ALL.items() if not c.variables and not c.pools} - {"Gated"}
+        and {m.kind for m in made} == {k for k, c in ALL.items() if not c.variables and not c.pools}
     )
 
 

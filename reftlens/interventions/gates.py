@@ -26,6 +26,8 @@ class Gate(Kind):
     """Whether it decides once for a row, from the tokens of its prompt that are edited."""
     counts: bool = False
     """Whether it depends on how far a token is after the prompt."""
+    constant: bool = False
+    """Whether it is as open at every token, in eval mode: what is affine in `h` is so behind it."""
 
     @abstractmethod
     def open(self, h: Hidden, origin: Origin | None = None) -> Float[Tensor, "*units 1"]:
@@ -56,7 +58,7 @@ class Gated(Intervention):
             raise ValueError(f"{gate.kind} reads vectors of width {gate.d}, and {inner.kind} was made for d={inner.d}")
         super().__init__(inner.d, inner.rank)
         self.inner, self.gate, self.dropout = inner, gate, inner.dropout
-        self.variables = inner.variables
+        self.variables, self.affine = inner.variables, inner.affine and gate.constant
         self.pools, self.counts = inner.pools or gate.pools, inner.counts or gate.counts
         self.remembers = gate.pools and not inner.pools
         self.stacks = inner.stacks and not self.pools and not self.counts

@@ -30,6 +30,7 @@ class HardConcrete(Gate):
     """
 
     kind = "HardConcrete"
+    constant = True
     low, high = -0.1, 1.1
     noise: Tensor
     price: Tensor
