@@ -175,13 +175,18 @@ def test_what_was_planted_is_learned_and_nothing_where_nothing_was(rl, llama, na
     assert length > 0.7 * size and length > 3 * abs(towards["nothing"][0])
 
 
-def test_an_edit_that_is_nulled_takes_its_direction_out_where_it_is_positive_and_shares_its_parameters(rl):
+def test_an_edit_that_is_nulled_takes_its_direction_out_and_shares_its_parameters_so_it_is_not_saved(
+    rl, llama, tmp_path
+):
     vector = rl.SteeringVector(8, vector=3 * torch.randn(8))
     reft = rl.ReFT({rl.resid_post(0, "all"): vector})
     ((_, null),), h = rl.training.nulled(reft).items(), torch.randn(50, 8)
     before, after = h @ vector.vector, null(h) @ vector.vector
     assert torch.allclose(after, before.clamp(max=0), atol=1e-5) and torch.equal(null(h)[before < 0], h[before < 0])
     assert next(null.parameters()) is vector.vector
+    with pytest.raises(ValueError, match=r"is nulled cannot be stored: .* store that, and take nulled"):
+        rl.save(rl.training.nulled(reft), tmp_path / "nulled", llama)
+    assert not (tmp_path / "nulled").exists()
     with pytest.raises(ValueError, match="is zero, and has no direction"):
         rl.training.nulled(rl.ReFT({rl.resid_post(0, "all"): rl.SteeringVector(8)}))
     with pytest.raises(TypeError, match=r"LoReFT at .* has no one direction"):

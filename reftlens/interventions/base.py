@@ -33,6 +33,8 @@ class Kind(nn.Module, ABC):
 
     kind: ClassVar[str]
     """Name under which the store knows the class."""
+    unsaved: ClassVar[str] = ""
+    """Why one cannot be stored, and what to store in its place; empty where it can."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -181,7 +183,9 @@ class Intervention(Kind):
 
 
 def stored_settings(module: Intervention) -> dict[str, Any]:
-    """Its `settings()`; `ValueError` where they cannot be written down."""
+    """Its `settings()`; `ValueError` where they cannot be written down, or it cannot be stored."""
+    if module.unsaved:
+        raise ValueError(f"an edit that is {module.kind} cannot be stored: {module.unsaved}")
     settings, name = module.settings(), type(module).__name__
     try:
         same = json.loads(json.dumps(settings)) == settings

@@ -168,6 +168,8 @@ _DIRECTED = (SteeringVector, ReFTr1)
 def nulled(reft: ReFT) -> ReFT:
     """The edit that takes the directions of vectors out, `h' = h - relu(h·w) w / ‖w‖²`; it shares their parameters.
 
+    So it cannot be saved: save `reft`, and null it again once it is loaded.
+
     Raises:
         TypeError: for a kind other than `SteeringVector` and `ReFTr1`, which has no one direction.
         ValueError: for a vector of zeros.
@@ -189,6 +191,7 @@ class _Nulled(Intervention):
     """`h' = h - strength · relu(h·w) w / ‖w‖²` with the direction `w` of another intervention."""
 
     kind = "nulled"
+    unsaved = "its parameters are those of the edit that it takes out; store that, and take nulled(…) of it once loaded"
 
     def __init__(self, of: Intervention) -> None:
         super().__init__(of.d, 1)
