@@ -1,5 +1,6 @@
 """A search finds what was planted, says honestly how good it is, and spends no more than it was given."""
 
+import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -329,3 +330,21 @@ def test_what_is_written_can_be_scored():
     result = rl.search(model, *rows, space=space, metric=lambda text: float(len(text) > 0), **settings)
     assert 0 <= result.test.value <= 1 and result.optimism.permuted is None
     assert "what is written" in str(result)
+
+
+def test_a_budget_of_perplexity_is_kept_by_the_last_choice_which_is_the_first_to_write():
+    import reftlens as rl
+
+    model, rows = planted().model, [_rows(seed, 30) for seed in (1, 2, 3)]
+    rows = [batch.__class__(**{**vars_of(batch), "sources": {}}) for batch in rows]
+    space = rl.selection.Space(layers=(2,), positions=("last",), ranks=(1,), lrs=(0.1,), strengths=(-1.0, 0.2, 4.0))
+    settings = {"config": rl.FitConfig(steps=9), "seeds": 1, "decoding": rl.Decoding(max_new_tokens=3), **QUIET}
+    settings |= {"space": space, "metric": lambda text: -float(len(text))}
+    free = rl.search(model, *rows, within={"perplexity": 1e9}, **settings)
+    costs = sorted(setting.cost for setting in free.settings)
+    limit = (costs[0] + costs[-1]) / 2
+    bound = rl.search(model, *rows, within={"perplexity": math.exp(limit)}, **settings)
+    assert [s.within for s in bound.settings] == [s.cost <= limit for s in bound.settings]
+    assert costs[0] < limit and not all(s.within for s in bound.settings) and all(s.within for s in free.settings)
+    assert next(s for s in bound.settings if s.chosen).within
+    assert bound.trials == free.trials, "before it, those that are written with were compared without"

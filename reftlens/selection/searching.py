@@ -69,7 +69,8 @@ def search(
         metric: `"loss"`, `"accuracy"`, `"interchange"`, or a function of a text, the higher the better, for what is
             written after the prompts of the rows; there the log-probability of the targets decides who is written with.
         within: a budget, `{"kl": nats per token}` from the unedited model, over all tokens, whatever the rows are
-            scored among; or for texts `{"perplexity": …}`.
+            scored among, which all that is compared has to keep; or for texts `{"perplexity": …}`, kept by the last
+            choice alone: before it nothing is written.
         config: of the training of the best settings; each learning rate is the space's.
         seeds: how many of them train each of the best settings; `seed`, `seed + 1`, …
         checkpoint: a file; a search that was stopped goes on from it.
