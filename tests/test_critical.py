@@ -65,3 +65,5 @@ def test_the_best_places_of_a_map_are_sites():
     assert [estimate.value for estimate in named.values()] == [1.0, 0.75]
     with pytest.raises(ValueError, match="count=4, and the map has 3 places"):
         rl.selection.critical_sites(grid, 4)
+    with pytest.raises(TypeError, match="InterchangeMap"):  # or by the annotation, where that is checked
+        rl.selection.critical_sites({})

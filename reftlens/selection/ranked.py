@@ -177,7 +177,15 @@ def critical_sites(
     Args:
         positions: what the labels of the map's positions stand for, where they do not spell it.
         at: makes the site of a layer and positions, as in `interchange_map`.
+
+    Raises:
+        TypeError: for another result, such as an `EditPath`, which says what an edit passes through, not where to edit.
     """
+    if not isinstance(grid, InterchangeMap):
+        raise TypeError(
+            f"got a {type(grid).__name__}, expected an InterchangeMap; for the places of an edit that is trained, use "
+            "critical(reft, model, data), which ranks them by their effects"
+        )
     best: dict[tuple[int, str], Cell] = {}
     for cell in sorted(grid.cells, key=lambda c: -sum(c.choose)):
         best.setdefault((cell.layer, cell.position), cell)
