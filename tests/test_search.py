@@ -216,6 +216,10 @@ def test_what_the_space_does_not_say_follows_from_model_and_data():
     plain = rl.selection.Space().filled(model, text)
     assert [str(p.left.text) for p in plain.positions[3:]] == ["mat", "cat"]
     assert list(plain.kinds) == ["LoReFT"] and {1.0, -1.0} < set(plain.strengths)
+    exchange = {"all": lambda d, rank: rl.Interchange(d), "some": rl.DAS}
+    assert rl.selection.Space(kinds=exchange).filled(model, data).strengths == (1.0,)
+    with_another = rl.selection.Space(kinds=exchange | {"other": rl.LoReFT}).filled(model, data)
+    assert with_another.strengths == plain.strengths
     with pytest.raises(ValueError, match="strengths hold 0"):
         rl.selection.Space(strengths=(0.0, 1.0))
 

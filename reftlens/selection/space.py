@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from reftlens.bridge.protocol import Bridge
-from reftlens.editing.preflight import Sites
+from reftlens.editing.preflight import Sites, hooks
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site, Where, check_site, resid_post
 from reftlens.errors import check_each_once
@@ -71,7 +71,7 @@ class Space:
         sites: places in the stead of layers, hooks, heads and positions, each a `Site` or several edited together.
         kinds: `{name: factory}`, a factory takes width and rank; by default LoReFT from the identity, or DAS where rows
             have sources.
-        strengths: scored, not trained; by default both signs, or 1 alone for DAS.
+        strengths: scored, not trained; by default both signs, or 1 alone where every kind exchanges.
 
     Raises:
         ValueError: for an axis without values, or with one that is there twice.
@@ -129,13 +129,18 @@ class Space:
         if depth > _LAYERS and not exchanges:
             layers.append((depth // 4, depth // 2, 3 * depth // 4))
         kinds: dict[str, Factory] = {"DAS": DAS} if exchanges else {"LoReFT": partial(LoReFT, init="identity")}
-        return replace(
+        known = replace(
             self,
             layers=self.layers or layers,
             positions=self.positions or positions_of(data),
             kinds=self.kinds or kinds,
-            strengths=self.strengths or ((1.0,) if exchanges and self.kinds is None else _STRENGTHS),
         )
+        return replace(known, strengths=self.strengths or ((1.0,) if known._exchange(model) else _STRENGTHS))
+
+    def _exchange(self, model: Bridge) -> bool:
+        """Whether all kinds take what they write from a source."""
+        width = hooks(model).width(self.places()[0][0])
+        return all(factory(width, self.ranks[0]).variables for factory in (self.kinds or {}).values())
 
     def places(self) -> list[tuple[Site, ...]]:
         """Of a space that is `filled`: sites that are edited together, one place after the other."""
