@@ -47,6 +47,8 @@ def test_the_planted_place_and_rank_are_recommended():
     result = whole()
     assert result.candidate.axes["positions"] == "Last(n=1)" and result.candidate.rank == 2
     assert result.test.value > 0.8 > result.unedited_test.value + 0.3
+    assert result.gained.value == pytest.approx(result.test.value - result.unedited_test.value)
+    assert result.gained.low > 0.3 and "nothing was found" not in str(result)
     assert result.test.count == 40 and result.steps <= result.budget
     assert abs(result.optimism.expected.value) < 0.1 and result.optimism.permuted.value < 0.6
     frame = result.to_frame()
@@ -93,6 +95,7 @@ def test_with_nothing_to_find_the_test_score_is_that_of_chance():
     assert ("no better than no edit at all" in str(result)) == useless and "no better" not in str(whole())
     assert "no better" in str(replace(result, unedited_dev=result.dev))
     assert result.test.low <= 0.25 <= result.test.high
+    assert result.gained.low <= 0 and "nothing was found: on the test rows" in str(result)
     assert result.dev.value - result.optimism.expected.value == pytest.approx(0.25, abs=0.2)
 
 

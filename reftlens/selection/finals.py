@@ -84,15 +84,16 @@ class Finals:
             luck = permuted(pooled.flatten(0, 1), options, index, seed=q.seed)
         return Optimism(optimism(options, seed=q.seed), luck, len(self.every))
 
-    def _scores(self, reft: ReFT, strength: float, rows: Batch) -> tuple[Estimate, Estimate]:
-        """Of an edit and of the unedited model."""
+    def _scores(self, reft: ReFT, strength: float, rows: Batch) -> tuple[Estimate, Estimate, Estimate]:
+        """Of an edit, of the unedited model, and the difference row by row."""
         q, plans = self.question, [Plan(reft, Variant(s)) for s in (strength, 0.0)]
         if q.metric.name == "texts":
             scores = self._written(plans, rows)[0]
         else:
             scores = q.metric.of_rows(measures(q.model, rows, plans, **q.settings))
         group = torch.tensor(groups_of(rows))
-        return grouped_mean(scores[0], group), grouped_mean(scores[1], group)
+        edited, unedited, gained = (grouped_mean(x, group) for x in (*scores, scores[0] - scores[1]))
+        return edited, unedited, gained
 
     def _setting(self, n: int, chosen: bool, steps: int) -> Setting:
         (finalist, strength), options = self.every[n], self.options
@@ -107,8 +108,8 @@ class Finals:
         q, options = self.question, self.options
         best = options.chosen(torch.ones(len(self.rows), dtype=torch.float64))
         finalist, strength = self.every[best]
-        test, unedited = self._scores(finalist.refts[0], strength, q.test)
-        _, before = self._scores(finalist.refts[0], strength, self.rows)
+        test, unedited, gained = self._scores(finalist.refts[0], strength, q.test)
+        _, before, _ = self._scores(finalist.refts[0], strength, self.rows)
         total = q.config.total_steps(len(q.train))
         settings = tuple(self._setting(n, n == best, total) for n in range(len(self.every)))
         return SearchResult(
@@ -123,6 +124,7 @@ class Finals:
             test=test,
             unedited_dev=before,
             unedited_test=unedited,
+            gained=gained,
             rows={"dev": len(self.rows), "test": len(q.test)},
             optimism=self.optimism(),
             config=replace(q.config, lr=finalist.candidate.lr, seed=q.seed),

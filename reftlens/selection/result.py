@@ -42,6 +42,9 @@ class SearchResult:
     """The same on the test rows, by which nothing was chosen; 95 % interval."""
     unedited_dev: Estimate
     unedited_test: Estimate
+    gained: Estimate
+    """Test score of the recommended edit less that of the unedited model, row by row; where the interval holds 0, the
+    search has found nothing that these rows show."""
     rows: Mapping[str, int]
     """How many `"dev"` rows the recommended edit was chosen by at the end, and how many `"test"` rows there are."""
     optimism: Optimism
@@ -103,11 +106,13 @@ class SearchResult:
 
     def __repr__(self) -> str:
         seeds = next(setting.seeds for setting in self.settings if setting.chosen)
+        nothing = f"nothing was found: on the test rows {self.gained:+.3f} is gained, which may be 0"
         spread = f"; seeds {min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else ""
         lines = [
             f"{self.candidate}, {self.variant}",
             f"{NAMES[self.metric.name]}, higher is better{self._budget}",
             f"test {self.test:.3f}, unedited {self.unedited_test:.3f} ({self._counted('test')}, not chosen by)",
+            *([nothing] if self.gained.low <= 0 else []),
             f"dev {self.dev:.3f}, unedited {self.unedited_dev:.3f} ({self._counted('dev')}{spread})",
             str(self.optimism),
             *["no better than no edit at all, where it was chosen"] * (self.dev.value <= self.unedited_dev.value),
