@@ -152,3 +152,29 @@ def test_data_without_targets_is_refused(gpt2):
     _, reft = _setup(gpt2)
     with pytest.raises(ValueError, match="no target"):
         rl.evaluate(reft, gpt2, rl.encode_prompts(gpt2, ["the cat"]), progress=False)
+
+
+def test_losses_of_groups_are_those_of_each_of_their_rows_and_another_number_of_losses_is_refused(llama):
+    import reftlens as rl
+
+    class Together(rl.training.Objective):
+        group = 2
+
+        def __init__(self, size):
+            self.size = size
+
+        def losses(self, predictions):
+            return -predictions.by_row(predictions.log_probs).reshape(-1, self.size).sum(dim=1)
+
+    rows = [rl.Example("the cat", text) for text in (" sat on", " looked at the moon", " ran", " sat")]
+    data, site = rl.encode(llama, rows), rl.resid_post(1, "last")
+    reft = rl.ReFT({site: rl.LoReFT(llama.cfg.d_model, 2)})
+
+    def loss(size):
+        return rl.evaluate(reft, llama, data, objective=Together(size), progress=False).loss
+
+    pairs, each = loss(2), loss(1)
+    assert torch.allclose(pairs[:, ::2], each[:, ::2] + each[:, 1::2]) and torch.equal(pairs[:, ::2], pairs[:, 1::2])
+    assert (each[:, 0] != each[:, 1]).all()
+    with pytest.raises(ValueError, match=r"1 losses for 12 targets in 4 rows, or 2 groups: expected one for each"):
+        loss(4)

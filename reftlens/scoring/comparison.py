@@ -109,9 +109,19 @@ def pieces(count: int, size: int) -> list[tuple[int, ...]]:
     return [tuple(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
-def per_example(values: Float[Tensor, " n"], batch: Batch) -> Float[Tensor, " example"]:
-    """Mean of per-target values within each example, float64 on the CPU; values that are per example already stay."""
-    if len(values) == len(batch) != len(batch.target_rows):
-        return values.detach().cpu().double()
-    sums = torch.zeros(len(batch), device=values.device, dtype=values.dtype).index_add(0, batch.target_rows, values)
+def per_example(values: Float[Tensor, " n"], batch: Batch, group: int = 1) -> Float[Tensor, " example"]:
+    """Mean of per-target values within each example, float64 on the CPU; values that are per example already stay.
+
+    Those of groups of neighbouring examples are each example's of the group.
+
+    Raises:
+        ValueError: for another number of values than there are targets, examples or groups.
+    """
+    rows, targets = len(batch), len(batch.target_rows)
+    if len(values) != targets and len(values) in (rows, rows / group):
+        return values.detach().cpu().double().repeat_interleave(rows // len(values))
+    if len(values) != targets:
+        groups = f", or {rows // group} groups" if group > 1 else ""
+        raise ValueError(f"{len(values)} losses for {targets} targets in {rows} rows{groups}: expected one for each")
+    sums = torch.zeros(rows, device=values.device, dtype=values.dtype).index_add(0, batch.target_rows, values)
     return (sums / batch.target_mask.sum(dim=1)).detach().cpu().double()

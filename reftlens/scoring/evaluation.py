@@ -167,8 +167,8 @@ def losses_of(
         for scored in scored_batches(scorer, range(len(numbers)), **settings):
             right = (scored.logits.argmax(dim=-1) == scored.batch.target_ids).double()
             losses = criterion(replace(scored, logits=scored.logits.detach()))
-            values = torch.stack([per_example(each, scored.batch) for each in (losses, right)])
-            table.put(numbers[scored.job.plan], scored.job.rows, values)
+            both = per_example(losses, scored.batch, objective.group), per_example(right, scored.batch)
+            table.put(numbers[scored.job.plan], scored.job.rows, torch.stack(both))
         table.keep(scorer)
     loss, accuracy = table.table()
     return loss, accuracy, table.computation(scorer)
