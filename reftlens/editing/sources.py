@@ -3,7 +3,7 @@
 Of a source only those rows are read that a row of the data takes from, and those that are the same once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,10 @@ class Exchanged(NamedTuple):
     site: Site
     point: HookPoint
     variables: tuple[str, ...]
+
+
+Read = Callable[[Batch, Sequence[Exchanged], Sequence[int]], Sequence[Float[Tensor, "tokens d"]]]
+"""What rows of a source hold at each of some places, row after row."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,20 @@ def read_donors(
     source need not have one for every variable: the others are left in it.
 
     Raises:
+        ValueError: as `donors_of`.
+    """
+
+    def read(source: Batch, here: Sequence[Exchanged], rows: Sequence[int]) -> list[Tensor]:
+        edited = editing(source) if editing and source.sources else None
+        return read_sites(model, source, [(each.site, each.point) for each in here], edited=edited, rows=rows)
+
+    return donors_of(data, exchanges, read, nested=nested)
+
+
+def donors_of(data: Batch, exchanges: Mapping[int, Exchanged], read: Read, *, nested: bool = False) -> dict[int, Donor]:
+    """What the sources of `data` hold, as `read` gives it.
+
+    Raises:
         ValueError: if `data` has no source for a variable, or a row's source has another number of tokens at the
             site than the row itself.
     """
@@ -68,10 +86,8 @@ def read_donors(
     for name in sorted(names & set(data.sources)):
         source = data.sources[name]
         here = {i: exchange for i, exchange in exchanges.items() if name in exchange.variables}
-        edited = editing(source.batch) if editing and source.batch.sources else None
-        places = [(exchange.site, exchange.point) for exchange in here.values()]
         used = sorted({*source.rows.tolist()} - {-1}) or [0]  # of the right width, where nothing is taken
-        for i, states in zip(here, read_sites(model, source.batch, places, edited=edited, rows=used), strict=True):
+        for i, states in zip(here, read(source.batch, list(here.values()), used), strict=True):
             vectors = pad(states, (0, 0, 0, 1), value=torch.nan)
             sources[i][name] = vectors, _lookup(here[i].site, data, name)
     donors = {}

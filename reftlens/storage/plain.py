@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ def on_transformers(reft: ReFT, hf_model: nn.Module, batch: Batch, variant: Vari
     with ExitStack() as handles:
         handles.callback(hf_model.register_forward_pre_hook(call, with_kwargs=True).remove)
         for edit in edits:
-            handles.callback(edit.register(blocks).remove)
+            handles.callback(edit.stream.register(blocks, edit.edited).remove)
         yield
     for edit in edits:
         if not edit.fired:
@@ -58,6 +58,38 @@ def _blocks(hf_model: nn.Module) -> nn.ModuleList:
         if isinstance(stack := modules.get(path), nn.ModuleList):
             return stack
     raise ValueError(f"cannot find the blocks of {type(hf_model).__name__}; looked at {', '.join(_BLOCKS)}")
+
+
+class _Stream:
+    """The residual stream of a site: what enters or leaves a block."""
+
+    def __init__(self, site: Site) -> None:
+        found = _RESIDUAL.fullmatch(site.hook)
+        if found is None:
+            raise ValueError(
+                f"{site} is not the residual stream that enters or leaves a block (resid_pre, resid_post), all that "
+                "on_transformers edits: load the model as a TransformerBridge and use reft.on(bridge, batch)"
+            )
+        if site.heads is not None:
+            raise ValueError(f"{site.hook} has no heads: drop heads={list(site.heads)}")
+        self.hook, self.block, self.leaves = site.hook, int(found[1]), found[2] in ("hook_resid_post", "hook_out")
+
+    def register(self, blocks: nn.ModuleList, act: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        """Put what `act` makes of it in its place, until the handle is removed."""
+        if self.block >= len(blocks):
+            raise ValueError(f"{self.hook}: this model has blocks 0 to {len(blocks) - 1}")
+
+        def after(block: nn.Module, args: Any, output: Any) -> Any:
+            return (act(output[0]), *output[1:]) if isinstance(output, tuple) else act(output)
+
+        def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (act(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": act(kwargs["hidden_states"])}
+
+        if self.leaves:
+            return blocks[self.block].register_forward_hook(after)
+        return blocks[self.block].register_forward_pre_hook(before, with_kwargs=True)
 
 
 class _Call:
@@ -110,31 +142,13 @@ class _PlainEdit:
     """One intervention on the hidden states that enter or leave a block."""
 
     def __init__(self, site: Site, module: Intervention, batch: Batch, variant: Variant, call: _Call) -> None:
-        stream = _RESIDUAL.fullmatch(site.hook)
-        if stream is None:
-            raise ValueError(
-                f"{site} is not the residual stream that enters or leaves a block (resid_pre, resid_post), all that "
-                "on_transformers edits: load the model as a TransformerBridge and use reft.on(bridge, batch)"
-            )
-        if site.heads is not None:
-            raise ValueError(f"{site.hook} has no heads: drop heads={list(site.heads)}")
-        self.block, self.leaves = int(stream[1]), stream[2] in ("hook_resid_post", "hook_out")
-        self.site, self.call, self.fired = site, call, False
+        self.site, self.stream, self.call, self.fired = site, _Stream(site), call, False
         self.reaches_response = variant.reaches_response(site)
         self.mask, self.steps = variant.mask(site, batch.view), batch.view.steps
         point = HookPoint()
         point.name = site.hook
         self.place = Place(site, module, point)
         self.strength = self.place.strength(variant)
-
-    def register(self, blocks: nn.ModuleList) -> RemovableHandle:
-        """Act where the stream of the site enters or leaves a block, until the handle is removed."""
-        if self.block >= len(blocks):
-            raise ValueError(f"{self.site.hook}: this model has blocks 0 to {len(blocks) - 1}")
-        block = blocks[self.block]
-        if self.leaves:
-            return block.register_forward_hook(self.after)
-        return block.register_forward_pre_hook(self.before, with_kwargs=True)
 
     def edited(self, h: Tensor) -> Tensor:
         if self.call.continues:
@@ -147,13 +161,3 @@ class _PlainEdit:
         edit = self.place.edit(tokens, self.strength, steps=steps)
         out = edit(h, self.place.point)
         return h if out is None else out
-
-    def after(self, block: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (self.edited(output[0]), *output[1:])
-        return self.edited(output)
-
-    def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (self.edited(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self.edited(kwargs["hidden_states"])}
