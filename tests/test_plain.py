@@ -109,6 +109,34 @@ def test_every_single_site_is_where_the_bridge_has_it(pair, site, layer):
     assert (edited - _base(plain, batch))[batch.attention_mask].abs().max() > 1e-3
 
 
+def test_an_exchange_takes_from_its_source_what_it_takes_on_the_bridge(pair):
+    import reftlens as rl
+
+    bridge, plain = pair
+    batch = _batch(bridge).with_sources(_batch(bridge, ["a dog ran by the mat", "the cat", "the green moon"]))
+    das = rl.DAS(D, rank=3)
+    das.reset(torch.Generator().manual_seed(0))
+    reft = rl.ReFT({rl.resid_post(0, "last"): das, rl.resid_pre(2, "f1"): rl.Interchange(D)}).eval()
+    edited, real = _plain_logits(reft, plain, batch), batch.attention_mask
+    # float32, as above
+    assert (edited - _bridge_logits(reft, bridge, batch))[real].abs().max() < 1e-5
+    assert (edited - _base(plain, batch))[real].abs().max() > 1e-3
+
+
+def test_an_exchange_at_strength_zero_wants_no_source_and_else_its_source_is_asked_for():
+    import reftlens as rl
+
+    bridge, plain = architectures.bridge("llama"), _plain("llama")
+    batch, reft = _batch(bridge), rl.ReFT({rl.resid_post(0, "last"): rl.DAS(D, rank=3)}).eval()
+    assert torch.equal(_plain_logits(reft, plain, batch, variant=rl.Variant(0)), _base(plain, batch))
+    with pytest.raises(ValueError, match="the data has no such source"):
+        _plain_logits(reft, plain, batch)
+    nested = batch.with_sources(batch.with_sources(batch))
+    with pytest.raises(ValueError, match="a source has sources itself"):
+        _plain_logits(reft, plain, nested)
+    assert _hook_count(plain) == 0
+
+
 VARIANTS = [{"strength": 0.5}, {"strength": -1.0}, {"sites": [1, 3]}, {"among": "first"}, {"strength": 2, "sites": [4]}]
 
 

@@ -2,8 +2,10 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +14,11 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.protocol import is_bridge
-from reftlens.editing.bound import Place
+from reftlens.editing.bound import Place, exchanges_of
 from reftlens.editing.edits import TokenIndex
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
+from reftlens.editing.sources import Donor, Exchanged, donors_of
 from reftlens.editing.variant import Variant
 from reftlens.interventions.base import Intervention
 from reftlens.text.batch import Batch
@@ -31,10 +34,12 @@ def on_transformers(reft: ReFT, hf_model: nn.Module, batch: Batch, variant: Vari
 
     `batch` is right-padded; the model may be given the same rows padded on the left, with their attention mask.
     `hf_model.generate` on the batch's prompts works as well, for edits on the prompt: later steps pass unedited.
+    What is exchanged is read from the batch's sources first, in a pass of `hf_model` over each of them.
 
     Raises:
         ValueError: for a site that is not the residual stream before or after a block, positions that reach
-            generated tokens while generating, other tokens than those of the batch, or a site that chooses no token.
+            generated tokens while generating, other tokens than those of the batch, or a site that chooses no token;
+            for an exchange without its source in the batch, or with one that has sources itself.
         RuntimeError: at the end, if nothing passed through a site.
     """
     if is_bridge(hf_model):
@@ -42,6 +47,8 @@ def on_transformers(reft: ReFT, hf_model: nn.Module, batch: Batch, variant: Vari
     variant.require(reft.sites, batch.view)
     call, blocks = _Call(hf_model, batch), _blocks(hf_model)
     edits = [_PlainEdit(reft.sites[i], reft[i], batch, variant, call) for i in variant.active(reft.sites)]
+    for edit, donor in _donors(hf_model, blocks, batch, edits, variant).items():
+        edits[edit].donor = donor
     with ExitStack() as handles:
         handles.callback(hf_model.register_forward_pre_hook(call, with_kwargs=True).remove)
         for edit in edits:
@@ -144,11 +151,12 @@ class _PlainEdit:
     def __init__(self, site: Site, module: Intervention, batch: Batch, variant: Variant, call: _Call) -> None:
         self.site, self.stream, self.call, self.fired = site, _Stream(site), call, False
         self.reaches_response = variant.reaches_response(site)
-        self.mask, self.steps = variant.mask(site, batch.view), batch.view.steps
+        self.mask = variant.mask(site, batch.view)
         point = HookPoint()
         point.name = site.hook
         self.place = Place(site, module, point)
         self.strength = self.place.strength(variant)
+        self.donor: Donor | None = None
 
     def edited(self, h: Tensor) -> Tensor:
         if self.call.continues:
@@ -157,7 +165,37 @@ class _PlainEdit:
             return h
         self.fired = True
         tokens = TokenIndex.of(self.call.placed(self.mask.to(h.device), h.shape[:2]))
-        steps = self.call.placed(self.steps.to(h.device), h.shape[:2])[tokens.rows, tokens.columns]
-        edit = self.place.edit(tokens, self.strength, steps=steps)
+        view = self.call.batch.view
+        at = tokens.rows, tokens.columns
+        steps, numbers = (self.call.placed(x.to(h.device), h.shape[:2])[at] for x in (view.steps, view.index))
+        source = None if self.donor is None else self.donor.of(tokens.rows, numbers)
+        edit = self.place.edit(tokens, self.strength, steps=steps, source=source)
         out = edit(h, self.place.point)
         return h if out is None else out
+
+
+def _donors(
+    hf_model: nn.Module, blocks: nn.ModuleList, batch: Batch, edits: Sequence[_PlainEdit], variant: Variant
+) -> dict[int, Donor]:
+    """What the sources of the batch hold, by the number of the edit that takes it."""
+    exchanges = exchanges_of(tuple(edit.place for edit in edits), replace(variant, sites=None))
+    streams = {exchange: edits[i].stream for i, exchange in exchanges.items()}
+    device = next(hf_model.parameters()).device
+
+    def read(source: Batch, here: Sequence[Exchanged], rows: Sequence[int]) -> list[Tensor]:
+        if source.sources:
+            raise ValueError("a source has sources itself: load the model as a TransformerBridge for such an exchange")
+        some, seen = source[list(rows)].to(device), dict[int, Tensor]()
+        with torch.no_grad(), ExitStack() as handles:
+            for i, exchange in enumerate(here):
+                keep = partial(_kept, seen, i)
+                handles.callback(streams[exchange].register(blocks, keep).remove)
+            hf_model(some.tokens, attention_mask=some.attention_mask.long())
+        return [seen[i][exchange.site.positions.mask(some.view)] for i, exchange in enumerate(here)]
+
+    return donors_of(batch, exchanges, read)
+
+
+def _kept(seen: dict[int, Tensor], i: int, h: Tensor) -> Tensor:
+    seen[i] = h
+    return h
