@@ -42,15 +42,32 @@ def test_the_variable_is_at_the_last_token_and_nowhere_else():
 def test_a_cell_is_what_a_separate_run_gives():
     import reftlens as rl
 
-    (cell,) = _map(positions=("last",), layers=(1,), ranks=(2,), seeds=(3,)).cells
+    grid = _map(positions=("last",), layers=(1,), ranks=(2,), seeds=(3,))
+    (cell,) = grid.cells
     truth = planted()
     train, test = (
         pairs(truth.value, n, s, t)[0] for n, s, t in ((128, 1, list(VALUES)[:200]), (60, 2, list(VALUES)[200:]))
     )
     das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(32, 2, generator=torch.Generator().manual_seed(3))})
     rl.fit(das, truth.model, train, **CONFIG, seed=3, progress=False)
-    hits = rl.causal.interchange_scores(das, truth.model, test, progress=False).hits
-    assert cell.choose == tuple(hits[::2].tolist()) and cell.report == tuple(hits[1::2].tolist())
+    scores = rl.causal.interchange_scores(das, truth.model, test, progress=False)
+    assert cell.choose == tuple(scores.hits[::2].tolist()) and cell.report == tuple(scores.hits[1::2].tolist())
+    assert grid.unedited == pytest.approx(scores.unedited_hits[1::2].float().mean().item(), abs=1e-7)
+
+
+def test_the_unedited_model_is_scored_on_the_pairs_that_cells_are_reported_on():
+    import reftlens as rl
+
+    truth = planted()
+    test = pairs(truth.value, 60, 2, list(VALUES)[200:])[0]
+    exchange = rl.ReFT({rl.resid_post(1, "last"): rl.Interchange(32)})
+    hits = rl.causal.interchange_scores(exchange, truth.model, test, progress=False).unedited_hits
+    right, wrong = (rows.nonzero().flatten().tolist() for rows in (hits, ~hits))
+    for halves, share in (((right, wrong), 0.0), ((wrong, right), 1.0)):
+        order = [row for both in zip(*halves, strict=False) for row in both]
+        assert len(order) >= 8
+        grid = rl.interchange_map(truth.model, test, test[order], layers=[1], ranks=[0], shuffles=99, progress=False)
+        assert grid.unedited == share and len(grid.cells[0].report) == len(order) // 2
 
 
 def test_a_map_goes_on_from_its_folder(tmp_path):

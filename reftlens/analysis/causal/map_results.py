@@ -36,7 +36,7 @@ class InterchangeMap:
 
     cells: tuple[Cell, ...]
     unedited: float
-    """Share of held-out pairs that the unedited model answers so."""
+    """Share of the second half of the pairs, on which cells are reported, that the unedited model answers so."""
     among: str = ""
     """Among how many answers targets were scored, in words; "" for all tokens."""
     ledger: Ledger = COMPLETE

@@ -86,7 +86,7 @@ def interchange_map(
     idle = ReFT({next(iter(works[0].sites.values())): Interchange(int(here.cfg.d_model))})
     plans = {"unedited": Plan(idle, Variant(strength=0.0))}
     unedited = answers(here, test, plans, first_targets(test)[:, None], reuse=Reuse.of(reuse), progress=False)
-    share = unedited.hits[0].float().mean().item()
+    share = unedited.hits[0, 1::2].float().mean().item()
     return InterchangeMap(tuple(cells), share, test.among, _ledger(test, works[0].sites))
 
 
