@@ -1,6 +1,7 @@
 """A tiny model in the place of SmolLM2-135M-Instruct where only the code is tried: as deep, and knowing the words."""
 
 import json
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,14 @@ import architectures
 
 LAYERS, D = 28, 32
 DATA = Path(__file__).parents[1] / "data"
+VERBS = (("", "is"), ("s", "are"))
+WORDS = {
+    "nouns": "author doctor farmer pilot singer driver writer student actor soldier king artist guard teacher lawyer "
+    "senator painter manager parent friend dancer client officer engineer nurse sailor priest monk",
+    "things": "film movie play song book show novel concert meal soup cake bread dinner coffee pizza salad",
+    "opinions": "wonderful lovely excellent amazing terrible awful horrible dreadful",
+}
+"""As notebook 09 and the guide have them."""
 
 
 @cache
@@ -26,7 +35,10 @@ def tokenizer() -> Any:
     for task, variable in ((gendered_pronoun(), "gender"), (indirect_object(), "name")):
         pairs = [task.pairs(100, variable, split=split) for split in ("train", "test")]
         texts += [e.prompt + e.completion for p in pairs for e in p.base]
-    return architectures.train_tokenizer(texts, vocabulary=1500)
+    nouns, things, opinions = (words.split() for words in WORDS.values())
+    texts += [f"We were told that the {noun}{s} near the guard{s} {verb}" for noun in nouns for s, verb in VERBS]
+    texts += [f"I think the {thing} was {opinion}." for thing in things for opinion in opinions]
+    return architectures.train_tokenizer(texts, vocabulary=2000)
 
 
 @cache
@@ -49,7 +61,10 @@ def model() -> Any:
         torch.manual_seed(0)
         plain = transformers.AutoModelForCausalLM.from_config(config)
     torch.nn.init.constant_(plain.model.norm.weight, 4.0)  # probabilities that an edit can change
-    plain.config.architectures = [type(plain).__name__]
+    folder = tempfile.mkdtemp()
+    plain.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder)  # from where a notebook reads the plain model
     return TransformerBridge.boot_transformers(
         architectures.NAMES["llama"], hf_model=plain.eval(), tokenizer=tokenizer(), device="cpu"
     ).eval()
