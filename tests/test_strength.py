@@ -697,6 +697,22 @@ def test_runs_are_pooled_as_each_is_measured(gpt2):
             rl.strength.PooledDoses(bad)
 
 
+def test_no_pooled_interval_of_a_divergence_or_a_size_reaches_below_zero(gpt2):
+    import reftlens as rl
+
+    data, base = _data(gpt2), _reft("LoReFT")
+    one = rl.dose_response(base, gpt2, data, (1.0, 0.5), progress=False)
+    factors = torch.tensor([0.01, 0.01, 2.0], dtype=torch.float64)  # the seeds differ more than their mean is large
+    scaled = [replace(one.on_data, kl=factor * one.on_data.kl) for factor in factors]
+    runs = {
+        str(i): replace(one, on_data=each, unit_size=f * one.unit_size)
+        for i, (each, f) in enumerate(zip(scaled, factors, strict=True))
+    }
+    pooled = rl.strength.PooledDoses(runs)
+    for name in ("kl", "edit_size"):
+        assert all(0.0 == e.low < e.value < e.high for e in pooled.estimate(name)), name
+
+
 @pytest.mark.parametrize(("between", "within"), [(1.0, 0.2), (0.3, 1.0), (0.0, 1.0)])
 def test_an_interval_over_seeds_and_examples_holds_the_truth_as_often_as_it_says(between, within):
     """Three runs on thirty examples, whose truth is 0; without the stretch for few runs 0.75 in the first case."""

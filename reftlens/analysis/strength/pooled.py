@@ -14,7 +14,9 @@ from reftlens.errors import check_one_of
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.statistics import Estimate, over_two
 
-_SHARES = ("accuracy", "repetition")
+_SHARE, _SIZE = (0.0, 1.0), (0.0, math.inf)
+_RANGES = {"accuracy": _SHARE, "repetition": _SHARE, "kl": _SIZE, "edit_size": _SIZE, "drift": _SIZE}
+"""Between which limits a measure can lie; a stretched interval may reach further."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,8 @@ class PooledDoses:
         table = self.measure(name)
         if name != "perplexity":
             estimates = [over_two(values, self.seed) for values in table]
-            return [replace(e, low=max(0.0, e.low), high=min(1.0, e.high)) if name in _SHARES else e for e in estimates]
+            low, high = _RANGES.get(name, (-math.inf, math.inf))
+            return [replace(e, low=max(e.low, low), high=min(e.high, high)) for e in estimates]
         logs = [over_two(values.log(), self.seed) for values in table]
         return [Estimate(math.exp(e.value), math.exp(e.low), math.exp(e.high), e.count) for e in logs]
 
