@@ -37,8 +37,8 @@ def gender(model, options):
     parts = [{name for some in of.values() for name in some[half]} for half in (slice(3), slice(3, None))]
     dev, test = (held[[i for i, own in enumerate(names) if own <= part][:120]] for part in parts)
     data = [pairs.encode(model, first_token=True).among_answers(list(of)) for pairs in (train, dev, test)]
-    space = rl.selection.Space(layers=range(1, 30, 4), positions=[*map(rl.positions.Nth, range(1, 5))])
-    settings = {"budget": 560, "config": rl.FitConfig(steps=20), "seeds": 1}
+    space = rl.selection.Space(layers=range(1, 30, 8), positions=[*map(rl.positions.Nth, range(1, 5))])
+    settings = {"budget": 240, "config": rl.FitConfig(steps=12), "seeds": 1}
     found = rl.search(model, *data, space, **settings, progress=options.progress)
     (site,) = found.recommended.sites
     whole = rl.ReFT({site: rl.Interchange(model.cfg.d_model)})
