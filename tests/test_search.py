@@ -355,3 +355,19 @@ def test_a_budget_of_perplexity_is_kept_by_the_last_choice_which_is_the_first_to
     assert costs[0] < limit and not all(s.within for s in bound.settings) and all(s.within for s in free.settings)
     assert next(s for s in bound.settings if s.chosen).within
     assert bound.trials == free.trials, "before it, those that are written with were compared without"
+
+
+def test_a_factory_that_gives_another_rank_than_it_is_asked_for_is_asked_for_the_same_again():
+    """Two variables of rank 1 are an edit of rank 2, which is trained as such."""
+    import reftlens as rl
+
+    def two(batch):
+        source = batch.sources["source"]
+        return batch.with_sources({name: (source.batch, source.rows) for name in "ab"})
+
+    kinds = {"DAS": lambda d, rank: rl.DAS(d, variables={"a": rank, "b": rank})}
+    space = rl.selection.Space(layers=(2,), positions=("last",), ranks=(1, 2), lrs=(0.1,), kinds=kinds)
+    rows = [two(_rows(seed, 30)) for seed in (1, 2, 3)]
+    result = rl.search(planted().model, *rows, space=space, seeds=1, config=rl.FitConfig(steps=1), **QUIET)
+    assert {trial.candidate.rank for trial in result.trials} == {2, 4}
+    assert result.candidate.rank == result.recommended[0].rank == result.candidate.asked * 2

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -37,6 +37,8 @@ class Candidate:
     kind: str
     rank: int
     lr: float
+    asked: int = field(compare=False, repr=False)
+    """The rank that the factory was given: of several variables, or of a kind of its own, that which came is another."""
 
     def __str__(self) -> str:
         return f"{self.kind} of rank {self.rank} at {self.place}, lr {self.lr:g}"
@@ -161,14 +163,14 @@ class Space:
         every = []
         for place, (kind, factory), rank in product(self.places(), self.kinds.items(), self.ranks):
             real = factory(hooks.width(place[0]), rank).rank
-            every += [Candidate(place, kind, real, lr) for lr in self.lrs]
+            every += [Candidate(place, kind, real, lr, rank) for lr in self.lrs]
         return list(dict.fromkeys(every))
 
     def reft(self, candidate: Candidate, hooks: Sites, seed: int) -> ReFT:
         """What a candidate trains, with weights drawn from `seed`."""
         assert self.kinds is not None
         factory = self.kinds[candidate.kind]
-        reft = ReFT({site: factory(hooks.width(site), candidate.rank) for site in candidate.sites})
+        reft = ReFT({site: factory(hooks.width(site), candidate.asked) for site in candidate.sites})
         reft.reset(seed)
         return reft
 
