@@ -522,6 +522,29 @@ def test_a_checkpoint_of_another_run_is_refused_and_named(gpt2, tmp_path):
             call()
 
 
+def test_a_checkpoint_belongs_to_what_an_edit_was_given_and_does_not_train(gpt2, tmp_path):
+    import reftlens as rl
+
+    def fit(direction, **settings):
+        gate = rl.interventions.Threshold(direction)
+        inner = rl.interventions.Gated(rl.LoReFT(gpt2.cfg.d_model, 1), gate)
+        reft = rl.ReFT({rl.resid_post(0, "all"): inner, rl.resid_post(1, "last"): hard()})
+        reft.reset(0)
+        return rl.fit(reft, gpt2, _data(gpt2), steps=3, checkpoint=path, progress=False, **settings)
+
+    def hard():
+        return rl.interventions.Gated(rl.LoReFT(gpt2.cfg.d_model, 1), rl.interventions.HardConcrete())
+
+    path, (first, second) = tmp_path / "run.ckpt", torch.eye(gpt2.cfg.d_model)[:2]
+    with pytest.raises(RuntimeError, match="stop here"):
+        fit(first, checkpoint_every=1, on_step=_stop_at_three)
+    with pytest.raises(rl.errors.CheckpointMismatch, match="its frozen tensors differ"):
+        fit(second)
+    resumed = fit(first)
+    path = tmp_path / "other.ckpt"
+    assert resumed.losses == fit(first).losses
+
+
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_no_bit():
     script = Path(__file__).with_name("kill_training.py")

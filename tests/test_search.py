@@ -173,6 +173,24 @@ def test_a_checkpoint_belongs_to_the_settings_of_its_kinds(tmp_path):
         search("relu")
 
 
+def test_a_checkpoint_belongs_to_what_kinds_are_given_beside_their_settings(tmp_path):
+    import reftlens as rl
+    from reftlens.errors import CheckpointMismatch
+
+    def search(direction):
+        gate = rl.interventions.Threshold(direction)
+        kinds = {"gated": lambda d, rank: rl.interventions.Gated(rl.LoReFT(d, rank), gate)}
+        space = rl.selection.Space(layers=(2,), positions=("last",), ranks=(1,), lrs=(0.1,), kinds=kinds)
+        rows = [replace(_rows(seed, 30), sources={}) for seed in (1, 2, 3)]
+        settings = {"seeds": 1, "config": rl.FitConfig(steps=1), "checkpoint": tmp_path / "search.ckpt"}
+        return rl.search(planted().model, *rows, space=space, **settings, **QUIET)
+
+    first, second = torch.eye(planted().model.cfg.d_model)[:2]
+    same(search(first), search(first))
+    with pytest.raises(CheckpointMismatch, match="its kinds differ"):
+        search(second)
+
+
 def same(a, b):
     assert a.trials == b.trials and a.settings == b.settings and a.test == b.test
     assert all(torch.equal(x, y) for x, y in zip(a.recommended.parameters(), b.recommended.parameters(), strict=True))

@@ -11,11 +11,13 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import Sites, hooks
 from reftlens.editing.variant import Variant
+from reftlens.files import digest
 from reftlens.scoring.objectives import Loss, Objective, as_objective
 from reftlens.selection.metrics import Metric
 from reftlens.selection.space import Candidate, Space
 from reftlens.selection.splitting import Split, groups_of, split_groups
 from reftlens.text.batch import Batch
+from reftlens.training.checkpoint import frozen_tensors
 from reftlens.training.config import FitConfig
 
 
@@ -77,12 +79,12 @@ class Question:
         """What the outcomes of the search depend on."""
         model = fingerprint(self.model)
         kinds = {(c.kind, c.rank): c for c in self.candidates}.values()
-        made = [self.space.reft(c, self.hooks, self.seed)[0] for c in kinds]
+        made = [self.space.reft(c, self.hooks, self.seed) for c in kinds]
         return {
             "model": [model.name, model.config, model.weights],
             "data": [batch.fingerprint for batch in (self.train, self.dev, self.test)],
             "candidates": [[[s.to_dict() for s in c.sites], c.kind, c.rank, c.lr] for c in self.candidates],
-            "kinds": [[module.kind, repr(module.settings())] for module in made],
+            "kinds": [[r[0].kind, repr(r[0].settings()), digest(frozen_tensors(r))] for r in made],
             "strengths": self.strengths,
             "settings": asdict(self.config),
             "metric": [self.metric.name, dict(self.metric.within)],

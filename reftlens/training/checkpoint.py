@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from reftlens.bridge.fingerprint import fingerprint
+from reftlens.editing.reft import ReFT
 from reftlens.errors import CheckpointMismatch
-from reftlens.files import write_atomically
+from reftlens.files import digest, write_atomically
 from reftlens.interventions.base import stored_settings
 from reftlens.training.run import History, Run
 
@@ -43,6 +45,7 @@ class Checkpoint:
             "validation": None if run.validation is None else run.validation.fingerprint,
             "model": [model.name, model.config, model.weights],
             "sites": [[site.to_dict(), i, module.kind, stored_settings(module)] for (site, module), i in modules],
+            "frozen tensors": digest(frozen_tensors(run.reft)),
         }
 
     def after_step(self) -> None:
@@ -62,7 +65,7 @@ class Checkpoint:
         """Bring the run to where the file says it was, if there is one.
 
         Raises:
-            CheckpointMismatch: naming the first part of the run (settings, objective, data, model, sites) that differs.
+            CheckpointMismatch: naming the first part of the run (settings, objective, data, model, sites, frozen tensors) that differs.
         """
         if self.path is None or not self.path.exists():
             return
@@ -80,6 +83,19 @@ class Checkpoint:
         run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": state})
         history = {f.name: record[f.name] for f in fields(History)}
         run.history = History(**{**history, "evaluations": [(step, loss) for step, loss in history["evaluations"]]})
+
+
+def frozen_tensors(reft: ReFT) -> dict[str, Tensor]:
+    """What an edit was given and no training changes, such as the direction of a gate: its settings do not tell it."""
+    trained = {name for name, parameter in reft.named_parameters() if parameter.requires_grad}
+    kept = {name: tensor for name, tensor in reft.state_dict().items() if name not in trained}
+    copy = reft.clone()
+    with torch.random.fork_rng(devices=[]):
+        for progress in (0.0, 1.0):
+            for module in copy.distinct:
+                module.anneal(progress)
+            kept = {name: t for name, t in copy.state_dict().items() if name in kept and torch.equal(t, kept[name])}
+    return kept
 
 
 def read_checkpoint(
