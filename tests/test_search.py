@@ -82,6 +82,43 @@ def test_the_code_of_the_recommendation_trains_it_again():
     assert names["variant"] == result.variant.strength
 
 
+def own_kind():
+    """A class of this module's, as one of the reader's own."""
+    import reftlens as rl
+
+    class Own(rl.LoReFT):
+        kind = "Own"
+
+    Own.__qualname__ = "Own"
+    globals()["Own"] = Own
+    return Own
+
+
+def test_the_code_spells_gates_with_what_they_were_given_classes_of_ones_own_and_the_objective():
+    import reftlens as rl
+
+    class Halved(rl.training.Objective):
+        def losses(self, predictions):
+            return -predictions.log_probs / 2
+
+    model, own = planted().model, own_kind()
+    direction = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(1))
+    kinds = {"own": lambda d, rank: rl.interventions.Gated(own(d, rank), rl.interventions.Threshold(direction))}
+    space = rl.selection.Space(layers=(2,), positions=("last",), ranks=(1,), lrs=(0.1,), kinds=kinds)
+    rows = [replace(_rows(seed, 30), sources={}) for seed in (1, 2, 3)]
+    settings = {"space": space, "seeds": 1, "config": rl.FitConfig(steps=3, batch_size=30), "objective": Halved()}
+    result = rl.search(model, *rows, **settings, **QUIET)
+    found = {"model": model, "train": rows[0], "result": result}
+    code = result.code.replace("model, train, ", "model, train, progress=False, ")
+    with pytest.raises(NameError, match="objective"):
+        exec(code, dict(found))
+    found["objective"] = Halved()
+    exec(code, found)
+    for mine, theirs in zip(found["reft"].state_dict().values(), result.recommended.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+    assert found["reft"][0].gate.direction.any() and found["run"].objective == result.objective.name
+
+
 def test_a_search_can_be_looked_at():
     for of in ("frontier", "map"):
         assert whole().plot(of=of).get_xlabel()

@@ -9,6 +9,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
 from reftlens.errors import check_one_of
 from reftlens.figures import Axes, DataFrame
+from reftlens.scoring.objectives import Objective
 from reftlens.scoring.statistics import Estimate
 from reftlens.selection import pictures
 from reftlens.selection.choice import Optimism
@@ -50,6 +51,8 @@ class SearchResult:
     optimism: Optimism
     config: FitConfig
     """Of the training of the recommended edit."""
+    objective: Objective = field(repr=False)
+    """That it minimised."""
     split: Split | None
     """Which rows are train, dev and test, where the search has split them."""
     steps: int
@@ -60,8 +63,12 @@ class SearchResult:
 
     @property
     def code(self) -> str:
-        """Python that trains the recommended edit again; `data` is what the search was given, `model` as well."""
-        return code_of(self.recommended, self.config, self.variant, self.split)
+        """Python that trains the recommended edit again; `data` is what the search was given, `model` as well.
+
+        An `objective` other than cross-entropy is named, to be made anew; tensors that a kind was given and does not
+        train are read from `result`, what the search gave.
+        """
+        return code_of(self.recommended, self.config, self.variant, self.split, self.objective)
 
     @property
     def equals(self) -> list[Setting]:

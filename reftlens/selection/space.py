@@ -38,7 +38,7 @@ class Candidate:
     rank: int
     lr: float
     asked: int = field(compare=False, repr=False)
-    """The rank that the factory was given: of several variables, or of a kind of its own, that which came is another."""
+    """The rank that the factory was given: of a kind with several variables, say, that which came is another."""
 
     def __str__(self) -> str:
         return f"{self.kind} of rank {self.rank} at {self.place}, lr {self.lr:g}"

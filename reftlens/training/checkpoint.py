@@ -65,7 +65,8 @@ class Checkpoint:
         """Bring the run to where the file says it was, if there is one.
 
         Raises:
-            CheckpointMismatch: naming the first part of the run (settings, objective, data, model, sites, frozen tensors) that differs.
+            CheckpointMismatch: naming the first part of the run (settings, objective, data, model, sites, frozen
+                tensors) that differs.
         """
         if self.path is None or not self.path.exists():
             return
