@@ -242,6 +242,9 @@ def test_the_budget_is_kept_or_refused():
     with pytest.raises(ValueError, match=r"budget=100 optimizer steps, expected \d+ or more: 96 places"):
         schedule_of(100, 60, 1152, 96, 2)
     assert schedule_of(None, 60, 5, 5, 1).second == 0
+    with pytest.raises(ValueError, match="expected 10 or more"):
+        schedule_of(9, 3, 2, 1, 1)
+    assert schedule_of(10, 3, 2, 1, 1).steps == 10, "trying both at once takes less than one first"
 
 
 def test_a_part_of_the_space_is_tried_evenly():
@@ -392,6 +395,18 @@ def test_what_is_written_can_be_scored():
     result = rl.search(model, *rows, space=space, metric=lambda text: float(len(text) > 0), **settings)
     assert 0 <= result.test.value <= 1 and result.optimism.permuted is None
     assert "what is written" in str(result)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, None, "good"])
+def test_a_score_of_a_text_that_is_no_number_is_refused(value):
+    """It would be compared with others, and the edit of the first text that has none recommended."""
+    import reftlens as rl
+
+    rows = [replace(_rows(seed, 30), sources={}) for seed in (1, 2, 3)]
+    space = rl.selection.Space(layers=(2,), positions=("last",), ranks=(1,), lrs=(1e-2,), strengths=(1.0,))
+    settings = {"config": rl.FitConfig(steps=1), "seeds": 1, "decoding": rl.Decoding(max_new_tokens=2), **QUIET}
+    with pytest.raises(ValueError, match=r"the score of '.*' is .*, expected a finite number"):
+        rl.search(planted().model, *rows, space=space, metric=lambda text: value, **settings)
 
 
 def test_a_budget_of_perplexity_is_kept_by_the_last_choice_which_is_the_first_to_write():

@@ -50,12 +50,13 @@ def schedule_of(budget: int | None, steps: int, candidates: int, places: int, se
     rungs = tuple(sorted({max(1, math.ceil(steps / ETA**n)) for n in (2, 1, 0)}))
     settings = math.ceil(candidates / places)
     most = min(candidates, max(4 * places, 60)) if budget is None else candidates
+    least = math.inf
     for first in range(most, places - 1, -1):
         second = 0 if first == candidates else min(SECOND, places) * max(0, settings - first // places)
         plan = Schedule(rungs, first, second, min(FINALISTS, candidates), seeds)
         if budget is None or plan.steps <= budget:
             return plan
-    least = Schedule(rungs, places, min(SECOND, places) * (settings - 1), min(FINALISTS, candidates), seeds).steps
+        least = min(least, plan.steps)
     raise ValueError(
         f"budget={budget} optimizer steps, expected {least} or more: {places} places, each with one candidate, and "
         f"{min(FINALISTS, candidates)} finalists with {seeds} seed(s) of {steps} steps; narrow the space, or lower "

@@ -1,5 +1,6 @@
 """What an edited model writes: how likely the unedited model finds it, and how much it repeats itself."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -87,7 +88,7 @@ def fluency(
     repeated = [[repetition(ids) for ids in generation.ids] for generation in generations]
     scores = None
     if score is not None:
-        scores = torch.tensor([[float(score(text)) for text in row] for row in texts], dtype=torch.float64)
+        scores = torch.tensor([[_score(score, text) for text in row] for row in texts], dtype=torch.float64)
     return Written(
         texts,
         perplexity(model, every, batch_size=batch_size, reuse=reuse).view(len(generations), -1),
@@ -95,6 +96,18 @@ def fluency(
         scores,
         computation,
     )
+
+
+def _score(score: Callable[[str], float], text: str) -> float:
+    """Of a text: a finite number, or `ValueError`, which says what came and of which text."""
+    value = score(text)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"the score of {text[:80]!r} is {value!r}, expected a finite number, also of an empty text")
+    return number
 
 
 def written(
