@@ -317,8 +317,17 @@ def test_too_few_rows_to_choose_by_are_refused():
     import reftlens as rl
 
     model, data = planted().model, _rows(1, 64)
-    with pytest.raises(ValueError, match=r"1\d dev row\(s\), expected 30 or more"):
+    with pytest.raises(ValueError, match=r"1\d dev row\(s\) in 1\d group\(s\) .*, expected 30 or more"):
         rl.search(model, data, **QUIET)
+    same = [0] * 40
+    with pytest.raises(ValueError, match=r"40 dev row\(s\) in 1 group\(s\)"):
+        rl.search(model, data, _rows(2, 30)[same], _rows(3, 30), **QUIET)
+    with pytest.raises(ValueError, match=r"40 test row\(s\) that share one prompt"):
+        rl.search(model, data, _rows(2, 30), _rows(3, 30)[same], **QUIET)
+    with pytest.raises(ValueError, match=r"0 dev row\(s\) in 0 group\(s\)"):
+        rl.search(model, data[same], **QUIET)
+    with pytest.raises(ValueError, match="sites hold an entry without a site"):
+        rl.selection.Space(sites=[rl.resid_post(0, "last"), ()])
     with pytest.raises(ValueError, match="one of dev and test is missing"):
         rl.search(model, data, data, **QUIET)
     with pytest.raises(ValueError, match="metric='precision', expected one of"):
@@ -368,6 +377,10 @@ def test_a_budget_of_divergence_is_kept_where_it_can_be():
     space = rl.selection.Space(layers=(2,), positions=("last",), ranks=(2,), lrs=(0.1,), strengths=(0.2, 1.0))
     bound = _search(space=space, within={"kl": kl / 4}, seeds=2)
     assert next(s.kl for s in bound.settings if s.chosen) <= kl / 4 and bound.variant.strength == 0.2
+    assert "nothing keeps the budget" not in str(bound)
+    over = _search(space=space, within={"kl": kl / 1e6}, seeds=1)
+    assert f"nothing keeps the budget: this is what costs least, {over.settings[0].kl:.3g}" in str(over)
+    assert over.settings[0].chosen and not any(s.within for s in over.settings)
     with pytest.raises(ValueError, match="within: name='bits'"):
         _search(within={"bits": 1.0})
 

@@ -1,5 +1,6 @@
 """What a search gives: a recommendation, its score on rows that nothing saw, and all that was tried."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -112,12 +113,14 @@ class SearchResult:
         return pictures.frontier(self.settings, self.unedited_dev.value, NAMES[self.metric.name], ax)
 
     def __repr__(self) -> str:
-        seeds = next(setting.seeds for setting in self.settings if setting.chosen)
+        chosen = next(setting for setting in self.settings if setting.chosen)
+        seeds, over = chosen.seeds, f"nothing keeps the budget: this is what costs least, {self._cost(chosen):.3g}"
         nothing = f"nothing was found: on the test rows {self.gained:+.3f} is gained, which may be 0"
         spread = f"; seeds {min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else ""
         lines = [
             f"{self.candidate}, {self.variant}",
             f"{NAMES[self.metric.name]}, higher is better{self._budget}",
+            *([] if chosen.within else [over]),
             f"test {self.test:.3f}, unedited {self.unedited_test:.3f} ({self._counted('test')}, not chosen by)",
             *([nothing] if self.gained.low <= 0 else []),
             f"dev {self.dev:.3f}, unedited {self.unedited_dev:.3f} ({self._counted('dev')}{spread})",
@@ -134,6 +137,10 @@ class SearchResult:
         """Rows, and what intervals are of, where several rows share a prompt or a source."""
         rows, groups = self.rows[part], (self.dev if part == "dev" else self.test).count
         return f"{rows} rows" + (f" in {groups} groups" if groups < rows else "")
+
+    def _cost(self, setting: Setting) -> float:
+        """What the budget is spent on, in its own unit."""
+        return math.exp(setting.cost) if "perplexity" in self.metric.within else setting.cost
 
     @property
     def _budget(self) -> str:

@@ -20,7 +20,7 @@ from reftlens.selection.metrics import Metric
 from reftlens.selection.question import Question
 from reftlens.selection.result import SearchResult
 from reftlens.selection.space import Space
-from reftlens.selection.splitting import Split, check_apart, split
+from reftlens.selection.splitting import Split, check_apart, groups_of, split
 from reftlens.selection.work import Journal
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
@@ -124,11 +124,15 @@ def _parts(train: Batch, dev: Batch | None, test: Batch | None, seed: int) -> tu
         train, dev, test = (train[list(rows)] for rows in (parts.train, parts.dev, parts.test))
     else:
         check_apart({"train": train, "dev": dev, "test": test})
-    if len(dev) < 30:
+    groups = {name: len(set(groups_of(rows))) for name, rows in (("dev", dev), ("test", test))}
+    if len(dev) < 30 or groups["dev"] < 4:
         raise ValueError(
-            f"{len(dev)} dev row(s), expected 30 or more: of fewer, the best of many candidates is the luckiest; "
-            "with data alone, a fifth of the rows are dev rows"
+            f"{len(dev)} dev row(s) in {groups['dev']} group(s) that share a prompt or a source, expected 30 or more, "
+            "in 4 or more: of fewer, the best of many candidates is the luckiest; with data alone, a fifth of the "
+            "rows are dev rows"
         )
+    if groups["test"] < 2:
+        raise ValueError(f"{len(test)} test row(s) that share one prompt or source, expected 2 or more: no interval")
     for name, rows in (("train", train), ("dev", dev), ("test", test)):
         rows.require_targets(name)
     return train, dev, test, parts

@@ -115,6 +115,8 @@ class Space:
         check_each_once(
             {name: [str(value) for value in values] for name, values in every.items() if values is not None}
         )
+        if () in (every["sites"] or ()):
+            raise ValueError("sites hold an entry without a site: each is a Site, or several edited together")
         for site in (site for together in every["sites"] or () for site in together):
             check_site(site)
         if 0.0 in (every["strengths"] or ()):

@@ -62,7 +62,7 @@ def groups_of(data: Batch) -> list[int]:
         for own, row in zip(keys, source.rows.tolist(), strict=True):
             own += [rows[row]] if row >= 0 else []
     joined = _joined(keys)
-    return alone if max(Counter(joined).values()) > len(data) / 5 else joined
+    return alone if max(Counter(joined).values(), default=0) > len(data) / 5 else joined
 
 
 def row_keys(data: Batch) -> list[str]:
