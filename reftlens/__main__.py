@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.reconfigure(errors="replace")
     try:
         return options.run(options)
-    except (ModelNotAvailable, StoreMismatch, CheckpointMismatch, FileNotFoundError) as error:
+    except (ModelNotAvailable, StoreMismatch, CheckpointMismatch, OSError, ValueError) as error:
         print(f"reftlens: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -169,10 +169,10 @@ def run_report(options: argparse.Namespace) -> int:
 
 def run_search(options: argparse.Namespace) -> int:
     """Search, save what is recommended with the table of all that was tried; a search that was stopped goes on."""
-    model, progress = load_model(options.model, progress=not options.quiet), not options.quiet
-    among = options.among  # the end is no answer
+    examples, progress = load_examples(options.data), not options.quiet  # before a model, which takes long
+    model, among = load_model(options.model, progress=progress), options.among  # the end is no answer
     reading = {"chat": options.chat, "end": among is None, "among_answers": among}
-    data = encode(model, load_examples(options.data), **reading)
+    data = encode(model, examples, **reading)
     within = None if options.kl is None else {"kl": options.kl}
     settings = {"budget": options.budget, "metric": options.metric, "within": within, "seed": options.seed}
     checkpoint, config = options.out / "search.ckpt", replace(SEARCH, steps=options.steps)

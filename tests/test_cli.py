@@ -114,3 +114,22 @@ def test_a_search_saves_what_it_recommends(tmp_path, monkeypatch, capsys):
     assert torch.allclose(saved.b, again.b, rtol=1e-4)  # seeds were trained in shared passes, in float32
     assert cli.main([*asked, "3"]) == 1
     assert "belongs to another search, its settings differ" in capsys.readouterr().err
+
+
+def test_what_cannot_be_searched_is_said_in_a_sentence(tmp_path, monkeypatch, capsys):
+    """Not in a traceback; of the file alone before a model is loaded."""
+    from reftlens import __main__ as cli
+
+    monkeypatch.setattr(cli, "load_model", lambda *arguments, **settings: architectures.bridge("llama"))
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join(json.dumps({"prompt": f"a cat {i}", "completion": " a"}) for i in range(9)))
+    out = ["--out", str(tmp_path / "out"), "--quiet"]
+    for asked, message in (([], "dev row(s)"), (["--among", " a"], "expected two or more")):
+        assert cli.main(["search", str(few), *out, *asked]) == 1
+        assert message in capsys.readouterr().err
+    monkeypatch.delattr(cli, "load_model")
+    (tmp_path / "text.jsonl").write_text("no json")
+    for file, message in (("text.jsonl", "is not JSON"), (".", "is a folder"), ("none", "No such file")):
+        assert cli.main(["search", str(tmp_path / file), *out]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("reftlens: ") and message in said and said.count("\n") == 1
