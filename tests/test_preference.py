@@ -233,3 +233,13 @@ def test_an_objective_of_ones_own_sees_the_unedited_model(rl, llama, monkeypatch
     assert torch.allclose(evaluated.loss[1][single], (logs[0] - logs[1]).square().double()[single], rtol=1e-3)
     run = rl.fit(reft, llama, data, objective=Moved(), steps=15, lr=0.02, batch_size=8, progress=False)
     assert len(sweeps) == 2 and run.losses[-1] < 0.7 * run.losses[0] and run.objective.endswith("Moved()")
+
+
+def test_intervals_are_of_pairs_not_of_their_rows(rl, llama):
+    """Both rows of a pair have the loss of the pair: counted as two examples, intervals were too narrow by the root."""
+    data, reft = rl.training.preference_pairs(llama, PAIRS), edit(rl, "LoReFT")
+    found = rl.evaluate(reft, llama, data, [1], objective=rl.training.DPO(), progress=False)
+    (loss,), (accuracy,) = (found.estimate(measure) for measure in ("loss", "accuracy"))
+    assert loss.count == accuracy.count == len(PAIRS) and f"{2 * len(PAIRS)} examples in groups of 2" in str(found)
+    assert loss.value == pytest.approx(found.loss.mean().item())
+    assert rl.evaluate(reft, llama, data, [1], progress=False).estimate("loss")[0].count == 2 * len(PAIRS)

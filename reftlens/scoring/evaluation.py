@@ -44,6 +44,8 @@ class Evaluation:
     """Among how many answers targets were scored, in words; "" for all tokens."""
     gates: tuple[Openness, ...] = ()
     """How far the gates of the edit, if it has any, are open under the last variant that edits."""
+    group: int = 1
+    """So many neighbouring examples belong together, as the two of a preference pair do: intervals are of groups."""
 
     def estimate(self, measure: str) -> list[Estimate]:
         """Mean `"loss"` or `"accuracy"` over examples under each variant, with its 95 % interval.
@@ -51,7 +53,7 @@ class Evaluation:
         Bootstrapped; of an accuracy that is 0 or 1 on every example, exact (Clopper-Pearson).
         """
         check_one_of("measure", measure, ("loss", "accuracy"))
-        rows = self.loss if measure == "loss" else self.accuracy
+        rows = (self.loss if measure == "loss" else self.accuracy).unflatten(1, (-1, self.group)).mean(dim=2)
         return [mean_of(row) if measure == "loss" else accuracy_of(row) for row in rows]
 
     def to_frame(self) -> DataFrame:
@@ -101,7 +103,8 @@ class Evaluation:
         return ax
 
     def __repr__(self) -> str:
-        lines = [f"{self.loss.shape[1]} examples, mean loss and token accuracy{self.among}:"]
+        count, groups = self.loss.shape[1], f" in groups of {self.group}" * (self.group > 1)
+        lines = [f"{count} examples{groups}, mean loss and token accuracy{self.among}:"]
         means = zip(self.variants, self.estimate("loss"), self.estimate("accuracy"), strict=True)
         lines += [f"{variant}: loss {loss:.4f}, accuracy {accuracy:.3f}" for variant, loss, accuracy in means]
         lines += map(str, self.gates)
@@ -136,7 +139,7 @@ def evaluate(
     losses = losses_of(model, data, plans, objective, Reuse.of(reuse), **settings)
     edited = [variant for variant in all_variants if variant.strength != 0.0]
     gates = openness_of(reft, model, data, edited[-1], batch_size=size) if edited else []
-    return Evaluation(all_variants, *losses, data.among, tuple(gates))
+    return Evaluation(all_variants, *losses, data.among, tuple(gates), as_objective(objective).group)
 
 
 def losses_of(
