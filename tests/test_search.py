@@ -332,7 +332,7 @@ def test_too_few_rows_to_choose_by_are_refused():
         rl.search(model, data, data, **QUIET)
     with pytest.raises(ValueError, match="metric='precision', expected one of"):
         rl.search(model, data, _rows(2, 30), _rows(3, 30), metric="precision", **QUIET)
-    with pytest.raises(ValueError, match="DPO.* groups of 2, and candidates are compared by how likely"):
+    with pytest.raises(ValueError, match=r"DPO.* groups of 2, and candidates are compared by how likely"):
         rl.search(model, data, _rows(2, 30), _rows(3, 30), objective=rl.training.DPO(), **QUIET)
 
 

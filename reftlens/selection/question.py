@@ -46,9 +46,9 @@ class Question:
         """Raise `ValueError` for an objective on pairs: half of their rows are not to be learned."""
         if (objective := as_objective(self.objective)).group > 1:
             raise ValueError(
-                f"{objective.name} is of rows in groups of {objective.group}, and candidates are compared by how likely "
-                "the targets of every row are, the rejected ones too: search with the preferred completions alone, then "
-                "fit what is recommended with it"
+                f"{objective.name} is of rows in groups of {objective.group}, and candidates are compared by how "
+                "likely the targets of every row are, the rejected ones too: search with the preferred completions "
+                "alone, then fit what is recommended with it"
             )
 
     @property

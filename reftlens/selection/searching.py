@@ -77,7 +77,8 @@ def search(
         executor: any `concurrent.futures.Executor`; what it gives is equal to what is computed without.
 
     Raises:
-        ValueError: for fewer than 30 dev rows, a budget that is too small, one of `dev` and `test` without the other.
+        ValueError: for fewer than 30 dev rows or 4 groups of them, a budget that is too small, one of `dev` and `test`
+            without the other, an objective on pairs.
         CheckpointMismatch: where the file belongs to another search.
     """
     load = loader_of(model, executor)
