@@ -46,6 +46,25 @@ def test_a_site_that_does_nothing_is_not_critical():
         rl.selection.critical(both, model, data, "sites", count=3, **QUIET)
 
 
+def test_a_part_that_few_rows_have_counts_as_nothing_in_the_others(gpt2):
+    """By its mean over the rows that have it, a token of the one long prompt was critical, for more than all."""
+    import reftlens as rl
+
+    data = rl.encode(gpt2, [rl.Example(f"the cat {word}" + " a dog" * (i > 5), " a") for i, word in enumerate(WORDS)])
+    reft = rl.ReFT({rl.resid_post(1, "prompt"): rl.LoReFT(gpt2.cfg.d_model, 2)})
+    reft.reset(4)
+    result = rl.selection.critical(reft, gpt2, data, count=1, seed=2, **QUIET)
+    sums = torch.where(result.ranking.edited, result.ranking.alone, 0.0).nansum(dim=1)
+    assert not result.ranking.edited.all() and result.parts == (result.ranking.parts[sums.argmax()],)
+    means = torch.tensor([result.ranking.effect(part).value for part in result.ranking.parts])
+    assert means.argmax() != sums.argmax()
+    gained = torch.where(result.test.edited, result.test.gained, 0.0).sum(dim=1)
+    assert f"{gained[1] / gained[0]:.0%} of the effect of the whole edit" in str(result)
+
+
+WORDS = ("sat", "ran", "looked", "moon", "hill", "mat", "green", "dog")
+
+
 def test_the_best_places_of_a_map_are_sites():
     import reftlens as rl
     from reftlens.analysis.causal.map_results import Cell

@@ -12,7 +12,7 @@ from reftlens import figures
 from reftlens.analysis.causal.map_results import Cell, InterchangeMap
 from reftlens.analysis.places.effect_results import PartEffects, VariantEffects
 from reftlens.analysis.places.measuring import answered, effects
-from reftlens.analysis.places.questions import edited_positions, questions_of, site_labels
+from reftlens.analysis.places.questions import edited_positions, edited_rows, questions_of, site_labels
 from reftlens.bridge.protocol import Bridge
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT, check_types
@@ -57,7 +57,7 @@ class Critical:
         return self.test.plot(ax)
 
     def __str__(self) -> str:
-        share = self.test.effect("critical").value / self.test.effect("whole edit").value
+        share = _in_all(self.test.effect("critical")) / _in_all(self.test.effect("whole edit"))
         lines = [
             f"critical {self.ranking.kind}s: {', '.join(self.parts)} of {len(self.ranking.parts)}",
             f"on the half that they were not chosen by, {share:.0%} of the effect of the whole edit",
@@ -87,7 +87,8 @@ def critical(
 
     Critical positions in the sense of CRFT (Huang et al. 2025, arXiv 2507.10085), found by what an edit does there:
     train at many tokens, keep those that matter, train again. Chosen on one half of the rows, tested on the other,
-    beside the whole edit and as many of the other parts; rows that share a prompt are in one half.
+    beside the whole edit and as many of the other parts; rows that share a prompt are in one half. A part that some
+    rows do not have, such as the ninth token from the end, counts as nothing there.
 
     Args:
         count: how many parts are kept.
@@ -116,12 +117,20 @@ def critical(
     ranking = ranked[of]
     assert isinstance(ranking, PartEffects)
     value = ranking.effect if by == "alone" else ranking.lost_without
-    order = sorted(ranking.parts, key=lambda part: -value(part).value)
+    order = sorted(ranking.parts, key=lambda part: -_in_all(value(part)))
     parts = tuple(order[:keep])
-    variants = _variants(reft, named, parts, order[keep:], Variant(strength), number)
+    whole_edit = Variant(strength)
+    alone = {part: _at(named, (part,), whole_edit) for part in order[keep:]}
+    met = zip(alone, edited_rows(reft, halves[1], alone), strict=True)
+    variants = _variants(named, parts, [part for part, rows in met if rows.any()], whole_edit, number)
     test = effects(reft, model, halves[1], variants, reuse=reuse, **settings)
     assert isinstance(test, VariantEffects)
     return Critical(parts, _only(reft, data, named, parts), ranking, test)
+
+
+def _in_all(effect: Estimate) -> float:
+    """The sum over the rows that have the part; in the others it does nothing."""
+    return effect.value * effect.count
 
 
 def _named(reft: ReFT, data: Batch, positions: Mapping[str, Where] | None) -> dict[str, Positions]:
@@ -131,7 +140,7 @@ def _named(reft: ReFT, data: Batch, positions: Mapping[str, Where] | None) -> di
 
 
 def _variants(
-    reft: ReFT, named: Mapping[str, Any], parts: tuple[str, ...], others: list[str], whole_edit: Variant, seed: int
+    named: Mapping[str, Any], parts: tuple[str, ...], others: list[str], whole_edit: Variant, seed: int
 ) -> dict[str, Variant]:
     """The whole edit, some parts, and as many of the others, drawn anew each time."""
     generator, sets = seeded(seed), dict[tuple[str, ...], None]()
