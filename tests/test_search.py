@@ -128,9 +128,6 @@ def test_a_search_can_be_looked_at():
 
 def test_with_nothing_to_find_the_test_score_is_that_of_chance():
     result = _search(noise=1.0)
-    useless = result.dev.value <= result.unedited_dev.value
-    assert ("no better than no edit at all" in str(result)) == useless and "no better" not in str(whole())
-    assert "no better" in str(replace(result, unedited_dev=result.dev))
     assert result.test.low <= 0.25 <= result.test.high
     assert result.gained.low <= 0 and "nothing was found: on the test rows" in str(result)
     assert result.dev.value - result.optimism.expected.value == pytest.approx(0.25, abs=0.2)

@@ -125,7 +125,6 @@ class SearchResult:
             *([nothing] if self.gained.low <= 0 else []),
             f"dev {self.dev:.3f}, unedited {self.unedited_dev:.3f} ({self._counted('dev')}{spread})",
             str(self.optimism),
-            *["no better than no edit at all, where it was chosen"] * (self.dev.value <= self.unedited_dev.value),
             f"{self.steps:,} of {self.budget:,} optimizer steps; {self.scored_tokens:,} tokens scored"
             + (f"; {self.split}" if self.split else ""),
             *(f"  {setting}" for setting in sorted(self.settings, key=lambda s: -s.score)[:8]),
