@@ -50,14 +50,16 @@ def test_a_committed_notebook_has_outputs_and_no_errors(path):
 
 
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[:2] not in LONG], ids=lambda p: p.stem)
-def test_a_notebook_runs_on_a_stand_in_for_the_model(path, scratch, monkeypatch):
+def test_a_notebook_runs_on_a_stand_in_for_the_model(path, scratch, monkeypatch, request):
     """Every cell, the last value of each written out as a notebook shows it."""
     import matplotlib.pyplot as plt
+    from transformers.utils import logging
 
     import reftlens as rl
     from reftlens.tasks import emoji
 
     monkeypatch.setattr(rl, "load_model", lambda *, progress: stand_in.model())
+    request.addfinalizer(logging.enable_progress_bar)  # one notebook shuts it off, for the whole process
     monkeypatch.setattr(emoji, "DECODING", replace(emoji.DECODING, max_new_tokens=4))
     monkeypatch.chdir(scratch)
     names = {"__name__": "notebook"}
