@@ -445,3 +445,20 @@ def test_a_threshold_where_there_is_nothing_between_is_refused(llama):
         rl.subspaces.threshold_between(llama, same, same, site, by="first")
     with pytest.raises(ValueError, match="differ along 0"):
         rl.subspaces.threshold_between(llama, same[[0, 0, 0, 0]], same[[0, 0, 0, 0]], site)
+
+
+@pytest.mark.parametrize("where, among", [("response", None), ("all", "response")])
+def test_a_prompt_of_which_nothing_is_edited_cannot_decide(llama, where, among):
+    """It was taken for shut, in writing alone: the edit never acted."""
+    import reftlens as rl
+
+    gate = rl.interventions.Threshold(direction(), -1e9, per="prompt")
+    reft = rl.ReFT({rl.resid_post(0, where): rl.interventions.Gated(rl.LoReFT(D, 3), gate)})
+    variant, decoding = rl.Variant(among=among), rl.Decoding(max_new_tokens=3)
+    for call in (
+        lambda: rl.evaluate(reft, llama, encoded(llama), [variant], progress=False),
+        lambda: rl.generate(reft, llama, [p for p, _ in EXAMPLES], decoding, variant=variant),
+        lambda: "".join(rl.generation.stream(reft, llama, "a dog", decoding, variant=variant)),
+    ):
+        with pytest.raises(ValueError, match="decides by tokens of the prompt, and none is edited"):
+            call()

@@ -15,7 +15,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.editing.variant import Variant
 from reftlens.generation.rows import Rows
-from reftlens.interventions.gates import Gated
+from reftlens.interventions.gates import Gated, undecided
 from reftlens.text.view import Mask
 
 
@@ -50,8 +50,8 @@ class SiteEdits:
             self.bases = {i: reft[i].basis() for i in self.sites}
         each = len(prompts) // len(variants)
         self.strengths = {i: self._strengths(i, variants).repeat_interleave(each, dim=0) for i in self.sites}
-        self.decided = {i: torch.zeros(len(prompts)) for i in self.sites if reft[i].remembers}
-        """Of each row, at sites where the prompt decides how far the edit acts."""
+        self.decided = {i: torch.full((len(prompts),), torch.nan) for i in self.sites if reft[i].remembers}
+        """Of each row, at sites where the prompt decides how far the edit acts; NaN where it has not."""
 
     def _strengths(self, i: int, variants: Sequence[Variant]) -> Float[Tensor, "variant _"]:
         """At one site, for each variant: one for all directions of the basis, or one for each; on the CPU."""
@@ -81,7 +81,7 @@ class SiteEdits:
                 tokens, observer = TokenIndex.of(mask), None
                 where = {} if steps is None else {"steps": steps[tokens.rows, tokens.columns]}
                 if i in self.decided and start >= self.prompt_width:
-                    where["decided"] = self.decided[i][tokens.rows]
+                    where["decided"] = self._decision(i, tokens)
                 if isinstance(self.reft[i], Gated):
                     observer = partial(self._look, i, rows.edited[:, start:stop], tokens)
                 else:
@@ -89,6 +89,13 @@ class SiteEdits:
                 strengths = self.strengths[i][tokens.rows.cpu()]
                 edits.append(self.places[i].edit(tokens, strengths, basis=self.bases[i], observer=observer, **where))
         return edits
+
+    def _decision(self, i: int, tokens: TokenIndex) -> Float[Tensor, " tokens"]:
+        """What the prompts of the rows have decided; `ValueError` where one had no token to decide by."""
+        decided, module = self.decided[i][tokens.rows], self.reft[i]
+        if isinstance(module, Gated) and bool(decided.isnan().any()):
+            raise undecided(module.gate)
+        return decided
 
     def _look(self, i: int, edited: Mask, tokens: TokenIndex, part: Part, h: Float[Tensor, "tokens d"]) -> None:
         """Mark the tokens at which a gate is open, and take down what the prompts of the rows decide there."""

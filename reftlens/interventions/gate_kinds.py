@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from reftlens.errors import check_one_of
 from reftlens.interventions.base import Hidden, Origin
 from reftlens.interventions.fixed import checked_tensor
-from reftlens.interventions.gates import Gate
+from reftlens.interventions.gates import Gate, undecided
 from reftlens.numbers import real, tensor_of, whole
 
 Per = Literal["token", "prompt"]
@@ -56,10 +56,7 @@ class _Scored(Gate):
         rows, group = torch.unique(origin.rows, return_inverse=True) if origin else (score[:0], score[:0].long())
         counts = torch.bincount(group[prompt], minlength=len(rows))
         if not bool(counts.all()):
-            raise ValueError(
-                f"{self.kind} decides by tokens of the prompt, and none is edited in some row that has tokens edited "
-                "after it: its site, and `among` of the variant, have to choose one there"
-            )
+            raise undecided(self)
         if self.by == "last":
             places = torch.arange(len(score), device=score.device)
             return score[torch.zeros_like(rows).scatter_reduce(0, group[prompt], places[prompt], "amax")][group]

@@ -34,6 +34,14 @@ class Gate(Kind):
         """How far it is open at each of `h`, which come in the working dtype, before they are edited."""
 
 
+def undecided(gate: Gate) -> ValueError:
+    """That a gate which decides once for a row has no token of its prompt to decide by."""
+    return ValueError(
+        f"{gate.kind} decides by tokens of the prompt, and none is edited in some row that has tokens edited after it: "
+        "its site, and `among` of the variant, have to choose one there"
+    )
+
+
 class Gated(Intervention):
     """Any intervention behind a gate: `h' = h + strength · g(h) · code(h, source) @ basisᵀ`, `g` in [0, 1].
 
