@@ -462,3 +462,20 @@ def test_a_prompt_of_which_nothing_is_edited_cannot_decide(llama, where, among):
     ):
         with pytest.raises(ValueError, match="decides by tokens of the prompt, and none is edited"):
             call()
+
+
+def test_positions_behind_a_gate_that_the_prompt_decides_for_what_follows_are_one_part(llama, tmp_path):
+    """The response alone has nothing to decide by: `effects` and `report` ended in an error."""
+    import reftlens as rl
+
+    reft = gated(["threshold, mean"], llama)
+    found = rl.effects(reft, llama, encoded(llama), of="positions", progress=False)
+    assert found.parts == ("prompt and response",)
+    assert found.effect("prompt and response").value == pytest.approx(found.whole.mean().item())
+    settings = {"strengths": [0.5, 1.0], "decoding": rl.Decoding(max_new_tokens=2), "progress": False}
+    rl.report(reft, llama, encoded(llama), tmp_path / "report.html", **settings)
+    assert "prompt and response" in (tmp_path / "report.html").read_text()
+    apart = rl.effects(
+        gated(["threshold, mean"], llama, "prompt"), llama, encoded(llama), of="positions", progress=False
+    )
+    assert len(apart.parts) > 3

@@ -133,8 +133,14 @@ def site_labels(reft: ReFT) -> tuple[str, ...]:
 
 
 def edited_positions(reft: ReFT, data: Batch) -> dict[str, Positions]:
-    """Every prompt token that a site edits in some row, by its place from the end; and what is edited after it."""
+    """Every prompt token that a site edits in some row, by its place from the end; and what is edited after it.
+
+    One part, where a gate decides by the prompt what is done after it: neither is there without the other.
+    """
     edited, prompt = _edited_tokens(reft, data), data.prompt_mask
+    deciding = [site.positions.mask(data.view) for site, module in reft.items() if module.remembers]
+    if any(bool((mask & ~prompt).any()) for mask in deciding):
+        return {"prompt and response": All()}
     place = prompt.long().flip(1).cumsum(dim=1).flip(1)  # 1 for the last token of a prompt
     places = place[edited & prompt].unique().flip(0).tolist()
     positions: dict[str, Positions] = {str(-k): Nth(-k, missing="skip") for k in places}
