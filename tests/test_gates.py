@@ -479,3 +479,18 @@ def test_positions_behind_a_gate_that_the_prompt_decides_for_what_follows_are_on
         gated(["threshold, mean"], llama, "prompt"), llama, encoded(llama), of="positions", progress=False
     )
     assert len(apart.parts) > 3
+
+
+def test_directions_that_are_shut_are_left_out_behind_a_gate_too():
+    """An overlap, and random subspaces of equal rank, counted those that a mask behind a gate had shut."""
+    import reftlens as rl
+    from reftlens.analysis.causal.variable import basis_of, movement_of
+
+    mask = rl.interventions.MaskedDAS(D, 4)
+    with torch.no_grad():
+        mask.logits.copy_(torch.tensor([9.0, -9.0, -9.0, 9.0]))
+    behind = rl.interventions.Gated(mask, rl.interventions.Sigmoid(D))
+    assert mask.learned_rank == 2 and torch.equal(basis_of(behind), basis_of(mask))
+    assert torch.equal(movement_of(behind), movement_of(mask))
+    found = rl.subspaces.overlap({"alone": mask, "behind": behind})
+    assert found.ranks == (2, 2) and found.overlap[0, 1] == pytest.approx(1.0)

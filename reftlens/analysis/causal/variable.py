@@ -9,6 +9,7 @@ from torch import Tensor
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.interventions.base import Intervention
+from reftlens.interventions.gates import Gated
 from reftlens.interventions.interchange import DAS
 from reftlens.interventions.masks import GatedExchange
 from reftlens.interventions.subspace import orthonormal
@@ -90,6 +91,8 @@ def check_same_prompts(data: Batch, base: Batch, name: str = "base") -> None:
 
 def basis_of(module: Intervention) -> Float[Tensor, "d rank"]:
     """Orthonormal columns of the subspace that is exchanged: of a gated exchange, those that are open."""
+    if isinstance(module, Gated):
+        return basis_of(module.inner)
     if isinstance(module, GatedExchange):
         return module.as_das().basis().detach()
     basis = module.basis()
@@ -100,6 +103,8 @@ def basis_of(module: Intervention) -> Float[Tensor, "d rank"]:
 
 def movement_of(module: Intervention) -> Float[Tensor, "d columns"]:
     """`M` such that the exchange moves `h` by `‖(source - h) M‖`: the basis, each column times its gate."""
+    if isinstance(module, Gated):
+        return movement_of(module.inner)
     if not isinstance(module, GatedExchange):
         return basis_of(module)
     basis, gate = module.basis(), module.gate().detach()

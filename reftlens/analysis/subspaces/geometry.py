@@ -23,6 +23,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
 from reftlens.figures import Axes, DataFrame
 from reftlens.interventions.base import Intervention
+from reftlens.interventions.gates import Gated
 from reftlens.interventions.masks import GatedExchange
 
 Subspace = ReFT | Intervention | Direction | Tensor
@@ -81,6 +82,8 @@ def columns_of(module: Intervention) -> Float[Tensor, "d k"]:
     Raises:
         ValueError: where a gated exchange has no open direction.
     """
+    if isinstance(module, Gated):
+        return columns_of(module.inner)
     if isinstance(module, GatedExchange) and not module.learned_rank:
         raise ValueError(f"{module.kind} has no open direction (learned rank 0): it edits along none")
     with torch.no_grad():
