@@ -188,3 +188,12 @@ def test_a_budget_of_kl_is_that_of_all_tokens(rl, llama):
     assert among.strength == over_all.strength and torch.equal(among.kl, over_all.kl)
     expected = rl.dose_response(plans["reft"], llama, data, [among.strength], progress=False).on_data.effect[0]
     assert torch.allclose(among.effect, expected) and not torch.allclose(over_all.effect, expected)
+
+
+def test_an_answer_that_is_no_token_of_the_model_is_refused(rl):
+    model = bridge("llama")
+    data = data_on(rl, model)
+    with pytest.raises(ValueError, match="a token is 0 or more"):
+        data.among_answers([*data.answers, -1])
+    with pytest.raises(ValueError, match="answer 1000000 of data is no token of the model"):
+        rl.evaluate(reft_for(rl), model, data.among_answers([*data.answers, 1_000_000]), progress=False)

@@ -36,6 +36,8 @@ def answer_ids(
     ids = tuple(label if isinstance(label, int) else _id(label, tokenizer, template, prompt) for label in labels)
     if len(ids) < 2:
         raise ValueError(f"answers {list(labels)}: expected two or more, as the softmax over one is always 1")
+    if min(ids) < 0:
+        raise ValueError(f"answers {list(labels)}: a token is 0 or more")
     twice = [label for label, token in zip(labels, ids, strict=True) if ids.count(token) > 1]
     if twice:
         raise ValueError(f"answers {twice} are one and the same token: give each answer a token of its own")

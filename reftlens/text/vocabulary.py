@@ -29,6 +29,8 @@ def check_vocabulary(model: Bridge, batch: Batch, name: str = "data") -> None:
     root: Any = underlying(model)
     check_reads_text(getattr(root, "config", None), type(root), type(root).__name__)
     rows = root.get_input_embeddings().weight.shape[0]
+    if wrong := [token for token in batch.answers if not 0 <= token < rows]:
+        raise ValueError(f"answer {wrong[0]} of {name} is no token of the model, which has 0 to {rows - 1}")
     beyond = batch.attention_mask & ((batch.tokens >= rows) | (batch.tokens < 0))
     if beyond.any():
         row, column = beyond.nonzero()[0].tolist()
