@@ -278,6 +278,8 @@ def test_what_the_space_does_not_say_follows_from_model_and_data():
     assert rl.selection.Space(kinds=exchange).filled(model, data).strengths == (1.0,)
     with_another = rl.selection.Space(kinds=exchange | {"other": rl.LoReFT}).filled(model, data)
     assert with_another.strengths == plain.strengths
+    with pytest.raises(ValueError, match="with resid_post, which has none: attn_q"):
+        rl.selection.Space(heads=[0])
     with pytest.raises(ValueError, match="strengths hold 0"):
         rl.selection.Space(strengths=(0.0, 1.0))
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
 from itertools import product
 from typing import Any
 
@@ -76,7 +77,7 @@ class Space:
         strengths: scored, not trained; by default both signs, or 1 alone where every kind exchanges.
 
     Raises:
-        ValueError: for an axis without values, or with one that is there twice.
+        ValueError: for an axis without values, or with one that is there twice; heads of a hook that has none.
     """
 
     layers: tuple[int | tuple[int, ...], ...] | None = None
@@ -119,6 +120,11 @@ class Space:
             raise ValueError("sites hold an entry without a site: each is a Site, or several edited together")
         for site in (site for together in every["sites"] or () for site in together):
             check_site(site)
+        if headless := [hook for hook in every["hooks"] if heads and "heads" not in signature(hook).parameters]:
+            name = getattr(headless[0], "__name__", repr(headless[0]))
+            raise ValueError(
+                f"heads={heads!r} with {name}, which has none: attn_q, attn_k, attn_v and attn_z have heads"
+            )
         if 0.0 in (every["strengths"] or ()):
             raise ValueError("strengths hold 0, the unedited model: it is scored beside them anyway, leave it out")
         for name, values in every.items():
