@@ -56,7 +56,7 @@ class Critical:
         """The effects on the half that nothing was chosen by, with 95 % intervals."""
         return self.test.plot(ax)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         share = _in_all(self.test.effect("critical")) / _in_all(self.test.effect("whole edit"))
         lines = [
             f"critical {self.ranking.kind}s: {', '.join(self.parts)} of {len(self.ranking.parts)}",
@@ -64,8 +64,6 @@ class Critical:
             *str(self.test).split("\n"),
         ]
         return figures.screenful(lines)
-
-    __repr__ = __str__
 
 
 def critical(
