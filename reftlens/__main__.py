@@ -14,7 +14,6 @@ from typing import Any
 
 from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
 from reftlens.editing.reft import ReFT
-from reftlens.errors import CheckpointMismatch, ModelNotAvailable
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import stream
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.reconfigure(errors="replace")
     try:
         return options.run(options)
-    except (ModelNotAvailable, StoreMismatch, CheckpointMismatch, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"reftlens: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -12,7 +12,6 @@ from reftlens.cone.plans import Plan
 from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
 from reftlens.scoring.answers import first_targets
-from reftlens.scoring.objectives import as_objective
 from reftlens.scoring.statistics import Estimate
 from reftlens.selection.choice import Optimism, Options, grouped_mean, optimism, permuted
 from reftlens.selection.metrics import labelled, labels_of, measures, texts
@@ -129,7 +128,7 @@ class Finals:
             rows={"dev": len(self.rows), "test": len(q.test)},
             optimism=self.optimism(),
             config=replace(q.config, lr=finalist.candidate.lr, seed=q.seed),
-            objective=as_objective(q.objective),
+            objective=q.objective,
             split=q.split,
             steps=steps,
             budget=budget,

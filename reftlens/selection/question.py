@@ -12,7 +12,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import Sites, hooks
 from reftlens.editing.variant import Variant
 from reftlens.files import digest
-from reftlens.scoring.objectives import Loss, Objective, as_objective
+from reftlens.scoring.objectives import Objective
 from reftlens.selection.metrics import Metric
 from reftlens.selection.space import Candidate, Space
 from reftlens.selection.splitting import Split, groups_of, split_groups
@@ -37,17 +37,17 @@ class Question:
     config: FitConfig
     seeds: int
     seed: int
-    objective: Objective | Loss
+    objective: Objective
     batch_size: int
     reuse: Reuse | None
     executor: Executor | None
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for an objective on pairs: half of their rows are not to be learned."""
-        if (objective := as_objective(self.objective)).group > 1:
+        if (group := self.objective.group) > 1:
             raise ValueError(
-                f"{objective.name} is of rows in groups of {objective.group}, and candidates are compared by how "
-                "likely the targets of every row are, the rejected ones too: search with the preferred completions "
+                f"{self.objective.name} is of rows in groups of {group}, and candidates are compared by how likely the "
+                "targets of every row are, the rejected ones too: search with the preferred completions "
                 "alone, then fit what is recommended with it"
             )
 
@@ -98,5 +98,5 @@ class Question:
             "settings": asdict(self.config),
             "metric": [self.metric.name, dict(self.metric.within)],
             "seeds": [self.seed, self.seeds],
-            "objective": as_objective(self.objective).name,
+            "objective": self.objective.name,
         }

@@ -12,7 +12,7 @@ from reftlens.cone.reuse import Reuse
 from reftlens.files import destination
 from reftlens.generation.decoding import Decoding
 from reftlens.numbers import whole
-from reftlens.scoring.objectives import Loss, Objective, cross_entropy
+from reftlens.scoring.objectives import Loss, Objective, as_objective, cross_entropy
 from reftlens.selection.course import Course
 from reftlens.selection.finals import Finals
 from reftlens.selection.halving import schedule_of
@@ -94,7 +94,7 @@ def search(
         config,
         whole(seeds, "seeds", 1),
         number,
-        objective,
+        as_objective(objective),
         whole(batch_size, "batch_size", 1),
         Reuse.of(reuse),
         executor,

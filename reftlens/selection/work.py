@@ -20,7 +20,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
 from reftlens.errors import TrainingDiverged
 from reftlens.files import write_atomically
-from reftlens.scoring.objectives import Loss, Objective
+from reftlens.scoring.objectives import Objective
 from reftlens.selection.metrics import measures
 from reftlens.text.batch import Batch
 from reftlens.training.checkpoint import read_checkpoint
@@ -51,7 +51,7 @@ class Work:
     refts: tuple[ReFT, ...]
     configs: tuple[FitConfig, ...]
     strengths: tuple[float, ...]
-    objective: Objective | Loss
+    objective: Objective
     batch_size: int
     reuse: Reuse | None
 
