@@ -12,7 +12,6 @@ from reftlens.cone.plans import Plan
 from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
 from reftlens.scoring.answers import first_targets
-from reftlens.scoring.statistics import Estimate
 from reftlens.selection.choice import Optimism, Options, grouped_mean, optimism, permuted
 from reftlens.selection.metrics import labelled, labels_of, measures, texts
 from reftlens.selection.question import Question
@@ -84,16 +83,12 @@ class Finals:
             luck = permuted(pooled.flatten(0, 1), options, index, seed=q.seed)
         return Optimism(optimism(options, seed=q.seed), luck, len(self.every))
 
-    def _scores(self, reft: ReFT, strength: float, rows: Batch) -> tuple[Estimate, Estimate, Estimate]:
-        """Of an edit, of the unedited model, and the difference row by row."""
-        q, plans = self.question, [Plan(reft, Variant(s)) for s in (strength, 0.0)]
+    def _scores(self, reft: ReFT, strengths: Sequence[float], rows: Batch) -> Float[Tensor, "strength row"]:
+        """Of an edit; of the unedited model at strength 0."""
+        q, plans = self.question, [Plan(reft, Variant(s)) for s in strengths]
         if q.metric.name == "texts":
-            scores = self._written(plans, rows)[0]
-        else:
-            scores = q.metric.of_rows(measures(q.model, rows, plans, **q.settings))
-        group = torch.tensor(groups_of(rows))
-        edited, unedited, gained = (grouped_mean(x, group) for x in (*scores, scores[0] - scores[1]))
-        return edited, unedited, gained
+            return self._written(plans, rows)[0]
+        return q.metric.of_rows(measures(q.model, rows, plans, **q.settings))
 
     def _setting(self, n: int, chosen: bool, steps: int) -> Setting:
         (finalist, strength), options = self.every[n], self.options
@@ -108,8 +103,9 @@ class Finals:
         q, options = self.question, self.options
         best = options.chosen(torch.ones(len(self.rows), dtype=torch.float64))
         finalist, strength = self.every[best]
-        test, unedited, gained = self._scores(finalist.refts[0], strength, q.test)
-        _, before, _ = self._scores(finalist.refts[0], strength, self.rows)
+        edited, unedited = self._scores(finalist.refts[0], (strength, 0.0), q.test)
+        (before,) = self._scores(finalist.refts[0], (0.0,), self.rows)
+        group = torch.tensor(groups_of(q.test))
         total = q.config.total_steps(len(q.train))
         settings = tuple(self._setting(n, n == best, total) for n in range(len(self.every)))
         return SearchResult(
@@ -121,10 +117,10 @@ class Finals:
             candidate=finalist.candidate,
             variant=Variant(strength),
             dev=grouped_mean(options.first[best], options.group),
-            test=test,
-            unedited_dev=before,
-            unedited_test=unedited,
-            gained=gained,
+            test=grouped_mean(edited, group),
+            unedited_dev=grouped_mean(before, options.group),
+            unedited_test=grouped_mean(unedited, group),
+            gained=grouped_mean(edited - unedited, group),
             rows={"dev": len(self.rows), "test": len(q.test)},
             optimism=self.optimism(),
             config=replace(q.config, lr=finalist.candidate.lr, seed=q.seed),
