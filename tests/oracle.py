@@ -41,7 +41,8 @@ def logits(model: Any, edits: list[Edit], strength: float, ids: list[int], promp
         if not at:
             return h
         basis, h = edit.module.basis(), h.clone()
-        h[0, at] = h[0, at] + strength * edit.module.code(h[0, at], basis) @ basis.T
+        code = edit.module.code(h[0, at], basis)
+        h[0, at] = h[0, at] + strength * (code if basis is None else code @ basis.T)
         return h
 
     def before(edit: Edit) -> Any:

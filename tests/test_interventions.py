@@ -38,7 +38,7 @@ GATED = {
     "LoReFT behind Threshold": lambda rl, d: rl.interventions.Threshold(torch.randn(d)),
     "LoReFT behind Sigmoid": lambda rl, d: rl.interventions.Sigmoid(d, temperature=2.0),
 }
-EVERY = (*FORMULAS, "SteeringVector", "zero ablation", "mean ablation", "subspace ablation", *GATED)
+EVERY = (*FORMULAS, "RED", "SteeringVector", "zero ablation", "mean ablation", "subspace ablation", *GATED)
 PYREFT = {
     "LoReFT": "LoreftIntervention",
     "NoReFT": "NoreftIntervention",
@@ -95,7 +95,8 @@ def build(rl, name, d=D, rank=RANK, dtype=torch.float32, **settings):
         return rl.Ablation(d, torch.randn(d)).to(dtype).eval()
     if name == "subspace ablation":
         return rl.Ablation(d, torch.randn(d), torch.randn(d, rank)).to(dtype).eval()
-    module = getattr(rl.interventions, name)(d, rank, **settings).to(dtype)
+    ranks = () if name == "RED" else (rank,)
+    module = getattr(rl.interventions, name)(d, *ranks, **settings).to(dtype)
     for parameter in module.parameters():
         parameter.add_(0.3 * torch.randn(parameter.shape).to(dtype))
     return module.eval()
@@ -153,6 +154,29 @@ def test_the_kinds_are_told_apart_by_their_formulas(rl):
     for name in ("OrthoDiReFT", "ConsReFT", "LobiReFT"):
         letters = {k: v for k, v in weights(module).items() if k in inspect.signature(FORMULAS[name]).parameters}
         assert not torch.allclose(module(h), FORMULAS[name](h, FUNCTIONS["linear"], **letters), atol=0.01)
+
+
+def test_red_scales_and_shifts_each_number_by_itself(rl):
+    module, h = build(rl, "RED", dtype=torch.float64), torch.randn(7, D, dtype=torch.float64)
+    s, b = module.scale.detach(), module.bias.detach()
+    assert torch.allclose(module(h), s * h + b, rtol=0, atol=1e-12)
+    assert torch.allclose(module(h, strength=0.5), h / 2 + (s * h + b) / 2, rtol=0, atol=1e-12)
+    assert module.stored_parameters == module.degrees_of_freedom == 2 * D and module.rank == D
+    with pytest.raises(TypeError, match="rank"):
+        rl.interventions.RED(D, rank=4)
+
+
+def test_red_starts_as_the_identity_learns_from_there_and_drops_out_of_its_code(rl):
+    module, h = rl.interventions.RED(D, dropout=0.5).train(), torch.randn(200, D)
+    assert torch.equal(module(h), h) and torch.equal(module(h.bfloat16(), strength=-2.0), h.bfloat16())
+    module(h).square().sum().backward()
+    assert all(p.grad.abs().min() > 0 for p in module.parameters())
+    module = build(rl, "RED", dtype=torch.float64, dropout=0.5)
+    plain, dropped = module(h.double()) - h, module.train()(h.double()) - h
+    off, doubled = dropped.abs() < 1e-9, (dropped / plain - 2).abs() < 1e-9
+    assert (off | doubled).all() and 0.4 < off.double().mean() < 0.6
+    module.reset()
+    assert torch.equal(module(h), h)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -213,6 +237,7 @@ def test_every_kind_is_in_the_tables(rl):
 
     assert {k for k, c in KINDS.items() if not c.variables and not c.pools} == {
         *FORMULAS,
+        "RED",
         "SteeringVector",
         "Ablation",
         "Noise",

@@ -26,6 +26,7 @@ def _kinds():
         "NoReFT": lambda d: _scaled(rl.interventions.NoReFT(d, 3)),
         "ConsReFT": lambda d: rl.interventions.ConsReFT(d, 3),
         "LobiReFT": lambda d: rl.interventions.LobiReFT(d, 3),
+        "RED": lambda d: _spread(rl.interventions.RED(d)),
         "SteeringVector": steering,
         "Ablation zero": lambda d: rl.Ablation(d),
         "Ablation mean": lambda d: rl.Ablation(d, torch.randn(d)),
@@ -43,6 +44,7 @@ KINDS = (
     "NoReFT",
     "ConsReFT",
     "LobiReFT",
+    "RED",
     "SteeringVector",
     "Ablation zero",
     "Ablation mean",
@@ -51,6 +53,14 @@ KINDS = (
     "Gated",
 )
 WITHOUT_CONSTANT = ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT", "Ablation zero")
+
+
+@torch.no_grad()
+def _spread(module):
+    """Away from a start that does nothing."""
+    for parameter in module.parameters():
+        parameter.add_(0.3 * torch.randn(parameter.shape))
+    return module
 
 
 @torch.no_grad()

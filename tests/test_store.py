@@ -60,6 +60,8 @@ def _kinds():
         rl.interventions.LobiReFT,
     ):
         table[f"{kind.kind} identity"] = lambda d, kind=kind: kind(d, 2, init="identity")
+    table["RED"] = lambda d: _filled(rl.interventions.RED(d))
+    table["RED dropout"] = lambda d: _filled(rl.interventions.RED(d, dropout=0.25))
     table["LoReFT of full rank"] = lambda d: rl.LoReFT(d, d)
     table["SteeringVector"] = lambda d: rl.SteeringVector(d, _rand(d))
     table["SteeringVector zero"] = lambda d: rl.SteeringVector(d)
@@ -73,20 +75,22 @@ def _kinds():
     return table
 
 
+def _filled(module):
+    """As if it had been trained."""
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    return module
+
+
 def _gates():
     """Every gate with every setting."""
     import reftlens as rl
 
-    def trained(gate):
-        for parameter in gate.parameters():
-            torch.nn.init.normal_(parameter)
-        return gate
-
     return {
         "Threshold": lambda d: rl.interventions.Threshold(_rand(d), -0.1),
         "Threshold per prompt": lambda d: rl.interventions.Threshold(_rand(d), -9, per="prompt", by="mean"),
-        "Sigmoid": lambda d: trained(rl.interventions.Sigmoid(d, temperature=0.5)),
-        "Sigmoid per prompt": lambda d: trained(rl.interventions.Sigmoid(d, per="prompt", by="max")),
+        "Sigmoid": lambda d: _filled(rl.interventions.Sigmoid(d, temperature=0.5)),
+        "Sigmoid per prompt": lambda d: _filled(rl.interventions.Sigmoid(d, per="prompt", by="max")),
         "HardConcrete": lambda d: rl.interventions.HardConcrete(0.2, ramp=0.2, start=0.5, rate=4.0, temperature=0.5),
         "Schedule": lambda d: rl.interventions.Schedule([0.5, 0.25, 0], prompt=0.75),
     }
@@ -96,6 +100,8 @@ KIND_NAMES = [
     *(k + s for k in ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT", "ConsReFT", "LobiReFT") for s in ("", " dropout")),
     *(k + s for k in ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT") for s in (" relu", " tanh, all")),
     *(f"{k} identity" for k in ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT", "LobiReFT")),
+    "RED",
+    "RED dropout",
     "LoReFT of full rank",
     "SteeringVector",
     "SteeringVector zero",
@@ -150,7 +156,8 @@ def _lo(**kwargs):
 # -- round trips ---------------------------------------------------------------------------------------------
 
 
-PLAIN_KINDS = ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT", "ConsReFT", "LobiReFT", "SteeringVector", "Ablation mean")
+FAMILY = ("LoReFT", "DiReFT", "OrthoDiReFT", "NoReFT", "ConsReFT", "LobiReFT")
+PLAIN_KINDS = (*FAMILY, "RED", "SteeringVector", "Ablation mean")
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,8 @@ def test_there_is_a_response_to_doses_of_every_kind(gpt2):
     from reftlens.analysis.strength import dose_response
 
     reference = torch.randn(D, generator=torch.Generator().manual_seed(2))
+    red = rl.interventions.RED(D)
+    red.bias.data.copy_(reference)  # it starts as the identity
     kinds = [
         rl.LoReFT(D, 2),
         rl.interventions.NoReFT(D, 2),
@@ -288,6 +290,7 @@ def test_there_is_a_response_to_doses_of_every_kind(gpt2):
         rl.interventions.OrthoDiReFT(D, 2),
         rl.interventions.ConsReFT(D, 2),
         rl.interventions.LobiReFT(D, 2),
+        red,
         rl.SteeringVector(D, reference),
         rl.Ablation(D),
         rl.Ablation(D, reference),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import architectures
 
 EXAMPLES = int(os.environ.get("REFTLENS_EXAMPLES", "100"))
-KINDS = ["LoReFT", "DiReFT", "NoReFT", "SteeringVector"]
+KINDS = ["LoReFT", "DiReFT", "NoReFT", "RED", "SteeringVector"]
 VOCAB = 300
 SITES = {
     name: ["resid_pre", "resid_post"] + (["attn_out", "mlp_out"] if name in ("gpt2", "neox", "llama", "qwen2") else [])
@@ -81,7 +81,7 @@ def reft_of(case):
     sites = {}
     for layer, site, positions, kind in case["edits"]:
         make = getattr(rl, kind, None) or getattr(rl.interventions, kind)
-        module = make(architectures.D) if kind == "SteeringVector" else make(architectures.D, rank=2)
+        module = make(architectures.D) if kind in ("RED", "SteeringVector") else make(architectures.D, rank=2)
         sites[getattr(rl, site)(layer, positions)] = module
     reft = rl.ReFT(sites)
     reft.reset(case["seed"])

@@ -1,6 +1,7 @@
 """Kinds of intervention, all `h' = h + strength · code(h) @ basisᵀ`; what the store can load is in `KINDS`, `GATES`."""
 
 from reftlens.interventions.base import Intervention, Origin
+from reftlens.interventions.diagonal import RED
 from reftlens.interventions.family import ConsReFT, DiReFT, LobiReFT, LoReFT, NoReFT, OrthoDiReFT
 from reftlens.interventions.fixed import Ablation, Noise, SteeringVector
 from reftlens.interventions.gate_kinds import Schedule, Sigmoid, Threshold
@@ -12,7 +13,7 @@ from reftlens.interventions.masks import SAEMask, SigmoidMask
 from reftlens.interventions.pooled import ReFTr1
 from reftlens.interventions.subspace import Frame, orthonormal
 
-_FAMILY = (LoReFT, DiReFT, OrthoDiReFT, NoReFT, ConsReFT, LobiReFT)
+_FAMILY = (LoReFT, DiReFT, OrthoDiReFT, NoReFT, ConsReFT, LobiReFT, RED)
 _EXCHANGES = (DAS, Interchange, BoundlessDAS, MaskedDAS, SigmoidMask, SAEMask)
 KINDS: dict[str, type[Intervention]] = {
     c.kind: c for c in (*_FAMILY, *_EXCHANGES, SteeringVector, Ablation, Noise, ReFTr1, Gated)
@@ -23,6 +24,7 @@ __all__ = [
     "DAS",
     "GATES",
     "KINDS",
+    "RED",
     "Ablation",
     "BoundlessDAS",
     "ConsReFT",
