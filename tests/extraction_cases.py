@@ -1,7 +1,8 @@
 """What people read in texts that models write: hand-worked cases, written before the rules, the awkward ones first.
 
-A case of the commonsense family is `(choices, text, strict, stated)`: what the rule of the paper takes (all that follows
-the trigger, stripped, and exactly one of the choices), and which choice a reader finds stated. None is "no answer".
+A case of the commonsense family is `(choices, text, strict, stated)`: what the rule of the paper takes (all that
+follows the trigger, stripped, and exactly one of the choices), and which choice a reader finds stated. None is "no
+answer".
 """
 
 TF = ("true", "false")
@@ -27,8 +28,13 @@ COMMONSENSE = [
     # the answer restated, explained, or followed by another question
     (TF, "the correct answer is true. It is true because people feel it.", None, "true"),
     (S2, "the correct answer is solution2 because solution1 would break the glass.", None, "solution2"),
-    (A4, "the correct answer is answer3\n\nPlease choose the correct answer to the question: Why?\n\nthe correct answer is "
-     "answer1", None, "answer3"),
+    (
+        A4,
+        "the correct answer is answer3\n\nPlease choose the correct answer to the question: Why?\n\n"
+        "the correct answer is answer1",
+        None,
+        "answer3",
+    ),
     (TF, "the correct answer is false\n\nQuestion: is it so?\nthe correct answer is true", None, "false"),
     (TF, "Answer format: true/false\n\nthe correct answer is false", "false", "false"),
     # letters and numbers in the place of names

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "reftlens"
 ORDER = (
     "errors, files, figures, numbers | bridge | interventions | text | editing | cone | "
     "scoring generation | training | storage | analysis.subspaces, analysis.places, analysis.strength, "
-    "analysis.causal | selection | widgets tasks | reports | __main__ | __init__"
+    "analysis.causal | selection | widgets tasks | experiments | reports | __main__ | __init__"
 )
 PLACES: dict[str, tuple[int, int]] = {
     word: (bar, comma)

@@ -1,0 +1,1 @@
+"""The families of data sets: commonsense, arithmetic, instruction following, language understanding."""

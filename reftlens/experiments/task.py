@@ -1,0 +1,110 @@
+"""A row of a data set as a model reads it, and a task: how records become rows, and texts become answers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question as the model reads it, and its answer.
+
+    Args:
+        task: the name of the data set.
+        index: its number in the source, counted from 0 before anything is left out or sampled.
+        prompt: what the model reads, with the template applied.
+        completion: what training teaches after it, with the space or line break that it needs in front:
+            `encode(model, [Example(row.prompt, row.completion)])` puts nothing between the two.
+        answer: the gold answer in its canonical form, "solution1" or "42"; "" where any text may be one.
+        choices: all canonical answers, where there are a few: those that a likelihood is compared of.
+        fields: what else is known of it: `question`, `options`, and where it was read (`place`).
+    """
+
+    task: str
+    index: int
+    prompt: str
+    completion: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def question(self) -> str:
+        """What is asked, without the template around it: rows with the same question are one question."""
+        return " ".join(str(self.fields.get("question", self.prompt)).lower().split())
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set: how its records become rows, and how what a model writes becomes an answer.
+
+    Args:
+        name, family: "piqa" of the family "commonsense". A family shares a form of files, and a rule of extraction.
+        row: `(record, index, place)` → `Row`; raises `ValueError`, with the place, for a record it cannot be.
+        extract: `(text, row)` → the canonical answer that a model's text gives, or None.
+        equal: `(answer, gold)` → whether they are the same.
+        written: `(answer, row)` → the completion that says this canonical answer.
+        hub, config: the data set on the Hugging Face hub, and which of its configurations; None where it has none.
+        splits: the names on the hub of "train", "test", … where they differ.
+        files: files below the family's folder, by split, where they are not named by its layout.
+    """
+
+    name: str
+    family: str
+    row: Callable[[Record, int, str], Row]
+    extract: Callable[[str, Row], str | None]
+    equal: Callable[[str, str], bool]
+    written: Callable[[str, Row], str]
+    hub: str | None = None
+    config: str | None = None
+    splits: Mapping[str, str] = field(default_factory=dict, hash=False)
+    files: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Data sets that share a form of files.
+
+    Args:
+        tasks: those that are known by name.
+        other: a task of this family for the name of a file that is not among them.
+        layout: where the file of a task and split lies in the family's folder.
+    """
+
+    name: str
+    tasks: Mapping[str, Task]
+    other: Callable[[str], Task]
+    layout: str = "{split}/{name}.jsonl"
+
+    def file(self, task: Task, split: str) -> str:
+        """Where the rows of a split lie, below the family's folder."""
+        return task.files.get(split) or self.layout.format(name=task.name, split=split)
+
+
+def text_of(record: Record, name: str, place: str) -> str:
+    """The text in a field.
+
+    Raises:
+        ValueError: where there is no such field, or no text in it.
+    """
+    if name not in record:
+        raise ValueError(f"{place} has no field {name!r}, it has: {', '.join(map(str, record))}")
+    value = record[name]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{place}: {name} is {value!r}, expected text")
+    return value
+
+
+def one_of(value: Any, allowed: tuple[str, ...], name: str, place: str) -> str:
+    """`value` as text, one of those allowed.
+
+    Raises:
+        ValueError: where it is none of them.
+    """
+    if value is None or not str(value).strip():
+        raise ValueError(f"{place}: {name} is {value!r}, expected one of {', '.join(allowed)}")
+    if str(value) not in allowed:
+        raise ValueError(f"{place}: {name} {value!r} is outside the set, expected one of {', '.join(allowed)}")
+    return str(value)

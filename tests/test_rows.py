@@ -1,0 +1,232 @@
+"""Rows out of files and of the hub's records: the same prompts as LLM-Adapters', and what cannot be one refused."""
+
+import json
+import re
+from pathlib import Path
+
+import hub_rows
+import pytest
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+real = pytest.mark.skipif(not DATA.is_dir(), reason="needs the real data sets")
+
+
+def written(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def question(number, answer="true", choices="true/false"):
+    """A record in the form of LLM-Adapters."""
+    asked = f"Please answer the following question with true or false, question: is {number} odd?"
+    output = f"the correct answer is {answer}"
+    return {"instruction": f"{asked}\n\nAnswer format: {choices}", "input": "", "output": output, "answer": answer}
+
+
+# -- commonsense ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", hub_rows.COMMONSENSE)
+def test_ten_rows_in_the_hubs_schema(name):
+    from reftlens.experiments.rows import TASKS, load_rows
+
+    records, prompt, answers = hub_rows.COMMONSENSE[name]
+    rows = load_rows(name, "test", data=records)
+    assert rows[0].prompt == prompt
+    assert [row.answer for row in rows] == answers and [row.index for row in rows] == list(range(10))
+    for row in rows:
+        assert row.answer in row.choices and row.completion == f"the correct answer is {row.answer}"
+        assert TASKS[name].extract(row.completion, row) == row.answer
+        assert all(TASKS[name].extract(TASKS[name].written(c, row), row) == c for c in row.choices)
+        assert len(row.fields["options"]) in (0, len(row.choices))
+
+
+RAW = {
+    "boolq": (r".*, question: (?P<question>.*)\?\n\nAnswer format: .*", lambda a: a == "true", "answer"),
+    "piqa": (
+        r".* to the question: (?P<goal>.*)\n\nSolution1: (?P<sol1>.*)\n\nSolution2: (?P<sol2>.*)\n\nAnswer format: .*",
+        lambda a: int(a[-1]) - 1, "label",
+    ),
+    "winogrande": (
+        r".* the given sentence: (?P<sentence>.*)\n\nOption1: (?P<option1>.*) Option2: (?P<option2>.*) "
+        r"Answer format: .*",
+        lambda a: a[-1], "answer",
+    ),
+    "hellaswag": (
+        r".* the given sentence: (?P<activity_label>[^:]*): (?P<ctx>.*)\n\nEnding1: (.*) Ending2: (.*) Ending3: (.*)"
+        r" Ending4: (.*)\n\nAnswer format: .*",
+        lambda a: str(int(a[-1]) - 1), "label",
+    ),
+    **dict.fromkeys(
+        ("arc_easy", "arc_challenge"),
+        (
+            r".* to the question: (?P<question>.*?)\n\nAnswer1: (.*?) Answer2: (.*?) Answer3: (.*?)(?: Answer4: (.*?))?"
+            r"(?: Answer5: (.*?))?\n\nAnswer format: .*",
+            lambda a: "ABCDE"[int(a[-1]) - 1], "answerKey",
+        ),
+    ),
+}  # fmt: skip
+"""How the hub's fields are recovered from an instruction, and the label from its answer."""
+
+
+def raw(name, record):
+    """The record as the hub has it, recovered from the form of LLM-Adapters."""
+    pattern, label, field = RAW[name]
+    found = re.fullmatch(pattern, record["instruction"], re.DOTALL)
+    assert found, record["instruction"]
+    named = found.groupdict()
+    rest = [g for i, g in enumerate(found.groups(), 1) if i not in found.re.groupindex.values() and g is not None]
+    if name == "hellaswag":
+        named["endings"] = rest
+    if name.startswith("arc"):
+        named["choices"] = {"text": rest, "label": list("ABCDE")[: len(rest)]}
+    return {**named, field: label(record["answer"])}
+
+
+@real
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("name", RAW)
+def test_templates_make_llm_adapters_instructions_byte_for_byte(name, part):
+    from reftlens.experiments.rows import load_rows
+
+    records = [json.loads(line) for line in (DATA / f"commonsense/{part}/{name}.jsonl").open(encoding="utf-8")]
+    rows = load_rows(name, part, data=[raw(name, record) for record in records])
+    assert [row.prompt for row in rows] == [record["instruction"] + "\n" for record in records]
+    assert [row.completion for row in rows] == [record["output"] for record in records]
+
+
+@real
+@pytest.mark.parametrize("name", RAW)
+def test_files_in_the_form_of_llm_adapters_are_taken_as_they_are(name):
+    from reftlens.experiments.rows import load_rows
+
+    path = DATA / f"commonsense/test/{name}.jsonl"
+    records = [json.loads(line) for line in path.open(encoding="utf-8")]
+    for data in (DATA, DATA / "commonsense", path):
+        rows = load_rows(name, "test", data=data)
+        assert [row.prompt for row in rows] == [record["instruction"] + "\n" for record in records]
+        assert [row.answer for row in rows] == [record["answer"] for record in records]
+    if name != "boolq":
+        assert all(len(row.fields["options"]) == len(row.choices) for row in rows)
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["commonsense", "", "mine"])
+def test_a_file_of_a_family_that_no_task_names_is_read_as_that_familys(tmp_path, below):
+    from reftlens.experiments.rows import load_rows
+
+    written(tmp_path / below / "test/oddity.jsonl", [question(i, choices="true/false/both") for i in range(3)])
+    rows = load_rows("oddity", "test", data=tmp_path if below == "commonsense" else tmp_path / below)
+    assert [row.index for row in rows] == [0, 1, 2] and rows[0].choices == ("true", "false", "both")
+    assert rows[0].task == "oddity"
+    assert load_rows("oddity", data=tmp_path / below / "test/oddity.jsonl") == rows
+
+
+def test_a_limit_draws_the_same_rows_in_the_order_of_the_file():
+    from reftlens.experiments.rows import load_rows
+
+    data = [question(i) for i in range(50)]
+    some = load_rows("boolq", "test", data=data, limit=10)
+    assert some == load_rows("boolq", "test", data=data, limit=10) and len(some) == 10
+    assert [row.index for row in some] == sorted({row.index for row in some})
+    assert some != load_rows("boolq", "test", data=data, limit=10, seed=1)
+    assert len(load_rows("boolq", "test", data=data, limit=60)) == 50
+
+
+def test_rows_whose_question_is_in_a_test_set_are_left_out():
+    from reftlens.experiments.rows import load_rows
+
+    data = [{**question(i), "in_test": ["boolq"] * (i == 1)} for i in range(3)]
+    assert [row.index for row in load_rows("boolq", data=data)] == [0, 2]
+    assert [row.index for row in load_rows("boolq", data=data, leaks=True)] == [0, 1, 2]
+
+
+def test_a_split_keeps_rows_with_one_question_together():
+    from reftlens.experiments.rows import load_rows, split
+
+    rows = load_rows("boolq", data=[question(i // 2) for i in range(40)])
+    parts = split(rows, seed=3)
+    assert [len(part) for part in parts.values()] == [20, 20] and list(parts) == ["dev", "test"]
+    assert not {row.question for row in parts["dev"]} & {row.question for row in parts["test"]}
+    assert parts == split(rows, seed=3) != split(rows, seed=4)
+    with pytest.raises(ValueError, match="sum to 1"):
+        split(rows, {"dev": 0.5})
+
+
+def test_the_hub_is_asked_for_its_own_names(monkeypatch):
+    import datasets
+
+    from reftlens.experiments.rows import load_rows
+
+    asked = []
+
+    def load_dataset(name, config, *, split):
+        asked.append((name, config, split))
+        return datasets.Dataset.from_list(hub_rows.arc() if config else hub_rows.piqa())
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(load_rows("arc_challenge", "test")) == len(load_rows("piqa", "test", limit=10)) == 10
+    assert asked == [("allenai/ai2_arc", "ARC-Challenge", "test"), ("ybisk/piqa", None, "validation")]
+
+
+# -- bad input -----------------------------------------------------------------------------------------------
+
+
+def refused(match, task="boolq", split="test", **more):
+    from reftlens.experiments.rows import load_rows
+
+    with pytest.raises(ValueError, match=match) as error:
+        load_rows(task, split, **more)
+    return str(error.value)
+
+
+def test_an_unknown_task_names_the_nearest(tmp_path):
+    assert "hellaswag" in refused("no task 'helaswag'", "helaswag")
+    written(tmp_path / "commonsense/test/oddity.jsonl", [question(1)])
+    assert "oddity" in refused("no task 'odity'", "odity", data=tmp_path)
+
+
+def test_a_file_that_is_not_there_is_told_with_where_it_was_looked_for(tmp_path):
+    message = refused("no test rows of boolq", data=tmp_path)
+    assert str(tmp_path / "commonsense/test/boolq.jsonl") in message
+    refused("there is no such file", data=tmp_path / "nowhere")
+
+
+def test_a_file_of_another_task_or_family_is_refused_with_its_line(tmp_path):
+    mine = written(tmp_path / "a.jsonl", [question(1), {"instruction": "What is 3 + 4?", "input": "", "answer": "7.0"}])
+    refused(
+        r"a\.jsonl, line 2 is no commonsense question: its instruction ends in .*expected 'Answer format", data=mine
+    )
+    refused(r"line 1 asks for one of true, false, and piqa asks for solution1, solution2", "piqa", data=mine)
+    other = written(tmp_path / "b.jsonl", [{"sentence": "fine .", "label": 1, "idx": 0}])
+    refused(r"b\.jsonl, line 1 has no field 'question', it has: sentence, label, idx", data=other)
+    other.write_text("[1, 2]")
+    refused("b.jsonl, record 0 is no record with fields", data=other)
+
+
+def test_a_label_outside_the_set_and_an_empty_answer_are_refused_with_their_line(tmp_path):
+    mine = written(tmp_path / "a.jsonl", [question(1), question(2, "maybe")])
+    refused(r"a\.jsonl, line 2: answer 'maybe' is outside the set, expected one of true, false", data=mine)
+    written(mine, [question(1), question(2), question(3, "")])
+    refused(r"a\.jsonl, line 3: answer is '', expected one of true, false", data=mine)
+    refused(
+        r"row 0: label -1 is outside the set, expected one of 0, 1",
+        "piqa",
+        data=[{**hub_rows.piqa()[0], "label": -1}],
+    )
+    refused(r"row 0: endings is \[\], expected a list", "hellaswag", data=[{**hub_rows.hellaswag()[0], "endings": []}])
+    refused("row 0: input is 'x', expected none", data=[{**question(1), "input": "x"}])
+    refused("no rows of boolq", data=[])
+
+
+def test_the_hub_out_of_reach_says_what_to_pass(monkeypatch):
+    import datasets
+
+    def load_dataset(name, config, *, split):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    refused(r"google/boolq, split 'validation', could not be loaded \(offline\): pass data=")
