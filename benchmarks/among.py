@@ -57,7 +57,7 @@ def run_of(model, data, stack: ExitStack):
     reft.reset(0)
     stack.enter_context(training_mode(reft, training=True))
     run = Run(reft, model, data, rl.FitConfig(steps=1000, batch_size=32), None, as_objective(rl.training.cross_entropy))
-    scorer = Scorer(model, data, [Plan(reft)], rl.Reuse())
+    scorer = Scorer(model, data, [Plan(reft)], rl.training.Reuse())
     run.judge_by(scorer, None)
     return run, scorer
 

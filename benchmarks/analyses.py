@@ -57,7 +57,7 @@ def contenders(model) -> dict[str, tuple[Callable[[], object], Callable[[], obje
 
     def dose(reuse: bool):
         plans = plans_of(chatbot, {str(v): v for v in variants})
-        return responses(model, data, plans, reuse=rl.Reuse.of(reuse), progress=False)
+        return responses(model, data, plans, reuse=rl.training.Reuse.of(reuse), progress=False)
 
     def positions(reuse: bool):
         return rl.effects(vector, model, prompts, of="positions", reuse=reuse, progress=False)

@@ -40,7 +40,7 @@ def main() -> None:
         groups = buckets(lengths, before, most, overhead)
         tokens = sum(len(g) * max(lengths[i] for i in g) for g in groups)
         reft = rl.ReFT({rl.resid_post(8, "last"): rl.LoReFT(model.cfg.d_model, rank=4)})
-        stepping[most] = (groups, tokens, overhead, Scorer(model, data, [Plan(reft)], rl.Reuse(buckets=most)))
+        stepping[most] = (groups, tokens, overhead, Scorer(model, data, [Plan(reft)], rl.training.Reuse(buckets=most)))
     seconds: dict[int, list[float]] = {most: [] for most in ALLOWED}
     for repeat in range(options.repeats + 1):
         for most, (_, _, overhead, scorer) in stepping.items():

@@ -49,7 +49,7 @@ def main() -> None:
     for _ in range(options.repeats):
         for beginnings in seconds:
             began = time.process_time()
-            scorer = Scorer(model, data, [Plan(reft)], rl.Reuse(beginnings=beginnings, verify=False))
+            scorer = Scorer(model, data, [Plan(reft)], rl.training.Reuse(beginnings=beginnings, verify=False))
             assert scorer._cone is not None
             scorer._cone.store.prepare()
             seconds[beginnings].append(time.process_time() - began)

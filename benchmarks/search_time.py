@@ -53,7 +53,7 @@ def main() -> None:
     data = encoded(model, options.data, options.rows)
     every = list(itertools.product(LAYERS, RANKS, RATES))
     settings = {"steps": options.steps, "batch_size": 8, "schedule": "constant", "progress": False}
-    warm = rl.Reuse(verify=False)
+    warm = rl.training.Reuse(verify=False)
 
     def shared():
         refts = {str(c): candidate(model, c[0], c[1]) for c in every}

@@ -44,16 +44,18 @@ def main() -> None:
     configs = {str(row): rl.FitConfig(steps=options.steps, batch_size=8, seed=row[0]) for row in table}
     settings = dict(steps=options.steps, batch_size=8, progress=False)
     whole, _ = timed(lambda: rl.fit(made(d, 0, 4), model, data, reuse=False, **settings))
-    one, _ = timed(lambda: rl.fit(made(d, 0, 4), model, data, reuse=rl.Reuse(verify=False), **settings))
+    one, _ = timed(lambda: rl.fit(made(d, 0, 4), model, data, reuse=rl.training.Reuse(verify=False), **settings))
     together = {str(row): made(d, *row) for row in table}
     twenty, _ = timed(
-        lambda: rl.training.fit_many(together, model, data, configs, reuse=rl.Reuse(verify=False), progress=False)
+        lambda: rl.training.fit_many(
+            together, model, data, configs, reuse=rl.training.Reuse(verify=False), progress=False
+        )
     )
     error = 0.0
     chosen = range(0, len(table), -(-len(table) // options.compare))
     for (seed, rank), found in [(table[i], together[str(table[i])]) for i in chosen]:
         alone = made(d, seed, rank)
-        rl.fit(alone, model, data, seed=seed, reuse=rl.Reuse(verify=False), **settings)
+        rl.fit(alone, model, data, seed=seed, reuse=rl.training.Reuse(verify=False), **settings)
         error = max(error, *(relative_error(a, b) for a, b in zip(found.parameters(), alone.parameters(), strict=True)))
     text = (
         f"## Twenty trainings at once\n\n"

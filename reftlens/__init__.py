@@ -11,7 +11,6 @@ from reftlens.analysis.places import effects
 from reftlens.analysis.strength import dose_response
 from reftlens.analysis.subspaces import directions
 from reftlens.bridge.pretrained import load_model
-from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import hooks
 from reftlens.editing.reading import activations
 from reftlens.editing.reft import ReFT
@@ -57,7 +56,6 @@ __all__ = [
     "Intervention",
     "LoReFT",
     "ReFT",
-    "Reuse",
     "Site",
     "SteeringVector",
     "Variant",

@@ -79,7 +79,7 @@ def test_losses_hits_and_gradients_are_those_of_the_full_softmax_restricted(rl, 
     make, settings = CASES[case]
     model = make()
     data, reft = data_on(rl, model), reft_for(rl).to(torch.float64)
-    reuse = None if settings is None else rl.Reuse(**settings)
+    reuse = None if settings is None else rl.training.Reuse(**settings)
     results, one, computation = losses_and_gradients(model, data, reft, reuse)
     assert one.logits.shape == (len(TEXTS), len(LABELS)) and computation.endswith("; scored among 3 answers")
     assert computation.startswith("light cone" if settings is not None else "full")
@@ -95,7 +95,7 @@ def test_only_the_rows_of_the_labels_are_read(rl):
     other[list(data.answers)] = False
     with torch.no_grad():
         model.original_model.lm_head._original_component.weight[other] = torch.inf
-    after = rl.evaluate(reft, model, data, progress=False, reuse=rl.Reuse(verify=False))
+    after = rl.evaluate(reft, model, data, progress=False, reuse=rl.training.Reuse(verify=False))
     assert torch.equal(before.loss, after.loss) and torch.equal(before.accuracy, after.accuracy)
 
 

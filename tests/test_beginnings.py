@@ -34,7 +34,7 @@ def reuse(**settings):
     """Without the check, so that nothing is computed in full behind the test's back."""
     import reftlens as rl
 
-    return rl.Reuse(verify=False, remember=False, **settings)
+    return rl.training.Reuse(verify=False, remember=False, **settings)
 
 
 def cone(model, data, settings, sites=None):

@@ -48,7 +48,7 @@ def test_the_light_cone_equals_the_full_computation(architecture):
     data, reft = _setup(model)
     reft.to("cuda")
     rows = tuple(range(len(data)))
-    for reuse in (off(), off(plain=False), off(memory=0), rl.Reuse(memory=0, disk=0, verify=False)):
+    for reuse in (off(), off(plain=False), off(memory=0), rl.training.Reuse(memory=0, disk=0, verify=False)):
         expected, _ = scored(model, reft, data, None, rows=rows)
         found, said = scored(model, reft, data, reuse, rows=rows)
         assert said.startswith("light cone") and worst(found, expected) < 1e-4  # float32 kernels of other shapes

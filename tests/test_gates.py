@@ -224,7 +224,7 @@ def test_the_cone_equals_the_full_computation(architecture, doubles):  # a gradi
     data, rows = encoded(model), (2, 0, 1)
     for reft in (every_gate(model), every_gate(model, "last+response"), gated(["threshold, max"], model)):
         expected, _ = scored(model, reft, data, None, rows=rows)
-        for reuse in (off(), rl.Reuse(remember=False)):
+        for reuse in (off(), rl.training.Reuse(remember=False)):
             found, said = scored(model, reft, data, reuse, rows=rows)
             assert said.startswith("light cone") and worst(found, expected) < 1e-9
         base, _ = scored(model, reft, data, off(), rows=rows, variant=rl.Variant(0.0))

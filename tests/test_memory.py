@@ -60,7 +60,7 @@ own.per_target = True
 def losses(model, data, reft=None, objective=own, **settings):
     import reftlens as rl
 
-    reuse = rl.Reuse(verify=False, **settings) if settings.pop("reuse", True) else False
+    reuse = rl.training.Reuse(verify=False, **settings) if settings.pop("reuse", True) else False
     return rl.evaluate(reft or edit(), model, data, [0, 1], objective=objective, reuse=reuse, progress=False)
 
 
@@ -74,10 +74,10 @@ def test_the_next_call_captures_nothing_and_has_the_same_numbers(architecture, c
     import reftlens as rl
 
     model, data = bridge(architecture), data_of(bridge(architecture))
-    rl.fit(edit(), model, data, steps=2, reuse=rl.Reuse(verify=False), progress=False)
+    rl.fit(edit(), model, data, steps=2, reuse=rl.training.Reuse(verify=False), progress=False)
     assert sorted(set(captured)) == [0, 1, 2]
     captured.clear()
-    rl.fit(edit(), model, data, steps=2, reuse=rl.Reuse(verify=False), progress=False)
+    rl.fit(edit(), model, data, steps=2, reuse=rl.training.Reuse(verify=False), progress=False)
     assert sorted(set(captured)) == [0, 1, 2]  # training takes none: its bits depend on no earlier call
     captured.clear()
     for part in (data, data[[2, 0]], replace(data), data_of(model)[[1]]):
@@ -114,7 +114,7 @@ def scores(model, data, sites, **settings):
     reft = rl.ReFT({site: rl.LoReFT(D, rank=2) for site in sites})
     reft.reset(0)
     alone = [rl.Variant(sites=[i]) for i in range(len(sites))]
-    reuse = rl.Reuse(verify=False, **settings)
+    reuse = rl.training.Reuse(verify=False, **settings)
     reft = reft.to(model.cfg.dtype)
     variants = [1, *alone[: len(sites) * (len(sites) > 1)]]
     return rl.evaluate(reft, model, data, variants, objective=own, reuse=reuse, progress=False)
@@ -163,7 +163,7 @@ def test_the_unedited_model_goes_through_no_block_twice(architecture, captured, 
     import reftlens as rl
 
     model = bridge(architecture, torch.float64)
-    data, quiet = data_of(model), {"reuse": rl.Reuse(verify=False), "progress": False, "objective": own}
+    data, quiet = data_of(model), {"reuse": rl.training.Reuse(verify=False), "progress": False, "objective": own}
     some, other = edit(0, "l2").to(torch.float64), edit(1).to(torch.float64)
     expected = rl.evaluate(some, model, data, [0], reuse=False, progress=False).loss
     rl.evaluate(some, model, data, **quiet)
@@ -248,7 +248,10 @@ def asked(model, data, reft, strengths=(0.5, 1), **settings):
     from reftlens.cone.plans import plans_of
     from reftlens.scoring.responses import responses
 
-    plans, reuse = plans_of(reft, {str(s): rl.Variant(s) for s in strengths}), rl.Reuse(verify=False, **settings)
+    plans, reuse = (
+        plans_of(reft, {str(s): rl.Variant(s) for s in strengths}),
+        rl.training.Reuse(verify=False, **settings),
+    )
     return responses(model, data, plans, reuse=reuse, progress=False)
 
 
@@ -343,7 +346,9 @@ def test_rows_in_which_two_variants_are_one_computation_are_scored_once(scored):
 
     model, data, reft = bridge("gpt2"), data_of(bridge("gpt2")), edit(positions="all")
     far = rl.positions.Nth(-10, missing="skip")
-    result = rl.effects(reft, model, data, positions={"far": far}, reuse=rl.Reuse(remember=False), progress=False)
+    result = rl.effects(
+        reft, model, data, positions={"far": far}, reuse=rl.training.Reuse(remember=False), progress=False
+    )
     long = int((data.prompt_mask.sum(dim=1) >= 10).sum())
     assert 0 < long < 3 and [n for _, n in scored] == [3, 3, long, long]
     short = data.prompt_mask.sum(dim=1) < 10

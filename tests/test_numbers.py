@@ -107,7 +107,7 @@ def test_places_sites_kinds_and_settings_hold_plain_integers(n):
         lambda n: vars(rl.FitConfig(epochs=n(3), steps=n(4), batch_size=n(2), seed=n(5))),
         lambda n: vars(rl.Decoding(max_new_tokens=n(3), beams=n(2), no_repeat_ngram=n(2), seed=n(1))),
         lambda n: vars(rl.Variant(sites=[n(1), n(0)])),
-        lambda n: vars(rl.Reuse(buckets=n(2))),
+        lambda n: vars(rl.training.Reuse(buckets=n(2))),
     ):
         assert json.dumps(make(n)) == json.dumps(make(int))
 
@@ -174,7 +174,7 @@ def test_what_was_trained_with_numbers_of_numpy_is_saved(tmp_path, llama, rows):
         lambda: rl.Decoding(max_new_tokens=2.5),
         lambda: rl.Decoding(seed=None),
         lambda: rl.Variant(sites=np.array([True])),
-        lambda: rl.Reuse(buckets=2.0),
+        lambda: rl.training.Reuse(buckets=2.0),
         lambda: pieces(6, 2.0),
         lambda: repetition([1, 2, 1, 2], n=True),
         lambda: shuffled_p(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]), None, 99.0, 0),

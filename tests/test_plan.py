@@ -89,7 +89,7 @@ def test_a_plan_says_what_the_run_then_computes(architecture, where, fitted):
 
     model, reuse, config = (
         bridge(architecture),
-        rl.Reuse(plain=False, verify=False),
+        rl.training.Reuse(plain=False, verify=False),
         rl.FitConfig(steps=2, batch_size=4),
     )
     data, reft = data_of(model), reft_at(*sites_of(where))
@@ -116,7 +116,7 @@ def test_a_plan_says_what_the_run_then_computes(architecture, where, fitted):
 def test_rows_are_captured_when_the_run_captures_them(settings, room, fitted, llama):
     import reftlens as rl
 
-    reuse = rl.Reuse(verify=False, remember=False, memory=room, disk=room)
+    reuse = rl.training.Reuse(verify=False, remember=False, memory=room, disk=room)
     config, data, reft = rl.FitConfig(batch_size=2, **settings), data_of(llama), reft_at(rl.resid_post(1, "last"))
     plan = rl.plan(reft, llama, data, config, reuse=reuse)
     record, tokens = fitted(reft, llama, data, config, reuse)
@@ -183,7 +183,9 @@ def test_a_bare_configuration_is_enough_and_nothing_is_allocated(llama):
     )
     assert size_of(Body(weightless(mixtral))).blocks == (2 * 64 * 64 + 2 * 64 * 32 + 8 * 64 + 2 * 3 * 64 * 96,)
     reft, data = rl.ReFT({rl.resid_post(0, "last"): rl.LoReFT(4096, rank=4)}), data_of(llama)
-    text = str(rl.plan(reft, llama_3(), data, rl.FitConfig(steps=2), device="cuda", reuse=rl.Reuse(memory=10**9)))
+    text = str(
+        rl.plan(reft, llama_3(), data, rl.FitConfig(steps=2), device="cuda", reuse=rl.training.Reuse(memory=10**9))
+    )
     assert "light cone: blocks 1 to 1, " in text and "on the device" in text and "GFLOP" in text
 
 

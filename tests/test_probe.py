@@ -36,7 +36,7 @@ def scorer_of(model, module, rows=ROWS, reuse=None):
     from reftlens.cone.plans import Plan
     from reftlens.cone.scorer import Scorer
 
-    return Scorer(model, data(model, rows), [Plan(module)], rl.Reuse.of(True if reuse is None else reuse))
+    return Scorer(model, data(model, rows), [Plan(module)], rl.training.Reuse.of(True if reuse is None else reuse))
 
 
 def logits(scorer, rows):
@@ -157,7 +157,7 @@ def test_nothing_is_compared_where_nobody_asks(monkeypatch):
     from reftlens.cone import probe
 
     monkeypatch.setattr(probe.Probe, "check", lambda *arguments: pytest.fail("compared"))
-    logits(scorer_of(fresh_bridge("gpt2"), reft(), reuse=rl.Reuse(verify=False)), (0, 1))
+    logits(scorer_of(fresh_bridge("gpt2"), reft(), reuse=rl.training.Reuse(verify=False)), (0, 1))
 
 
 # -- generation --------------------------------------------------------------------------------------------------

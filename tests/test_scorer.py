@@ -74,7 +74,7 @@ def one_site(architecture, kind, positions="last", dtype=torch.float32):
 def off(**parts):
     import reftlens as rl
 
-    return rl.Reuse(verify=False, remember=False, **parts)
+    return rl.training.Reuse(verify=False, remember=False, **parts)
 
 
 # -- the laws ----------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_behind_layers_of_another_kind_nothing_goes_on_from_stored_keys(monkeypa
     assert Body(model).stateful == "" == Body(model).obstacle()
     monkeypatch.setattr(model.original_model.config, "layer_types", ["linear_attention", "full_attention"])
     assert "linear_attention" in Body(model).stateful and Body(model).obstacle() == ""
-    assert rl.Reuse.of(False) is None
+    assert rl.training.Reuse.of(False) is None
 
 
 def test_where_the_check_fails_everything_is_computed_and_said_so(monkeypatch):
@@ -325,8 +325,8 @@ def test_over_budget_the_numbers_are_the_same(gpt2, memory, disk, where, tmp_pat
     reft = one_site("gpt2", "resid_post")
     expected = reft.clone()
     settings = dict(steps=4, batch_size=2, progress=False)
-    rl.fit(expected, gpt2, texts("gpt2"), reuse=rl.Reuse(), **settings)
-    run = rl.fit(reft, gpt2, texts("gpt2"), reuse=rl.Reuse(memory=memory, disk=disk), **settings)
+    rl.fit(expected, gpt2, texts("gpt2"), reuse=rl.training.Reuse(), **settings)
+    run = rl.fit(reft, gpt2, texts("gpt2"), reuse=rl.training.Reuse(memory=memory, disk=disk), **settings)
     assert where in run.computation
     assert not list(tmp_path.iterdir()), "the file has no name by now: nothing that a later run could trust"
     for a, b in zip(reft.parameters(), expected.parameters(), strict=True):

@@ -127,7 +127,9 @@ def compare(case, verify=True):
     parameters = [p for p in reft.parameters() if p.requires_grad]
     expected = oracle.step(hf, edits, case["strength"], case["rows"], parameters)
 
-    scorer = Scorer(model, data, [Plan(reft, variant)], rl.Reuse(verify=verify, **case["reuse"]), uses=case["uses"])
+    scorer = Scorer(
+        model, data, [Plan(reft, variant)], rl.training.Reuse(verify=verify, **case["reuse"]), uses=case["uses"]
+    )
     ((scored,),) = list(scorer.score([Job(0, tuple(range(len(data))))]))
     loss = torch.nn.functional.cross_entropy(scored.logits, scored.batch.target_ids)
     grads = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else [None] * len(parameters)

@@ -1,6 +1,7 @@
 """Training of a `ReFT` on a frozen model."""
 
 from reftlens.cone.memory import forget
+from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import preflight
 from reftlens.scoring.objectives import Objective, Predictions, cross_entropy
 from reftlens.training.config import FitConfig
@@ -20,6 +21,7 @@ __all__ = [
     "Objective",
     "Predictions",
     "RePS",
+    "Reuse",
     "Step",
     "cross_entropy",
     "fit",
