@@ -69,3 +69,171 @@ COMMONSENSE = [
     (A3, "the correct answer is answer3", "answer3", "answer3"),
     (TF, "Untrue: the correct answer is falsehood", None, None),
 ]
+
+# `(text, last, stated)`: the last number of the text, and the number that a reader finds stated as the answer.
+NUMBERS = [
+    # two numbers
+    ("She had 5 and bought 3, so she has 8 apples.", "8", "8"),
+    ("The answer is 12. There are 7 days in a week.", "7", "12"),
+    ("The answer is not 12 but 15.", "15", "15"),
+    ("The answer is 5 or 6.", "6", None),
+    ("The answer is 3 x 4 = 12 apples in 2 bags.", "2", "12"),
+    ("The answer is $3.50 per pound, for 2 pounds.", "2", "3.5"),
+    ("3 + 4 = 7", "7", "7"),
+    ("1, 2, 3", "3", "3"),
+    # restated, or followed by another question
+    ("#### 42\nThe final answer is: 42", "42", "42"),
+    ("The answer is 14. Therefore, the answer is 14.", "14", "14"),
+    ("The answer is 10. No, that is wrong: the answer is 11.", "11", "11"),
+    ("The answer is 8.\n\n### Instruction:\nTom has 3 cats. How many are there?", "3", "8"),
+    ("The answer is 9.\nQuestion: Ann is 30. How old is Eve?\nThe answer is 31.", "31", "9"),
+    # thousands
+    ("The answer is 1,000.", "1000", "1000"),
+    ("It costs $1,234,567.", "1234567", "1234567"),
+    ("#### 12,345.50", "12345.5", "12345.5"),
+    ("She counted 1,2 and 3.", "3", "3"),
+    ("He chose 1,23", "23", "23"),
+    # negative
+    ("The answer is -7.", "-7", "-7"),
+    ("The answer is \N{MINUS SIGN}7.", "-7", "-7"),
+    ("It lost -$20", "-20", "-20"),
+    ("It lost $-20", "-20", "-20"),
+    ("x = (-5)", "-5", "-5"),
+    ("What is left of 10 - 7", "7", "7"),
+    ("10-7", "7", "7"),
+    ("Read pages 12-15.", "15", "15"),
+    ("3 - -4", "-4", "-4"),
+    # units
+    ("The answer is 30%.", "30", "30"),
+    ("The answer is 5kg", "5", "5"),
+    ("The answer is 24 m^2.", "24", "24"),
+    ("H2O has 3 atoms, as has CO2", "3", "3"),
+    ("on the 3rd day", "3", "3"),
+    # decimals
+    (".75", "0.75", "0.75"),
+    ("The answer is 2.50.", "2.5", "2.5"),
+    ("The answer is 5.0", "5", "5"),
+    ("1.8333333333333335", "1.8333333333333335", "1.8333333333333335"),
+    ("It is 1.5e3.", "1500", "1500"),
+    # fractions
+    ("The answer is 1/2.", "0.5", "0.5"),
+    ("The answer is 3 1/2 cups.", "3.5", "3.5"),
+    ("2/3 of 36 = 24", "24", "24"),
+    ("10/5 = 2", "2", "2"),
+    ("The answer is \\frac{3}{4}", "0.75", "0.75"),
+    ("\\boxed{18}", "18", "18"),
+    # no answer
+    ("", None, None),
+    ("I do not know.", None, None),
+    ("There are seven apples.", None, None),
+    ("5 + 3 is asked for. The answer is", "3", None),
+    ("The answer is twelve (12).", "12", "12"),
+]
+
+# `(text, stated, first)`: the letter stated as the answer, and the first capital A to E, wherever it stands.
+LETTERS = [
+    # two letters
+    ("The answer is not (A) but (C).", "C", "A"),
+    ("Both A and B are correct.", None, "B"),
+    ("The answer is B or C.", None, "B"),
+    ("The answer is A and D.", None, "A"),
+    ("The answer is (A) 23.65, not (B).", "A", "A"),
+    ("The answer isn't D.", None, "D"),
+    ("The answer is (B). Wait, the answer is (C).", "C", "B"),
+    ("The answer is B because A is too small.", "B", "B"),
+    ("Option A is wrong. The answer is B.", "B", "A"),
+    ("The answer is (B).\n\nQuestion: How far?\nThe answer is (D).", "B", "B"),
+    # capitals that are no answer
+    ("A train travels 60 km. The answer is D.", "D", "A"),
+    ("Distance = 5. So the answer is (C).", "C", "D"),
+    ("E is the total energy; the answer is C.", "C", "E"),
+    ("Let A be his age; then A = 20.", None, "A"),
+    ("Beth walks.", None, "B"),
+    ("Answer Choices: (A) 1 (B) 2", None, "A"),
+    ("Each of Dan's cars is old.", None, "E"),
+    # how it is put
+    ("answer: (b)", "B", None),
+    ("(e)", "E", None),
+    ("C", "C", "C"),
+    ("E) 1023.65", "E", "E"),
+    ("Answer: B. 35", "B", "A"),
+    ("The answer is a.", "A", None),
+    ("ANSWER: c)", "C", "A"),
+    ("The correct option is B.", "B", "B"),
+    ("Option C is correct.", "C", "C"),
+    ("Therefore, B is the answer.", "B", "B"),
+    ("The answer is option (D).", "D", "D"),
+    ("The answer is **D**.", "D", "D"),
+    ("The answer is $\\boxed{C}$.", "C", "C"),
+    ('The answer is "A".', "A", "A"),
+    ("Correct answer - A", "A", "C"),
+    ("ANS:B", "B", "A"),
+    ("Ans. (D)", "D", "A"),
+    ("The answer is 5, which is (C).", "C", "C"),
+    ("The answer is A", "A", "A"),
+    # no answer, or none of those
+    ("", None, None),
+    ("I cannot say.", None, None),
+    ("The answer is F.", None, None),
+    ("The answer is 23.65.", None, None),
+    ("the answer is a number", None, None),
+    ("The correct answer is none of these.", None, None),
+]
+
+SENTIMENT = {"negative": "negative", "positive": "positive"}
+FOLLOWS = {"yes": "entailment", "maybe": "neutral", "no": "contradiction"}
+ALIKE = None
+"""Not words, but a similarity of 0 to 5."""
+
+# `(words, text, answer)`: the words by which labels are written, and the label that a reader finds.
+GLUE = [
+    # two labels, or one denied
+    (SENTIMENT, "negative, not positive", "negative"),
+    (SENTIMENT, "not positive", None),
+    (SENTIMENT, "not negative but positive", "positive"),
+    (SENTIMENT, "positive or negative", None),
+    (SENTIMENT, "positive/negative", None),
+    (SENTIMENT, "positive and negative", None),
+    (FOLLOWS, "yes and no", None),
+    (FOLLOWS, "Maybe, or no.", None),
+    # words inside words, and words that say something else
+    (SENTIMENT, "positively", None),
+    (SENTIMENT, "nonpositive", None),
+    (FOLLOWS, "know", None),
+    (FOLLOWS, "No idea.", None),
+    (FOLLOWS, "no answer", None),
+    (FOLLOWS, "yesterday", None),
+    # outside the set
+    (SENTIMENT, "neutral", None),
+    (SENTIMENT, "mixed", None),
+    (FOLLOWS, "entailment", None),
+    # no answer
+    (SENTIMENT, "", None),
+    (SENTIMENT, " \n", None),
+    (FOLLOWS, "It is hard to say.", None),
+    # marks, case, space, restated, explained
+    (SENTIMENT, " Positive", "positive"),
+    (SENTIMENT, "NEGATIVE!", "negative"),
+    (SENTIMENT, '"positive"', "positive"),
+    (SENTIMENT, "**negative**", "negative"),
+    (SENTIMENT, "positive sentiment", "positive"),
+    (SENTIMENT, "The sentiment is negative.", "negative"),
+    (SENTIMENT, "Answer: positive", "positive"),
+    (SENTIMENT, "positive\n\nReview: dull .\nSentiment: negative", "positive"),
+    (SENTIMENT, "negative. It is negative.", "negative"),
+    (FOLLOWS, "Yes, it does.", "entailment"),
+    (FOLLOWS, " no", "contradiction"),
+    (FOLLOWS, "No it does not follow", "contradiction"),
+    (FOLLOWS, "The answer is maybe.", "neutral"),
+    # a similarity
+    (ALIKE, " 3.8", "3.8"),
+    (ALIKE, "4.2 out of 5", "4.2"),
+    (ALIKE, "4/5", "4"),
+    (ALIKE, "The score is 0.", "0"),
+    (ALIKE, "5.000", "5"),
+    (ALIKE, "5.5", None),
+    (ALIKE, "-1", None),
+    (ALIKE, "85%", None),
+    (ALIKE, "very much alike", None),
+    (ALIKE, "", None),
+]
