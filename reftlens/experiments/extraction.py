@@ -1,7 +1,9 @@
 """Answers read in what a model wrote: one function for each rule, each against cases worked by hand in the tests."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from reftlens.experiments.numerals import canonical, numerals
 
 TRIGGER = "the correct answer is "
 _NEXT_QUESTION = re.compile(
@@ -12,6 +14,13 @@ _DENIED = re.compile(
     r"(?:\bnot|n't|\brather than|\binstead of|\bneither|\bnor|\bunlike)\s+(?:the\s+)?\W*$", re.IGNORECASE
 )
 _WRONG = re.compile(r"\W*(?:is|was|would be)\s*(?:not\b|n't|wrong|incorrect|false\b)", re.IGNORECASE)
+_NUMBER_CUE = re.compile(r"\banswer\s*(?:is(?=\W|n't|$)|:|=)|####|\\boxed", re.IGNORECASE)
+_LETTER_CUE = re.compile(
+    r"\b(?:answer|option|choice)\s*(?:is(?=\W|n't|$)|[:=-])|\bans\b\.?\s*(?:is\b|[:=-])?", re.IGNORECASE
+)
+_LETTER = re.compile(r"\(([A-Ea-e])\)|(?<![\w'])([A-E])(?![\w'])|^\W*([a-e])(?=\s*(?:[).]|$))")
+_LETTER_ALONE = re.compile(r"^\s*(?:\(([A-Ea-e])\)|([A-E])\)|([A-Ea-e])\W*$)")
+_LETTER_IS = re.compile(r"(?<![\w'])\(?([A-E])\)?\s+is\s+(?:the\s+)?(?:correct|right|answer)\b")
 _JOINED = re.compile(r"\s*(?:/|,?\s*\b(?:or|and)\b|,)\s*\W*$", re.IGNORECASE)
 
 
@@ -78,3 +87,89 @@ def _mentions(said: str, choices: Sequence[str]):
     for mention in re.finditer(r"\b(?:answer|choice|ending|option|solution)\s?#?(\d+)\b", said, re.IGNORECASE):
         if 1 <= int(mention[1]) <= len(choices):
             yield mention, choices[int(mention[1]) - 1]
+
+
+# -- numbers -------------------------------------------------------------------------------------------------
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text, in its canonical form: the rule of LLM-Adapters and the LoReFT paper."""
+    found = numerals(text)
+    return canonical(found[-1].value) if found else None
+
+
+def stated_number(text: str) -> str | None:
+    """The number after the last "the answer is", "####" or box; the last number of a text that states none.
+
+    It is looked for in the sentence that states it, after its last "=" where it has one, before the text goes on to
+    another question. A number that is denied does not count; "5 or 6" is none.
+    """
+    text = answered(text)
+    cues = list(_NUMBER_CUE.finditer(text))
+    if not cues:
+        return last_number(text)
+    said = _sentence(text[cues[-1].end() :])
+    said = said[said.rfind("=") + 1 :]
+    held = [n for n in numerals(said) if not _DENIED.search(said[: n.start])]
+    if not held or (len(held) > 1 and _JOINED.fullmatch(said[held[0].end : held[1].start])):
+        return None
+    return canonical(held[0].value)
+
+
+def number_within(text: str, low: float, high: float) -> str | None:
+    """The first number of a text if it lies in a range: a similarity; "4/5" and "4 out of 5" are 4."""
+    found = numerals(answered(text), fractions=False)
+    return canonical(found[0].value) if found and low <= found[0].value <= high else None
+
+
+# -- letters -------------------------------------------------------------------------------------------------
+
+
+def stated_letter(text: str, choices: Sequence[str]) -> str | None:
+    """The letter that is stated as the answer ("The answer is (B)", "Option C is correct", "E) 12"), and no other.
+
+    The last statement counts, before the text goes on to another question; two letters that are joined are none.
+    """
+    text = answered(text)
+    cues = list(_LETTER_CUE.finditer(text))
+    if not cues:
+        found = _LETTER_ALONE.search(text) or _LETTER_IS.search(text)
+        letter = next((g for g in found.groups() if g), "").upper() if found else ""
+        return letter if letter in choices else None
+    said = _sentence(text[cues[-1].end() :])
+    found = [(m.start(), m.end(), next(g for g in m.groups() if g).upper()) for m in _LETTER.finditer(said)]
+    held = [f for f in found if f[2] in choices and not _DENIED.search(said[: f[0]])]
+    if not held or (len(held) > 1 and _JOINED.fullmatch(said[held[0][1] : held[1][0]])):
+        return None
+    return held[0][2]
+
+
+def first_capital(text: str, choices: Sequence[str]) -> str | None:
+    """The first letter of a text that is one of the choices, wherever it stands: the rule of LLM-Adapters for AQuA.
+
+    "Both …" is B by this rule, and "Answer: C" is A.
+    """
+    return next((character for character in text if character in choices), None)
+
+
+# -- words ---------------------------------------------------------------------------------------------------
+
+
+def label_word(text: str, words: Mapping[str, str]) -> str | None:
+    """The label whose word a text begins with, or else the only one that its first line names.
+
+    Case and marks do not matter; words that are denied, or joined ("positive or negative"), are none.
+    """
+    line = text.strip().split("\n")[0]
+    word = rf"(?<!\w)({'|'.join(map(re.escape, words))})(?!\w)(?!\s+(?:answer|idea|clue|opinion)\b)"
+    found = [m for m in re.finditer(word, line, re.IGNORECASE) if not _DENIED.search(line[: m.start()])]
+    labels = [words[m[1].lower()] for m in found]
+    if len(found) > 1 and labels[0] != labels[1] and _JOINED.fullmatch(line[found[0].end() : found[1].start()]):
+        return None
+    begins = bool(found) and not re.search(r"\w", line[: found[0].start()])
+    return labels[0] if begins or len(set(labels)) == 1 else None
+
+
+def _sentence(said: str) -> str:
+    """What follows a cue, to the end of its sentence or line."""
+    return re.split(r"[.!?](?=\s|$)|\n", said.lstrip(" \n\t:*"), maxsplit=1)[0]
