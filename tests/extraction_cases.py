@@ -171,6 +171,10 @@ LETTERS = [
     ("Ans. (D)", "D", "A"),
     ("The answer is 5, which is (C).", "C", "C"),
     ("The answer is A", "A", "A"),
+    ("Therefore, m is 3, which is option D.", "D", "D"),
+    ("Therefore, the probability is A) 3/13.", "A", "A"),
+    ("Option B is even. The only one that is odd is option C) Y.", "C", "B"),
+    ("Question now becomes how many.\nANS: D", "D", "A"),
     # no answer, or none of those
     ("", None, None),
     ("I cannot say.", None, None),

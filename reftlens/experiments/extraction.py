@@ -7,7 +7,7 @@ from reftlens.experiments.numerals import canonical, numerals
 
 TRIGGER = "the correct answer is "
 _NEXT_QUESTION = re.compile(
-    r"\n\s*(?:#|Please (?:choose|answer)\b|Question\b|Q:|Answer format:|Below is an instruction)"
+    r"\n\s*(?:#|Please (?:choose|answer)\b|(?:Question|Q)\s*\d*:|Answer format:|Below is an instruction)"
 )
 _CUE = re.compile(r"\banswer\s*(?:is(?=\W|n't|$)|:)", re.IGNORECASE)
 _DENIED = re.compile(
@@ -20,7 +20,9 @@ _LETTER_CUE = re.compile(
 )
 _LETTER = re.compile(r"\(([A-Ea-e])\)|(?<![\w'])([A-E])(?![\w'])|^\W*([a-e])(?=\s*(?:[).]|$))")
 _LETTER_ALONE = re.compile(r"^\s*(?:\(([A-Ea-e])\)|([A-E])\)|([A-Ea-e])\W*$)")
-_LETTER_IS = re.compile(r"(?<![\w'])\(?([A-E])\)?\s+is\s+(?:the\s+)?(?:correct|right|answer)\b")
+_LETTER_IS = re.compile(
+    r"(?<![\w'])\(?([A-E])\)?\s+is\s+(?:the\s+)?(?:correct|right|answer)\b|\bis\s+(?:option\s*\(?([A-E])\b|\(?([A-E])\))"
+)
 _JOINED = re.compile(r"\s*(?:/|,?\s*\b(?:or|and)\b|,)\s*\W*$", re.IGNORECASE)
 
 
@@ -133,8 +135,8 @@ def stated_letter(text: str, choices: Sequence[str]) -> str | None:
     text = answered(text)
     cues = list(_LETTER_CUE.finditer(text))
     if not cues:
-        found = _LETTER_ALONE.search(text) or _LETTER_IS.search(text)
-        letter = next((g for g in found.groups() if g), "").upper() if found else ""
+        found = list(_LETTER_ALONE.finditer(text)) or list(_LETTER_IS.finditer(text))
+        letter = next(g for g in found[-1].groups() if g).upper() if found else ""
         return letter if letter in choices else None
     said = _sentence(text[cues[-1].end() :])
     found = [(m.start(), m.end(), next(g for g in m.groups() if g).upper()) for m in _LETTER.finditer(said)]
