@@ -113,3 +113,119 @@ COMMONSENSE = {
         [f"answer{i % 4 + 1}" for i in range(10)],
     ),
 }  # fmt: skip
+
+
+def numbered(question, steps=None, answers=None):
+    """Ten answers, and what is asked and worked out for each."""
+    return {
+        "questions": [question.format(i) for i in range(10)],
+        "steps": steps and [steps.format(i, i + 2) for i in range(10)],
+        "answers": answers or [str(i + 2) for i in range(10)],
+    }
+
+
+def svamp():
+    return [
+        {
+            "ID": f"chal-{i}", "Body": f"Ann had {i} pens.", "Question": "She buys 2. How many has she?",
+            "Equation": f"( {i}.0 + 2.0 )", "Answer": f"{i + 2}.0", "Type": "Addition",
+        }
+        for i in range(10)
+    ]  # fmt: skip
+
+
+def addsub():
+    return [
+        {
+            "iIndex": i,
+            "sQuestion": f"Ann had {i} pens. She buys 2. How many has she?",
+            "lEquations": [f"X={i}+2"],
+            "lSolutions": [i + 2.0],
+        }
+        for i in range(10)
+    ]
+
+
+def multiarith():
+    return [
+        {"question": f"Ann had {i} pens. She buys 2. How many has she?", "final_ans": str(i + 2)} for i in range(10)
+    ]
+
+
+def mawps():
+    return [
+        {
+            "Question": "Ann had N_00 pens . She buys N_01 . How many ?",
+            "Numbers": f"{i}.0 2.0",
+            "Equation": "+ N_00 N_01",
+            "Answer": i + 2.0,
+        }
+        for i in range(10)
+    ]
+
+
+def gsm8k():
+    return [
+        {
+            "question": f"Ann had {i} pens. She buys 2. How many?",
+            "answer": f"She has {i} + 2 = <<{i}+2={i + 2}>>{i + 2} pens.\n#### {i + 2},000",
+        }
+        for i in range(10)
+    ]
+
+
+def aqua():
+    return [
+        {
+            "question": f"What is {i} + 2?", "options": [f"{c}){i + j}" for j, c in enumerate("ABCDE")],
+            "rationale": f"{i} + 2 = {i + 2}", "correct": "C",
+        }
+        for i in range(10)
+    ]  # fmt: skip
+
+
+ARITHMETIC = {
+    "svamp": (svamp(), numbered("Ann had {} pens. She buys 2. How many has she?", "( {} + 2 ) = {}\n")),
+    "addsub": (addsub(), numbered("Ann had {} pens. She buys 2. How many has she?")),
+    "singleeq": (addsub(), numbered("Ann had {} pens. She buys 2. How many has she?")),
+    "multiarith": (multiarith(), numbered("Ann had {} pens. She buys 2. How many has she?")),
+    "mawps": (mawps(), numbered("Ann had {} pens . She buys 2 . How many ?")),
+    "gsm8k": (
+        gsm8k(),
+        numbered(
+            "Ann had {} pens. She buys 2. How many?",
+            "She has {0} + 2 = {1} pens.\n",
+            [f"{i + 2}000" for i in range(10)],
+        ),
+    ),
+    "aqua": (
+        aqua(),
+        {
+            "questions": [
+                f"What is {i} + 2? Answer Choices: (A) {i} (B) {i + 1} (C) {i + 2} (D) {i + 3} (E) {i + 4}"
+                for i in range(10)
+            ],
+            "steps": [f"{i} + 2 = {i + 2}\n" for i in range(10)],
+            "answers": ["C"] * 10,
+        },
+    ),
+}  # fmt: skip
+"""Of each data set its records, and the questions, steps and answers that they hold."""
+
+
+def glue(texts, labels):
+    return [{**{t: f"{t} number {i}" for t in texts}, "label": labels[i % len(labels)], "idx": i} for i in range(10)]
+
+
+GLUE = {
+    "cola": (glue(["sentence"], [0, 1]), ["unacceptable", "acceptable"]),
+    "sst2": (glue(["sentence"], [0, 1]), ["negative", "positive"]),
+    "mrpc": (glue(["sentence1", "sentence2"], [0, 1]), ["not_equivalent", "equivalent"]),
+    "stsb": (glue(["sentence1", "sentence2"], [0.0, 2.6, 5.0]), ["0", "2.6", "5"]),
+    "qqp": (glue(["question1", "question2"], [0, 1]), ["not_duplicate", "duplicate"]),
+    "mnli": (glue(["premise", "hypothesis"], [0, 1, 2]), ["entailment", "neutral", "contradiction"]),
+    "qnli": (glue(["question", "sentence"], [0, 1]), ["entailment", "not_entailment"]),
+    "rte": (glue(["sentence1", "sentence2"], [0, 1]), ["entailment", "not_entailment"]),
+    "wnli": (glue(["sentence1", "sentence2"], [0, 1]), ["not_entailment", "entailment"]),
+}
+"""Of each data set its records, and the names of their labels in turn (`nyu-mll/glue`)."""

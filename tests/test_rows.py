@@ -111,6 +111,139 @@ def test_files_in_the_form_of_llm_adapters_are_taken_as_they_are(name):
         assert all(len(row.fields["options"]) == len(row.choices) for row in rows)
 
 
+# -- arithmetic ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", hub_rows.ARITHMETIC)
+def test_ten_problems_in_the_hubs_schema(name):
+    from reftlens.experiments.rows import TASKS, load_rows
+    from reftlens.experiments.templates import alpaca
+
+    records, known = hub_rows.ARITHMETIC[name]
+    rows, task = load_rows(name, "test", data=records), TASKS[name]
+    assert [row.prompt for row in rows] == [alpaca(question) for question in known["questions"]]
+    assert [row.answer for row in rows] == known["answers"]
+    ends = [f"The final answer is: {answer}" for answer in known["answers"]]
+    steps = known["steps"] or [""] * 10
+    assert [row.completion for row in rows] == [step + end for step, end in zip(steps, ends, strict=True)]
+    assert all(task.equal(task.extract(row.completion, row), row.answer) for row in rows)
+    assert all(task.extract(task.written(row.answer, row), row) == row.answer for row in rows)
+
+
+def test_calculator_marks_are_kept_where_they_are_asked_for():
+    from reftlens.experiments.families.arithmetic import arithmetic
+    from reftlens.experiments.rows import load_rows
+
+    kept, bare = load_rows(arithmetic("gsm8k", calculator=True), data=hub_rows.gsm8k()), hub_rows.gsm8k()
+    assert "<<3+2=5>>" in kept[3].completion and "<<" not in load_rows("gsm8k", data=bare)[3].completion
+
+
+def test_a_number_is_right_within_a_thousandth():
+    from reftlens.experiments.rows import TASKS
+
+    equal = TASKS["gsm8k"].equal
+    assert equal("3.001", "3") and not equal("3.0011", "3") and equal("-2", "-2") and not equal("2", "-2")
+    assert equal("B", "B") and not equal("B", "C") and not equal("3", "C")
+
+
+def test_truncated_completions_are_beginnings():
+    from reftlens.experiments.families.arithmetic import truncated
+    from reftlens.experiments.rows import load_rows
+
+    rows = load_rows("gsm8k", data=hub_rows.gsm8k())
+    for words in (1, 5, 100):
+        for row, cut in zip(rows, truncated(rows, words), strict=True):
+            assert row.completion.startswith(cut.completion) and cut.prompt == row.prompt
+            assert len(cut.completion.split()) == min(words, len(row.completion.split()))
+    with pytest.raises(ValueError, match="words=0"):
+        truncated(rows, 0)
+
+
+@real
+@pytest.mark.parametrize("train", ["math10k", "mawps"])
+def test_the_filter_by_question_finds_what_the_data_flag_as_leaks(train):
+    from reftlens.experiments.rows import load_rows, without_leaks
+
+    flagged = load_rows(train, data=DATA, leaks=True)
+    tests = {name: load_rows(name, "test", data=DATA) for name in ("aqua", "gsm8k", "mawps", "multiarith", "singleeq")}
+    tests["gsm8k_dev300"] = load_rows("gsm8k", "dev", data=DATA)
+    file = next((DATA / "arithmetic/train").glob(f"{train}_*.jsonl"))
+    said = [json.loads(line)["in_test"] for line in file.open(encoding="utf-8")]
+    assert len(load_rows(train, data=DATA)) == sum(not names for names in said) < len(flagged)
+    for name, rows in tests.items():
+        kept = {row.index for row in without_leaks(flagged, rows)}
+        assert [i for i in range(len(said)) if i not in kept] == [i for i, names in enumerate(said) if name in names]
+
+
+@real
+@pytest.mark.parametrize(
+    ("name", "part", "rows", "misread"),
+    [("gsm8k", "train", 2500, 0), ("gsm8k", "dev", 300, 0), ("mawps", "train", 706, 0), ("aqua", "dev", 254, 0),
+     ("math10k", "train", 1378, 12)],
+)  # fmt: skip
+def test_worked_answers_are_read_back_from_their_steps(name, part, rows, misread):
+    """The 12 of MATH10K are a model's own: "None of the options", or a number where a letter is gold."""
+    from reftlens.experiments.rows import TASKS, load_rows
+
+    task, loaded = TASKS[name], load_rows(name, part, data=DATA)
+    read = [(task.extract(row.completion, row), row.answer) for row in loaded]
+    assert (len(loaded), sum(a is None or not task.equal(a, gold) for a, gold in read)) == (rows, misread)
+
+
+# -- instructions, and GLUE ----------------------------------------------------------------------------------
+
+
+def test_instructions_with_and_without_an_input():
+    from reftlens.experiments.rows import TASKS, load_rows
+
+    records = [
+        {"instruction": "Name a bird.", "input": "", "output": "A wren."},
+        {"instruction": "Translate.", "input": "chat", "output": "cat"},
+    ]
+    bare, given = load_rows("alpaca", data=records)
+    assert bare.prompt == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nName a bird.\n\n### Response:\n"
+    )
+    assert given.prompt == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\nTranslate.\n\n### Input:\nchat\n\n"
+        "### Response:\n"
+    )
+    assert given.completion == given.answer == "cat" and given.question != bare.question
+    assert TASKS["alpaca"].extract(" a dog \n", given) == "a dog" and TASKS["alpaca"].extract(" ", given) is None
+    turns = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}]
+    (chosen,) = load_rows("ultrafeedback", data=[{"prompt": "Hello?", "chosen": turns, "rejected": turns}])
+    assert "Hello?" in chosen.prompt and chosen.completion == "Hi."
+
+
+@pytest.mark.parametrize("name", hub_rows.GLUE)
+def test_ten_rows_of_each_task_of_glue(name):
+    from reftlens.experiments.rows import TASKS, load_rows
+
+    records, labels = hub_rows.GLUE[name]
+    rows, task = load_rows(name, "test", data=records), TASKS[name]
+    for row, record in zip(rows, records, strict=True):
+        assert row.answer == labels[row.index % len(labels)] and row.fields["label"] == record["label"]
+        assert row.fields["texts"] == tuple(v for v in record.values() if isinstance(v, str))
+        assert all(text in row.prompt for text in row.fields["texts"])
+        assert row.completion[0] == " " and task.extract(row.completion, row) == row.answer
+        assert all(task.extract(task.written(c, row), row) == c for c in row.choices)
+        assert row.choices == (() if name == "stsb" else tuple(labels))
+    assert task.equal("2.6", "2.6") and not task.equal("2.6", "3")
+    wrong = [{**records[0], "label": -1}]
+    refused("row 0: label (-1 is outside the set|is -1, expected a similarity)", name, data=wrong)
+
+
+def test_a_file_of_glue_that_no_task_names_has_two_labels(tmp_path):
+    from reftlens.experiments.rows import load_rows
+
+    records = [{"first": "a", "second": "b", "label": i % 2, "idx": i} for i in range(4)]
+    written(tmp_path / "glue/oddity/validation.jsonl", records)
+    rows = load_rows("oddity", "test", data=tmp_path)
+    assert [row.answer for row in rows] == ["0", "1", "0", "1"] and rows[0].prompt == "First: a\nSecond: b\nLabel:"
+
+
 # -- files ---------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +336,10 @@ def test_a_file_of_another_task_or_family_is_refused_with_its_line(tmp_path):
     refused(r"line 1 asks for one of true, false, and piqa asks for solution1, solution2", "piqa", data=mine)
     other = written(tmp_path / "b.jsonl", [{"sentence": "fine .", "label": 1, "idx": 0}])
     refused(r"b\.jsonl, line 1 has no field 'question', it has: sentence, label, idx", data=other)
+    refused("it would be a row of glue, and boolq is of commonsense", data=other)
+    refused("it would be a row of commonsense, and gsm8k is of arithmetic", "gsm8k", data=mine)
+    refused("it would be a row of commonsense, and sst2 is of glue", "sst2", data=mine)
+    refused("has a field 'answer'.* it would be a row of commonsense", "alpaca", data=mine)
     other.write_text("[1, 2]")
     refused("b.jsonl, record 0 is no record with fields", data=other)
 
@@ -220,6 +357,20 @@ def test_a_label_outside_the_set_and_an_empty_answer_are_refused_with_their_line
     refused(r"row 0: endings is \[\], expected a list", "hellaswag", data=[{**hub_rows.hellaswag()[0], "endings": []}])
     refused("row 0: input is 'x', expected none", data=[{**question(1), "input": "x"}])
     refused("no rows of boolq", data=[])
+
+
+def test_what_cannot_be_a_problem_is_refused():
+    first = hub_rows.gsm8k()[0]
+    refused(r"row 0: answer is 'x', expected steps, then '#### '", "gsm8k", data=[{**first, "answer": "x"}])
+    refused("the number after '####' is 'two', expected a number", "gsm8k", data=[{**first, "answer": "so\n#### two"}])
+    refused("answer is '', expected text", "gsm8k", data=[{**first, "answer": ""}])
+    refused("row 0: answer is True, expected a number", "gsm8k", data=[{"instruction": "?", "answer": True}])
+    refused("row 0: correct 'F' is outside the set", "aqua", data=[{**hub_rows.aqua()[0], "correct": "F"}])
+    refused("answer 'E' is outside the set, expected one of A, B", "aqua",
+            data=[{"instruction": "Which? (A) 1 (B) 2", "answer": "E"}])  # fmt: skip
+    refused("Question names N_01, and Numbers has 1", "mawps", data=[{**hub_rows.mawps()[0], "Numbers": "3.0"}])
+    refused(r"lSolutions is \[\], expected", "addsub", data=[{**hub_rows.addsub()[0], "lSolutions": []}])
+    refused(r"has the fields id, expected those of one form of instruction, answer; ", "svamp", data=[{"id": 3}])
 
 
 def test_the_hub_out_of_reach_says_what_to_pass(monkeypatch):

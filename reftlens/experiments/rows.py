@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from reftlens.errors import index_of
-from reftlens.experiments.families import commonsense
+from reftlens.experiments.families import arithmetic, commonsense, glue, instruction
 from reftlens.experiments.task import Family, Row, Task
 from reftlens.files import located
 from reftlens.numbers import whole
 from reftlens.selection.splitting import split_groups
 from reftlens.text.loading import Source, records
 
-__all__ = ["FAMILIES", "TASKS", "Row", "Task", "load_rows", "split", "task_of"]
+__all__ = ["FAMILIES", "TASKS", "Row", "Task", "load_rows", "split", "task_of", "without_leaks"]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (commonsense.FAMILY,)}
+_FAMILIES = (commonsense.FAMILY, arithmetic.FAMILY, instruction.FAMILY, glue.FAMILY)
+FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
 TASKS: dict[str, Task] = {name: task for family in FAMILIES.values() for name, task in family.tasks.items()}
 
 
@@ -44,7 +45,7 @@ def load_rows(
     """
     source, known = _source(task, split, data)
     rows = [
-        known.row(_checked(record, place), index, place)
+        _row(known, record, index, place)
         for index, (place, record) in enumerate(source)
         if leaks or not (isinstance(record, Mapping) and record.get("in_test"))
     ]
@@ -54,6 +55,12 @@ def load_rows(
         return rows
     drawn = random.Random(whole(seed, "seed")).sample(range(len(rows)), count)
     return [rows[i] for i in sorted(drawn)]
+
+
+def without_leaks(rows: Sequence[Row], test: Sequence[Row]) -> list[Row]:
+    """Rows whose question is not among those of the test rows: the same letters and digits, whatever the marks."""
+    asked = {row.question for row in test}
+    return [row for row in rows if row.question not in asked]
 
 
 def split(
@@ -102,31 +109,50 @@ def _found(folder: Path, name: str, known: Task | None, split: str) -> tuple[Pat
     looked: list[Path] = []
     for family in FAMILIES.values() if known is None else (FAMILIES[known.family],):
         task = known or family.other(name)
-        named = [folder / family.name / family.file(task, split), folder / family.file(task, split)]
+        named = [parent / file for parent in (folder / family.name, folder) for file in family.files(task, split)]
         looked += [file for file in named if file not in looked]
         for file in named:
             # Of a folder that is called otherwise, what is in the file says whose it is.
             if file.is_file() and (known or family.name in file.parts or _family_of(file) is family):
                 return file, task
     there = sorted({file.stem for place in looked for file in place.parent.glob("*.jsonl")})
-    index_of([*TASKS, *(n for n in there if n not in TASKS)], name, "task")
+    if known is None:
+        index_of([*TASKS, *(n for n in there if n not in TASKS)], name, "task")
     raise ValueError(
         f"no {split} rows of {name}: looked for {', '.join(map(str, looked))}; there are: {', '.join(there) or 'none'}"
     )
 
 
+def _row(task: Task, record: Any, index: int, place: str) -> Row:
+    """A row; what is none says of which family it would be one."""
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{place} is no record with fields: {str(record)[:60]!r}")
+    try:
+        return task.row(record, index, place)
+    except ValueError as error:
+        others = [name for name, family in FAMILIES.items() if name != task.family and _reads(family, record, place)]
+        hint = f"; it would be a row of {others[0]}, and {task.name} is of {task.family}" if others else ""
+        raise ValueError(f"{error}{hint}") from None
+
+
+def _reads(family: Family, record: Mapping[str, Any], place: str) -> bool:
+    try:
+        family.other("_").row(record, 0, place)
+    except ValueError:
+        return False
+    return True
+
+
 def _family_of(file: Path) -> Family:
     """The family whose tasks can read the first record of a file."""
-    place, record = next(islice(records(file), 1), (str(file), {}))
-    said = []
-    for family in FAMILIES.values():
-        try:
-            family.other(file.stem).row(_checked(record, place), 0, place)
-        except ValueError as error:
-            said.append(f"{family.name}: {error}")
-            continue
-        return family
-    raise ValueError(f"{place} is a row of no family: " + "; ".join(said))
+    place, record = next(islice(records(file), 1), (str(file), None))
+    if record is None:
+        raise ValueError(f"{file} is empty, expected a record on each line")
+    readers = [family for family in FAMILIES.values() if isinstance(record, Mapping) and _reads(family, record, place)]
+    if not readers:
+        seen = ", ".join(map(str, record)) if isinstance(record, Mapping) else str(record)[:60]
+        raise ValueError(f"{place} is a row of none of {', '.join(FAMILIES)}: {seen}")
+    return readers[0]
 
 
 def _hub_records(task: Task, split: str) -> Iterator[tuple[str, Any]]:
@@ -143,9 +169,3 @@ def _hub_records(task: Task, split: str) -> Iterator[tuple[str, Any]]:
             "no network"
         ) from error
     return ((f"{task.hub}, {name} row {i}", record) for i, record in enumerate(rows))
-
-
-def _checked(record: Any, place: str) -> Mapping[str, Any]:
-    if not isinstance(record, Mapping):
-        raise ValueError(f"{place} is no record with fields: {str(record)[:60]!r}")
-    return record

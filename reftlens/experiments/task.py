@@ -1,5 +1,6 @@
 """A row of a data set as a model reads it, and a task: how records become rows, and texts become answers."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,8 +33,8 @@ class Row:
 
     @property
     def question(self) -> str:
-        """What is asked, without the template around it: rows with the same question are one question."""
-        return " ".join(str(self.fields.get("question", self.prompt)).lower().split())
+        """What is asked, in lower-case letters and digits alone: rows with the same question are one question."""
+        return " ".join(re.findall(r"\w+", str(self.fields.get("question", self.prompt)).lower()))
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,19 @@ class Family:
         tasks: those that are known by name.
         other: a task of this family for the name of a file that is not among them.
         layout: where the file of a task and split lies in the family's folder.
+        whole: the same of a file that is not split; its rows are there to train on.
     """
 
     name: str
     tasks: Mapping[str, Task]
     other: Callable[[str], Task]
     layout: str = "{split}/{name}.jsonl"
+    whole: str | None = None
 
-    def file(self, task: Task, split: str) -> str:
-        """Where the rows of a split lie, below the family's folder."""
-        return task.files.get(split) or self.layout.format(name=task.name, split=split)
+    def files(self, task: Task, split: str) -> tuple[str, ...]:
+        """Where the rows of a split may lie, below the family's folder."""
+        named = task.files.get(split) or self.layout.format(name=task.name, split=split)
+        return (named, self.whole.format(name=task.name)) if self.whole and split == "train" else (named,)
 
 
 def text_of(record: Record, name: str, place: str) -> str:
