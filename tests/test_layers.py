@@ -37,7 +37,7 @@ KWARGS_ALLOWED = {
     ("cone/caches.py", "update"): "the signature of transformers' cache layers",
     ("editing/begun.py", "update"): "the signature of transformers' cache layers",
 }
-LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", "gguf"}
+LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", "gguf"} | {"sklearn", "scipy", "openai"}
 MODELS = {"model", "hf_model", "bridge", "original_model"}
 RUNS_MODELS = ("editing/engine.py", "bridge/trial.py", "storage/plain.py")
 """The second on a few tokens of its own, before anything else; the third a plain transformers model, on sources."""

@@ -217,6 +217,16 @@ def _search():
     return rl.search(truth.model, *rows, space=space, config=config, seeds=1, **QUIET)
 
 
+def _letters():
+    from hub_rows import obqa
+
+    from reftlens.experiments.letters import letter_bias, rotations
+    from reftlens.experiments.rows import load_rows
+
+    turned = rotations(load_rows("obqa", data=obqa()))
+    return letter_bias(turned, [["answer1" if i % 2 else row.answer for i, row in enumerate(part)] for part in turned])
+
+
 def _sparsity():
     import reftlens as rl
 
@@ -297,6 +307,7 @@ RESULTS = {
     "PooledDoses": _pooled,
     "PrincipalFrame": lambda: _of_a_subspace("principal_frame"),
     "RankSweep": _ranks,
+    "LetterBias": _letters,
     "RankedUnits": _ranked,
     "SearchResult": _search,
     "SeenSplit": _seen,

@@ -50,6 +50,7 @@ class Task:
         hub, config: the data set on the Hugging Face hub, and which of its configurations; None where it has none.
         splits: the names on the hub of "train", "test", … where they differ.
         files: files below the family's folder, by split, where they are not named by its layout.
+        metrics: what it is scored by: accuracy, f1 (of the last of its choices), matthews, pearson, spearman.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Task:
     config: str | None = None
     splits: Mapping[str, str] = field(default_factory=dict, hash=False)
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
+    metrics: tuple[str, ...] = ("accuracy",)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from operator import eq
 from typing import Any
@@ -71,18 +72,49 @@ def _choices(instruction: str, place: str) -> tuple[str, ...]:
     return tuple(found[1].split("/"))
 
 
+def rotated(row: Row, by: int) -> Row:
+    """The row with its options moved on by so many places: the first is what stood at `by` (from 0).
+
+    The right option stays right, under another name. Texts that speak of their place ("both of the above") then say
+    something else.
+
+    Raises:
+        ValueError: for a row without options to move, such as one of true and false.
+    """
+    spans, options = _spans(row.prompt, row.choices), row.fields.get("options")
+    if not spans or not options:
+        raise ValueError(f"row {row.index} of {row.task} has no options that could change places: {row.prompt[-60:]!r}")
+    moved = tuple(options[(i + by) % len(options)] for i in range(len(options)))
+    text = row.prompt
+    for (begin, end), option in reversed(list(zip(spans, moved, strict=True))):
+        text = text[:begin] + option + text[end:]
+    answer = row.choices[(row.choices.index(row.answer) - by) % len(options)]
+    return replace(
+        row, prompt=text, completion=TRIGGER + answer, answer=answer, fields={**row.fields, "options": moved}
+    )
+
+
 def _parts(instruction: str, choices: tuple[str, ...]) -> dict[str, Any]:
     """The question without its choices, and the texts of these."""
+    spans = _spans(instruction, choices)
+    options = tuple(instruction[begin:end] for begin, end in spans)
+    mark = instruction.rfind(f"{choices[0].capitalize()}:", 0, spans[0][0]) if spans else None
+    return {"question": _FORMAT.sub("", instruction)[:mark].strip(), "options": options}
+
+
+def _spans(instruction: str, choices: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Where the text of each choice stands, "Option1: …"; none where a choice has no text."""
     body = _FORMAT.sub("", instruction)
     marks: list[tuple[int, int]] = []
     for choice in choices:
         mark = re.compile(rf"(?<!\S){choice.capitalize()}:\s?").search(body, marks[-1][1] if marks else 0)
         if not mark:
-            return {"question": body, "options": ()}
+            return []
         marks.append(mark.span())
-    ends = [start for start, _ in marks[1:]] + [len(body)]
-    options = tuple(body[begin:end].strip() for (_, begin), end in zip(marks, ends, strict=True))
-    return {"question": body[: marks[0][0]].strip(), "options": options}
+    spans = list(zip((end for _, end in marks), [*(start for start, _ in marks[1:]), len(body)], strict=True))
+    texts = [body[begin:end] for begin, end in spans]
+    heads = [begin + len(text) - len(text.lstrip()) for (begin, _), text in zip(spans, texts, strict=True)]
+    return [(head, head + len(text.strip())) for head, text in zip(heads, texts, strict=True)]
 
 
 _VALIDATION = {"test": "validation"}

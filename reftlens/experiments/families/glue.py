@@ -40,6 +40,7 @@ def glue(name: str, labels: Labels | None = None, splits: Mapping[str, str] | No
         config=name if labels else None,
         splits={"test": "validation", **(splits or {})},
         files={"test": f"{name}/validation.jsonl"},
+        metrics=_METRICS.get(name, ("accuracy",)),
     )  # fmt: skip
 
 
@@ -98,6 +99,13 @@ def _written(answer: str, row: Row) -> str:
     return " " + row.fields["words"].get(answer, answer)
 
 
+_METRICS = {
+    "cola": ("matthews", "accuracy"),
+    "stsb": ("pearson", "spearman"),
+    "mrpc": ("accuracy", "f1"),
+    "qqp": ("accuracy", "f1"),
+}
+"""Of those that GLUE scores by more than accuracy, the LoReFT paper's first."""
 _PAIR = {"sentence1": "Sentence 1", "sentence2": "Sentence 2"}
 _FOLLOWS = {"entailment": "yes", "not_entailment": "no"}
 _TASKS = (
