@@ -40,10 +40,17 @@ class Step:
     reft: ReFT
 
 
-def decayed(reft: ReFT) -> list[torch.nn.Parameter]:
+def decayed(reft: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Parameters that weight decay acts on: all but the frames, whose scale means nothing."""
     frames = {id(f.matrix) for f in reft.modules() if isinstance(f, Frame)}
     return [p for p in reft.parameters() if p.requires_grad and id(p) not in frames]
+
+
+def seed_step(config: FitConfig, step: int, device: torch.device) -> None:
+    """Random numbers of optimizer step `step` (from 0), such as those of dropout: a function of seed and step only."""
+    # torch.manual_seed also notes its stack for every kind of device that is not in use: milliseconds
+    seed_all = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
+    seed_all(derived_seed(config.seed, "step", step))
 
 
 @dataclass
@@ -113,9 +120,7 @@ class Run:
 
     def open_step(self) -> list[list[Job]]:
         """Make ready for the next optimizer step; its jobs, by micro-batch: a function of seed and step only."""
-        # torch.manual_seed also notes its stack for every kind of device that is not in use: milliseconds
-        seed_all = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
-        seed_all(derived_seed(self.config.seed, "step", self.done))
+        seed_step(self.config, self.done, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         for module in self.modules:
             module.anneal(self.done / max(1, self.total - 1))
