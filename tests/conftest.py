@@ -66,8 +66,13 @@ def gpt2_double():
 @pytest.fixture
 def doubles(monkeypatch):
     """Norms, rotary angles and softmax in float64, too: llama-like models compute them in float32 otherwise."""
+    from reftlens.bridge.fingerprint import _directions
+
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    _directions.cache_clear()
+    yield
+    _directions.cache_clear()  # no other test gets those of this dtype
 
 
 @pytest.fixture

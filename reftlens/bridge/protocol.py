@@ -96,8 +96,8 @@ def check_model(model: Any) -> None:
 
     Raises:
         TypeError: for anything else than a `TransformerBridge`.
-        ValueError: for a model that does not read one text; weights loaded inside `torch.inference_mode()`, whose
-            changes cannot be seen; a default device that is not the CPU.
+        ValueError: for a bridge over a PeftModel; a model that does not read one text; weights loaded inside
+            `torch.inference_mode()`, whose changes cannot be seen; a default device that is not the CPU.
     """
     if not is_bridge(model):
         raise TypeError(
@@ -105,6 +105,11 @@ def check_model(model: Any) -> None:
             "TransformerBridge.boot_transformers(name, hf_model=…)"
         )
     inside = model.original_model
+    if hasattr(type(inside), "get_base_model"):
+        raise ValueError(
+            "this is a bridge over a PeftModel, whose hooks are not those of the model in it: make one of that model, "
+            "with its adapters, load_model(peft_model)"
+        )
     check_reads_text(getattr(inside, "config", None), type(inside), type(inside).__name__)
     if any(p.is_inference() for p in parameters_of(inside)):
         raise ValueError("the model was loaded inside torch.inference_mode(): load it outside")
