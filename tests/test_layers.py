@@ -39,8 +39,9 @@ KWARGS_ALLOWED = {
 }
 LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", "gguf"} | {"sklearn", "scipy", "openai"}
 MODELS = {"model", "hf_model", "bridge", "original_model"}
-RUNS_MODELS = ("editing/engine.py", "bridge/trial.py", "storage/plain.py")
-"""The second on a few tokens of its own, before anything else; the third a plain transformers model, on sources."""
+RUNS_MODELS = ("editing/engine.py", "bridge/trial.py", "storage/plain.py", "experiments/loop.py")
+"""The second on a few tokens of its own, before anything else; the third a plain transformers model, on sources; the
+last plain models whose weights are trained."""
 RUNNERS = {"forward", "generate", "run_with_hooks", "run_with_cache", "__call__"}
 
 
