@@ -23,6 +23,7 @@ def rl():
 
 OBJECTIVES = {
     "DPO": lambda rl: rl.training.DPO(0.3),
+    "SimPO": lambda rl: rl.training.SimPO(1.5, 0.4),
     "BiPO": lambda rl: rl.training.BiPO(0.3),
     "RePS": lambda rl: rl.training.RePS(FACTORS),
 }
@@ -55,7 +56,9 @@ def losses_by_hand(rl, model, reft, data, name, plans):
     terms = []
     for plan, numbers in plans.items():
         rows = data[list(numbers)]
-        strength = {"DPO": [1.0], "BiPO": [1.0, -1.0], "RePS": [*FACTORS, *(-f for f in FACTORS)]}[name][plan]
+        strength = {"DPO": [1.0], "SimPO": [1.0], "BiPO": [1.0, -1.0], "RePS": [*FACTORS, *(-f for f in FACTORS)]}[
+            name
+        ][plan]
         acting = rl.Variant(strength)
         if strength < 0 and name == "RePS" and not isinstance(next(iter(reft.items()))[1], rl.LoReFT):
             ((site, module),) = reft.items()
@@ -74,6 +77,8 @@ def losses_by_hand(rl, model, reft, data, name, plans):
                 win, lose = (plus, minus) if strength > 0 else (minus, plus)
                 scale = max(reference[lose] - reference[win], torch.ones(()))
                 margin = scale / lengths[win] * edited[win] - edited[lose] / lengths[lose]
+            elif name == "SimPO":
+                margin = 1.5 * (edited[plus] / lengths[plus] - edited[minus] / lengths[minus]) - 0.4
             else:
                 direction = strength if name == "BiPO" else 1.0
                 margin = 0.3 * direction * (edited[plus] - reference[plus] - (edited[minus] - reference[minus]))
@@ -93,7 +98,7 @@ def test_the_first_step_is_the_formula_with_its_gradient(rl, llama, name, kind, 
     generator = torch.Generator().manual_seed(derived_seed(3, "plans", 0))
     plans = objective.drawn(range(len(data)), generator)
     assert sorted(set(sum(plans.values(), ()))) == list(range(8))
-    assert len(plans) == {"DPO": 1, "BiPO": 2, "RePS": 4}[name]
+    assert len(plans) == {"DPO": 1, "SimPO": 1, "BiPO": 2, "RePS": 4}[name]
     reft.train()
     expected = losses_by_hand(rl, llama, reft, data, name, plans)
     gradients = torch.autograd.grad(expected, [p for p in reft.parameters()])
@@ -202,6 +207,7 @@ def test_data_of_another_form_and_settings_out_of_range_are_refused(rl, llama):
     for kind, bad in (
         (rl.training.DPO, 0),
         (rl.training.BiPO, -1),
+        (rl.training.SimPO, 0),
         (rl.training.RePS, []),
         (rl.training.RePS, [1, -1]),
     ):

@@ -8,7 +8,7 @@ from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit, fit_many
 from reftlens.training.forecast import Forecast
 from reftlens.training.planning import plan
-from reftlens.training.preference import DPO, BiPO, RePS, nulled, preference_pairs
+from reftlens.training.preference import DPO, BiPO, RePS, SimPO, nulled, preference_pairs
 from reftlens.training.result import FitResult
 from reftlens.training.run import Step
 
@@ -22,6 +22,7 @@ __all__ = [
     "Predictions",
     "RePS",
     "Reuse",
+    "SimPO",
     "Step",
     "cross_entropy",
     "fit",

@@ -51,7 +51,7 @@ def fit(
         validation: rows whose loss is measured every `eval_every` steps, by default once per epoch.
         objective: `(logits at the targets, batch) -> losses`. Each call gets a whole micro-batch of `batch_size` rows,
             never a part of one, in the order of the step, so that rows may be compared. An `rl.training.Objective` sees
-            more than logits: see there, and `DPO`, `BiPO` and `RePS` for pairs of completions.
+            more than logits: see there, and `DPO`, `SimPO`, `BiPO` and `RePS` for pairs of completions.
         on_step: called after every optimizer step.
         checkpoint: a file, written every `checkpoint_every` steps and at the end. If it exists, the run goes on
             from it, and ends with the weights of a run that was never interrupted (bit-identical on a CPU).

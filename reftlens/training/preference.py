@@ -1,4 +1,4 @@
-"""Objectives on pairs of completions, one of them preferred: DPO, BiPO and RePS, for any kind of intervention.
+"""Objectives on pairs of completions, one of them preferred: DPO, SimPO, BiPO and RePS, for any kind of intervention.
 
 Rows of the data come two by two, the chosen completion and then the rejected one (`preference_pairs`); `batch_size` and
 data order are of pairs. `log p(y)` is the sum over the targets of a row, `p` the edited and `p₀` the unedited model.
@@ -39,7 +39,7 @@ def preference_pairs(
     end: bool = True,
     max_length: int | None = None,
 ) -> Batch:
-    """Encode triples `(prompt, chosen, rejected)` for `DPO`, `BiPO` and `RePS`: two rows for each, in this order.
+    """Encode triples `(prompt, chosen, rejected)` for `DPO`, `SimPO`, `BiPO` and `RePS`: two rows for each, in order.
 
     Other arguments, and errors: see `encode`.
     """
@@ -56,10 +56,16 @@ class Sided:
 
     log_prob: Float[Tensor, " pairs"]
     """log p(y): the sum over the targets of each completion, in nats."""
-    reference: Float[Tensor, " pairs"]
-    """log p₀(y)."""
     length: Float[Tensor, " pairs"]
     """Targets."""
+    given: Float[Tensor, " pairs"] | None
+    """log p₀(y), for an objective that asks for it."""
+
+    @property
+    def reference(self) -> Float[Tensor, " pairs"]:
+        """log p₀(y)."""
+        assert self.given is not None
+        return self.given
 
     @property
     def gain(self) -> Float[Tensor, " pairs"]:
@@ -77,10 +83,10 @@ class Preference(Objective):
         """How far the edited model prefers what it is to prefer under this plan; the loss is `-log σ` of it."""
 
     def losses(self, predictions: Predictions) -> Float[Tensor, " rows"]:
-        assert predictions.reference is not None
-        sums = [predictions.by_row(values) for values in (predictions.log_probs, predictions.reference)]
-        lengths = predictions.by_row(torch.ones_like(predictions.reference))
-        sides = [Sided(*(values[i::2] for values in (*sums, lengths))) for i in range(2)]
+        sums, reference = predictions.by_row(predictions.log_probs), predictions.reference
+        lengths = predictions.by_row(torch.ones_like(predictions.log_probs))
+        given = None if reference is None else predictions.by_row(reference)
+        sides = [Sided(sums[i::2], lengths[i::2], None if given is None else given[i::2]) for i in range(2)]
         return -logsigmoid(self.margin(sides[0], sides[1], predictions.plan)).repeat_interleave(2)
 
     def check(self, data: Batch, name: str) -> None:
@@ -105,6 +111,25 @@ class DPO(Preference):
 
     def margin(self, chosen: Sided, rejected: Sided, plan: int) -> Float[Tensor, " pairs"]:
         return self.beta * (chosen.gain - rejected.gain)
+
+
+class SimPO(Preference):
+    """`-log σ(β (log p(y⁺)/|y⁺| - log p(y⁻)/|y⁻|) - γ)` (Meng et al. 2024, arXiv 2405.14734, eq. 6): no reference.
+
+    Means per token in place of sums, so that a longer completion is not less likely for its length, and a margin γ.
+    """
+
+    reference = False
+
+    def __init__(self, beta: SupportsFloat = 2.0, gamma: SupportsFloat = 1.0) -> None:
+        self.beta, self.gamma = real(beta, "beta"), real(gamma, "gamma")
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"beta={beta}, expected a finite number above 0")
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"gamma={gamma}, expected a finite number, 0 or more")
+
+    def margin(self, chosen: Sided, rejected: Sided, plan: int) -> Float[Tensor, " pairs"]:
+        return self.beta * (chosen.log_prob / chosen.length - rejected.log_prob / rejected.length) - self.gamma
 
 
 class BiPO(DPO):
