@@ -41,7 +41,7 @@ from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode, encode_prompts
 from reftlens.text.loading import load_examples
 from reftlens.text.template import Example
-from reftlens.training import FitConfig, fit, fit_many, plan
+from reftlens.training import FitConfig, fit, fit_many
 from reftlens.widgets.live import slider
 
 __all__ = [
@@ -89,7 +89,6 @@ __all__ = [
     "mlp_out",
     "mlp_post",
     "places",
-    "plan",
     "positions",
     "report",
     "resid_mid",

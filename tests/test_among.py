@@ -120,7 +120,7 @@ def test_training_is_among_the_answers_and_its_record_says_so(rl, llama, tmp_pat
     assert run.validation[-1][1] == pytest.approx(rl.evaluate(reft, llama, data, [1]).loss.mean().item(), abs=1e-5)
     with pytest.raises(rl.errors.CheckpointMismatch, match="data differ"):
         rl.fit(reft, llama, data.among_answers(None), steps=3, validation=data, checkpoint=path, progress=False)
-    plans = [rl.plan(reft, llama, d, steps=3) for d in (data, data.among_answers(None))]
+    plans = [rl.training.plan(reft, llama, d, steps=3) for d in (data, data.among_answers(None))]
     saved = 2 * 2 * 32 * 8 * 3 * (llama.cfg.d_vocab - 3)  # forward and back, of 8 rows in each of 3 steps
     counted = [sum(step.operations for step in plan.steps) for plan in plans]
     assert counted[1] - counted[0] == saved and "among 3 answers" in plans[0].computation

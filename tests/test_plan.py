@@ -93,7 +93,7 @@ def test_a_plan_says_what_the_run_then_computes(architecture, where, fitted):
         rl.FitConfig(steps=2, batch_size=4),
     )
     data, reft = data_of(model), reft_at(*sites_of(where))
-    plan = rl.plan(reft, model, data, config, reuse=reuse)
+    plan = rl.training.plan(reft, model, data, config, reuse=reuse)
     counter = FlopCounterMode(display=False) if architecture == "llama" else None  # it takes its time
     record, tokens = fitted(reft, model, data, config, reuse, counter)
     assert plan.computation == record.computation
@@ -104,7 +104,7 @@ def test_a_plan_says_what_the_run_then_computes(architecture, where, fitted):
     total = plan.step.operations + plan.capture.operations  # the edits' own products are left out
     assert counter is None or total <= counter.get_total_flops() <= 1.005 * total
     if architecture in ("gpt2", "gemma3") or (where == "at all layers" and architecture == "llama"):
-        assert plan == rl.plan(reft, model.original_model.config, data, config, reuse=reuse, device="cpu")
+        assert plan == rl.training.plan(reft, model.original_model.config, data, config, reuse=reuse, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_rows_are_captured_when_the_run_captures_them(settings, room, fitted, ll
 
     reuse = rl.training.Reuse(verify=False, remember=False, memory=room, disk=room)
     config, data, reft = rl.FitConfig(batch_size=2, **settings), data_of(llama), reft_at(rl.resid_post(1, "last"))
-    plan = rl.plan(reft, llama, data, config, reuse=reuse)
+    plan = rl.training.plan(reft, llama, data, config, reuse=reuse)
     record, tokens = fitted(reft, llama, data, config, reuse)
     assert plan.capture.padded == tokens[False][0] and plan.step.padded == tokens[True][2]
     assert plan.computation == record.computation and plan.tier in plan.computation
@@ -128,7 +128,7 @@ def test_without_reuse_it_is_the_full_computation(fitted, llama):
     import reftlens as rl
 
     config, data, reft = rl.FitConfig(steps=2, batch_size=4), data_of(llama), reft_at(rl.resid_post(0, "last"))
-    plan = rl.plan(reft, llama, data, config, reuse=False)
+    plan = rl.training.plan(reft, llama, data, config, reuse=False)
     record, tokens = fitted(reft, llama, data, config, False, counter := FlopCounterMode(display=False))
     assert plan.ratio == plan.run_ratio == 1.0 and plan.stored == 0 and plan.capture == plan.capture + plan.capture
     assert plan.computation == record.computation and plan.step.padded == tokens[True][0]
@@ -148,7 +148,7 @@ def test_what_a_step_holds_is_estimated(fitted, llama):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         fitted(reft, llama, data, rl.FitConfig(steps=1, batch_size=6), False)
-    plan = rl.plan(reft, llama, data, rl.FitConfig(steps=1, batch_size=6), reuse=False)
+    plan = rl.training.plan(reft, llama, data, rl.FitConfig(steps=1, batch_size=6), reuse=False)
     assert 0.5 < plan.step.memory / sum(tensor.untyped_storage().nbytes() for tensor in seen.values()) < 2
 
 
@@ -184,7 +184,9 @@ def test_a_bare_configuration_is_enough_and_nothing_is_allocated(llama):
     assert size_of(Body(weightless(mixtral))).blocks == (2 * 64 * 64 + 2 * 64 * 32 + 8 * 64 + 2 * 3 * 64 * 96,)
     reft, data = rl.ReFT({rl.resid_post(0, "last"): rl.LoReFT(4096, rank=4)}), data_of(llama)
     text = str(
-        rl.plan(reft, llama_3(), data, rl.FitConfig(steps=2), device="cuda", reuse=rl.training.Reuse(memory=10**9))
+        rl.training.plan(
+            reft, llama_3(), data, rl.FitConfig(steps=2), device="cuda", reuse=rl.training.Reuse(memory=10**9)
+        )
     )
     assert "light cone: blocks 1 to 1, " in text and "on the device" in text and "GFLOP" in text
 
@@ -196,7 +198,7 @@ def test_a_plan_leaves_no_trace(llama):
     rl.training.forget()
     reft, data = reft_at(rl.resid_post(0, "last")).eval(), data_of(llama)
     with counted(llama) as tokens:
-        plan = rl.plan(reft, llama, data, rl.FitConfig(steps=2))
+        plan = rl.training.plan(reft, llama, data, rl.FitConfig(steps=2))
     assert not any(tokens.values()) and MEMORY.size == 0 and not any(module.training for module in reft.modules())
     assert list(plan.to_frame().index) == ["capture", "steps", "steps in full"]
     assert plan.to_frame().loc["steps", "tokens"] == sum(step.tokens for step in plan.steps)
@@ -246,4 +248,4 @@ def test_what_cannot_be_planned_is_refused_by_name(case, llama):
     make, message = REFUSED[case]
     arguments = dict(reft=reft_at(rl.resid_post(0, "last")), model=llama, data=data_of(llama), config=rl.FitConfig())
     with pytest.raises((TypeError, ValueError, KeyError), match=message):
-        rl.plan(**{**arguments, **make(rl)})
+        rl.training.plan(**{**arguments, **make(rl)})

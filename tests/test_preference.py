@@ -143,9 +143,9 @@ def test_draws_are_of_the_seed_and_the_step_and_a_run_that_was_interrupted_ends_
 def test_a_plan_foresees_the_passes_and_the_record_names_the_objective(rl, llama, name):
     data, objective, reft = rl.training.preference_pairs(llama, PAIRS), OBJECTIVES[name](rl), edit(rl, "SteeringVector")
     settings = {"epochs": 2, "batch_size": 2, "objective": objective}
-    plan, run = rl.plan(reft, llama, data, **settings), rl.fit(reft, llama, data, progress=False, **settings)
+    plan, run = rl.training.plan(reft, llama, data, **settings), rl.fit(reft, llama, data, progress=False, **settings)
     assert plan.computation == run.computation and len(plan.steps) == len(run.losses) == 4
-    alone = rl.plan(reft, llama, data, epochs=2, batch_size=4)  # in steps of as many rows, each of them once
+    alone = rl.training.plan(reft, llama, data, epochs=2, batch_size=4)  # in steps of as many rows, each of them once
     assert (plan.step.padded > 1.5 * alone.step.padded) == (name == "RePS")
     assert f"by {objective!r}" in str(run) and name in run.plot().get_ylabel()
 

@@ -268,7 +268,7 @@ def _forecast():
     import reftlens as rl
 
     model, data, reft = _texts()
-    return rl.plan(reft, model, data, steps=3)
+    return rl.training.plan(reft, model, data, steps=3)
 
 
 def _stability():
