@@ -10,6 +10,7 @@ from reftlens.analysis.causal import controls, interchange_map
 from reftlens.analysis.places import effects
 from reftlens.analysis.strength import dose_response
 from reftlens.analysis.subspaces import directions
+from reftlens.attachment.attaching import attach
 from reftlens.bridge.pretrained import load_model
 from reftlens.editing.preflight import hooks
 from reftlens.editing.reading import activations
@@ -60,6 +61,7 @@ __all__ = [
     "SteeringVector",
     "Variant",
     "activations",
+    "attach",
     "attn_k",
     "attn_out",
     "attn_q",

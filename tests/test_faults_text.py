@@ -206,20 +206,15 @@ def test_unequally_many_tokens_of_base_and_source_are_told_of_the_last_of_each(l
     score(rl.positions.Tokens("cat") >> rl.positions.Last(1))
 
 
-def test_beams_of_a_plain_model_are_told_how_to_repeat_the_batch(llama, reft):
+def test_beams_of_a_plain_model_are_the_rows_of_the_batch_repeated(llama, reft):
     batch, plain = rl.encode_prompts(llama, ["the cat", "a dog"]), A.hf_model("llama")
     assert batch.attention_mask.all()
 
-    def texts(of):
-        with storage.on_transformers(reft, plain, of):
-            return plain.generate(
-                batch.tokens, attention_mask=batch.attention_mask.long(), num_beams=2, max_new_tokens=4
-            )
-
-    with pytest.raises(ValueError, match="called on 4 rows, and the batch has 2: beams") as refused:
-        texts(batch)
-    advice = re.search(r"batch\[.*\]", str(refused.value))[0]
-    ids = texts(eval(advice, {"batch": batch}))[:, batch.tokens.shape[1] :]
+    with rl.attach(reft, plain, batch=batch):
+        ids = plain.generate(batch.tokens, attention_mask=batch.attention_mask.long(), num_beams=2, max_new_tokens=4)
+        with pytest.raises(ValueError, match="called on 3 rows, and the batch has 2"):
+            plain(batch.tokens[[0, 1, 1]])
+    ids = ids[:, batch.tokens.shape[1] :]
     ours = rl.generate(reft, llama, batch, rl.Decoding(max_new_tokens=4, beams=2))
     assert [tuple(row) for row in ids.tolist()] == list(ours.ids)
 
@@ -228,10 +223,10 @@ def test_a_plain_model_run_on_other_tokens_is_refused(llama, reft):
     batch, plain = rl.encode_prompts(llama, ["the cat", "a dog"]), A.hf_model("llama")
     with (
         pytest.raises(ValueError, match="other tokens than those of the batch"),
-        storage.on_transformers(reft, plain, batch),
+        rl.attach(reft, plain, batch=batch),
     ):
         plain(batch.tokens.flip(0))
-    with torch.no_grad(), storage.on_transformers(reft, plain, batch):
+    with torch.no_grad(), rl.attach(reft, plain, batch=batch):
         plain(batch.tokens)
 
 

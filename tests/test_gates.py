@@ -253,7 +253,7 @@ def test_a_plain_transformers_model_computes_the_same_padded_on_either_side(llam
     expected, real = logits_of(reft, llama, batch), batch.attention_mask
     shift = [int((~row).sum()) for row in real]
     tokens, mask = (torch.stack([r.roll(n) for r, n in zip(x, shift, strict=True)]) for x in (batch.tokens, real))
-    with torch.no_grad(), rl.storage.on_transformers(reft, plain, batch):
+    with torch.no_grad(), rl.attach(reft, plain, batch=batch):
         right = plain(batch.tokens, attention_mask=real.long()).logits
         left = plain(tokens, attention_mask=mask.long(), position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
     torch.testing.assert_close(right[real], expected[real], atol=ROUNDING, rtol=0)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "reftlens"
 # package, a folder, or a folder of `analysis`; within a folder, imports go as the files need them.
 ORDER = (
     "errors, files, figures, numbers | bridge | interventions | text | editing | cone | "
-    "scoring generation | training | storage | analysis.subspaces, analysis.places, analysis.strength, "
+    "scoring generation attachment | training | storage | analysis.subspaces, analysis.places, analysis.strength, "
     "analysis.causal | selection | widgets tasks | experiments | reports | __main__ | __init__"
 )
 PLACES: dict[str, tuple[int, int]] = {
@@ -30,6 +30,7 @@ KWARGS_ALLOWED = {
     ("training/fitting.py", "fit"): "fields of FitConfig by name; FitConfig.replace raises for any other",
     ("training/fitting.py", "fit_many"): "fields of FitConfig by name; FitConfig.replace raises for any other",
     ("training/planning.py", "plan"): "fields of FitConfig by name; FitConfig.replace raises for any other",
+    ("attachment/generating.py", "__call__"): "stands in the place of generate, and hands on what that was given",
     ("bridge/protocol.py", "__call__"): "the Protocol says how TransformerLens is called, and that is its signature",
     ("cone/stand_ins.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
     ("cone/trim.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
@@ -39,7 +40,7 @@ KWARGS_ALLOWED = {
 }
 LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", "gguf"} | {"sklearn", "scipy", "openai"}
 MODELS = {"model", "hf_model", "bridge", "original_model"}
-RUNS_MODELS = ("editing/engine.py", "bridge/trial.py", "storage/plain.py", "experiments/loop.py")
+RUNS_MODELS = ("editing/engine.py", "bridge/trial.py", "attachment/donors.py", "experiments/loop.py")
 """The second on a few tokens of its own, before anything else; the third a plain transformers model, on sources; the
 last plain models whose weights are trained."""
 RUNNERS = {"forward", "generate", "run_with_hooks", "run_with_cache", "__call__"}
@@ -138,14 +139,14 @@ def _is_model(node):
 def hooks(file, tree):
     allowed = {
         "add_hook": "editing/engine.py",
-        "register_forward_hook": "storage/plain.py",
-        "register_forward_pre_hook": "storage/plain.py",
+        "register_forward_hook": "attachment/blocks.py",
+        "register_forward_pre_hook": "attachment/blocks.py",
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and (
             (node.attr in allowed and allowed[node.attr] != file) or node.attr in ("reset_hooks", "remove_all_hook_fns")
         ):
-            yield node.lineno, f"{ast.unparse(node)}: hooks are added by engine.hooked (and on_transformers) alone"
+            yield node.lineno, f"{ast.unparse(node)}: hooks are added by engine.hooked (and attachment.blocks) alone"
 
 
 def future_annotations(file, tree):

@@ -1,4 +1,4 @@
-"""Without the bridge: a plain transformers model edited by `on_transformers` computes what the edited bridge does."""
+"""Without the bridge: a plain transformers model edited by `attach` computes what the edited bridge does."""
 
 from functools import cache
 
@@ -63,7 +63,7 @@ def _plain_logits(reft, model, batch, tokens=None, mask=None, **kwargs):
 
     tokens = batch.tokens if tokens is None else tokens
     mask = batch.attention_mask.long() if mask is None else mask
-    with rl.storage.on_transformers(reft, model, batch, **kwargs):
+    with rl.attach(reft, model, batch=batch, **kwargs):
         return model(tokens, attention_mask=mask).logits
 
 
@@ -206,7 +206,7 @@ def test_padding_on_the_left_edits_the_same_tokens(architecture):
     position = (mask.cumsum(dim=1) - 1).clamp(min=0)
     import reftlens as rl
 
-    with torch.no_grad(), rl.storage.on_transformers(reft, plain, batch):
+    with torch.no_grad(), rl.attach(reft, plain, batch=batch):
         left = plain(tokens, attention_mask=mask, position_ids=position).logits
     # float32: other columns of padding change the order of summation
     assert (left[mask.bool()] - _plain_logits(reft, plain, batch)[batch.attention_mask]).abs().max() < 1e-5
@@ -225,7 +225,7 @@ def test_without_an_attention_mask_the_tokens_lie_as_in_the_batch():
     import reftlens as rl
 
     plain, batch, reft = _plain("llama"), _batch(architectures.bridge("llama")), _reft()
-    with torch.no_grad(), rl.storage.on_transformers(reft, plain, batch):
+    with torch.no_grad(), rl.attach(reft, plain, batch=batch):
         logits = plain(batch.tokens).logits
     # float32: unmasked padding on the right is not attended to by what is left of it
     assert (logits - _plain_logits(reft, plain, batch))[batch.attention_mask].abs().max() < 1e-5
@@ -234,7 +234,7 @@ def test_without_an_attention_mask_the_tokens_lie_as_in_the_batch():
 def test_other_tokens_than_those_of_the_batch_are_refused():
     plain, bridge = _plain("gpt2"), architectures.bridge("gpt2")
     batch, reft = _batch(bridge), _reft()
-    with pytest.raises(ValueError, match=r"called on \[.*\] tokens per row .* and the batch has"):
+    with pytest.raises(ValueError, match=r"called on \[.*\] tokens per row, and the batch has"):
         _plain_logits(reft, plain, batch, tokens=batch.tokens[:, :-1], mask=batch.attention_mask[:, :-1].long())
     with pytest.raises(ValueError, match="tokens per row"):
         _plain_logits(reft, plain, batch, mask=torch.ones_like(batch.tokens))
@@ -258,7 +258,7 @@ def test_generate_with_edits_on_the_prompt_is_the_greedy_generation_of_reftlens(
     for text in TEXTS:
         batch = _batch(bridge, [text])
         ours = rl.generate(reft, bridge, batch, rl.Decoding(max_new_tokens=8))
-        with rl.storage.on_transformers(reft, plain, batch):
+        with rl.attach(reft, plain, batch=batch):
             theirs = _generate(plain, batch.tokens, batch.attention_mask.long(), 8)
         assert theirs[0, batch.tokens.shape[1] :].tolist()[: len(ours.ids[0])] == list(ours.ids[0])
 
@@ -272,7 +272,7 @@ def test_generate_with_a_left_padded_batch_equals_each_prompt_alone(pair):
     ours = rl.generate(reft, bridge, batch, rl.Decoding(max_new_tokens=6))
     base = rl.generate(None, bridge, batch, rl.Decoding(max_new_tokens=6))
     tokens, mask = _left_padded(batch)
-    with rl.storage.on_transformers(reft, plain, batch):
+    with rl.attach(reft, plain, batch=batch):
         theirs = _generate(plain, tokens, mask, 6)[:, tokens.shape[1] :].tolist()
     for i, ids in enumerate(ours.ids):
         assert theirs[i][: len(ids)] == list(ids)
@@ -288,7 +288,7 @@ def test_a_prompt_of_one_token_is_edited_once_and_not_at_every_step():
     batch = _batch(bridge, ["<bos>"])
     assert batch.tokens.shape[1] == 1
     ours = rl.generate(reft, bridge, batch, rl.Decoding(max_new_tokens=6)).ids[0]
-    with rl.storage.on_transformers(reft, plain, batch):
+    with rl.attach(reft, plain, batch=batch):
         theirs = _generate(plain, batch.tokens, batch.attention_mask.long(), 6)[0, 1:].tolist()
     always = rl.ReFT({rl.resid_post(1, "last+generated"): reft[0]})
     assert (
@@ -296,21 +296,6 @@ def test_a_prompt_of_one_token_is_edited_once_and_not_at_every_step():
         == list(ours)
         != list(rl.generate(always, bridge, batch, rl.Decoding(max_new_tokens=6)).ids[0])
     )
-
-
-@pytest.mark.parametrize("positions", ["all", "generated", "last+generated"])
-def test_positions_that_reach_generated_tokens_are_refused_while_generating(positions):
-    import reftlens as rl
-
-    plain, bridge = _plain("gpt2"), architectures.bridge("gpt2")
-    batch = _batch(bridge, TEXTS[:1])
-    reft = rl.ReFT({rl.resid_post(1, positions): rl.LoReFT(D, 2)}).eval()
-    with (
-        pytest.raises(ValueError, match=r"reaches generated tokens|chooses no token"),
-        rl.storage.on_transformers(reft, plain, batch),
-    ):
-        _generate(plain, batch.tokens, batch.attention_mask.long(), 3)
-    assert _hook_count(plain) == 0
 
 
 def test_narrowed_to_the_prompt_by_a_variant_such_positions_generate():
@@ -321,7 +306,7 @@ def test_narrowed_to_the_prompt_by_a_variant_such_positions_generate():
     reft = rl.ReFT({rl.resid_post(1, "all"): rl.LoReFT(D, 2)}).eval()
     variant = rl.Variant(among="prompt")
     ours = rl.generate(reft, bridge, batch, rl.Decoding(max_new_tokens=5), variant=variant).ids[0]
-    with rl.storage.on_transformers(reft, plain, batch, variant):
+    with rl.attach(reft, plain, variant, batch=batch):
         theirs = _generate(plain, batch.tokens, batch.attention_mask.long(), 5)[0, batch.tokens.shape[1] :].tolist()
     assert theirs[: len(ours)] == list(ours)
 
@@ -346,7 +331,7 @@ def test_hooks_are_gone_after_an_exception_inside_the_block():
 
     plain, batch = _plain("gpt2"), _batch(architectures.bridge("gpt2"))
     before = _base(plain, batch)
-    with pytest.raises(ZeroDivisionError), rl.storage.on_transformers(_reft(), plain, batch):
+    with pytest.raises(ZeroDivisionError), rl.attach(_reft(), plain, batch=batch):
         plain(batch.tokens)
         _ = 1 / 0
     assert _hook_count(plain) == 0 and torch.equal(_base(plain, batch), before)
@@ -357,11 +342,11 @@ def test_hooks_are_gone_after_a_refusal_of_a_later_site():
 
     plain, batch = _plain("gpt2"), _batch(architectures.bridge("gpt2"))
     reft = rl.ReFT({rl.resid_post(0, "last"): rl.LoReFT(D, 2), rl.mlp_out(1, "last"): rl.LoReFT(D, 2)})
-    with pytest.raises(ValueError, match="not the residual stream"), rl.storage.on_transformers(reft, plain, batch):
+    with pytest.raises(ValueError, match="not the residual stream"), rl.attach(reft, plain, batch=batch):
         pass
     assert _hook_count(plain) == 0
     reft = rl.ReFT({rl.resid_post(0, "last"): rl.LoReFT(D, 2), rl.resid_post(9, "last"): rl.LoReFT(D, 2)})
-    with pytest.raises(ValueError, match="blocks 0 to 2"), rl.storage.on_transformers(reft, plain, batch):
+    with pytest.raises(ValueError, match="blocks 0 to 2"), rl.attach(reft, plain, batch=batch):
         pass
     assert _hook_count(plain) == 0
 
@@ -381,7 +366,7 @@ def test_heads_are_denied_where_there_are_none_and_where_there_are_it_is_the_sit
         (rl.Site("blocks.1.hook_resid_post", "last", heads=[0]), D, r"hook_resid_post has no heads: drop heads=\[0\]"),
     ):
         reft = rl.ReFT({site: rl.LoReFT(width, 2)})
-        with pytest.raises(ValueError, match=answer) as error, rl.storage.on_transformers(reft, plain, batch):
+        with pytest.raises(ValueError, match=answer) as error, rl.attach(reft, plain, batch=batch):
             pass
         assert ("no heads" in str(error.value)) == site.hook.endswith("resid_post")
 
@@ -402,7 +387,7 @@ def test_gradients_reach_the_intervention():
 
     plain, batch = _plain("llama"), _batch(architectures.bridge("llama"))
     reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 2)})
-    with rl.storage.on_transformers(reft, plain, batch):
+    with rl.attach(reft, plain, batch=batch):
         plain(batch.tokens, attention_mask=batch.attention_mask.long()).logits.logsumexp(-1).sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in reft.parameters())
 
@@ -437,12 +422,16 @@ def test_another_width_is_refused():
         _plain_logits(rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(16, 2)}), plain, batch)
 
 
-def test_a_site_that_chooses_no_token_is_refused():
+def test_a_site_of_the_prompt_that_chooses_no_token_is_refused_and_another_is_named_at_the_end():
     import reftlens as rl
 
     plain, batch = _plain("gpt2"), _batch(architectures.bridge("gpt2"))
+    nowhere = rl.positions.Tokens("zebra", missing="skip")
     with pytest.raises(ValueError, match="chooses no token"):
-        _plain_logits(rl.ReFT({rl.resid_post(1, "response"): rl.LoReFT(D, 2)}), plain, batch)
+        _plain_logits(rl.ReFT({rl.resid_post(1, nowhere): rl.LoReFT(D, 2)}), plain, batch)
+    with pytest.warns(UserWarning, match=r"chose no token in 1 call\(s\)"):
+        logits = _plain_logits(rl.ReFT({rl.resid_post(1, "response"): rl.LoReFT(D, 2)}), plain, batch)
+    assert torch.equal(logits, _base(plain, batch))
 
 
 @pytest.mark.parametrize("sites", [[], [5], [-1], [0, 0]], ids=str)
@@ -460,7 +449,7 @@ def test_a_block_in_which_nothing_ran_is_an_error():
     plain, batch = _plain("gpt2"), _batch(architectures.bridge("gpt2"))
     with (
         pytest.raises(RuntimeError, match=r"no hidden state passed through blocks.0.hook_resid_pre"),
-        rl.storage.on_transformers(_reft(), plain, batch),
+        rl.attach(_reft(), plain, batch=batch),
     ):
         pass
 
@@ -468,7 +457,7 @@ def test_a_block_in_which_nothing_ran_is_an_error():
 def test_a_bridge_is_refused_with_the_way_out(gpt2):
     import reftlens as rl
 
-    with pytest.raises(ValueError, match=r"use reft.on"), rl.storage.on_transformers(_reft(), gpt2, _batch(gpt2)):
+    with pytest.raises(ValueError, match=r"use reft.on"), rl.attach(_reft(), gpt2, batch=_batch(gpt2)):
         pass
 
 
@@ -478,7 +467,7 @@ def test_a_model_without_blocks_is_refused():
     batch = _batch(architectures.bridge("gpt2"))
     with (
         pytest.raises(ValueError, match="cannot find the blocks of Linear"),
-        rl.storage.on_transformers(_reft(), torch.nn.Linear(2, 2), batch),
+        rl.attach(_reft(), torch.nn.Linear(2, 2), batch=batch),
     ):
         pass
 

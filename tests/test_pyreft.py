@@ -85,7 +85,7 @@ def test_it_runs_on_the_plain_model_too_and_survives_our_own_store(reference, ba
 
     reft = rl.storage.load_pyreft(HERE / folder, positions="last")
     plain = _plain()
-    with torch.no_grad(), rl.storage.on_transformers(reft, plain, batch):
+    with torch.no_grad(), rl.attach(reft, plain, batch=batch):
         assert (plain(batch.tokens).logits - reference[1][CASES[folder][0]]).abs().max() < 1e-5
     again = rl.load(rl.save(reft, tmp_path, reference[0]), reference[0])
     assert torch.equal(_logits(again, reference, batch), _logits(reft, reference, batch))

@@ -1,9 +1,8 @@
-"""What is kept of a trained `ReFT`: folders, the hub, other libraries' formats, plain transformers, merged weights."""
+"""What is kept of a trained `ReFT`: folders, the hub, other libraries' formats, merged weights."""
 
 from reftlens.storage.folder import load, load_run, save
 from reftlens.storage.hub import from_hub, push_to_hub
 from reftlens.storage.merge import merged_weights
-from reftlens.storage.plain import on_transformers
 from reftlens.storage.pyreft import load_pyreft
 
-__all__ = ["from_hub", "load", "load_pyreft", "load_run", "merged_weights", "on_transformers", "push_to_hub", "save"]
+__all__ = ["from_hub", "load", "load_pyreft", "load_run", "merged_weights", "push_to_hub", "save"]

@@ -95,7 +95,7 @@ def load(folder: str | Path, model: Any, *, kinds: Kinds | None = None, other_mo
     Warns where the chat template is another one than it was trained with.
 
     Args:
-        model: a `TransformerBridge`, or a plain transformers model to be used with `on_transformers`.
+        model: a `TransformerBridge`, or a plain transformers model, to be used with `attach`.
         kinds: classes of your own, by the `kind` they were saved under, beside the built-in ones.
         other_model: accept a model that differs from the one it was trained on.
 
