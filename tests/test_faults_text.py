@@ -1,7 +1,6 @@
 """What users bring in: tables, files, paths and labels are taken as they are meant, or refused with a way on."""
 
 import json
-import re
 import warnings
 
 import numpy as np

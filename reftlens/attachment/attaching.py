@@ -12,7 +12,7 @@ from torch import nn
 
 from reftlens.attachment.acting import Acting, Current, Pass
 from reftlens.attachment.blocks import Stream, blocks_of, watch
-from reftlens.attachment.calls import Call, read_call, returned_cache
+from reftlens.attachment.calls import Call, filled_cache, read_call
 from reftlens.attachment.donors import donors
 from reftlens.attachment.generating import Generating, Uncopied
 from reftlens.attachment.history import History
@@ -65,7 +65,8 @@ class Attachment(Uncopied):
         _check(reft, hf_model, variant)
         self.reft, self.model, self.variant, self.batch = reft, hf_model, variant, batch
         self.tokenizer = tokenizer if tokenizer is not None or batch is None else batch.tokenizer
-        base = hf_model.get_base_model() if hasattr(hf_model, "get_base_model") else hf_model
+        given: Any = hf_model
+        base: Any = given.get_base_model() if hasattr(given, "get_base_model") else given
         blocks, sites = blocks_of(base), [(i, reft.sites[i], reft[i]) for i in variant.active(reft.sites)]
         self.current, self.calls = Current(), 0
         self.acting = [Acting(i, s, module, Stream(s, blocks), variant, self.current) for i, s, module in sites]
@@ -132,7 +133,8 @@ class Attachment(Uncopied):
             raise ValueError(
                 "this is a copy of the model that rl.attach edits, and a copy is edited in part: attach to it"
             )
-        call, current = read_call(module, args, kwargs, causal=self.causal), self.current
+        models, current = self.entries[self.entries.index(module) :], self.current
+        call = read_call(models, args, kwargs, causal=self.causal)
         inner = current.call is not None and module is not current.outer and call.tokens is current.call[0].tokens
         if inner:
             return  # a PeftModel calls the model inside it
@@ -152,8 +154,7 @@ class Attachment(Uncopied):
         if now is None or output is None:
             return
         call, here = now
-        cache = call.cache if call.cache is not None else returned_cache(output)
-        if cache is not None and cache.get_seq_length() > 0:
+        if (cache := filled_cache(output, call.cache)) is not None:
             self.histories[cache] = History.of(cache, here.texts, here.decided, self._known().writing)
 
     def _known(self) -> Known:

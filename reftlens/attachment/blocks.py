@@ -10,9 +10,19 @@ from torch.utils.hooks import RemovableHandle
 
 from reftlens.editing.site import Site
 
-_BODIES = ("", "decoder.", "encoder.", "language_model.", "language_model.model.", "text_model.", "model.text_model.")
+_BODIES = (
+    "",
+    "decoder.",
+    "encoder.",
+    "transformer.",
+    "language_model.",
+    "language_model.model.",
+    "text_model.",
+    "model.text_model.",
+)
 _STACKS = ("layers", "h", "blocks", "layer")
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.(hook_resid_post|hook_out|hook_resid_pre|hook_in)")
+_RECORDER = "transformers.utils.output_capturing"
 _TRANSPOSED = ("xlnet", "transfo-xl")
 """Hidden states are `[seq, batch, d]` there."""
 
@@ -65,8 +75,21 @@ class Stream:
     def register(self, act: Callable[[Tensor], Tensor]) -> RemovableHandle:
         """Put what `act` makes of it in its place, until the handle is removed."""
         if self.leaves:
-            return self.block.register_forward_hook(partial(_after, act))
+            handle = self.block.register_forward_hook(partial(_after, act))
+            _records_last(self.block)
+            return handle
         return self.block.register_forward_pre_hook(partial(_before, act), with_kwargs=True)
+
+
+def _records_last(block: nn.Module) -> None:
+    """Put the newest hook before those with which transformers records `hidden_states`: these are then the edited ones.
+
+    The others keep their order. They are put there when hidden states are first asked for, and stay.
+    """
+    *others, _ = hooks = list(block._forward_hooks.items())
+    recorders = [i for i, (_, hook) in enumerate(others) if getattr(hook, "__module__", "") == _RECORDER]
+    for key, _ in hooks[recorders[0] : -1] if recorders else ():
+        block._forward_hooks[key] = block._forward_hooks.pop(key)
 
 
 def _after(act: Callable[[Tensor], Tensor], block: nn.Module, args: Any, output: Any) -> Any:

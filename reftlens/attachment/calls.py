@@ -31,17 +31,18 @@ class Call:
     """Tokens that have a label; None where there are none."""
 
 
-def read_call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, causal: bool) -> Call:
+def read_call(models: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any], *, causal: bool) -> Call:
     """What a model was called with.
 
     Args:
+        models: that model, and those inside it, which get the same.
         causal: whether labels are of the tokens themselves, as those of a causal language model are.
 
     Raises:
         ValueError: for embeddings in place of tokens, a mask that does not show the padding, several texts in one row,
             and a cache of which one cannot see what it holds.
     """
-    given = dict(zip(_names(module), args, strict=False)) | dict(kwargs)
+    given = dict(zip(_names(models), args, strict=False)) | dict(kwargs)
     tokens, cache = given.get("input_ids"), given.get("past_key_values")
     if not isinstance(tokens, Tensor) or tokens.ndim != 2:
         raise ValueError(
@@ -57,10 +58,12 @@ def read_call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any],
     return Call(tokens, None if real is None else real.to(tokens.device), cache, past, scored)
 
 
-def _names(module: nn.Module) -> list[str]:
-    """Of what is given by place."""
+def _names(models: Sequence[nn.Module]) -> list[str]:
+    """Of what is given by place; a PeftModel hands on all of it, `*args`, to the model inside."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [name for name, p in inspect.signature(module.forward).parameters.items() if p.kind in kinds]
+    every = [inspect.signature(model.forward).parameters for model in models]
+    own = next((p for p in every if all(x.kind != inspect.Parameter.VAR_POSITIONAL for x in p.values())), every[-1])
+    return [name for name, p in own.items() if p.kind in kinds]
 
 
 def _past(cache: Any, given: Mapping[str, Any]) -> int:
@@ -68,8 +71,7 @@ def _past(cache: Any, given: Mapping[str, Any]) -> int:
     if cache is None and not states:
         return 0
     layers = getattr(cache, "layers", None)
-    kept = [layer for layer in layers or () if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)]
-    if states or not isinstance(cache, Cache) or (layers and not kept) or cache.is_compileable:
+    if states or not isinstance(cache, Cache) or (layers and not kept(cache)):
         what = f"{states[0]}=" if states else f"a {type(cache).__name__}"
         raise ValueError(
             f"the model was called with {what}, and only from keys and values that grow with the text (DynamicCache) "
@@ -112,10 +114,20 @@ def _check_one_text(given: Mapping[str, Any], real: Tensor | None) -> None:
         )
 
 
-def returned_cache(output: Any) -> Any:
-    """The cache that a model gives back, None where it gives none."""
+def kept(cache: Any) -> list[DynamicLayer]:
+    """The layers of a cache that keep keys and values of each token, as they grow."""
+    return [x for x in getattr(cache, "layers", ()) if type(x) in (DynamicLayer, DynamicSlidingWindowLayer)]
+
+
+def filled_cache(output: Any, given: Any) -> Any:
+    """The cache that a call has filled, which it was given or gives back; None where it keeps nothing like that."""
     every = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
-    return next((value for value in every if isinstance(value, Cache)), None)
+    cache = next((value for value in every if isinstance(value, Cache)), None) if given is None else given
+    return cache if cache is not None and _holding(cache) else None
+
+
+def _holding(cache: Any) -> list[DynamicLayer]:
+    return [x for x in kept(cache) if x.is_initialized and x.keys is not None and x.keys.numel()]
 
 
 def cached_columns(cache: Any) -> Int[Tensor, "row held"]:
@@ -124,10 +136,9 @@ def cached_columns(cache: Any) -> Int[Tensor, "row held"]:
     Rows of a cache change places, and columns are cut off again; the numbers say which they are. They are taken from
     the highest block that keeps all columns, or the highest at all.
     """
-    kept = [layer for layer in cache.layers if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)]
-    kept = [layer for layer in kept if layer.is_initialized and layer.keys is not None and layer.keys.numel()]
-    whole = [layer for layer in kept if type(layer) is DynamicLayer]
-    keys: Tensor = (whole or kept)[-1].keys.detach()
+    every = _holding(cache)
+    layer: Any = ([layer for layer in every if type(layer) is DynamicLayer] or every)[-1]
+    keys: Tensor = layer.keys.detach()
     some = keys.reshape(len(keys), -1, *keys.shape[-2:])[:, 0, :, :8].contiguous()
     bits = some.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[some.element_size()]).long()
     weights = torch.arange(1, bits.shape[-1] + 1, device=bits.device) * 0x9E3779B1 | 1

@@ -44,8 +44,18 @@ class Generating(Uncopied):
         update_wrapper(self, self.function, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._check(kwargs)
         with self._going_on(Writing(_width(args, kwargs))):
             return self.function(*args, **kwargs)
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        """Raise where prompts are read that `generate` was not given as such."""
+        config = settings.get("generation_config") or getattr(self.model, "generation_config", None)
+        for name in ("guidance_scale", "token_healing"):
+            if self.users and settings.get(name, getattr(config, name, None)) not in (None, False, 1):
+                raise ValueError(
+                    f"{name} reads other prompts than generate is given, and those are edited: leave it out"
+                )
 
     @property
     def current(self) -> Writing | None:
