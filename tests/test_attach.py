@@ -104,3 +104,36 @@ def test_the_pipeline_of_transformers_writes_what_generate_writes():
             made = pipe(starts, batch_size=size, max_new_tokens=NEW, do_sample=False, return_tensors=True)
             rows = [each[0]["generated_token_ids"] for each in made]
             assert_same([row[-NEW:] for row in rows], [ids for ids in ours(reft, "llama", batch)])
+
+
+@pytest.mark.slow
+def test_a_hundred_texts_of_the_default_model_differ_only_where_two_tokens_are_as_likely(smol):
+    import reftlens as rl
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(smol.original_model.config.name_or_path).eval()
+    tokenizer, P = smol.tokenizer, rl.positions
+    starts = ["The capital of", "Once upon a time", "Give me a recipe for", "My favourite number is", "In the year"]
+    ends = [" France", " there was", " cake", " 7 because", " 1969 the", "", " of all", " and", ", she said", ": a dog"]
+    batch = rl.encode_prompts(smol, [a + b + c for a in starts for b in ends for c in ("", " then")])
+    d = smol.cfg.d_model
+    gate = rl.interventions.Threshold(torch.randn(d), 0.0, per="prompt")
+    sites = {
+        rl.resid_post(8, "f2+l2"): rl.LoReFT(d, 4),
+        rl.resid_post(12, "all"): rl.interventions.Gated(rl.LoReFT(d, 4), gate),
+        rl.resid_post(16, P.Response() >> P.First(4)): rl.SteeringVector(d, torch.randn(d)),
+        rl.resid_pre(20, P.Written(" the")): rl.SteeringVector(d, torch.randn(d)),
+    }
+    reft, new = rl.ReFT(sites).eval(), 12
+    expected = rl.generate(reft, smol, batch, rl.Decoding(max_new_tokens=new), keep_logits=True)
+    tokens, mask = left(batch)
+    tied = 0
+    with rl.attach(reft, model, tokenizer=tokenizer):
+        for cached in (True, False):
+            written = theirs(model, tokens, mask, max_new_tokens=new, use_cache=cached)
+            for row, ids, logits in zip(written, expected.ids, expected.logits, strict=True):
+                step = next((i for i, (a, b) in enumerate(zip(row, ids, strict=False)) if a != b), None)
+                if step is not None:
+                    top = logits[step].topk(2).values
+                    assert top[0] - top[1] < 1e-3
+                    tied += 1
+    assert len(batch) == 100 and tied <= 4
