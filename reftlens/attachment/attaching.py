@@ -86,7 +86,8 @@ class Attachment(Uncopied):
             site, module = acting.site, acting.place.intervention
             if module.pools and not module.remembers and site.positions.reaches_response:
                 raise ValueError(f"{module.kind} pools over a prompt, and {site} chooses tokens after it: use Prompt()")
-            if self.tokenizer is None and _reads_text(site.positions):
+            among = [] if self.variant.among is None else [self.variant.among]
+            if self.tokenizer is None and any(map(_reads_text, [site.positions, *among])):
                 raise ValueError(f"{site} chooses tokens by their text: rl.attach(…, tokenizer=tokenizer)")
             if acting.place.spot in seen:
                 raise ValueError(f"two sites are one and the same place: {site} and one before it")
