@@ -24,6 +24,12 @@ def fresh(architecture="llama"):
 plain = cache(fresh)  # shared: every test leaves it as it was
 
 
+@cache
+def bridge(architecture):
+    """A bridge of these tests alone: what is found of one in float64 here, others find with norms in float64, too."""
+    return architectures.fresh_bridge(architecture, dtype=dtype_of(architecture))
+
+
 def prompts(count=6, seed=0):
     """Rows of random tokens of different lengths."""
     from reftlens.text.batch import batch_from_rows
@@ -111,8 +117,8 @@ def ours(reft, architecture, batch, **decoding):
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*chose no token")
-        bridge = architectures.bridge(architecture, dtype_of(architecture))
-        return rl.generate(reft, bridge, batch, rl.Decoding(**{"max_new_tokens": NEW, **decoding})).ids
+        model = bridge(architecture)
+        return rl.generate(reft, model, batch, rl.Decoding(**{"max_new_tokens": NEW, **decoding})).ids
 
 
 def theirs(model, tokens, mask, **settings):

@@ -3,7 +3,22 @@
 import pytest
 import torch
 import transformers
-from attaching import KINDS, LENGTHS, NEW, PAD, assert_same, attached, edit, left, ours, plain, prompts, quiet, theirs
+from attaching import (
+    KINDS,
+    LENGTHS,
+    NEW,
+    PAD,
+    assert_same,
+    attached,
+    bridge,
+    edit,
+    left,
+    ours,
+    plain,
+    prompts,
+    quiet,
+    theirs,
+)
 
 import architectures
 
@@ -82,9 +97,9 @@ def test_sampled_texts_come_from_the_logits_of_the_edited_bridge(cached):
     written, logits = out.sequences[:, tokens.shape[1] :].tolist(), torch.stack(out.logits, dim=1)
     ids = [batch.tokens[i // 2, : LENGTHS[i // 2]].tolist() + row for i, row in enumerate(written)]
     roles = [[int(TokenRole.PROMPT)] * LENGTHS[i // 2] + [int(TokenRole.GENERATED)] * NEW for i in range(len(ids))]
-    whole, bridge = batch_from_rows(ids, roles, tokenizer=batch.tokenizer), architectures.bridge("llama", torch.float64)
-    with torch.no_grad(), reft.on(bridge, whole):
-        full = bridge(whole.tokens, attention_mask=whole.attention_mask.long())
+    whole, other = batch_from_rows(ids, roles, tokenizer=batch.tokenizer), bridge("llama")
+    with torch.no_grad(), reft.on(other, whole):
+        full = other(whole.tokens, attention_mask=whole.attention_mask.long())
     for i, row in enumerate(logits):
         n = LENGTHS[i // 2]
         assert (full[i, n - 1 : n + NEW - 1].float() - row).abs().max() < 1e-5  # norms and logits are float32
@@ -93,9 +108,9 @@ def test_sampled_texts_come_from_the_logits_of_the_edited_bridge(cached):
 def test_the_pipeline_of_transformers_writes_what_generate_writes():
     import reftlens as rl
 
-    bridge, model, tokenizer = architectures.bridge("llama", torch.float64), plain("llama"), architectures.tokenizer()
+    model, tokenizer = plain("llama"), architectures.tokenizer()
     texts, reft = ["the cat sat on", "a dog ran by the mat", "the moon"], edit()
-    batch = rl.encode_prompts(bridge, texts)
+    batch = rl.encode_prompts(bridge("llama"), texts)
     pipe = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
     pipe.tokenizer.padding_side = "left"
     starts = ["<bos>" + text for text in texts]

@@ -11,7 +11,7 @@ from attaching import (
     D,
     assert_same,
     attached,
-    dtype_of,
+    bridge,
     edit,
     fresh,
     leave,
@@ -46,9 +46,9 @@ def whole(batch):
 
 
 def bridged(reft, architecture, batch):
-    bridge = architectures.bridge(architecture, dtype_of(architecture))
-    with torch.no_grad(), reft.on(bridge, batch):
-        return bridge(batch.tokens, attention_mask=batch.attention_mask.long())[batch.attention_mask]
+    model = bridge(architecture)
+    with torch.no_grad(), reft.on(model, batch):
+        return model(batch.tokens, attention_mask=batch.attention_mask.long())[batch.attention_mask]
 
 
 def close(one, other):

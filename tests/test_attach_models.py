@@ -6,9 +6,7 @@ import pickle
 import pytest
 import torch
 import transformers
-from attaching import D, assert_same, attached, edit, fresh, leave, left, ours, plain, prompts, quiet, theirs
-
-import architectures
+from attaching import D, assert_same, attached, bridge, edit, fresh, leave, left, ours, plain, prompts, quiet, theirs
 
 
 @pytest.fixture(autouse=True)
@@ -102,13 +100,13 @@ def test_a_generate_that_was_there_before_is_used_and_put_back():
 def test_two_attachments_act_in_the_order_they_were_made_and_leave_in_any(order):
     import reftlens as rl
 
-    model, batch, bridge = fresh(), prompts(), architectures.bridge("llama", torch.float64)
+    model, batch, other = fresh(), prompts(), bridge("llama")
     one = rl.ReFT({rl.resid_post(1, "all"): rl.LoReFT(D, 3)}).double().eval()
     two = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D, 3)}).double().eval()
     before, tokens = state(model), left(batch)
     both = [attached(one, model), attached(two, model)]
-    with torch.no_grad(), (one | two).on(bridge, batch):
-        expected = bridge(batch.tokens, attention_mask=batch.attention_mask.long())
+    with torch.no_grad(), (one | two).on(other, batch):
+        expected = other(batch.tokens, attention_mask=batch.attention_mask.long())
     real = batch.attention_mask
     assert (logits(model, batch) - expected)[real].abs().max() < 1e-5
     assert_same(theirs(model, *tokens), ours(one | two, "llama", batch))
