@@ -217,6 +217,14 @@ def _search():
     return rl.search(truth.model, *rows, space=space, config=config, seeds=1, **QUIET)
 
 
+def _method_search():
+    from reftlens.experiments.methods import Lora
+    from reftlens.experiments.searching import MethodSearch, Tried
+
+    tried = tuple(Tried({"rank": r, "lr": lr}, -r * lr, 1.5, 100 * r, 2.0) for r in (2, 8) for lr in (1e-4, 1e-3))
+    return MethodSearch(Lora(rank=2), 1e-4, tried, 60, 1920, "log-probability per target", 100, 0)
+
+
 def _letters():
     from hub_rows import obqa
 
@@ -308,6 +316,7 @@ RESULTS = {
     "PrincipalFrame": lambda: _of_a_subspace("principal_frame"),
     "RankSweep": _ranks,
     "LetterBias": _letters,
+    "MethodSearch": _method_search,
     "RankedUnits": _ranked,
     "SearchResult": _search,
     "SeenSplit": _seen,
