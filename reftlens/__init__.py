@@ -1,10 +1,11 @@
 """Train representation interventions on TransformerLens hook points, and understand what they learned.
 
 The names a user meets first stand here; the rest in namespaces: `positions`, `interventions`, `directions`,
-`subspaces`, `strength`, `places`, `causal`, `selection`, `generation`, `training`, `storage`, `tasks`, `errors`.
+`subspaces`, `strength`, `places`, `causal`, `selection`, `generation`, `training`, `storage`, `tasks`, `experiments`,
+`errors`.
 """
 
-from reftlens import errors, generation, interventions, selection, storage, tasks, training
+from reftlens import errors, experiments, generation, interventions, selection, storage, tasks, training
 from reftlens.analysis import causal, places, strength, subspaces
 from reftlens.analysis.causal import controls, interchange_map
 from reftlens.analysis.places import effects
@@ -77,6 +78,7 @@ __all__ = [
     "encode_prompts",
     "errors",
     "evaluate",
+    "experiments",
     "final_norm",
     "fit",
     "fit_many",

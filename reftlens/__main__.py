@@ -1,6 +1,7 @@
 """The command line: `demo` trains the emoji chatbot, `chat DIR` talks to a saved one, `report DIR` writes about it.
 
-`search FILE` looks for the layer, tokens, rank and strength of an edit that learns what stands in a file.
+`search FILE` looks for the layer, tokens, rank and strength of an edit that learns what stands in a file; `run RECIPE`
+runs an experiment of the ReFT paper.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any
 
 from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
 from reftlens.editing.reft import ReFT
+from reftlens.experiments.commandline import add_run, outcome
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import stream
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     about.add_argument("--quiet", action="store_true", help="no progress bars")
     about.set_defaults(run=run_report)
     _add_search(commands)
+    add_run(commands, run_experiment)
     for command in (chat, about):
         command.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
         command.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
@@ -183,6 +186,12 @@ def run_search(options: argparse.Namespace) -> int:
     print(f"\nsaved edit    {options.out}, to be used at strength {result.variant.strength}")
     print(f"all that was tried   {options.out / 'search.csv'}")
     print(f"Python that trains it anew   {options.out / 'search.py'}")
+    return 0
+
+
+def run_experiment(options: argparse.Namespace) -> int:
+    """Run an experiment of the paper, and print its table."""
+    print(outcome(options))
     return 0
 
 

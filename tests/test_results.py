@@ -3,6 +3,7 @@
 import ast
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
@@ -217,6 +218,19 @@ def _search():
     return rl.search(truth.model, *rows, space=space, config=config, seeds=1, **QUIET)
 
 
+def _table():
+    from reftlens.experiments.records import Prediction, RunFolder
+    from reftlens.experiments.tables import table
+
+    folder = Path(mkdtemp())
+    for seed in (0, 1):
+        run = RunFolder(folder / f"seed-{seed}")
+        run.begin({"recipe": "planted", "part": "mix", "method": "loreft", "seed": seed})
+        run.add(Prediction("boolq", i, "true", {"written": ("true", "false")[(i + seed) % 2]}) for i in range(12))
+        run.finish({"parameters": 12, "seconds_per_step": 0.5})
+    return table([folder])
+
+
 def _method_search():
     from reftlens.experiments.methods import Lora
     from reftlens.experiments.searching import MethodSearch, Tried
@@ -322,6 +336,7 @@ RESULTS = {
     "SeenSplit": _seen,
     "Sparsity": _sparsity,
     "Stability": _stability,
+    "Table": _table,
     "VariantEffects": _variants,
     "WeightOverlap": lambda: _of_a_subspace("weight_overlap"),
 }

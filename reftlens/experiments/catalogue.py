@@ -1,0 +1,6 @@
+"""The recipes by name."""
+
+from reftlens.experiments.commonsense import COMMONSENSE
+from reftlens.experiments.recipe import Recipe
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (COMMONSENSE,)}

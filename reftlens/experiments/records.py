@@ -1,0 +1,125 @@
+"""What a run leaves in its folder, so that a reader can score it again and a killed run goes on.
+
+`config.json` says what was run, `predictions.jsonl` what was answered to each row, `metrics.json`, written last, what
+it cost; the method itself lies in `method/`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reftlens.errors import StoreMismatch
+from reftlens.files import located, write_atomically
+
+CONFIG_FILE, PREDICTIONS_FILE, METRICS_FILE, METHOD_FOLDER = (
+    "config.json",
+    "predictions.jsonl",
+    "metrics.json",
+    "method",
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was answered to one row."""
+
+    task: str
+    index: int
+    """Number of the row in the data set."""
+    answer: str
+    """The right one."""
+    given: Mapping[str, str | None]
+    """The answer by each way of answering, such as "written" or "likelihood"; None where a text holds none."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of this row whose mean is reported."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What a reader needs to score again: the text, log-probabilities in nats, outputs of a head."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one method and seed."""
+
+    path: Path
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Write down what is run here.
+
+        Raises:
+            StoreMismatch: where something else was; naming what differs.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        wanted = json.loads(json.dumps(config, default=str))
+        stored = self.config()
+        if stored and stored != wanted:
+            names = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
+            seen = "; ".join(f"{k}: {_short(stored.get(k))} there, {_short(wanted.get(k))} now" for k in names)
+            raise StoreMismatch(f"{self.path} holds another run ({seen}): choose another folder, or take this one away")
+        self.write(CONFIG_FILE, wanted)
+
+    def config(self) -> dict[str, Any]:
+        return self.read(CONFIG_FILE)
+
+    def metrics(self) -> dict[str, Any]:
+        """What a finished run cost; empty for one that is not."""
+        return self.read(METRICS_FILE)
+
+    def predictions(self) -> list[Prediction]:
+        """All that are there; the tasks of a run are written whole, one after the other."""
+        path = self.path / PREDICTIONS_FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [_prediction(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+    def add(self, predictions: Iterable[Prediction]) -> None:
+        """Put the predictions of a task behind those that are there."""
+        every = [*self.predictions(), *predictions]
+        lines = "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in every)
+        write_atomically(self.path / PREDICTIONS_FILE, lines.encode())
+
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        self.write(METRICS_FILE, metrics)
+
+    def write(self, name: str, values: Mapping[str, Any]) -> None:
+        """A file of values, whole or not at all."""
+        write_atomically(self.path / name, json.dumps(values, indent=1, ensure_ascii=False, default=str).encode())
+
+    def read(self, name: str) -> dict[str, Any]:
+        """What `write` wrote; nothing where it has not yet."""
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StoreMismatch(f"{path} is damaged ({error}): take its folder away, and run it again") from None
+
+
+def finished_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
+    """The finished runs in these folders and below them, in the order of their names.
+
+    Raises:
+        FileNotFoundError: where a folder holds none.
+    """
+    runs: list[RunFolder] = []
+    for folder in map(located, folders):
+        found = [RunFolder(path.parent) for path in sorted(folder.rglob(METRICS_FILE))]
+        if not found:
+            raise FileNotFoundError(f"{folder} holds no {METRICS_FILE}: no finished run of an experiment is there")
+        runs += found
+    return runs
+
+
+def _prediction(line: str, place: str) -> Prediction:
+    try:
+        return Prediction(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise StoreMismatch(
+            f"{place} is no prediction ({error}): take the file away, and the run is scored again"
+        ) from None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,189 @@
+"""Runs of experiments: folders, resuming, tables out of predictions alone."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+
+import pytest
+import torch
+
+ANSWERS = ["true", "false", "false", "true", "false", "false"] * 5
+
+
+@cache
+def _classes():
+    """The recipe and its trials; the package is imported late, so that its types can be checked."""
+    from reftlens.experiments.recipe import Recipe, Trial
+
+    @dataclass
+    class Planted(Recipe):
+        """A recipe whose methods answer as they are told; it counts what is done."""
+
+        accuracy: dict
+        name: str = "planted"
+        seeds: tuple = (0, 1)
+        done: list = field(default_factory=list)
+        fail_at: str = ""
+
+        @property
+        def methods(self):
+            return self.accuracy
+
+        def parts(self, scope):
+            return ["mix"]
+
+        def subject(self, model):
+            return None
+
+        def trial(self, part, method, seed, subject, scope):
+            return PlantedTrial(self, method, seed, scope)
+
+    class PlantedTrial(Trial):
+        def __init__(self, recipe, method, seed, scope):
+            self.recipe, self.method, self.seed = recipe, method, seed
+            self.tasks, self.limit = ("boolq", "piqa"), scope.limit
+
+        @property
+        def config(self):
+            told = {"recipe": "planted", "part": "mix", "method": self.method, "seed": self.seed}
+            return {**told, "limit": self.limit}
+
+        def fit(self, checkpoint, *, progress):
+            self._do("fit")
+            return {"parameters": 12, "percent": 0.5, "seconds_per_step": 0.25, "peak_bytes": 8}
+
+        def save(self, folder):
+            folder.mkdir()
+            (folder / "weights").write_text(f"{self.method} {self.seed}")
+            return 7
+
+        def load(self, folder):
+            self._do("load")
+            assert (folder / "weights").read_text() == f"{self.method} {self.seed}"
+
+        def predict(self, task, *, progress):
+            from reftlens.experiments.records import Prediction
+
+            self._do(task)
+            generator = torch.Generator().manual_seed(self.seed)
+            right = torch.rand(len(ANSWERS), generator=generator) < self.recipe.accuracy[self.method]
+            other = {"true": "false", "false": "true"}
+            given = [a if r else other[a] for a, r in zip(ANSWERS, right.tolist(), strict=True)]
+            return [
+                Prediction(task, i, a, {"written": g}, details={"text": f"it is {g}"})
+                for i, (a, g) in enumerate(zip(ANSWERS, given, strict=True))
+            ]
+
+        def cost(self):
+            return {"steps": 1}
+
+        def _do(self, what):
+            if what == self.recipe.fail_at:
+                self.recipe.fail_at = ""
+                raise KeyboardInterrupt
+            self.recipe.done.append((self.method, self.seed, what))
+
+    return Planted
+
+
+def planted(accuracy, **settings):
+    return _classes()(accuracy, **settings)
+
+
+def _run(recipe, folder, **kwargs):
+    from reftlens.experiments.runner import run_recipe
+
+    return run_recipe(recipe, out=folder, progress=False, **kwargs)
+
+
+def test_a_finished_run_is_not_repeated_and_another_method_is_added(tmp_path):
+    recipe = planted({"good": 0.95, "bad": 0.5})
+    first = _run(recipe, tmp_path, methods=["good"])
+    assert [w for _, _, w in recipe.done] == ["fit", "boolq", "piqa"] * 2
+    recipe.done.clear()
+    again = _run(recipe, tmp_path, methods=["good"])
+    assert recipe.done == [] and again.to_markdown() == first.to_markdown()
+    both = _run(recipe, tmp_path)
+    assert {m for m, _, _ in recipe.done} == {"bad"}
+    assert {c.method for c in both.cells} == {"good", "bad", "majority answer"}
+
+
+@pytest.mark.parametrize("where", ["fit", "boolq", "piqa"])
+def test_a_run_that_was_killed_goes_on_where_it_stood(tmp_path, where):
+    whole = _run(planted({"good": 0.9}), tmp_path / "whole").to_frame()
+    recipe = planted({"good": 0.9}, fail_at=where)
+    with pytest.raises(KeyboardInterrupt):
+        _run(recipe, tmp_path / "killed")
+    before = list(recipe.done)
+    found = _run(recipe, tmp_path / "killed").to_frame()
+    after = recipe.done[len(before) :]
+    assert found.equals(whole)
+    assert not {w for w in before if w[2] != "fit"} & set(after), "a task that was scored is not scored again"
+    assert [w for w in recipe.done if w[2] == "fit"] == [("good", 0, "fit"), ("good", 1, "fit")]
+
+
+def test_a_folder_of_another_run_is_refused_by_what_differs(tmp_path):
+    from reftlens.errors import StoreMismatch
+    from reftlens.experiments.recipe import Scope
+
+    recipe = planted({"good": 0.9})
+    _run(recipe, tmp_path, scope=Scope(limit=10))
+    with pytest.raises(StoreMismatch, match="limit: 10 there, 20 now"):
+        _run(recipe, tmp_path, scope=Scope(limit=20))
+    with pytest.raises(ValueError, match="no method 'best', expected some of good"):
+        _run(recipe, tmp_path, methods=["best"])
+
+
+def test_files_that_are_damaged_and_folders_without_a_run_are_named(tmp_path):
+    from reftlens.errors import StoreMismatch
+    from reftlens.experiments.tables import table
+
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        table([tmp_path])
+    _run(planted({"good": 0.9}, seeds=(0,)), tmp_path)
+    lines = tmp_path / "planted/mix/good/seed-0/predictions.jsonl"
+    lines.write_text(lines.read_text() + '{"task": "boolq"}\n')
+    with pytest.raises(StoreMismatch, match="line 61 is no prediction"):
+        table([tmp_path])
+
+
+def test_the_table_is_of_what_is_stored(tmp_path):
+    from reftlens.experiments.tables import table
+
+    _run(planted({"good": 0.9, "bad": 0.5}), tmp_path)
+    frame = table([tmp_path]).to_frame().set_index(["method", "task"])
+    for method in ("good", "bad"):
+        rights = []
+        for seed in (0, 1):
+            path = tmp_path / f"planted/mix/{method}/seed-{seed}/predictions.jsonl"
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            rights += [row["given"]["written"] == row["answer"] for row in rows if row["task"] == "boolq"]
+        row = frame.loc[method, "boolq"]
+        assert row["score"] == pytest.approx(sum(rights) / len(rights))
+        assert row["score_low"] < row["score"] < row["score_high"]
+        assert (row["rows"], row["seeds"], row["parameters"], row["bytes_on_disk"]) == (30, 2, 12, 7)
+    assert frame.loc["majority answer", "boolq"]["score"] == pytest.approx(ANSWERS.count("false") / len(ANSWERS))
+
+
+def test_better_is_what_beats_the_best_baseline_beyond_its_interval(tmp_path):
+    _run(planted({"good": 0.97, "base": 0.5, "chance": 0.6, "format-only": 0.6}, seeds=(0, 1, 2)), tmp_path)
+    from reftlens.experiments.tables import table
+
+    gains = {(g.method, g.task): g for g in table([tmp_path]).gains()}
+    assert gains["good", "boolq"].better and gains["good", "piqa"].better
+    assert not gains["chance", "boolq"].better
+    assert gains["good", "boolq"].to.startswith(("majority", "format-only"))
+    assert {method for method, _ in gains} == {"good", "chance"}
+
+
+def test_a_table_has_a_picture_and_seeds_of_other_rows_are_refused(tmp_path):
+    from reftlens.experiments.tables import table
+
+    _run(planted({"good": 0.9, "bad": 0.5}), tmp_path)
+    ax = table([tmp_path]).plot()
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["boolq", "piqa"]
+    assert {t.get_text() for t in ax.get_legend().get_texts()} == {"good, written", "bad, written", "majority answer"}
+    path = tmp_path / "planted/mix/good/seed-1/predictions.jsonl"
+    path.write_text(path.read_text().split("\n", 1)[1])
+    with pytest.raises(ValueError, match="answered different rows of boolq"):
+        table([tmp_path])

@@ -1,0 +1,159 @@
+"""A recipe of texts from end to end, on a tiny random model and made-up rows in the hub's schema."""
+
+import json
+import warnings
+from dataclasses import replace
+from functools import cache
+
+import hub_rows
+import pytest
+import torch
+
+import architectures
+
+TASKS = ("boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "obqa")
+
+
+@cache
+def _subject():
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from reftlens.experiments.subjects import Subject
+    from reftlens.experiments.templates import COMMONSENSE
+
+    texts = [COMMONSENSE[name](row, "")[0] for name in TASKS for row in _rows(name)]
+    tokenizer = architectures.train_tokenizer([*texts, "the correct answer is solution1 answer2 ending3 true"] * 3, 900)
+    torch.manual_seed(0)
+    sizes = dict(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+    )
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=160, **sizes)
+    return Subject(AutoModelForCausalLM.from_config(config), tokenizer=tokenizer)
+
+
+def _rows(name):
+    return getattr(hub_rows, "arc" if name.startswith("arc") else name)()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of data sets as the recipes look for them."""
+    for split in ("train", "test"):
+        (tmp_path / "data" / "commonsense" / split).mkdir(parents=True)
+        for name in TASKS:
+            lines = "".join(json.dumps(row) + "\n" for row in _rows(name))
+            (tmp_path / "data" / "commonsense" / split / f"{name}.jsonl").write_text(lines)
+    return tmp_path / "data"
+
+
+def _recipe(**changes):
+    from reftlens.experiments import RECIPES
+    from reftlens.generation.decoding import Decoding
+    from reftlens.training.config import FitConfig
+
+    config = FitConfig(steps=3, batch_size=4)
+    return replace(RECIPES["commonsense"], config=config, decoding=Decoding(max_new_tokens=6), **changes)
+
+
+def _run(folder, out, methods, recipe=None, **scope):
+    from reftlens.experiments import Scope, run_recipe
+
+    settings = {"subject": _subject(), "seeds": [0, 1], "scope": Scope(data=folder, **scope), "out": out}
+    return run_recipe(recipe or _recipe(), methods, progress=False, **settings)
+
+
+def test_all_eight_sets_are_trained_on_together_and_answered_in_both_ways(folder, tmp_path):
+    _run(folder, tmp_path / "runs", ["lora", "format-only"], limit=8, tasks=("piqa",))
+    frame = _run(folder, tmp_path / "runs", ["base", "loreft"], limit=8).to_frame()
+    assert set(frame["task"]) == set(TASKS) and set(frame["answered by"]) == {"", "written", "likelihood"}
+    assert {"base", "loreft", "lora", "format-only"} <= set(frame["method"])
+    assert (frame["rows"] == 8).all()
+    run = tmp_path / "runs/commonsense/mix/loreft/seed-1"
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 64 and all(set(row["given"]) == {"written", "likelihood"} for row in lines)
+    assert all(row["given"]["likelihood"] == max(v := row["details"]["log_probs"], key=v.get) for row in lines)
+    cost = json.loads((run / "metrics.json").read_text())
+    assert cost["rows"] == 80 and cost["rows_left_out"] == 0 and cost["bytes_on_disk"] > 0
+    assert len(cost["losses"]) == 3 and cost["parameters"] == 2 * (2 * 16 * 8 + 8)
+    assert (run / "method/reft/reft.json").is_file()
+    report = (tmp_path / "runs/commonsense/report.md").read_text()
+    assert "loreft, written" in report and (tmp_path / "runs/commonsense/scores.png").stat().st_size > 1000
+
+
+def test_likelihoods_are_those_of_a_plain_model_row_by_row(folder, tmp_path):
+    from reftlens.experiments import load_rows
+
+    _run(folder, tmp_path, ["base"], limit=2, tasks=("piqa", "boolq"))
+    lines = (tmp_path / "commonsense/mix/base/seed-0/predictions.jsonl").read_text().splitlines()
+    stored = {(row["task"], row["index"]): row["details"]["log_probs"] for row in map(json.loads, lines)}
+    subject, model = _subject(), _subject().plain()
+    for task in ("piqa", "boolq"):
+        for row in load_rows(task, "test", data=folder, limit=2):
+            for choice in row.choices:
+                head = [
+                    subject.tokenizer.bos_token_id,
+                    *subject.tokenizer(row.prompt, add_special_tokens=False).input_ids,
+                ]
+                tail = subject.tokenizer("the correct answer is " + choice, add_special_tokens=False).input_ids
+                with torch.no_grad():
+                    logits = model(torch.tensor([head + tail])).logits[0].double().log_softmax(dim=-1)
+                expected = sum(logits[len(head) - 1 + i, t].item() for i, t in enumerate(tail))
+                assert stored[task, row.index][choice] == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_does_not_fit_is_counted_and_not_cut(folder, tmp_path):
+    _run(folder, tmp_path, ["base"], _recipe(max_length=60), limit=3, tasks=("boolq", "hellaswag"))
+    run = tmp_path / "commonsense/mix/base/seed-0"
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    left = [row for row in lines if row["details"] == {"fits": False}]
+    assert 0 < len(left) < len(lines) and all(set(row["given"].values()) == {None} for row in left)
+    assert json.loads((run / "metrics.json").read_text())["rows_left_out"] > 0
+
+
+def test_shuffled_labels_keep_their_form_and_their_counts(folder):
+    from reftlens.experiments import Scope
+
+    recipe, scope = _recipe(), Scope(data=folder)
+    plain = recipe.trial("mix", "loreft", 0, _subject(), scope).rows
+    dealt = recipe.trial("mix", "format-only", 0, _subject(), scope).rows
+    assert [r.prompt for r in plain] == [r.prompt for r in dealt]
+    assert 0.1 < sum(a.answer == b.answer for a, b in zip(plain, dealt, strict=True)) / len(plain) < 0.7
+    assert all(row.answer in row.choices and row.completion.endswith(row.answer) for row in dealt)
+    boolq = [sorted(r.answer for r in rows if r.task == "boolq") for rows in (plain, dealt)]
+    assert boolq[0] == boolq[1]
+
+
+def test_a_set_that_is_kept_aside_loads_by_its_file_and_what_is_missing_is_said(folder, tmp_path):
+    (folder / "commonsense/test/obqa.jsonl").rename(folder / "commonsense/test/new_set.jsonl")
+    llm = {"instruction": "Is it so?\n\nAnswer format: yes/no", "input": "", "output": "", "answer": "yes"}
+    (folder / "commonsense/test/new_set.jsonl").write_text(json.dumps(llm) + "\n")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = _run(folder, tmp_path / "a", ["base"], limit=1)
+    assert any("goes without test/obqa.jsonl" in str(w.message) for w in seen)
+    assert "obqa" not in set(found.to_frame()["task"])
+    frame = _run(folder, tmp_path / "b", ["base"], tasks=("new_set",)).to_frame()
+    assert set(frame["task"]) == {"new_set"}
+    with pytest.raises(ValueError, match="no test rows of obqa"):
+        _run(folder, tmp_path / "c", ["base"], tasks=("obqa",))
+    with pytest.raises(ValueError, match="bolq"):
+        _run(folder, tmp_path / "d", ["base"], tasks=("bolq",))
+
+
+def test_the_command_line_says_what_it_would_take_and_makes_tables(folder, tmp_path, monkeypatch, capsys):
+    from reftlens.__main__ import main
+    from reftlens.experiments import RECIPES
+    from reftlens.experiments.texts import TextRecipe
+
+    monkeypatch.setitem(RECIPES, "commonsense", _recipe())
+    monkeypatch.setattr(TextRecipe, "subject", lambda self, model: _subject())
+    arguments = ["run", "commonsense", "--data", str(folder), "--method", "base", "--seeds", "0", "--limit", "2"]
+    assert main([*arguments, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "mix/base: 3 steps" in said and "minutes a seed" in said and not (tmp_path / "runs").exists()
+    assert main([*arguments, "--out", str(tmp_path / "runs"), "--quiet"]) == 0
+    table = capsys.readouterr().out.split("\n\nconfigurations")[0]
+    assert "| base, likelihood |" in table
+    assert main(["run", "--table", str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().out.strip() == table.strip()
+    assert main(["run"]) == 1 and "run needs a recipe" in capsys.readouterr().err
