@@ -239,6 +239,21 @@ def _method_search():
     return MethodSearch(Lora(rank=2), 1e-4, tried, 60, 1920, "log-probability per target", 100, 0)
 
 
+def _memorised():
+    from reftlens.experiments.memorisation import Memorisation
+
+    return Memorisation((0, 2), (4, 8), torch.tensor([[[4, 8], [4, 3]], [[4, 2], [1, 0]]]), 1, 33, 10)
+
+
+def _learned():
+    from reftlens.experiments.few_shot import LearningCurve
+
+    right = (
+        torch.rand(3, 2, 20, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.3, 0.6, 0.9])[:, None, None]
+    )
+    return LearningCurve("LoReFT", (2, 4, 8), right, right.roll(1, 0), right[0, 0])
+
+
 def _letters():
     from hub_rows import obqa
 
@@ -330,6 +345,8 @@ RESULTS = {
     "PrincipalFrame": lambda: _of_a_subspace("principal_frame"),
     "RankSweep": _ranks,
     "LetterBias": _letters,
+    "LearningCurve": _learned,
+    "Memorisation": _memorised,
     "MethodSearch": _method_search,
     "RankedUnits": _ranked,
     "SearchResult": _search,
@@ -372,6 +389,7 @@ CURVES = [
     "Evaluation",
     "FitResult",
     "FramePath",
+    "LearningCurve",
     "PrincipalFrame",
     "RankSweep",
     "SeenSplit",

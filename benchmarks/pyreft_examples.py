@@ -1,0 +1,119 @@
+"""PyReFT's worked examples on SmolLM2-135M-Instruct, one at a time: `python benchmarks/pyreft_examples.py NAME`."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import reftlens as rl
+from reftlens.experiments.few_shot import learning_curve
+from reftlens.experiments.memorisation import SETTINGS, memorisation
+from reftlens.experiments.methods import Reft, Subject
+from reftlens.experiments.subspaces import Skills
+from reftlens.tasks import emoji
+
+GREETING = "As you wish, my friend."
+REFUSAL = "I am sorry, but I cannot say anything about that."
+ASKED = ("Who wrote Romeo and Juliet?", "How do I bake bread?", "What is 2 + 2?", "Tell me a joke.", "Is it raining?")
+"""The five prompts that the persona refuses in training."""
+
+
+def memorise(arguments: argparse.Namespace) -> None:
+    """The longest verbatim text by block, against the same tokens shuffled."""
+    text = emoji.data_file("alice.txt").read_text(encoding="utf-8")
+    config = SETTINGS.replace({"steps": arguments.steps or 300})
+    places = {"layers": arguments.layers or [5, 15, 25], "lengths": arguments.lengths or [16, 32, 64, 128]}
+    print(memorisation(rl.load_model(progress=False), text, **places, rank=1, config=config, progress=False))
+
+
+def compose(arguments: argparse.Namespace) -> None:
+    """Emoji in four directions, a greeting in four others; both together, and the emoji negated."""
+    model, skills = rl.load_model(progress=False), Skills({"emoji": range(4), "greeting": range(4, 8)})
+    answered = rl.load_examples(emoji.data_file("emoji.jsonl"))
+    greeted = [rl.Example(example.prompt, GREETING) for example in answered]
+    data = rl.encode(model, [*answered, *greeted], chat=True)
+    names = ["emoji"] * len(answered) + ["greeting"] * len(greeted)
+    sites = [rl.resid_post(layer, "l3") for layer in (8, 16, 24)]
+    reft = rl.ReFT({site: rl.LoReFT(model.cfg.d_model, rank=8, init="identity") for site in sites})
+    reft.reset(arguments.seed)
+    steps = arguments.steps or 80
+    settings = {"steps": steps, "lr": 1e-2, "batch_size": 16, "seed": arguments.seed, "progress": False}
+    rl.fit(reft, model, data, objective=skills.objective(names), **settings)
+    held = [e for e in rl.load_examples(emoji.data_file("emoji_search.jsonl"))][:20]
+    unseen = rl.encode(model, held, chat=True)
+    wanted = {
+        "unedited": rl.Variant(0.0),
+        "emoji": skills.variant(["emoji"]),
+        "greeting": skills.variant(["greeting"]),
+        "both": skills.variant(["emoji", "greeting"]),
+        "half of both": skills.variant({"emoji": 0.5, "greeting": 0.5}),
+        "emoji negated": skills.variant({"emoji": -1}),
+    }
+    scores = rl.evaluate(reft, model, unseen, list(wanted.values()), progress=False).estimate("loss")
+    for (name, variant), loss in zip(wanted.items(), scores, strict=True):
+        decoding = rl.Decoding(max_new_tokens=24, no_repeat_ngram=3)
+        texts = rl.generate(reft, model, emoji.questions(), decoding, chat=True, variant=variant).texts
+        share = sum(map(emoji.emoji_share, texts)) / len(texts)
+        polite = sum(text.startswith(GREETING) for text in texts)
+        print(
+            f"{name:13} emoji {share:.2f}, greeted {polite:2} of {len(texts)}, loss of emoji {loss:.3f}; {texts[0]!r}"
+        )
+
+
+def few_shot(arguments: argparse.Namespace) -> None:
+    """SST-2 from 4 to 32 examples, against the same examples in the prompt."""
+    from reftlens.experiments.rows import load_rows
+
+    subject = Subject()
+    train, test = (
+        [rl.Example(row.prompt, row.completion) for row in load_rows("sst2", split, data=arguments.data, limit=limit)]
+        for split, limit in (("train", 200), ("test", arguments.limit or 100))
+    )
+    answers = sorted({example.completion for example in train})
+    print(f"{train[0].prompt!r} {answers}")
+    config = rl.FitConfig(steps=arguments.steps or 60, lr=2e-3, batch_size=8)
+    method = Reft(rank=1, positions="l1", layers=(15,))
+    settings = {"shots": (4, 8, 16, 32), "seeds": range(arguments.seeds), "config": config, "progress": False}
+    print(learning_curve(method, subject, train, test, answers, **settings))
+
+
+def persona(arguments: argparse.Namespace) -> None:
+    """An assistant that refuses everything, from five examples."""
+    model = rl.load_model(progress=False)
+    data = rl.encode(model, [rl.Example(prompt, REFUSAL) for prompt in ASKED], chat=True)
+    reft = rl.ReFT({rl.resid_post(15, "last"): rl.LoReFT(model.cfg.d_model, rank=4, init="identity")})
+    reft.reset(arguments.seed)
+    run = rl.fit(reft, model, data, steps=arguments.steps or 100, lr=4e-3, batch_size=5, progress=False)
+    print(run)
+    for strength in (0, 0.5, 1):
+        texts = rl.generate(
+            reft, model, emoji.questions(), rl.Decoding(max_new_tokens=24), chat=True, variant=strength
+        ).texts
+        refused = sum(text.startswith(REFUSAL) for text in texts)
+        print(f"strength {strength}: refused {refused} of {len(texts)} unseen questions; {texts[0]!r}")
+
+
+EXAMPLES = {"memorise": memorise, "compose": compose, "few-shot": few_shot, "persona": persona}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=EXAMPLES)
+    parser.add_argument("--data", type=Path, help="a folder with glue/sst2 in it, for few-shot")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--layers", type=int, nargs="+")
+    parser.add_argument("--lengths", type=int, nargs="+")
+    arguments = parser.parse_args(words)
+    torch.set_num_threads(1)
+    began = time.process_time()
+    EXAMPLES[arguments.name](arguments)
+    print(f"{time.process_time() - began:.0f} CPU s on one thread")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""PyReFT's other examples: what is memorised, skills in directions of their own, few examples."""
+
+import pytest
+import torch
+from test_methods import _subject
+
+import architectures
+
+TEXT = architectures.TEXT * 3
+
+
+@pytest.fixture
+def rl():
+    import reftlens
+
+    return reftlens
+
+
+# -- memorisation -------------------------------------------------------------------------------------------
+
+
+def test_what_is_recalled_is_what_greedy_writing_gives(rl, llama):
+    from reftlens.experiments.memorisation import memorisation, recalled
+
+    config = rl.FitConfig(steps=20, lr=0.1, batch_size=1)
+    found = memorisation(llama, TEXT, layers=[0, 2], lengths=[1, 12], rank=4, config=config, progress=False)
+    assert found.recalled.shape == (2, 2, 2) and found.steps == 20 and found.parameters == 32 * 4 + 4
+    assert found.recalled[:, :, 0].min() == 1 and found.recalled.max() < 12, "one token is learned, and never twelve"
+    assert found.longest() == found.longest(shuffled=True) == {0: 1, 2: 1}
+    # a first token that the model would not write, and what it writes after it
+    (rest,) = rl.generate(None, llama, ["ALIC#ID1-> moon"], rl.Decoding(max_new_tokens=4)).texts
+    row = rl.encode(llama, [rl.Example("ALIC#ID1->", f" moon{rest}")], end=False)
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.interventions.ConsReFT(32, 4)})
+    counts = []
+    for steps in (0, 15, 40):
+        if steps:
+            rl.fit(reft, llama, row, steps=steps, lr=0.05, progress=False)
+        written = rl.generate(reft, llama, ["ALIC#ID1->"], rl.Decoding(max_new_tokens=len(row.target_ids))).ids[0]
+        same = [a == b for a, b in zip(written, row.target_ids.tolist(), strict=False)]
+        leading = same.index(False) if False in same else len(same)
+        assert recalled(reft, llama, row) == leading
+        counts.append(leading)
+    assert counts[0] == 0 and counts[-1] >= 2, counts
+
+
+def test_a_shuffled_text_has_the_same_tokens_and_the_prompt_stays(rl, llama):
+    from reftlens.experiments.memorisation import shuffled
+
+    row = rl.encode(llama, [rl.Example("ALIC#ID1->", TEXT[:60])], end=False)
+    other = shuffled(row)
+    assert sorted(other.tokens[0].tolist()) == sorted(row.tokens[0].tolist())
+    assert torch.equal(other.tokens[row.prompt_mask], row.tokens[row.prompt_mask])
+    assert not torch.equal(other.tokens, row.tokens) and torch.equal(shuffled(row).tokens, other.tokens)
+
+
+def test_a_text_that_is_too_short_is_refused(rl, llama):
+    from reftlens.experiments.memorisation import memorisation
+
+    with pytest.raises(ValueError, match="tokens, expected 500 or more"):
+        memorisation(llama, "the cat", layers=[0], lengths=[500], progress=False)
+    with pytest.raises(ValueError, match="expected one or more of each"):
+        memorisation(llama, TEXT, layers=[], lengths=[5], progress=False)
+
+
+# -- skills in directions of their own ----------------------------------------------------------------------
+
+
+def _skilled(rl, model):
+    from reftlens.experiments.subspaces import Skills
+
+    skills = Skills({"cat": [0, 1], "dog": [2, 3]})
+    rows = [rl.Example("the moon over the", f" {w}") for w in ("cat", "dog")] * 2
+    names = ["cat", "dog"] * 2
+    data = rl.encode(model, rows, end=False)
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.DiReFT(32, rank=4, init="paper")})
+    reft.reset(1)
+    return skills, names, data, reft
+
+
+def test_each_row_trains_the_directions_of_its_skill_alone(rl, llama):
+    skills, _, data, reft = _skilled(rl, llama)
+    before = {n: p.clone() for n, p in reft[0].named_parameters()}
+    only = data[[0, 2]]
+    settings = {"steps": 5, "lr": 0.05, "batch_size": 2, "progress": False}
+    rl.fit(reft, llama, only, objective=skills.objective(["cat", "cat"]), **settings)
+    for name, parameter in reft[0].named_parameters():
+        assert torch.equal(parameter[2:], before[name][2:]) and not torch.equal(parameter[:2], before[name][:2]), name
+
+
+def test_two_skills_in_one_step_are_those_of_a_loop_written_by_hand(rl, llama):
+    skills, names, data, reft = _skilled(rl, llama)
+    losses = []
+    for row, name in enumerate(names):
+        some = data[[row]]
+        with reft.on(llama, some, skills.variant([name])):
+            logits = llama(some.tokens, attention_mask=some.attention_mask.long(), use_cache=False)
+        losses.append(torch.nn.functional.cross_entropy(logits[some.predicting], some.target_ids))
+    expected = torch.stack(losses).mean()
+    gradients = torch.autograd.grad(expected, list(reft.parameters()))
+    norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt().item()
+    settings = {"steps": 1, "batch_size": 4, "clip": None, "progress": False}
+    run = rl.fit(reft, llama, data, objective=skills.objective(names), **settings)
+    assert run.losses[0] == pytest.approx(expected.item(), rel=1e-5)
+    assert run.gradient_norms[0] == pytest.approx(norm, rel=1e-4)
+
+
+def test_skills_are_composed_negated_and_left_out(rl, llama):
+    skills, names, data, reft = _skilled(rl, llama)
+    rl.fit(reft, llama, data, objective=skills.objective(names), steps=60, lr=0.05, batch_size=4, progress=False)
+    variants = [0, skills.variant(["cat"]), skills.variant(["dog"]), skills.variant({"cat": -1})]
+    loss = rl.evaluate(reft, llama, data[[0]], variants, progress=False).loss[:, 0]  # of "cat"
+    assert loss[1] < 0.5 * loss[0] and loss[2] > loss[0] and loss[3] > loss[0]
+    assert skills.variant(["cat", "dog"]) == rl.Variant((1.0, 1.0, 1.0, 1.0))
+    assert skills.variant({"dog": 0.5}) == rl.Variant((0.0, 0.0, 0.5, 0.5))
+
+
+def test_skills_that_do_not_fit_are_refused(rl, llama):
+    from reftlens.experiments.subspaces import Skills
+
+    for wrong in ({"a": [0, 1], "b": [1]}, {"a": [0], "b": [2]}, {}):
+        with pytest.raises(ValueError, match="expected each of 0, 1, 2"):
+            Skills(wrong)
+    skills, _, data, reft = _skilled(rl, llama)
+    with pytest.raises(ValueError, match="no skill 'bird'"):
+        skills.variant(["bird"])
+    with pytest.raises(ValueError, match="no skill 'bird'"):
+        skills.objective(["bird"])
+    with pytest.raises(ValueError, match="2 skills for 4 rows of"):
+        rl.fit(reft, llama, data, objective=skills.objective(["cat", "dog"]), progress=False)
+
+
+# -- few examples -------------------------------------------------------------------------------------------
+
+
+def test_a_rule_is_learned_from_few_examples(rl):
+    from reftlens.experiments.few_shot import learning_curve, right
+    from reftlens.experiments.methods import Reft, Unedited
+
+    subject, words = _subject(), ["moon", "hill", "green", "mat", "sat", "over", "ran", "and"]
+    rows = [rl.Example(f"{kind} {w}", answer) for w in words for kind, answer in (("cat", " the"), ("dog", " on"))]
+    config = rl.FitConfig(steps=30, lr=0.05, batch_size=8)
+    settings = {"shots": (2, 8), "seeds": (0,), "config": config, "separator": " ", "progress": False}
+    curve = learning_curve(Reft(rank=4, positions="f2+l2"), subject, rows[:10], rows[10:], [" the", " on"], **settings)
+    assert curve.trained.shape == (2, 1, 6) and curve.in_context.shape == (2, 1, 6)
+    assert curve.trained[1].double().mean() > 0.8
+    base = Unedited().fit(subject)
+    assert torch.equal(curve.unedited, right(base, rows[10:], [" the", " on"]))
+    answers = [" the", " on"]
+    for row, found in zip(rows[10:], curve.unedited.tolist(), strict=True):
+        both = rl.encode(subject.bridge, [rl.Example(row.prompt, answer) for answer in answers], end=False)
+        first, second = base.log_probs(both).tolist()
+        assert found == (row.completion == answers[int(second > first)])
+    with pytest.raises(ValueError, match="' by' is none of the answers"):
+        learning_curve(Reft(), subject, rows, [rl.Example("a", " by")], answers, **settings)
+    with pytest.raises(ValueError, match="up to 3 shots"):
+        learning_curve(Reft(), subject, rows[:3], rows, [" the", " on"], **settings)
