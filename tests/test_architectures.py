@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,15 +71,48 @@ def test_a_folder_of_a_masked_language_model_is_loaded_as_one(tmp_path):
         assert torch.allclose(bridge(ids), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "missing"), [("GPTNeoXForCausalLM", "lm_head.weight"), ("BertLMHeadModel", "cls")])
-def test_a_folder_without_a_head_does_not_get_a_random_one(tmp_path, name, missing):
+@pytest.mark.parametrize(("name", "missing"), [("GPTNeoXForCausalLM", "lm_head.weight"), ("BertForMaskedLM", "cls")])
+def test_logits_of_a_head_that_is_not_in_the_folder_are_refused_and_hidden_states_are_not(tmp_path, name, missing):
     import reftlens as rl
 
     model = zoo.plain(name)
     model.base_model.save_pretrained(tmp_path)
     zoo.tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"has no weights for {missing}.*random") as error:
-        rl.load_model(str(tmp_path), device="cpu", progress=False)
+    with pytest.warns(UserWarning, match=f"has no weights for {missing}.*mean nothing"):
+        bridge = rl.load_model(str(tmp_path), device="cpu", progress=False)
+    assert type(bridge.original_model).__name__ == name
+    data = rl.encode(bridge, [rl.Example("the cat", " sat")], end=False)
+    reft = rl.ReFT({rl.resid_post(0, "last"): rl.LoReFT(bridge.cfg.d_model, 1)})
+    for refused in (
+        lambda: rl.fit(reft, bridge, data, steps=1, progress=False),
+        lambda: rl.evaluate(reft, bridge, data, progress=False),
+        lambda: rl.generate(reft, bridge, ["the cat"]),
+    ):
+        with pytest.raises(ValueError, match=f"no weights for {missing}.*mean nothing"):
+            refused()
+    with torch.no_grad():
+        expected = model.base_model(input_ids=data.tokens, output_hidden_states=True).hidden_states[1]
+    states = rl.activations(bridge, data, rl.resid_post(0, "all"))
+    assert torch.allclose(states, expected[0], atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again = rl.load_model(str(tmp_path), device="cpu", progress=False)
+    same = zip(bridge.original_model.parameters(), again.original_model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same), "a head that is drawn is drawn alike each time"
+
+
+def test_weights_that_are_missing_below_the_head_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    import reftlens as rl
+
+    folder = saved(tmp_path, "GPTNeoXForCausalLM")
+    file = f"{folder}/model.safetensors"
+    tensors = load_file(file)
+    dropped = next(name for name in tensors if "layers.0" in name)
+    save_file({k: v for k, v in tensors.items() if k != dropped}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"no weights for {dropped}.*random numbers") as error:
+        rl.load_model(folder, device="cpu", progress=False)
     sentence(error)
 
 

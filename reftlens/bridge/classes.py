@@ -1,9 +1,13 @@
 """Which class of transformers a folder holds, and why a model of it would mean nothing here; one sentence each."""
 
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 
 def check_reads_text(config: Any, model_class: Any, name: str) -> None:
@@ -60,23 +64,47 @@ def class_of(config: Any) -> type:
 
 
 def _classes_of(config: Any, named: str) -> list[type]:
-    """The classes that can hold a configuration: one that predicts masked tokens only where the folder names it."""
+    """The classes that can hold a configuration.
+
+    One that predicts masked tokens only where the folder names it, or names an encoder without a head.
+    """
     import transformers
     from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
 
+    usual, masked = transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM
     wanted = get_hf_model_class_for_architecture(named)
-    usual = transformers.AutoModelForCausalLM
-    autos = [wanted] if wanted is transformers.AutoModelForMaskedLM else [usual, wanted]
+    if named.endswith("Model") and not getattr(config, "is_decoder", False) and type(config) in masked._model_mapping:
+        wanted = masked  # the encoder alone, as sentence encoders are stored
+    autos = [wanted] if wanted is masked else [usual, wanted]
     entries = [auto._model_mapping.get(type(config), None) for auto in autos]
     return [each for entry in entries for each in (entry if isinstance(entry, tuple) else (entry,)) if each is not None]
 
 
-def check_loaded(name: str, missing: Any) -> None:
-    """Raise where weights of a model were not in its folder, and are random numbers."""
-    if missing:
-        names = sorted(missing)
-        rest = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        raise ValueError(
-            f"the folder has no weights for {', '.join(names[:2])}{rest} of {name}, which would be random numbers: "
-            "load the whole model, head included"
-        )
+_headless: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Models whose head was not in their folder, and what was missing."""
+
+
+def note_missing(model: nn.Module, missing: Collection[str]) -> None:
+    """Warn where the head of a model was not in its folder, and remember it; its numbers are random.
+
+    Raises:
+        ValueError: where weights below the head were not in the folder either.
+    """
+    if not missing:
+        return
+    names, prefix = sorted(missing), f"{getattr(model, 'base_model_prefix', '')}."
+    rest = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    words = f"the folder has no weights for {', '.join(names[:2])}{rest} of {type(model).__name__}"
+    if any(name.startswith(prefix) for name in names):
+        raise ValueError(f"{words}, which would be random numbers: load the whole model")
+    warnings.warn(
+        f"{words}, so its logits mean nothing: hidden states do, and a head of your own can be trained on them, "
+        "rl.interventions.Head",
+        stacklevel=5,
+    )
+    _headless[model] = words
+
+
+def missing_head(model: nn.Module) -> str:
+    """What was missing of the head of a model, in words; empty where nothing was."""
+    return _headless.get(model, "")

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from reftlens.bridge import wheel
-from reftlens.bridge.classes import check_loaded, class_in
+from reftlens.bridge.classes import class_in, note_missing
 from reftlens.bridge.folder import complete
 from reftlens.bridge.in_memory import boot_in_memory
 from reftlens.bridge.trial import check_agrees
@@ -46,14 +46,17 @@ def load_model(
     while an intervention is trained: what is frozen is reused as ever, since frozen adapters are weights like others.
     peft comes first and the bridge second. `peft_model.merge_and_unload()`, a plain model, always works.
 
+    A folder with an encoder alone, such as a sentence encoder's, is loaded with the head of a masked language model.
+    Where a head is not in the folder a warning says so; nothing is then trained on its logits or written by them.
+
     Args:
         progress: show progress bars, transformers' own among them.
 
     Raises:
         ModelNotAvailable: naming what each source answered.
-        ValueError: where the model does not read one text from the first token on, has weights that are not in the
-            folder, has no adapter in TransformerLens, or needs torchvision, which TransformerLens would install; for an
-            adapter that acts outside the model (prefix and prompt tuning) or on weights that the bridge takes apart;
+        ValueError: where the model does not read one text from the first token on, lacks weights below its head, has
+            no adapter in TransformerLens, or needs torchvision, which TransformerLens would install; for an adapter
+            that acts outside the model (prefix and prompt tuning) or on weights that the bridge takes apart;
             for a model that is part of a bridge.
     """
     if isinstance(dtype, str):
@@ -81,8 +84,11 @@ def usual_device(device: str | torch.device) -> torch.device:
 def plain_model(folder: Path, dtype: torch.dtype) -> Any:
     """The transformers model in a folder, without a bridge; raises as `load_model`."""
     model_class: Any = class_in(folder)
-    hf_model, report = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
-    check_loaded(model_class.__name__, report["missing_keys"])
+    settings: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
+    with torch.random.fork_rng(devices=[]):  # a head that is not there is drawn alike each time
+        torch.default_generator.manual_seed(0)
+        hf_model, report = model_class.from_pretrained(folder, **settings)
+    note_missing(hf_model, report["missing_keys"])
     return hf_model
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
+from reftlens.bridge.classes import missing_head
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import muted
 from reftlens.bridge.parts import originals
@@ -91,6 +92,8 @@ def check_predicts(model: Bridge) -> None:
             logits for tokens.
     """
     name, tried = type(model.original_model).__name__, check_agrees(model)
+    if missing := missing_head(model.original_model):
+        raise ValueError(f"{missing}, so that next-token losses and generation mean nothing: load the whole model")
     if not tried.predicts:
         raise ValueError(f"{name} has no logits for tokens: load the class with its language model's head")
     if getattr(getattr(model.original_model, "config", None), "index_topk", None):
