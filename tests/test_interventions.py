@@ -242,6 +242,7 @@ def test_every_kind_is_in_the_tables(rl):
         "Ablation",
         "Noise",
         "Gated",
+        "Head",  # edits nothing: test_heads.py
     }
     # what a schedule is open at depends on the place in the text, and a hard concrete gate on nothing: test_gates.py
     assert {build(rl, name).gate.kind for name in GATED} == set(rl.interventions.GATES) - {"Schedule", "HardConcrete"}

@@ -71,6 +71,8 @@ def _kinds():
     table["Ablation zero subspace"] = lambda d: rl.Ablation(d, directions=_rand(d, 1))
     for name, gate in _gates().items():
         table[f"{name}, LoReFT"] = lambda d, gate=gate: rl.interventions.Gated(rl.LoReFT(d, 2, dropout=0.25), gate(d))
+    table["Head, identity"] = lambda d: _filled(rl.interventions.Head(d, 3, dropout=0.25))
+    table["Head of one map, identity"] = lambda d: _filled(rl.interventions.Head(d, 1, hidden=0))
     table["Noise"] = lambda d: rl.interventions.Noise(d, 0.5, seed=3)
     return table
 
@@ -111,6 +113,8 @@ KIND_NAMES = [
     "Ablation zero subspace",
     *(f"{gate}, LoReFT" for gate in ("Threshold", "Threshold per prompt", "Sigmoid", "Sigmoid per prompt")),
     *(f"{gate}, LoReFT" for gate in ("HardConcrete", "Schedule")),
+    "Head, identity",
+    "Head of one map, identity",
     "Noise",
 ]
 

@@ -1,11 +1,13 @@
 """The full computation: the whole model for every job."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.lengths import changes_with_length
 from reftlens.bridge.protocol import Bridge, device_of, modules_of
@@ -14,7 +16,7 @@ from reftlens.cone.layout import alone
 from reftlens.cone.plans import Autocast, Job, Scored
 from reftlens.cone.watched import Watch, Watched, joined_rows
 from reftlens.editing.bound import Bound
-from reftlens.editing.engine import attached, check_fired, forward, hooked
+from reftlens.editing.engine import Hook, Stop, attached, check_fired, forward, hooked
 from reftlens.text.batch import Batch
 
 
@@ -49,14 +51,27 @@ class Full:
     def _pass(self, job: Job, batch: Batch) -> Iterator[list[Scored]]:
         edits = self.bounds[job.plan].edits(batch.view, job.rows)
         watch = Watch(self.watched, [each.site.positions.mask(batch.view) for each in self.watched])
-        with attached(self.model, edits), hooked(self.model, watch.hooks), self.autocast():
-            logits = forward(self.model, batch.tokens, batch.attention_mask)
+        with attached(self.model, edits), hooked(self.model, [*watch.hooks, *self._end()]), self.autocast():
+            logits = torch.empty(*batch.tokens.shape, 0, device=batch.tokens.device)
+            with suppress(Stop):
+                logits = forward(self.model, batch.tokens, batch.attention_mask)
             scored = [Scored(job, batch, at_targets(logits, batch.predicting, batch), joined_rows(watch.by_row()))]
             if torch.is_grad_enabled():  # a model that checkpoints gradients computes once more in backward
                 yield scored
         check_fired(edits)
         if not torch.is_grad_enabled():
             yield scored
+
+    def _end(self) -> list[Hook]:
+        """Where no logits are wanted, what ends the pass before they are computed."""
+        if bool(self.data.target_mask.any()):
+            return []
+
+        def stop(h: Tensor, hook: HookPoint) -> None:
+            raise Stop
+
+        hooks = self.model.hook_dict
+        return [(hooks[name], stop) for name in ("mlm_head.hook_in", "unembed.hook_in") if name in hooks]
 
     def _row_by_row(self, job: Job, batch: Batch) -> Scored:
         """The rows of a job, each in a pass of its own, as a longer row beside it would change it.

@@ -7,6 +7,7 @@ from reftlens.interventions.fixed import Ablation, Noise, SteeringVector
 from reftlens.interventions.gate_kinds import Schedule, Sigmoid, Threshold
 from reftlens.interventions.gates import Gate, Gated
 from reftlens.interventions.hard_concrete import HardConcrete
+from reftlens.interventions.heads import Head
 from reftlens.interventions.interchange import DAS, Interchange
 from reftlens.interventions.learned_rank import BoundlessDAS, MaskedDAS
 from reftlens.interventions.masks import SAEMask, SigmoidMask
@@ -16,7 +17,7 @@ from reftlens.interventions.subspace import Frame, orthonormal
 _FAMILY = (LoReFT, DiReFT, OrthoDiReFT, NoReFT, ConsReFT, LobiReFT, RED)
 _EXCHANGES = (DAS, Interchange, BoundlessDAS, MaskedDAS, SigmoidMask, SAEMask)
 KINDS: dict[str, type[Intervention]] = {
-    c.kind: c for c in (*_FAMILY, *_EXCHANGES, SteeringVector, Ablation, Noise, ReFTr1, Gated)
+    c.kind: c for c in (*_FAMILY, *_EXCHANGES, SteeringVector, Ablation, Noise, ReFTr1, Gated, Head)
 }
 GATES: dict[str, type[Gate]] = {c.kind: c for c in (Threshold, Sigmoid, Schedule, HardConcrete)}
 
@@ -33,6 +34,7 @@ __all__ = [
     "Gate",
     "Gated",
     "HardConcrete",
+    "Head",
     "Interchange",
     "Intervention",
     "LoReFT",

@@ -90,7 +90,7 @@ def scored_batches(
             for some in ([jobs[i] for i in idle[:1]], [jobs[i] for i in active if jobs[i].rows]):
                 for group in scorer.score(some, whole=whole) if some else ():
                     for scored in group:
-                        if finite:  # a model may forbid a token by a logit of minus infinity
+                        if finite and scored.logits.numel():  # a model may forbid a token by a logit of minus infinity
                             _check_finite(scored, scorer.plans[scored.job.plan])
                         same = idle if scored.job.plan in idle else [scored.job.plan]
                         yield from (replace(scored, job=replace(scored.job, plan=i)) for i in same)

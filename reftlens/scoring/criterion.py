@@ -25,7 +25,7 @@ class Criterion:
 
     def __init__(self, objective: Objective, scorer: Scorer, batch_size: int) -> None:
         objective.check(scorer.data, "the data")
-        self.objective = objective
+        self.objective, self._scorer = objective, scorer
         self._references: list[Float[Tensor, " targets"]] = []
         if objective.reference:
             self._references = reference_log_probs(scorer, batch_size * objective.group)
@@ -43,7 +43,8 @@ class Criterion:
         plan, sites = 0 if self.first is None else scored.job.plan - self.first, self.objective.sites.items()
         rows = {name: site.positions.mask(scored.batch.view).nonzero()[:, 0] for name, site in sites}
         seen = reference, scored.activations, rows
-        losses = self.objective.losses(Predictions(scored.logits, scored.batch, plan, *seen))
+        reft = self._scorer.plans[scored.job.plan].reft
+        losses = self.objective.losses(Predictions(scored.logits, scored.batch, plan, *seen, reft))
         if losses.ndim != 1:
             raise ValueError(f"the objective gave losses of shape {list(losses.shape)}, expected one dimension")
         return losses

@@ -48,6 +48,8 @@ class Predictions:
     edit there."""
     activation_rows: Mapping[str, Int[Tensor, " tokens"]] = field(default_factory=dict)
     """The row of each of them."""
+    reft: ReFT | None = None
+    """The edit that the rows are scored under."""
 
     @cached_property
     def log_probs(self) -> Float[Tensor, " targets"]:
@@ -79,6 +81,8 @@ class Objective(ABC):
 
     sites: Mapping[str, Site] = {}
     """Where hidden states are wanted, by a name. The light cone then holds these blocks and tokens, too."""
+    logits: ClassVar[bool] = True
+    """Whether logits are wanted. Without them rows need no targets, and the model may be an encoder."""
     per_target: bool = False
     """Whether each loss comes from one target alone: then parts of a micro-batch are given, in less memory."""
     reference: ClassVar[bool] = False

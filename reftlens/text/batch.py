@@ -207,7 +207,7 @@ class Batch:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over ids, roles and targets of all rows, their sources and answers; padding does not matter."""
+        """SHA-256 over ids, roles, targets and labels of all rows, their sources and answers, whatever the padding."""
         digest = hashlib.sha256()
         for ids, role, target in zip(self.tokens.tolist(), self.role.tolist(), self.target_mask.tolist(), strict=True):
             row = [(t, r, int(s)) for t, r, s in zip(ids, role, target, strict=True) if r != TokenRole.PAD]
@@ -216,6 +216,9 @@ class Batch:
             digest.update(json.dumps([name, source.batch.fingerprint, source.rows.tolist()]).encode())
         if self.answers:
             digest.update(json.dumps(self.answers).encode())
+        labels = [example.label for example in self.examples]
+        if any(label is not None for label in labels):
+            digest.update(json.dumps(labels).encode())
         return digest.hexdigest()
 
 

@@ -19,6 +19,8 @@ class Example:
 
     prompt: Prompt
     completion: str = ""
+    label: float | None = None
+    """What a head is to say of it: the number of a class, or a value."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from reftlens.cone.memory import forget
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import preflight
+from reftlens.scoring.heads import HeadLoss, head_scores
 from reftlens.scoring.objectives import Objective, Predictions, cross_entropy
+from reftlens.text.labelled import encode_labelled
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit, fit_many
 from reftlens.training.forecast import Forecast
@@ -18,6 +20,7 @@ __all__ = [
     "FitConfig",
     "FitResult",
     "Forecast",
+    "HeadLoss",
     "Objective",
     "Predictions",
     "RePS",
@@ -25,9 +28,11 @@ __all__ = [
     "SimPO",
     "Step",
     "cross_entropy",
+    "encode_labelled",
     "fit",
     "fit_many",
     "forget",
+    "head_scores",
     "nulled",
     "plan",
     "preference_pairs",

@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, frozen, gradients_on
-from reftlens.bridge.trial import check_predicts
+from reftlens.bridge.trial import check_agrees, check_predicts
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.scorer import Scorer
@@ -149,11 +149,12 @@ def _run(
     batches = {"data": data} if validation is None else {"data": data, "validation": validation}
     for name, batch in batches.items():
         check_types(reft, model, batch)
-        batch.require_targets(name)
+        if objective.logits:
+            batch.require_targets(name)
         Variant().require(reft.sites, batch.view)
         objective.check(batch, name)
     check_deterministic(model)
-    check_predicts(model)
+    (check_predicts if objective.logits else check_agrees)(model)
     for name in ("patience", "eval_every"):
         if getattr(config, name) is not None and validation is None:
             raise ValueError(f"{name}={getattr(config, name)} needs validation=…, a batch to evaluate")
