@@ -36,9 +36,15 @@ KWARGS_ALLOWED = {
     ("cone/trim.py", "forward"): "a module in a block's place takes whatever transformers gives that block",
     ("cone/trim.py", "update"): "the signature of transformers' cache layers",
     ("cone/caches.py", "update"): "the signature of transformers' cache layers",
+    ("experiments/lm_harness.py", "_model_generate"): "the signature of lm-eval's models",
     ("editing/begun.py", "update"): "the signature of transformers' cache layers",
 }
-LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", "gguf"} | {"sklearn", "scipy", "openai"}
+LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", "gguf"} | {
+    "sklearn",
+    "scipy",
+    "openai",
+    "lm_eval",
+}
 MODELS = {"model", "hf_model", "bridge", "original_model"}
 RUNS_MODELS = ("editing/engine.py", "bridge/trial.py", "attachment/donors.py", "experiments/loop.py")
 """The second on a few tokens of its own, before anything else; the third a plain transformers model, on sources; the

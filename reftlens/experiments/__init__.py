@@ -1,6 +1,7 @@
 """The experiments that ReFT was judged by, each a recipe that one call or command runs."""
 
 from reftlens.experiments.catalogue import RECIPES
+from reftlens.experiments.lm_harness import harness
 from reftlens.experiments.methods import METHODS, Method, Trained
 from reftlens.experiments.recipe import Recipe, Scope
 from reftlens.experiments.records import Prediction
@@ -26,6 +27,7 @@ __all__ = [
     "Task",
     "TextRecipe",
     "Trained",
+    "harness",
     "load_rows",
     "run_recipe",
     "table",
