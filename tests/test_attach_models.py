@@ -136,6 +136,21 @@ def test_copies_of_an_edited_model_are_refused_and_its_own_weights_are_saved(tmp
     assert torch.equal(logits(copy.deepcopy(model), batch), base)
 
 
+def test_compiled_models_and_passes_that_leave_a_block_out_are_refused():
+    model, batch = fresh(), prompts()
+    for compiled in (torch.compile(model), fresh()):
+        compiled.compile() if not hasattr(compiled, "_orig_mod") else None
+        with pytest.raises(ValueError, match=r"torch\.compile .* attach to the original"):
+            attached(edit("last"), compiled)
+    attachment = attached(edit("last"), model)
+    block = model.model.layers[1]
+    model.model.layers[1] = copy.deepcopy(plain("llama").model.layers[1])
+    with pytest.raises(RuntimeError, match=r"no hidden state passed through blocks\.1\.hook_resid_post"):
+        model(batch.tokens)
+    model.model.layers[1] = block
+    attachment.detach()
+
+
 def test_blocks_that_run_without_the_model_are_refused():
     model, batch = fresh(), prompts()
     attachment = attached(edit("all"), model)

@@ -37,6 +37,8 @@ class Pass:
     """Of each site, the tokens from `start` on that are edited."""
     training: bool = False
     """Whether the model is in train mode."""
+    fired: set[int] = field(default_factory=set)
+    """Sites that hidden states have passed through."""
 
 
 class Current(threading.local):
@@ -63,7 +65,7 @@ class Acting(Uncopied):
         self.strength = self.place.strength(variant)
         self.reaches_response = variant.reaches_response(site)
         self.donor: Donor | None = None
-        self.chosen, self.fired = False, False
+        self.chosen = False
 
     @property
     def idle(self) -> bool:
@@ -91,7 +93,7 @@ class Acting(Uncopied):
                 f"{self.stream.name} saw hidden states {list(h.shape)}, and the model was called on {list(mask.shape)} "
                 "tokens: this model does not hold one vector for each token there"
             )
-        self.fired = True
+        here.fired.add(self.i)
         if self.idle or not bool(mask.any()):
             return h
         module, tokens = self.place.intervention, TokenIndex.of(mask.to(h.device))

@@ -120,9 +120,8 @@ class Attachment(Uncopied):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.detach()
-        silent = next((acting for acting in self.acting if not acting.fired), None)
-        if kind is None and silent is not None:
-            raise RuntimeError(f"no hidden state passed through {silent.stream.name} inside this block")
+        if kind is None and not self.calls:
+            raise RuntimeError(f"no hidden state passed through {self.acting[0].stream.name} inside this block")
 
     def __repr__(self) -> str:
         state = "attached to" if self.handles else "detached from"
@@ -155,6 +154,9 @@ class Attachment(Uncopied):
         if now is None or output is None:
             return
         call, here = now
+        for acting in self.acting:
+            if acting.i not in here.fired:
+                raise RuntimeError(f"the model was called, and no hidden state passed through {acting.stream.name}")
         if (cache := filled_cache(output, call.cache)) is not None:
             self.histories[cache] = History.of(cache, here.texts, here.decided, self._known().writing)
 
@@ -193,6 +195,10 @@ def _check(reft: Any, hf_model: Any, variant: Any) -> None:
         raise TypeError(f"expected a ReFT, got {type(reft).__name__}{hint}")
     if not isinstance(hf_model, nn.Module):
         raise TypeError(f"expected a transformers model, got {type(hf_model).__name__}")
+    if any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in hf_model.modules()):
+        raise ValueError(
+            "torch.compile runs past hooks that come or go after it has seen a model: attach to the original"
+        )
     if not isinstance(variant, Variant):
         raise TypeError(f"variant={variant!r}, expected a Variant, such as Variant(strength=0.5)")
 
