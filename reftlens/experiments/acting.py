@@ -117,6 +117,8 @@ class OnPlain(Weights):
         written, stops = list[str](), stop_tokens(self.subject.bridge, prompts)
         with torch.random.fork_rng([self.subject.device] if self.subject.device.type == "cuda" else []):
             torch.default_generator.manual_seed(decoding.seed)
+            if self.subject.device.type == "cuda":
+                torch.cuda.manual_seed(decoding.seed)
             for start in range(0, len(prompts), batch_size):
                 some = prompts[start : start + batch_size].to(self.subject.device)
                 order = some.attention_mask.long().argsort(dim=1, stable=True)  # padding first

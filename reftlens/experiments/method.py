@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -95,8 +95,7 @@ class Trained:
         folder.mkdir(parents=True, exist_ok=True)
         self.acting.write(folder)
         told = {
-            "method": type(self.method).__name__,
-            "settings": asdict(self.method),
+            **self.method.told(),
             "measured": asdict(self.measured),
             "model": self.subject.fingerprint.to_dict(),
         }
@@ -119,6 +118,14 @@ class Method(ABC):
     def name(self) -> str:
         """What a table calls it."""
         return type(self).__name__
+
+    def told(self) -> dict[str, Any]:
+        """Its class and its settings, in plain values; those of a method in it are told alike."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            "method": type(self).__name__,
+            "settings": {name: v.told() if isinstance(v, Method) else v for name, v in values.items()},
+        }
 
     @abstractmethod
     def fit(
@@ -211,27 +218,23 @@ def load_trained(folder: str | Path, subject: Subject, methods: dict[str, type[M
     if not file.is_file():
         raise StoreMismatch(f"{folder} holds no {FILE}: it is no folder that Trained.save wrote")
     told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if told["method"] not in methods:
-        raise StoreMismatch(f"{file} is of the method {told['method']!r}, known are {', '.join(methods)}")
     kept = type(subject.fingerprint)(**told["model"])
     if changes := kept.differences(subject.fingerprint):
         raise StoreMismatch(f"{folder} was trained on another model: {'; '.join(changes)}")
-    settings = {k: _frozen(v) for k, v in told["settings"].items()}
-    method = made(methods, told["method"], settings)
+    method = _made(methods, told, file)
     known = {k: _frozen(v) for k, v in told["measured"].items()}
     return Trained(method, subject, method.read(folder, subject), Measured(**known))
 
 
-def made(methods: dict[str, type[Method]], name: str, settings: dict[str, Any]) -> Method:
-    """A method of its settings, those of the methods in it included."""
-    build: Callable[..., Method] = methods[name]
-    inner = {"reft": "Reft", "lora": "Lora"}
-    parts = {k: made(methods, inner[k], v) if isinstance(v, dict) else v for k, v in settings.items()}
-    return build(**parts)
+def _made(methods: dict[str, type[Method]], told: dict[str, Any], file: Path) -> Method:
+    """What `told` tells."""
+    if told["method"] not in methods:
+        raise StoreMismatch(f"{file} is of the method {told['method']!r}, known are {', '.join(methods)}")
+    build: Callable[..., Method] = methods[told["method"]]
+    settings = told["settings"].items()
+    return build(**{k: _made(methods, v, file) if isinstance(v, dict) else _frozen(v) for k, v in settings})
 
 
 def _frozen(value: Any) -> Any:
     """Lists of a JSON file as the tuples that they were."""
-    if isinstance(value, dict):
-        return {k: _frozen(v) for k, v in value.items()}
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
