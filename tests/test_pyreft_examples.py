@@ -154,3 +154,70 @@ def test_a_rule_is_learned_from_few_examples(rl):
         learning_curve(Reft(), subject, rows, [rl.Example("a", " by")], answers, **settings)
     with pytest.raises(ValueError, match="up to 3 shots"):
         learning_curve(Reft(), subject, rows[:3], rows, [" the", " on"], **settings)
+
+
+# -- a reward model -----------------------------------------------------------------------------------------
+
+
+def _rewarded(rl, chat=False):
+    from reftlens.experiments.reward import BradleyTerry, reward_rows
+
+    model, words = architectures.bridge("llama"), ["moon", "hill", "green", "mat", "sat", "over", "ran", "and"]
+    pairs = [(f"the {w}", " cat", " dog") for w in words]  # a cat is preferred, whatever came before
+    rows = reward_rows(model, pairs, chat=chat)
+    head = rl.interventions.Head(32, 1, hidden=0)
+    reft = rl.ReFT({rl.resid_post(1, "f1+l1"): rl.LoReFT(32, 1, init="identity"), rl.final_norm("l1"): head})
+    reft.reset(0)
+    return model, rows, reft, BradleyTerry(reft)
+
+
+def test_the_loss_of_rewards_is_bradley_and_terrys(rl):
+    model, rows, reft, objective = _rewarded(rl)
+    with torch.no_grad(), reft.on(model, rows):
+        seen = model.run_with_cache(rows.tokens, attention_mask=rows.attention_mask.long())[1]
+    h = seen["ln_final.hook_out" if "ln_final.hook_out" in seen else reft.sites[1].hook]
+    at = rows.attention_mask.sum(dim=1) - 1
+    head = reft[1]
+    by_hand = h[torch.arange(len(rows)), at] @ head.W2[0] + head.b2
+    expected = torch.log1p(torch.exp(by_hand[1::2] - by_hand[::2])).mean().item()
+    settings = {"steps": 1, "batch_size": 8, "shuffle": False, "progress": False}
+    run = rl.fit(reft, model, rows, objective=objective, **settings)
+    assert run.losses[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_reward_model_learns_what_is_preferred_and_is_stored(rl, chat, tmp_path):
+    from reftlens.experiments.reward import preferred, rewards
+
+    model, rows, reft, objective = _rewarded(rl, chat)
+    train, test = rows[:12], rows[12:]
+    rl.fit(reft, model, train, objective=objective, steps=25, lr=0.02, batch_size=6, progress=False)
+    assert preferred(reft, model, test).value == 1.0
+    turned = torch.arange(len(test)).view(-1, 2).flip(1).flatten()
+    assert preferred(reft, model, test[turned]).value == 0.0
+    rl.save(reft, tmp_path / "reward", model)
+    again = rl.load(tmp_path / "reward", model)
+    both = ["the moon cat", "the moon dog"]
+    if chat:
+        both = [
+            [{"role": "user", "content": "the moon"}, {"role": "assistant", "content": a}] for a in (" cat", " dog")
+        ]
+    values = rewards(again, model, both, chat=chat)
+    assert torch.equal(values, rewards(reft, model, both, chat=chat)) and values[0] > values[1]
+
+
+def test_rewards_of_another_form_are_refused(rl):
+    from reftlens.experiments.reward import BradleyTerry, reward_rows
+
+    model, rows, reft, objective = _rewarded(rl)
+    with pytest.raises(ValueError, match="expected groups of 2"):
+        rl.fit(reft, model, rows[:3], objective=objective, progress=False)
+    with pytest.raises(ValueError, match="a reward is one number, and the head has 2 outputs"):
+        BradleyTerry(rl.ReFT({rl.final_norm("l1"): rl.interventions.Head(32, 2)}))
+    with pytest.raises(ValueError, match="expected a ReFT with one Head"):
+        BradleyTerry(rl.ReFT({rl.final_norm("l1"): rl.LoReFT(32, 1)}))
+    with pytest.raises(ValueError, match="reads 2 tokens of row 0"):
+        wide = rl.ReFT({rl.final_norm("l2"): rl.interventions.Head(32, 1)})
+        rl.fit(wide, model, rows, objective=BradleyTerry(wide), progress=False)
+    with pytest.raises(ValueError, match="three texts"):
+        reward_rows(model, [("a", "b")])
