@@ -11,6 +11,7 @@ import reftlens as rl
 from reftlens.experiments.few_shot import learning_curve
 from reftlens.experiments.memorisation import SETTINGS, memorisation
 from reftlens.experiments.methods import Reft, Subject
+from reftlens.experiments.reward import BradleyTerry, preferred, reward_rows
 from reftlens.experiments.subspaces import Skills
 from reftlens.tasks import emoji
 
@@ -95,7 +96,28 @@ def persona(arguments: argparse.Namespace) -> None:
         print(f"strength {strength}: refused {refused} of {len(texts)} unseen questions; {texts[0]!r}")
 
 
-EXAMPLES = {"memorise": memorise, "compose": compose, "few-shot": few_shot, "persona": persona}
+def reward(arguments: argparse.Namespace) -> None:
+    """Which of two answers in emoji fits a question: the other one is that of another question."""
+    model = rl.load_model(progress=False)
+    parts = []
+    for name in ("emoji.jsonl", "emoji_search.jsonl"):
+        rows = rl.load_examples(emoji.data_file(name))
+        triples = [(str(e.prompt), e.completion, rows[i - 7].completion) for i, e in enumerate(rows)]
+        parts.append(reward_rows(model, triples, chat=True))
+    sites = [rl.resid_post(layer, "f1+l1") for layer in range(model.cfg.n_layers)]
+    reft = rl.ReFT(
+        {site: rl.LoReFT(model.cfg.d_model, rank=1, init="identity") for site in sites}
+        | {rl.final_norm("l1"): rl.interventions.Head(model.cfg.d_model, outputs=1, hidden=0)}
+    )
+    reft.reset(arguments.seed)
+    settings = {"steps": arguments.steps or 60, "lr": 4e-3, "batch_size": 8, "seed": arguments.seed}
+    run = rl.fit(reft, model, parts[0], objective=BradleyTerry(reft), progress=False, **settings)
+    print(f"{reft.parameter_count(model).stored} numbers, loss {run.losses[0]:.3f} → {run.losses[-1]:.3f}")
+    for name, rows in zip(("trained on", "other questions"), parts, strict=True):
+        print(f"{name}: the answer that fits has the larger reward in {preferred(reft, model, rows)}")
+
+
+EXAMPLES = {"memorise": memorise, "compose": compose, "few-shot": few_shot, "persona": persona, "reward": reward}
 
 
 def main(words: Sequence[str] | None = None) -> None:
