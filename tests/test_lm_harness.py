@@ -1,7 +1,6 @@
 """Tasks of lm-evaluation-harness on an edited model: what it scores and writes is what reftlens does."""
 
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -220,7 +219,7 @@ def test_a_bridge_and_a_model_in_train_mode_are_refused_by_name():
 
 # -- the default model ---------------------------------------------------------------------------------------
 
-DATA = Path(os.environ.get("REFTLENS_DATA", "/work/shared/data"))
+DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture
