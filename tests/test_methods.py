@@ -122,6 +122,28 @@ def test_reft_is_what_fit_makes_of_the_same_start():
     assert torch.allclose(trained.log_probs(data), -loss * data.target_mask.sum(dim=1))
 
 
+def test_rows_of_similar_length_together_give_the_step_of_the_whole_micro_batch(doubles, monkeypatch):
+    from reftlens.experiments import loop
+    from reftlens.experiments.methods import Lora
+
+    pytest.importorskip("peft")
+    subject = _subject(dtype=torch.float64)
+    data, config, curves, widths = _data(subject), _config(batch_size=6, steps=5), [], []
+    summed = loop.Loop._summed
+
+    def watched(self, batch):
+        widths[-1].append(batch.tokens.shape)
+        return summed(self, batch)
+
+    monkeypatch.setattr(loop.Loop, "_summed", watched)
+    for overhead in (0.0, 1e9):
+        widths.append([])
+        monkeypatch.setitem(loop.PASS, "cpu", overhead)
+        curves.append(Lora(rank=2).fit(subject, data, config, progress=False).losses)
+    assert len(widths[0]) > 5 == len(widths[1]) and max(abs(a - b) for a, b in zip(*curves, strict=True)) < 1e-11
+    assert sum(rows * width for rows, width in widths[0]) == int(data.attention_mask.sum()) * 5
+
+
 @pytest.mark.parametrize("name", FAST)
 def test_each_method_trains_is_stored_and_read_again(name, tmp_path):
     import reftlens as rl
