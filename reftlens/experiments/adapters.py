@@ -26,13 +26,17 @@ class _Peft(PlainMethod):
     def config(self) -> Any:
         """The configuration that `peft` takes."""
 
+    def configured(self, inside: Any) -> Any:
+        """The configuration for this model."""
+        return self.config()
+
     def prepared(self, inside: Any, seed: int) -> Any:
         """The `PeftModel`, its start drawn from `seed` as after `torch.manual_seed(seed)`."""
         from peft import get_peft_model
 
         with torch.random.fork_rng():
             torch.default_generator.manual_seed(seed)
-            return get_peft_model(inside, self.config()).eval()
+            return get_peft_model(inside, self.configured(inside)).eval()
 
     def parts(self, inside: Any) -> list[nn.Module]:
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -150,10 +154,14 @@ class Prefix(_Peft):
     def name(self) -> str:
         return "prefix tuning"
 
-    def config(self) -> Any:
+    def config(self, decoder: bool = True) -> Any:
         from peft import PrefixTuningConfig
 
-        return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=self.tokens)
+        kind = "CAUSAL_LM" if decoder else "FEATURE_EXTRACTION"
+        return PrefixTuningConfig(task_type=kind, num_virtual_tokens=self.tokens)
+
+    def configured(self, inside: Any) -> Any:
+        return self.config(decoder=hasattr(inside, "prepare_inputs_for_generation"))
 
     def parts(self, inside: Any) -> list[nn.Module]:
         return [inside.prompt_encoder]

@@ -1,6 +1,7 @@
 """The recipes by name."""
 
 from reftlens.experiments.commonsense import COMMONSENSE
+from reftlens.experiments.glue import GLUE
 from reftlens.experiments.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (COMMONSENSE,)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (COMMONSENSE, GLUE)}

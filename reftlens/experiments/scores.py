@@ -12,7 +12,15 @@ from torch import Tensor
 
 from reftlens.errors import check_one_of
 from reftlens.experiments.task import Row, Task
-from reftlens.scoring.statistics import Estimate, difference_of, mean_of, over_two, resampled_means, spread_of
+from reftlens.scoring.statistics import (
+    Estimate,
+    difference_of,
+    mean_of,
+    over_two,
+    resampled_means,
+    spread_of,
+    student_t,
+)
 
 Answers = Sequence[str | None]
 """One for each row, in its canonical form; None where a text gave none."""
@@ -34,18 +42,39 @@ def hits(task: Task, rows: Sequence[Row], answers: Answers) -> Bool[Tensor, " ro
 def scores(task: Task, rows: Sequence[Row], answers: Answers) -> dict[str, Estimate]:
     """The scores that a task is reported by, `task.metrics`; a similarity that is not given counts as the middle."""
     _check_paired(rows, answers, "answers")
-    found: dict[str, Estimate] = {}
-    for name in task.metrics:
-        if name == "accuracy":
-            found[name] = accuracy(hits(task, rows, answers))
-        elif name == "f1":
-            found[name] = f1(answers, [row.answer for row in rows], rows[0].choices[-1])
-        elif name == "matthews":
-            found[name] = matthews(answers, [row.answer for row in rows])
-        else:
-            check_one_of("metric", name, _CORRELATIONS)
-            found[name] = _CORRELATIONS[name](answers, [row.answer for row in rows], _MIDDLE)
-    return found
+    gold, choices = [row.answer for row in rows], rows[0].choices
+    exact = [g if hit else a for g, hit, a in zip(gold, hits(task, rows, answers).tolist(), answers, strict=True)]
+    return {name: score(name, exact, gold, choices) for name in task.metrics}
+
+
+def score(metric: str, answers: Answers, gold: Sequence[str], choices: Sequence[str] = ()) -> Estimate:
+    """One score; `f1` is of the last of the choices, and a number that is not given counts as the middle of STS-B."""
+    if metric == "accuracy":
+        return accuracy(torch.tensor([a == g for a, g in zip(answers, gold, strict=True)]))
+    if metric == "f1":
+        return f1(answers, gold, choices[-1])
+    if metric == "matthews":
+        return matthews(answers, gold)
+    check_one_of("metric", metric, _CORRELATIONS)
+    return _CORRELATIONS[metric](answers, gold, _MIDDLE)
+
+
+def score_over_runs(metric: str, runs: Sequence[Answers], gold: Sequence[str], choices: Sequence[str] = ()) -> Estimate:
+    """The mean of a score over runs, with an interval over rows and runs.
+
+    Accuracy's is by bootstrap over both. Of another score half the interval is `√(r² + s²)`, with `r` the mean half of
+    the runs' intervals over rows, which are the same rows in all, and `s` Student's over the runs.
+    """
+    if len(runs) == 1:
+        return score(metric, runs[0], gold, choices)
+    if metric == "accuracy":
+        return over_two(torch.tensor([[float(a == g) for a, g in zip(run, gold, strict=True)] for run in runs]))
+    each = [score(metric, run, gold, choices) for run in runs]
+    values = torch.tensor([e.value for e in each], dtype=torch.float64)
+    rows = sum((e.high - e.low) / 2 for e in each) / len(each)
+    seeds = student_t(len(runs) - 1) * values.std().item() / len(runs) ** 0.5
+    mean, half = values.mean().item(), math.hypot(rows, seeds)
+    return Estimate(mean, mean - half, mean + half, len(gold))
 
 
 def accuracy(right: Bool[Tensor, " row"], interval: Literal["wilson", "bootstrap"] = "wilson") -> Estimate:

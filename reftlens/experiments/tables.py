@@ -7,66 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from reftlens import figures
+from reftlens.experiments.cells import MAJORITY, Cell, cells_of, majorities
 from reftlens.experiments.records import Prediction, finished_runs
-from reftlens.experiments.scores import accuracy, difference
 from reftlens.figures import Axes, DataFrame
-from reftlens.scoring.statistics import Estimate, mean_of, over_two
+from reftlens.scoring.statistics import Estimate
 
-MAJORITY, BASE = "majority answer", "base"
+BASE = "base"
 BASELINES = ((MAJORITY, ""), (BASE, "likelihood"), ("format-only", "written"))
 """Method and way of answering of what knows nothing of the task: the most frequent answer, the model as it is, and one
 that was trained on the form of the answers alone, their labels dealt out anew."""
 
 COSTS = ("parameters", "percent", "seconds_per_step", "peak_bytes", "bytes_on_disk")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one method answered to the test rows of one task in one way, with every seed."""
-
-    recipe: str
-    part: str
-    method: str
-    task: str
-    way: str
-    seeds: tuple[int, ...]
-    answers: tuple[str, ...]
-    given: tuple[tuple[str | None, ...], ...]
-    """For each seed, for each row; nothing where a number of each row is reported."""
-    rights: Float[Tensor, "seed row"]
-    """1 where the answer is right; or the number of the row."""
-
-    @property
-    def name(self) -> str:
-        """Method and way, in words."""
-        return f"{self.method}, {self.way}" if self.way else self.method
-
-    @property
-    def score(self) -> Estimate:
-        """Share of right answers, or mean of the numbers, with an interval over rows and, of several, seeds."""
-        if len(self.rights) > 1:
-            return over_two(self.rights)
-        return accuracy(self.rights[0] == 1) if self.given else mean_of(self.rights[0])
-
-    def less(self, other: "Cell") -> Estimate:
-        """By how much it is right more often, paired by row and, where both have several, by seed.
-
-        Raises:
-            ValueError: where they answered different rows, or share no seed.
-        """
-        if self.answers != other.answers:
-            raise ValueError(f"{self.name} and {other.name} answered other rows of {self.task}: score both on the same")
-        if 1 in (len(self.seeds), len(other.seeds)):
-            return difference(self.rights, other.rights)
-        both = [seed for seed in self.seeds if seed in other.seeds]
-        if not both:
-            raise ValueError(f"{self.name} and {other.name} share no seed on {self.task}: run both with the same")
-        ours, theirs = ([cell.seeds.index(seed) for seed in both] for cell in (self, other))
-        return difference(self.rights[ours], other.rights[theirs])
 
 
 @dataclass(frozen=True)
@@ -101,7 +54,7 @@ class Table:
 
         rows = [
             {"recipe": c.recipe, "part": c.part, "method": c.method, "answered by": c.way, "task": c.task}
-            | {"rows": len(c.answers), "seeds": len(c.seeds)}
+            | {"metric": c.metric, "rows": len(c.answers), "seeds": len(c.seeds)}
             | c.score.as_columns("score")
             | dict(self.costs.get(f"{c.part}/{c.method}", {}))
             for c in self.cells
@@ -111,23 +64,23 @@ class Table:
     def gains(self, way: str = "written") -> tuple[Gain, ...]:
         """For each method and task the difference to the best of the `BASELINES` on it."""
         gains = []
-        for task, cells in self._by_task().items():
-            known = [c for c in cells if (c.method, c.way) in BASELINES]
+        for cells in self._by_column().values():
+            known = [c for c in cells if (c.method, c.way) in BASELINES and c.metric == "accuracy"]
             if not known:
                 continue
             best = max(known, key=lambda c: c.rights.mean().item())
             for cell in cells:
                 if cell.way == way and cell not in known and cell.method != BASE:
-                    gains.append(Gain(task, cell.method, best.name, cell.less(best)))
+                    gains.append(Gain(cell.task, cell.method, best.name, cell.less(best)))
         return tuple(gains)
 
     def to_markdown(self) -> str:
         """Scores and costs, a task in each column; then by how much methods are better than what knows nothing."""
-        tasks = list(self._by_task())
+        tasks = list(self._by_column())
         lines = ["| method | " + " | ".join(tasks) + " | mean | parameters | % | s per step |"]
         lines.append("|---" * (len(tasks) + 5) + "|")
         for name in dict.fromkeys(c.name for c in self.cells):
-            mine = {c.task: c for c in self.cells if c.name == name}
+            mine = {c.column: c for c in self.cells if c.name == name}
             scores = [f"{mine[task].score:.3f}" if task in mine else "" for task in tasks]
             values = [c.score.value for c in mine.values()]
             mean = f"{sum(values) / len(values):.3f}" if len(values) == len(tasks) else ""
@@ -137,7 +90,7 @@ class Table:
     def __repr__(self) -> str:
         lines = [f"{self.cells[0].recipe}: scores with 95 % intervals over rows and seeds"]
         for name in dict.fromkeys(c.name for c in self.cells):
-            scores = ", ".join(f"{c.task} {c.score:.3f}" for c in self.cells if c.name == name)
+            scores = ", ".join(f"{c.column} {c.score:.3f}" for c in self.cells if c.name == name)
             lines.append(f"{name}: {scores}")
         return figures.screenful(lines)
 
@@ -146,22 +99,22 @@ class Table:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Scores with their intervals, tasks along the axis, a colour for each method and way of answering."""
-        tasks = list(dict.fromkeys(c.task for c in self.cells if c.given))
+        tasks = list(dict.fromkeys(c.column for c in self.cells if c.given))
         ax = figures.axes(ax)
         names = list(dict.fromkeys(c.name for c in self.cells if c.given))
         for i, name in enumerate(names):
             for cell in (c for c in self.cells if c.name == name):
-                place = tasks.index(cell.task) + 0.8 * ((i + 0.5) / len(names) - 0.5)
-                figures.interval(ax, place, cell.score, color=f"C{i}", label=name if cell.task == tasks[0] else None)
+                place = tasks.index(cell.column) + 0.8 * ((i + 0.5) / len(names) - 0.5)
+                figures.interval(ax, place, cell.score, color=f"C{i}", label=name if cell.column == tasks[0] else None)
         ax.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
-        ax.set_ylabel("share of right answers")
+        ax.set_ylabel("score")
         ax.legend(fontsize="small")
         return ax
 
-    def _by_task(self) -> dict[str, list[Cell]]:
+    def _by_column(self) -> dict[str, list[Cell]]:
         tasks: dict[str, list[Cell]] = defaultdict(list)
         for cell in self.cells:
-            tasks[cell.task].append(cell)
+            tasks[cell.column].append(cell)
         return dict(tasks)
 
     def _cost_words(self, cells: Iterable[Cell]) -> list[str]:
@@ -198,39 +151,17 @@ def table(folders: Iterable[str | Path]) -> Table:
     runs = finished_runs(folders)
     groups: dict[tuple[str, str, str, str, str], dict[int, list[Prediction]]] = defaultdict(dict)
     costs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    choices: dict[str, tuple[str, ...]] = {}
     for run in runs:
         config = run.config()
         recipe, part, method, seed = (config[k] for k in ("recipe", "part", "method", "seed"))
         costs[f"{part}/{method}"].append(run.metrics())
+        choices |= {task: tuple(names) for task, names in config.get("choices", {}).items()}
         for prediction in run.predictions():
             for way in (*prediction.given, *prediction.measures):
                 groups[recipe, part, method, prediction.task, way].setdefault(seed, []).append(prediction)
-    cells = [_cell(*key, by_seed) for key, by_seed in groups.items()]
-    return Table((*_majorities(cells), *cells), {name: _medians(every) for name, every in costs.items()})
-
-
-def _cell(recipe: str, part: str, method: str, task: str, way: str, by_seed: Mapping[int, list[Prediction]]) -> Cell:
-    seeds, rows = tuple(sorted(by_seed)), [sorted(by_seed[s], key=lambda p: p.index) for s in sorted(by_seed)]
-    if any([(p.index, p.answer) for p in r] != [(p.index, p.answer) for p in rows[0]] for r in rows):
-        raise ValueError(f"the seeds of {method} answered different rows of {task}: give them folders of their own")
-    answers = tuple(p.answer for p in rows[0])
-    given = tuple(tuple(p.given[way] for p in r) for r in rows) if way in rows[0][0].given else ()
-    rights = [[float(p.given[way] == p.answer) if given else p.measures[way] for p in r] for r in rows]
-    return Cell(recipe, part, method, task, way, seeds, answers, given, torch.tensor(rights).double())
-
-
-def _majorities(cells: Iterable[Cell]) -> list[Cell]:
-    """Of each task whose answers repeat, the answer that is right most often, given to every row."""
-    found = {}
-    for cell in cells:
-        counts = {a: cell.answers.count(a) for a in dict.fromkeys(cell.answers)}
-        answer = max(counts, key=lambda a: counts[a])
-        if cell.given and len(counts) <= len(cell.answers) / 4 and cell.task not in found:
-            rights = torch.tensor([[float(a == answer) for a in cell.answers]]).double()
-            given = ((answer,) * len(cell.answers),)
-            where = (cell.recipe, cell.part, MAJORITY, cell.task, "")
-            found[cell.task] = Cell(*where, (0,), cell.answers, given, rights)
-    return list(found.values())
+    cells = [cell for key, by_seed in groups.items() for cell in cells_of(*key, by_seed, choices.get(key[3], ()))]
+    return Table((*majorities(cells), *cells), {name: _medians(every) for name, every in costs.items()})
 
 
 def _medians(metrics: list[dict[str, Any]]) -> dict[str, float]:

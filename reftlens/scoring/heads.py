@@ -45,10 +45,7 @@ class HeadLoss(Objective):
         assert predictions.reft is not None
         head = head_of(predictions.reft)[1]
         scores = head.scores(_one_a_row(predictions.activations[_READ], predictions.activation_rows[_READ]))
-        labels = torch.tensor([example.label for example in predictions.batch.examples], device=scores.device)
-        if self.outputs == 1:
-            return (scores[:, 0] - labels.to(scores.dtype)).square()
-        return F.cross_entropy(scores, labels.long(), reduction="none")
+        return label_losses(scores, predictions.batch)
 
     def check(self, data: Batch, name: str) -> None:
         """Raise `ValueError` for rows without a label, without an output for it, or with several tokens to read."""
@@ -68,6 +65,14 @@ class HeadLoss(Objective):
             raise ValueError(
                 f"the head at {self.sites[_READ]} reads {int(counts[row])} tokens of row {row}, expected 1"
             )
+
+
+def label_losses(scores: Float[Tensor, "rows outputs"], batch: Batch) -> Float[Tensor, " rows"]:
+    """Cross-entropy of the labels of the rows by their scores, in nats; of one output the squared error."""
+    labels = torch.tensor([example.label for example in batch.examples], device=scores.device)
+    if scores.shape[1] == 1:
+        return (scores[:, 0] - labels.to(scores.dtype)).square()
+    return F.cross_entropy(scores, labels.long(), reduction="none")
 
 
 def head_of(reft: ReFT) -> tuple[Site, Head]:

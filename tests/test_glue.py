@@ -1,0 +1,161 @@
+"""GLUE from end to end on a tiny random encoder and made-up rows: every task, every method, and what is refused."""
+
+import json
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import hub_rows
+import pytest
+import torch
+from torch.nn import functional as F
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import zoo
+
+TASKS = ("sst2", "stsb", "qnli", "mnli", "mrpc", "cola", "qqp", "rte")
+METHODS = ("head", "loreft", "red", "lora", "dora", "ia3", "prefix", "bitfit")
+
+
+@cache
+def _subject():
+    from reftlens.experiments.subjects import Subject
+
+    return Subject(zoo.plain("BertForMaskedLM"), tokenizer=zoo.tokenizer())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for task in TASKS:
+        (tmp_path / "glue" / task).mkdir(parents=True)
+        for split in ("train", "validation"):
+            rows = [json.dumps(row) for row in hub_rows.GLUE[task][0]]
+            (tmp_path / "glue" / task / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+def _recipe():
+    from reftlens.experiments import RECIPES
+    from reftlens.training.config import FitConfig
+
+    return replace(RECIPES["glue"], config=FitConfig(steps=3, batch_size=4, patience=9))
+
+
+def _run(folder, out, methods, tasks=None, seeds=(0,), recipe=None):
+    from reftlens.experiments import Scope, run_recipe
+
+    settings = {"subject": _subject(), "seeds": seeds, "scope": Scope(data=folder, tasks=tasks), "out": out}
+    return run_recipe(recipe or _recipe(), methods, progress=False, **settings)
+
+
+def test_all_eight_tasks_are_trained_with_a_head_and_scored_by_their_metrics(folder, tmp_path):
+    frame = _run(folder, tmp_path / "runs", ["loreft"]).to_frame()
+    metrics = {task: set(some["metric"]) for task, some in frame.groupby("task")}
+    assert metrics == {
+        "sst2": {"accuracy"}, "qnli": {"accuracy"}, "mnli": {"accuracy"}, "rte": {"accuracy"},
+        "stsb": {"pearson", "spearman"}, "cola": {"accuracy", "matthews"},
+        "mrpc": {"accuracy", "f1"}, "qqp": {"accuracy", "f1"},
+    }  # fmt: skip
+    lines = (tmp_path / "runs/glue/mnli/loreft/seed-0/predictions.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        scores = row["details"]["scores"]
+        assert len(scores) == 3
+        assert row["given"]["head"] == ("entailment", "neutral", "contradiction")[scores.index(max(scores))]
+
+
+def test_every_method_stands_beside_the_same_head_and_its_own_numbers_are_counted(folder, tmp_path):
+    found = _run(folder, tmp_path, METHODS, ("sst2",), seeds=(0, 1))
+    d, layers = _subject().bridge.cfg.d_model, _subject().bridge.cfg.n_layers
+    counts = {name.split("/")[1]: cost["parameters"] for name, cost in found.costs.items()}
+    assert counts["head"] == 0 and counts["loreft"] == layers * (2 * d + 1) and counts["red"] == layers * 2 * d
+    assert counts["lora"] == layers * 2 * (2 * d * 8) < counts["dora"]
+    assert all(counts[name] > 0 for name in METHODS if name != "head")
+    heads = set()
+    for name in METHODS:
+        cost = json.loads((tmp_path / f"glue/sst2/{name}/seed-1/metrics.json").read_text())
+        assert len(cost["losses"]) == 3 and cost["bytes_on_disk"] > 0 and cost["validation"]
+        heads.add(json.dumps(json.loads((tmp_path / f"glue/sst2/{name}/seed-1/config.json").read_text())["head"]))
+    assert len(heads) == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_was_trained_is_stored_with_its_head(folder, tmp_path, name):
+    from reftlens.experiments import Scope
+
+    recipe, scope = _recipe(), Scope(data=folder, limit=4)
+    trial, again = (recipe.trial("mnli", name, 1, _subject(), scope) for _ in range(2))
+    trial.fit(tmp_path / "checkpoint", progress=False)
+    expected = trial.predict("mnli", progress=False)
+    untrained = again.predict("mnli", progress=False)
+    trial.save(tmp_path / "method")
+    again.load(tmp_path / "method")
+    assert again.predict("mnli", progress=False) == expected
+    assert [p.details for p in untrained] != [p.details for p in expected]
+
+
+def test_a_low_rank_adapter_and_a_head_are_trained_as_by_a_plain_loop(folder, tmp_path):
+    """The twin of the law of heads, for what is no ReFT: peft and torch written out."""
+    from peft import LoraConfig, get_peft_model
+
+    from reftlens.experiments import Scope
+    from reftlens.interventions import Head
+
+    trial = replace(_recipe(), dropout=0.0).trial("mnli", "lora", 3, _subject(), Scope(data=folder))
+    costs = trial.fit(tmp_path / "checkpoint", progress=False)
+    torch.manual_seed(3)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
+    model = get_peft_model(_subject().plain().base_model.requires_grad_(False), config).eval()
+    head = Head(_subject().bridge.cfg.d_model, 3, generator=torch.Generator().manual_seed(3))
+    trained = [p for p in [*model.parameters(), *head.parameters()] if p.requires_grad]
+    optimizer, data, losses = torch.optim.AdamW(trained, weight_decay=0), trial._encoded(trial.rows), []
+    for step in range(3):
+        (rows,) = trial.fit_config.micro_batches(step, len(data))
+        scores = []
+        for row in rows:
+            ids = data.tokens[row][data.attention_mask[row]]
+            at = -1 if _subject().tokenizer.cls_token_id is None else 0
+            scores.append(head.scores(model(input_ids=ids[None]).last_hidden_state[0, at][None])[0])
+        loss = F.cross_entropy(torch.stack(scores), torch.tensor([int(data.examples[r].label) for r in rows]))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = trial.fit_config.learning_rate(step, 3)
+        optimizer.step()
+        losses.append(loss.item())
+    assert costs["losses"] == pytest.approx(losses, abs=1e-4)  # float32
+
+
+def test_halves_of_the_validation_rows_are_the_same_for_all_and_apart(folder):
+    from reftlens.experiments import Scope
+
+    first, second = (
+        _recipe().trial("qnli", m, s, _subject(), Scope(data=folder)) for m, s in (("lora", 0), ("red", 4))
+    )
+    assert [r.index for r in first.test] == [r.index for r in second.test]
+    assert not {r.index for r in first.test} & {r.index for r in first.dev}
+    assert len(first.test) + len(first.dev) == 10
+
+
+def test_files_of_another_family_and_labels_outside_the_set_are_refused(folder, tmp_path):
+    bad = folder / "glue/sst2/train.jsonl"
+    bad.write_text(json.dumps({"sentence": "fine", "label": 2}) + "\n")
+    with pytest.raises(ValueError, match=r"train.jsonl.*label.*2"):
+        _run(folder, tmp_path / "a", ["head"], ("sst2",))
+    bad.write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n")
+    with pytest.raises(ValueError, match=r"train.jsonl.*no field 'sentence'"):
+        _run(folder, tmp_path / "b", ["head"], ("sst2",))
+    bad.write_text(json.dumps({"sentence": " ", "label": 1}) + "\n")
+    with pytest.raises(ValueError, match=r"train.jsonl.*sentence is ' '"):
+        _run(folder, tmp_path / "c", ["head"], ("sst2",))
+    with pytest.raises(ValueError, match="sst-2"):
+        _run(folder, tmp_path / "d", ["head"], ("sst-2",))
+
+
+def test_a_method_that_no_head_can_stand_beside_is_refused():
+    from reftlens.experiments.classifiers import HeadSpec, classifier
+    from reftlens.experiments.methods import Unedited
+
+    with pytest.raises(TypeError, match=r"Unedited.*cannot be trained beside a head"):
+        classifier(Unedited(), HeadSpec(2), _subject(), 0)
