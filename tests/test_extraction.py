@@ -1,11 +1,11 @@
 """Each rule of extraction against the hand-worked cases, and against nothing where there is no answer."""
 
 import pytest
-from extraction_cases import COMMONSENSE, GLUE, LETTERS, NUMBERS
+from extraction_cases import COMMONSENSE, GLUE, LETTERS, NUMBERS, RATINGS, VERDICTS
 
 
 def test_there_are_forty_cases_of_each_family():
-    for cases in (COMMONSENSE, NUMBERS, LETTERS, GLUE):
+    for cases in (COMMONSENSE, NUMBERS, LETTERS, GLUE, VERDICTS + RATINGS):
         assert len(cases) >= 40 and len({repr(case) for case in cases}) == len(cases)
 
 
@@ -38,3 +38,17 @@ def test_labels(words, text, answer):
     from reftlens.experiments.extraction import label_word, number_within
 
     assert (number_within(text, 0, 5) if words is None else label_word(text, words)) == answer
+
+
+@pytest.mark.parametrize(("reply", "verdict"), VERDICTS, ids=lambda v: ascii(v)[:60])
+def test_verdicts(reply, verdict):
+    from reftlens.experiments.judging import verdict_in
+
+    assert verdict_in(reply) == verdict
+
+
+@pytest.mark.parametrize(("reply", "rating"), RATINGS, ids=lambda v: ascii(v)[:60])
+def test_ratings(reply, rating):
+    from reftlens.experiments.judging import rating_in
+
+    assert rating_in(reply) == rating
