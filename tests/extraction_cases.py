@@ -122,6 +122,15 @@ NUMBERS = [
     ("10/5 = 2", "2", "2"),
     ("The answer is \\frac{3}{4}", "0.75", "0.75"),
     ("\\boxed{18}", "18", "18"),
+    # concluded, not stated; in a loop; broken off
+    ("Therefore, it takes 20 minutes to cook the other 7.", "7", "20"),
+    ("Therefore, the height after 4 months would be 42 feet.", "42", "42"),
+    ("Therefore, 8 bees have 48 legs. The answer in Arabic numerals is 48.", "48", "48"),
+    ("The answer is that Ms. Hatcher teaches 70.", "70", "70"),
+    ("So 6 * 6 = 36. That is the total of the 6 rows.", "6", "36"),
+    ("He adds 4 and 5.\n#### 9", "9", "9"),
+    ("The box of 12 pens costs $3 in all. " * 5 + "The box of 12 pens", "12", None),
+    ("3 - 1 = 2 inches. So the other one is longer, and we can add the length of", "2", None),
     # no answer
     ("", None, None),
     ("I do not know.", None, None),
@@ -175,6 +184,8 @@ LETTERS = [
     ("Therefore, the probability is A) 3/13.", "A", "A"),
     ("Option B is even. The only one that is odd is option C) Y.", "C", "B"),
     ("Question now becomes how many.\nANS: D", "D", "A"),
+    ("The answer is (A). The answer is not an exception to the rule.", "A", "A"),
+    ("(A) 15\n(B) 42\n(C) 39", None, "A"),
     # no answer, or none of those
     ("", None, None),
     ("I cannot say.", None, None),

@@ -7,14 +7,20 @@ from reftlens.experiments.numerals import canonical, numerals
 
 TRIGGER = "the correct answer is "
 _NEXT_QUESTION = re.compile(
-    r"\n\s*(?:#|Please (?:choose|answer)\b|(?:Question|Q)\s*\d*:|Answer format:|Below is an instruction)"
+    r"\n\s*(?:#{1,3}\s|Please (?:choose|answer)\b|(?:Question|Q)\s*\d*:|Answer format:|Below is an instruction)"
 )
 _CUE = re.compile(r"\banswer\s*(?:is(?=\W|n't|$)|:)", re.IGNORECASE)
 _DENIED = re.compile(
     r"(?:\bnot|n't|\brather than|\binstead of|\bneither|\bnor|\bunlike)\s+(?:the\s+)?\W*$", re.IGNORECASE
 )
 _WRONG = re.compile(r"\W*(?:is|was|would be)\s*(?:not\b|n't|wrong|incorrect|false\b)", re.IGNORECASE)
-_NUMBER_CUE = re.compile(r"\banswer\s*(?:is(?=\W|n't|$)|:|=)|####|\\boxed", re.IGNORECASE)
+_NUMBER_CUE = re.compile(
+    r"\banswer(?:\s+(?:in|to)(?:\s\w+){1,4})?\s*(?:is(?=\W|n't|$)|:|=)|####|\\boxed", re.IGNORECASE
+)
+_CONCLUDES = re.compile(r"\b(?:so|therefore|thus|hence)\b(?!.*=)|=", re.IGNORECASE)
+_LOOP = re.compile(r"(.{8,150}?)\1{2,}(.*)$", re.DOTALL)
+_EQUALS = re.compile(r"\b(?:is|are|was|were|be|has|have|costs?)\b", re.IGNORECASE)
+_END = re.compile(r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bRs)(?<!\bMrs)[.!?](?=\s|$)|\n")
 _LETTER_CUE = re.compile(
     r"\b(?:answer|option|choice)\s*(?:is(?=\W|n't|$)|[:=-])|\bans\b\.?\s*(?:is\b|[:=-])?", re.IGNORECASE
 )
@@ -101,21 +107,39 @@ def last_number(text: str) -> str | None:
 
 
 def stated_number(text: str) -> str | None:
-    """The number after the last "the answer is", "####" or box; the last number of a text that states none.
+    """The number after the last "the answer is", "####" or box, or else the one that a text without these concludes.
 
     It is looked for in the sentence that states it, after its last "=" where it has one, before the text goes on to
-    another question. A number that is denied does not count; "5 or 6" is none.
+    another question. A number that is denied does not count; "5 or 6" is none. A text without a statement concludes in
+    its last sentence with "so", "therefore" or "=", or else in its last number; one that goes round in a loop, or
+    breaks off before a number, concludes nothing.
     """
     text = answered(text)
     cues = list(_NUMBER_CUE.finditer(text))
-    if not cues:
-        return last_number(text)
-    said = _sentence(text[cues[-1].end() :])
-    said = said[said.rfind("=") + 1 :]
-    held = [n for n in numerals(said) if not _DENIED.search(said[: n.start])]
-    if not held or (len(held) > 1 and _JOINED.fullmatch(said[held[0].end : held[1].start])):
+    for cue in reversed(cues):
+        said = _sentence(text[cue.end() :])
+        said = said[said.rfind("=") + 1 :]
+        if held := [n for n in numerals(said) if not _DENIED.search(said[: n.start])]:
+            joined = len(held) > 1 and _JOINED.fullmatch(said[held[0].end : held[1].start])
+            return None if joined else canonical(held[0].value)
+    return None if cues else _concluded(text.strip())
+
+
+def _concluded(text: str) -> str | None:
+    """The number in which a text without a statement ends."""
+    loop = _LOOP.search(text[-600:])
+    if loop and loop[1].startswith(loop[2]):
         return None
-    return canonical(held[0].value)
+    sentences = [part for part in _END.split(text) if part.strip()]
+    if sentences and not re.search(r"[.!?)\]}$\d%]\W*$", text) and not numerals(sentences[-1]):
+        return None
+    for sentence in reversed(sentences):
+        marks = list(_CONCLUDES.finditer(sentence))
+        said = sentence[marks[-1].end() :] if marks else ""
+        verbs = [match.end() for match in _EQUALS.finditer(said)]
+        if found := numerals(said[verbs[-1] :] if verbs else said) or numerals(said):
+            return canonical(found[0].value)
+    return last_number(text)
 
 
 def number_within(text: str, low: float, high: float) -> str | None:
@@ -130,20 +154,23 @@ def number_within(text: str, low: float, high: float) -> str | None:
 def stated_letter(text: str, choices: Sequence[str]) -> str | None:
     """The letter that is stated as the answer ("The answer is (B)", "Option C is correct", "E) 12"), and no other.
 
-    The last statement counts, before the text goes on to another question; two letters that are joined are none.
+    The last statement counts, before the text goes on to another question; two letters that are joined are none, and
+    neither is the first of a list of all choices.
     """
     text = answered(text)
     cues = list(_LETTER_CUE.finditer(text))
-    if not cues:
-        found = list(_LETTER_ALONE.finditer(text)) or list(_LETTER_IS.finditer(text))
-        letter = next(g for g in found[-1].groups() if g).upper() if found else ""
-        return letter if letter in choices else None
-    said = _sentence(text[cues[-1].end() :])
-    found = [(m.start(), m.end(), next(g for g in m.groups() if g).upper()) for m in _LETTER.finditer(said)]
-    held = [f for f in found if f[2] in choices and not _DENIED.search(said[: f[0]])]
-    if not held or (len(held) > 1 and _JOINED.fullmatch(said[held[0][1] : held[1][0]])):
+    for cue in reversed(cues):
+        said = _sentence(text[cue.end() :])
+        found = [(m.start(), m.end(), next(g for g in m.groups() if g).upper()) for m in _LETTER.finditer(said)]
+        if held := [f for f in found if f[2] in choices and not _DENIED.search(said[: f[0]])]:
+            joined = len(held) > 1 and _JOINED.fullmatch(said[held[0][1] : held[1][0]])
+            return None if joined else held[0][2]
+    if cues:
         return None
-    return held[0][2]
+    listed = len(re.findall(r"^\s*\(?[A-E]\)", text, re.MULTILINE)) > 1
+    found = ([] if listed else list(_LETTER_ALONE.finditer(text))) or list(_LETTER_IS.finditer(text))
+    letter = next(g for g in found[-1].groups() if g).upper() if found else ""
+    return letter if letter in choices else None
 
 
 def first_capital(text: str, choices: Sequence[str]) -> str | None:
@@ -174,4 +201,4 @@ def label_word(text: str, words: Mapping[str, str]) -> str | None:
 
 def _sentence(said: str) -> str:
     """What follows a cue, to the end of its sentence or line."""
-    return re.split(r"[.!?](?=\s|$)|\n", said.lstrip(" \n\t:*"), maxsplit=1)[0]
+    return _END.split(said.lstrip(" \n\t:*"), maxsplit=1)[0]
