@@ -365,3 +365,26 @@ def test_a_loop_takes_any_module_forward_pass_and_losses():
     assert not math.isnan(history.seconds)
     with pytest.raises(ValueError, match="nothing to train"):
         Loop(copy.deepcopy(body), data, _config())
+
+
+def test_each_kind_of_the_family_is_made_at_its_sites_and_begins_with_the_unedited_model():
+    import reftlens as rl
+    from reftlens.experiments.methods import METHODS, Reft
+    from reftlens.experiments.refts import FAMILY
+
+    subject = _subject()
+    data = _data(subject)
+    base = rl.evaluate(METHODS["loreft"].edit(subject, 0), subject.bridge, data, [0], progress=False).loss[0]
+    made = {m.kind: m for m in METHODS.values() if isinstance(m, Reft)} | {"SteeringVector": Reft("SteeringVector")}
+    assert set(made) == set(FAMILY)
+    for kind, method in made.items():
+        reft = method.edit(subject, 0)
+        assert [str(site) for site in reft.sites] == [str(rl.resid_post(i, "f7+l7")) for i in range(3)]
+        assert {module.kind for _, module in reft.items()} == {kind}
+        loss = rl.evaluate(reft, subject.bridge, data, [1], progress=False).loss[0]
+        assert ((loss - base).abs().max() < 1e-5) == (kind != "ConsReFT"), kind
+    untied = Reft(positions="f1+l2", tied=False, layers=[1]).edit(subject, 0)
+    assert [str(site) for site in untied.sites] == [str(rl.resid_post(1, part)) for part in ("f1", "l2")]
+    for wrong in ({"kind": "DAS"}, {"rank": 0}, {"layers": ()}):
+        with pytest.raises(ValueError):
+            Reft(**wrong)
