@@ -219,5 +219,5 @@ def test_rewards_of_another_form_are_refused(rl):
     with pytest.raises(ValueError, match="reads 2 tokens of row 0"):
         wide = rl.ReFT({rl.final_norm("l2"): rl.interventions.Head(32, 1)})
         rl.fit(wide, model, rows, objective=BradleyTerry(wide), progress=False)
-    with pytest.raises(ValueError, match="three texts"):
+    with pytest.raises(TypeError, match="pair"):
         reward_rows(model, [("a", "b")])

@@ -27,12 +27,10 @@ def reward_rows(
     answer, before what ends its turn.
 
     Raises:
-        ValueError: for no pair, or one that is no triple of texts.
+        TypeError: for a pair that is no triple of texts.
     """
     if wrong := [i for i, pair in enumerate(pairs) if len(pair) != 3 or not all(isinstance(t, str) for t in pair)]:
-        raise ValueError(
-            f"pair {wrong[0]} is {pairs[wrong[0]]!r:.80}, expected (prompt, chosen, rejected), three texts"
-        )
+        raise TypeError(f"pair {wrong[0]} is {pairs[wrong[0]]!r:.80}, expected three texts: prompt, chosen, rejected")
     rows: list[Prompt] = []
     for prompt, *answers in pairs:
         for answer in answers:
