@@ -35,7 +35,7 @@ def _classes():
         def subject(self, model):
             return None
 
-        def trial(self, part, method, seed, subject, scope):
+        def trial(self, part, method, seed, subject, scope, setting=None):
             return PlantedTrial(self, method, seed, scope)
 
     class PlantedTrial(Trial):
@@ -73,6 +73,11 @@ def _classes():
                 Prediction(task, i, a, {"written": g}, details={"text": f"it is {g}"})
                 for i, (a, g) in enumerate(zip(ANSWERS, given, strict=True))
             ]
+
+        def dev_score(self):
+            raise NotImplementedError
+
+        dev_rows = row_updates = 0
 
         def cost(self):
             return {"steps": 1}

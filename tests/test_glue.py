@@ -138,6 +138,58 @@ def test_halves_of_the_validation_rows_are_the_same_for_all_and_apart(folder):
     assert len(first.test) + len(first.dev) == 10
 
 
+def test_settings_are_searched_on_the_dev_half_with_one_budget_and_used_for_every_seed(folder, tmp_path, monkeypatch):
+    from reftlens.experiments import Scope, run_recipe, tuning
+
+    monkeypatch.setattr(tuning, "STEPS", 2)
+    arguments = {
+        "subject": _subject(),
+        "scope": Scope(data=folder, tasks=("sst2",)),
+        "out": tmp_path,
+        "progress": False,
+    }
+    run_recipe(_recipe(), ["lora", "loreft", "bitfit"], seeds=[0, 1], search=["lora", "loreft", "bitfit"], **arguments)
+    budgets = set()
+    for name in ("lora", "loreft", "bitfit"):
+        told = json.loads((tmp_path / f"glue/sst2/{name}/search.json").read_text())
+        assert len(told["tried"]) == 9 and told["steps"] == 2 and told["rows"] == 5
+        assert len({json.dumps(each["setting"]) for each in told["tried"]}) == 9
+        budgets.add(told["row_updates"])
+        best = max(told["tried"], key=lambda each: each["score"])["setting"]
+        for seed in (0, 1):
+            config = json.loads((tmp_path / f"glue/sst2/{name}/seed-{seed}/config.json").read_text())
+            assert config["fit"]["lr"] == best["lr"] and config["fit"]["steps"] == 3
+            assert all(config["settings"][k] == v for k, v in best.items() if k != "lr")
+    assert budgets == {9 * 2 * 4}
+    assert "sst2/lora: 9 settings of 2 steps, 72 row-updates" in (tmp_path / "glue/report.md").read_text()
+    with pytest.raises(ValueError, match="head is no method with settings to search"):
+        run_recipe(_recipe(), ["head"], seeds=[0], search=["head"], **arguments)
+
+
+def test_a_search_that_was_killed_goes_on(folder, tmp_path, monkeypatch):
+    from reftlens.experiments import Scope, tuning
+    from reftlens.experiments.glue import HeadTrial
+
+    monkeypatch.setattr(tuning, "STEPS", 1)
+    done, score = [], HeadTrial.dev_score
+
+    def counted(self):
+        if len(done) == 4:
+            done.append("killed")
+            raise KeyboardInterrupt
+        done.append(self.fit_config.lr)
+        return score(self)
+
+    monkeypatch.setattr(HeadTrial, "dev_score", counted)
+    arguments = (_recipe(), "sst2", "bitfit", _subject(), Scope(data=folder), tmp_path / "search")
+    with pytest.raises(KeyboardInterrupt):
+        tuning.tuned(*arguments, progress=False)
+    setting = tuning.tuned(*arguments, progress=False)
+    assert len(done) == 10 and len(set(done)) == 10, "no setting twice"
+    again = tuning.tuned(*arguments, progress=False)
+    assert len(done) == 10 and again == setting
+
+
 def test_files_of_another_family_and_labels_outside_the_set_are_refused(folder, tmp_path):
     bad = folder / "glue/sst2/train.jsonl"
     bad.write_text(json.dumps({"sentence": "fine", "label": 2}) + "\n")

@@ -123,6 +123,22 @@ def test_shuffled_labels_keep_their_form_and_their_counts(folder):
     assert boolq[0] == boolq[1]
 
 
+def test_settings_are_chosen_by_rows_that_are_not_trained_on(folder, tmp_path, monkeypatch):
+    from reftlens.experiments import Scope, run_recipe, tuning
+
+    monkeypatch.setattr(tuning, "STEPS", 1)
+    scope = Scope(data=folder, tasks=("boolq",), limit=2, train_limit=6)
+    trial = _recipe().trial("mix", "red", 0, _subject(), scope)
+    taught = {row.prompt for row in trial.rows}
+    assert trial.dev_rows == 8 * 4 and not taught & {example.prompt for example in trial.dev.examples}
+    settings = {"subject": _subject(), "seeds": [0], "scope": scope, "out": tmp_path, "progress": False}
+    run_recipe(_recipe(), ["red"], search=["red"], **settings)
+    told = json.loads((tmp_path / "commonsense/mix/red/search.json").read_text())
+    assert len(told["tried"]) == 9 and told["rows"] == 32
+    with pytest.raises(ValueError, match="no rows are left to choose settings by"):
+        assert _recipe().trial("mix", "red", 0, _subject(), Scope(data=folder)).dev
+
+
 def test_a_set_that_is_kept_aside_loads_by_its_file_and_what_is_missing_is_said(folder, tmp_path):
     (folder / "commonsense/test/obqa.jsonl").rename(folder / "commonsense/test/new_set.jsonl")
     llm = {"instruction": "Is it so?\n\nAnswer format: yes/no", "input": "", "output": "", "answer": "yes"}

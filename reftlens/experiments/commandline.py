@@ -14,6 +14,7 @@ from reftlens.experiments.recipe import Recipe, Scope
 from reftlens.experiments.runner import methods_of, run_recipe
 from reftlens.experiments.subjects import Subject
 from reftlens.experiments.tables import table
+from reftlens.experiments.tuning import budgets
 
 
 def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
@@ -28,6 +29,8 @@ def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     command.add_argument("--limit", type=int, metavar="ROWS", help="test rows of each task (default: the recipe's)")
     command.add_argument("--train-limit", type=int, metavar="ROWS", help="training rows of each task")
     command.add_argument("--steps", type=int, help="optimizer steps (default: the recipe's)")
+    words = "choose settings of these methods on dev rows first, nine settings of 60 steps each"
+    command.add_argument("--search", nargs="+", default=[], metavar="NAME", help=words)
     command.add_argument("--out", type=Path, default=Path("runs"), help="folder to write to (default: runs)")
     command.add_argument("--dry-run", action="store_true", help="say what it would take, and run nothing")
     command.add_argument("--table", nargs="+", type=Path, metavar="DIR", help="make the table of finished runs alone")
@@ -48,8 +51,10 @@ def outcome(options: argparse.Namespace) -> str:
     if options.dry_run:
         return forecast(recipe, subject, scope, methods_of(recipe, options.method), options.seeds or recipe.seeds)
     settings: dict[str, Any] = {"subject": subject, "seeds": options.seeds, "scope": scope, "out": options.out}
+    settings["search"] = options.search
     found = run_recipe(recipe, options.method, **settings, progress=not options.quiet)
-    return f"{found.to_markdown()}\n\nconfigurations, predictions and methods   {options.out / recipe.name}"
+    budget = "\n".join(["", "", *budgets(options.out / recipe.name)]).rstrip()
+    return f"{found.to_markdown()}{budget}\n\nconfigurations, predictions and methods   {options.out / recipe.name}"
 
 
 def forecast(recipe: Recipe, subject: Subject, scope: Scope, methods: Sequence[str], seeds: Sequence[int]) -> str:

@@ -10,15 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from reftlens.experiments.adapters import IA3, BitFit, Dora, Lora, Prefix
 from reftlens.experiments.classifiers import Classifier, HeadSpec, classifier
 from reftlens.experiments.method import Method
-from reftlens.experiments.recipe import Recipe, Scope, Trial
+from reftlens.experiments.recipe import Recipe, Scope, Setting, Trial
 from reftlens.experiments.records import Prediction
 from reftlens.experiments.refts import Reft
 from reftlens.experiments.rows import FAMILIES, Row, load_rows, split
+from reftlens.experiments.scores import score
+from reftlens.experiments.searching import rows_seen, with_settings
 from reftlens.experiments.subjects import Subject
 from reftlens.text.batch import Batch
 from reftlens.text.labelled import encode_labelled
@@ -67,18 +70,36 @@ class HeadRecipe(Recipe):
             warnings.warn(f"glue goes without {', '.join(missing)}, not in {data}", stacklevel=3)
         return there
 
-    def trial(self, part: str, method: str, seed: int, subject: Subject, scope: Scope) -> "HeadTrial":
-        return HeadTrial(self, part, method, seed, subject, scope)
+    def trial(
+        self,
+        part: str,
+        method: str,
+        seed: int,
+        subject: Subject,
+        scope: Scope,
+        setting: Setting = MappingProxyType({}),
+    ) -> "HeadTrial":
+        return HeadTrial(self, part, method, seed, subject, scope, setting)
 
 
 class HeadTrial(Trial):
     """One method with one seed on one task."""
 
-    def __init__(self, recipe: HeadRecipe, task: str, name: str, seed: int, subject: Subject, scope: Scope) -> None:
+    def __init__(
+        self,
+        recipe: HeadRecipe,
+        task: str,
+        name: str,
+        seed: int,
+        subject: Subject,
+        scope: Scope,
+        setting: Mapping[str, Any],
+    ) -> None:
         self.recipe, self.tasks, self.name, self.seed, self.subject = recipe, (task,), name, seed, subject
-        self.method, settings = recipe.entries[name]
-        steps = {} if scope.steps is None else {"steps": scope.steps}
-        self.fit_config = recipe.config.replace({**settings, **steps, "seed": seed})
+        method, settings = recipe.entries[name]
+        self.method = method if method is None else with_settings(method, setting)
+        own = {k: v for k, v in {"steps": scope.steps, "lr": setting.get("lr")}.items() if v is not None}
+        self.fit_config = recipe.config.replace({**settings, **own, "seed": seed})
         limit = scope.train_limit or recipe.train_limit
         self.rows = load_rows(task, "train", data=scope.data, limit=limit, seed=_SAMPLE)
         held_out = load_rows(task, "test", data=scope.data)
@@ -116,7 +137,7 @@ class HeadTrial(Trial):
     def trained(self) -> Classifier:
         return classifier(self.method, self._head, self.subject, self.seed)
 
-    def fit(self, checkpoint: Path, *, progress: bool) -> Mapping[str, Any]:
+    def fit(self, checkpoint: Path | None, *, progress: bool) -> Mapping[str, Any]:
         data, dev = self._encoded(self.rows), self._encoded(self.dev)
         self.trained.fit(data, dev, self.fit_config, checkpoint, progress)
         return {**asdict(self.trained.measured), "rows": len(self.rows), "rows_cut": len(data.truncated)}
@@ -138,6 +159,20 @@ class HeadTrial(Trial):
 
     def load(self, folder: Path) -> None:
         self.trained.load(folder)
+
+    def dev_score(self) -> float:
+        """The first of the task's metrics."""
+        scores = self.trained.scores(self._encoded(self.dev)).tolist()
+        metric = FAMILIES["glue"].tasks[self.tasks[0]].metrics[0] if self.tasks[0] in self.recipe.tasks else "accuracy"
+        return score(metric, [self._answer(s) for s in scores], [row.answer for row in self.dev], self.classes).value
+
+    @property
+    def dev_rows(self) -> int:
+        return len(self.dev)
+
+    @property
+    def row_updates(self) -> int:
+        return rows_seen(self.fit_config, len(self.rows))
 
     def cost(self) -> Mapping[str, int]:
         data, config = self._encoded(self.rows), self.fit_config

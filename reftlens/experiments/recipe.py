@@ -4,11 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from reftlens.experiments.methods import Method
 from reftlens.experiments.records import Prediction
 from reftlens.experiments.subjects import Subject
+
+Setting = Mapping[str, Any]
+"""Fields of a method by name, and `lr`, in place of its own."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Trial(ABC):
         """All that the result depends on, in JSON values; `recipe`, `part`, `method` and `seed` among them."""
 
     @abstractmethod
-    def fit(self, checkpoint: Path, *, progress: bool) -> Mapping[str, Any]:
+    def fit(self, checkpoint: Path | None, *, progress: bool) -> Mapping[str, Any]:
         """Train, going on from the checkpoint where it exists; what it cost."""
 
     @abstractmethod
@@ -50,6 +54,19 @@ class Trial(ABC):
     @abstractmethod
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
+
+    @abstractmethod
+    def dev_score(self) -> float:
+        """How well it does on rows that are neither trained on nor reported; more is better."""
+
+    @property
+    @abstractmethod
+    def dev_rows(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def row_updates(self) -> int:
+        """Rows that the optimizer steps of `fit` see."""
 
     @abstractmethod
     def cost(self) -> Mapping[str, int]:
@@ -69,8 +86,16 @@ class Recipe(ABC):
         """Names of what is trained by itself: the recipe's own, or one for each task."""
 
     @abstractmethod
-    def trial(self, part: str, method: str, seed: int, subject: Subject, scope: Scope) -> Trial:
-        """One method with one seed on one part."""
+    def trial(
+        self,
+        part: str,
+        method: str,
+        seed: int,
+        subject: Subject,
+        scope: Scope,
+        setting: Setting = MappingProxyType({}),
+    ) -> Trial:
+        """One method with one seed on one part; `setting` has fields of the method, and `lr`, in place of its own."""
 
     def subject(self, model: str | None) -> Subject:
         """The model under study; None is the recipe's own."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -10,6 +11,7 @@ from reftlens.experiments.recipe import Recipe, Scope, Trial
 from reftlens.experiments.records import METHOD_FOLDER, RunFolder
 from reftlens.experiments.subjects import Subject
 from reftlens.experiments.tables import Table, table
+from reftlens.experiments.tuning import SEARCH_FILE, budgets, tuned
 from reftlens.files import located, write_atomically
 from reftlens.numbers import Integers, whole_numbers
 from reftlens.training.result import library_versions
@@ -24,6 +26,7 @@ def run_recipe(
     subject: Subject | None = None,
     seeds: Integers | None = None,
     scope: Scope | None = None,
+    search: Sequence[str] = (),
     out: str | Path = "runs",
     progress: bool = True,
 ) -> Table:
@@ -38,6 +41,7 @@ def run_recipe(
         subject: the model under study; the recipe's own by default.
         seeds: of initialisation and data order; the recipe's own by default.
         scope: data, tasks and limits.
+        search: methods whose settings are chosen on dev rows first, each with the same number of row-updates.
 
     Raises:
         ValueError: for a method that the recipe does not have, or data that are not of its family.
@@ -48,9 +52,13 @@ def run_recipe(
     numbers = recipe.seeds if seeds is None else tuple(whole_numbers(seeds, "seed"))
     every = [(p, m, s) for p in recipe.parts(scope) for s in numbers for m in named]
     folder = located(out) / recipe.name
+    searched = set(methods_of(recipe, search)) if search else set()
     for part, method, seed in tqdm(every, desc=recipe.name, unit="run", disable=not progress):
-        trial = recipe.trial(part, method, seed, subject, scope)
-        complete(trial, RunFolder(folder / part / method / f"seed-{seed}"), progress=progress)
+        own, setting = folder / part / method, dict[str, Any]()
+        if method in searched or (own / SEARCH_FILE).is_file():
+            setting = dict(tuned(recipe, part, method, subject, scope, own, progress=progress))
+        trial = recipe.trial(part, method, seed, subject, scope, setting)
+        complete(trial, RunFolder(own / f"seed-{seed}"), progress=progress)
     found = table([folder])
     write_report(found, folder)
     return found
@@ -58,7 +66,9 @@ def run_recipe(
 
 def write_report(found: Table, folder: Path) -> None:
     """`report.md`, the table, with a picture of its scores."""
-    text = f"{found.to_markdown()}\n\n![Scores with 95 % intervals.](scores.png)\n"
+    budget = "\n".join(f"- {line}" for line in budgets(folder))
+    budget = f"Settings were chosen for these, for the others they are the recipe's:\n\n{budget}\n" if budget else ""
+    text = f"{found.to_markdown()}\n\n![Scores with 95 % intervals.](scores.png)\n\n{budget}"
     write_atomically(folder / "report.md", text.encode())
     figures.write(found.plot(), folder / "scores.png")
 

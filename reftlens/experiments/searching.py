@@ -193,9 +193,13 @@ def search_settings(
             bar.update()
     best = trials.best([tried.setting for tried in trials.done])
     steps = config.total_steps(len(data))
-    seen = sum(len(part) for step in range(steps) for part in config.micro_batches(step, len(data)))
-    told = (tuple(trials.done), steps, seen * len(trials.done), measure, len(dev), seed)
+    told = (tuple(trials.done), steps, rows_seen(config, len(data)) * len(trials.done), measure, len(dev), seed)
     return MethodSearch(with_settings(space.method, best), best["lr"], *told)
+
+
+def rows_seen(config: FitConfig, rows: int) -> int:
+    """How many rows all optimizer steps together see."""
+    return sum(len(part) for step in range(config.total_steps(rows)) for part in config.micro_batches(step, rows))
 
 
 def with_settings(method: Method, setting: Mapping[str, Any]) -> Method:
