@@ -19,9 +19,10 @@ def _subject():
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from reftlens.experiments.subjects import Subject
-    from reftlens.experiments.templates import COMMONSENSE
+    from reftlens.experiments.templates import COMMONSENSE, alpaca
 
     texts = [COMMONSENSE[name](row, "")[0] for name in TASKS for row in _rows(name)]
+    texts += [alpaca("Ann had 1 pens. She buys 2. How many has she?")] * 8
     tokenizer = architectures.train_tokenizer([*texts, "the correct answer is solution1 answer2 ending3 true"] * 3, 900)
     torch.manual_seed(0)
     sizes = dict(
@@ -137,6 +138,71 @@ def test_settings_are_chosen_by_rows_that_are_not_trained_on(folder, tmp_path, m
     assert len(told["tried"]) == 9 and told["rows"] == 32
     with pytest.raises(ValueError, match="no rows are left to choose settings by"):
         assert _recipe().trial("mix", "red", 0, _subject(), Scope(data=folder)).dev
+
+
+@pytest.fixture
+def problems(tmp_path):
+    """A folder of word problems: seven sets to test on, steps to train on, and steps that are held out."""
+    folder = tmp_path / "data" / "arithmetic"
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+    for name in ("mawps", "svamp", "gsm8k", "aqua"):
+        lines = "".join(json.dumps(row) + "\n" for row in hub_rows.ARITHMETIC[name][0])
+        (folder / "test" / f"{name}.jsonl").write_text(lines)
+    (folder / "train/gsm8k_dev300.jsonl").write_text((folder / "test/gsm8k.jsonl").read_text())
+    steps = "She has {} and 5 more, so {} in all. The final answer is: {}"
+    taught = [
+        {"instruction": f"Eve has {i} hats, gets 5. How many?", "input": "", "output": steps.format(i, i + 5, i + 5)}
+        | {"answer": str(i + 5), "in_test": ["svamp"] * (i == 3)}
+        for i in range(12)
+    ]
+    (folder / "train/math10k_sample.jsonl").write_text("".join(json.dumps(row) + "\n" for row in taught))
+    return tmp_path / "data"
+
+
+def _arithmetic():
+    from reftlens.experiments import RECIPES
+    from reftlens.generation.decoding import Decoding
+    from reftlens.training.config import FitConfig
+
+    decoding = Decoding(max_new_tokens=5)
+    return replace(RECIPES["arithmetic"], config=FitConfig(steps=2, batch_size=4), decoding=decoding)
+
+
+@pytest.mark.filterwarnings("ignore:arithmetic goes without")
+def test_word_problems_are_answered_in_steps_with_edits_that_reach_into_them(problems, tmp_path):
+    methods = ["base", "loreft", "loreft-4", "loreft-all", "loreft-opening"]
+    frame = _run(problems, tmp_path / "runs", methods, _arithmetic(), limit=3).to_frame()
+    assert set(frame["task"]) == {"mawps", "svamp", "gsm8k", "aqua", "gsm8k, dev"}
+    gold = frame[frame["task"] == "gsm8k, dev"]
+    assert set(gold["metric"]) == {"mean"} and (gold["score"] < 0).all() and set(gold["method"]) == set(methods)
+    sites = {}
+    for name in methods[1:]:
+        run = tmp_path / f"runs/arithmetic/mix/{name}/seed-0"
+        (first, *_) = json.loads((run / "method/reft/reft.json").read_text())["sites"]
+        sites[name] = json.dumps(first["positions"])
+        assert json.loads((run / "metrics.json").read_text())["rows"] == 11, (
+            "a row whose question is tested is left out"
+        )
+    assert len({sites["loreft"], sites["loreft-4"], sites["loreft-all"]}) == 3
+    assert sites["loreft"] == sites["loreft-opening"] and "response" not in sites["loreft"]
+    assert "response" in sites["loreft-4"] and '"n": 4' in sites["loreft-4"]
+
+
+@pytest.mark.filterwarnings("ignore:arithmetic goes without")
+def test_of_an_opening_the_first_words_are_taught_and_no_end(problems):
+    from reftlens.experiments import Scope
+
+    recipe, scope = _arithmetic(), Scope(data=problems, tasks=("svamp",))
+    whole = recipe.trial("mix", "loreft", 0, _subject(), scope)
+    short = replace(recipe, entries={"opening": replace(recipe.entries["loreft-opening"], opening=3)})
+    opening = short.trial("mix", "opening", 0, _subject(), scope)
+    assert all(
+        b.completion == " ".join(a.completion.split()[:3]) for a, b in zip(whole.rows, opening.rows, strict=True)
+    )
+    end = _subject().tokenizer.eos_token_id
+    assert bool((whole.data.tokens[whole.data.target_mask] == end).any())
+    assert not bool((opening.data.tokens[opening.data.target_mask] == end).any())
 
 
 def test_a_set_that_is_kept_aside_loads_by_its_file_and_what_is_missing_is_said(folder, tmp_path):

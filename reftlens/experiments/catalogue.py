@@ -1,7 +1,8 @@
 """The recipes by name."""
 
+from reftlens.experiments.arithmetic import ARITHMETIC
 from reftlens.experiments.commonsense import COMMONSENSE
 from reftlens.experiments.glue import GLUE
 from reftlens.experiments.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (COMMONSENSE, GLUE)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (COMMONSENSE, ARITHMETIC, GLUE)}

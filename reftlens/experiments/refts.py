@@ -17,6 +17,8 @@ from reftlens.interventions.family import Init
 from reftlens.numbers import whole
 from reftlens.storage.folder import load
 from reftlens.text.batch import Batch
+from reftlens.text.positions import First, Positions, Response
+from reftlens.text.positions.spelling import parse
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit
 from reftlens.training.run import History, Step
@@ -68,6 +70,7 @@ class Reft(OnHooks):
         kind: one of `FAMILY`, by its name.
         positions: of the prompt, as `Site` reads them; "f7+l7" are its first and last seven tokens.
         layers: numbers of blocks, or "all".
+        response: how many of the tokens that follow the prompt are edited too, in training and writing, or "all".
         tied: one intervention for all positions of a layer; else one each for the parts of "f7+l7", with twice the
             parameters.
         init: "identity" begins with the unedited model; kinds that set a constant begin as in the paper, "paper".
@@ -80,9 +83,12 @@ class Reft(OnHooks):
     tied: bool = True
     dropout: float = 0.0
     init: Init = "identity"
+    response: int | Literal["all"] = 0
 
     def __post_init__(self) -> None:
         check_one_of("kind", self.kind, FAMILY)
+        if self.response != "all":
+            whole(self.response, "response", 0)
         whole(self.rank, "rank", 1)
         if self.layers != "all":
             object.__setattr__(self, "layers", tuple(whole(i, "layer") for i in self.layers))
@@ -91,12 +97,16 @@ class Reft(OnHooks):
 
     @property
     def name(self) -> str:
-        return self.kind
+        after = f", {self.response} of the response" if self.response else ""
+        return f"{self.kind}{after}"
 
     def sites(self, depth: int) -> list[Site]:
         """The sites on a model of so many blocks."""
         layers = range(depth) if self.layers == "all" else self.layers
-        parts = (self.positions,) if self.tied else tuple(self.positions.split("+"))
+        parts: list[Positions] = [parse(p) for p in ([self.positions] if self.tied else self.positions.split("+"))]
+        if self.response:
+            further = Response() if self.response == "all" else Response() >> First(self.response)
+            parts = [parts[0] | further] if self.tied else [*parts, further]
         return [resid_post(int(layer), part) for layer in layers for part in parts]
 
     def intervention(self, d: int) -> Intervention:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from reftlens.experiments.families.arithmetic import truncated
 from reftlens.experiments.methods import Trained, load
 from reftlens.experiments.recipe import Scope, Trial
 from reftlens.experiments.records import Prediction
@@ -27,7 +28,9 @@ WRITTEN, LIKELIHOOD = "written", "likelihood"
 log-probability, summed over its tokens."""
 GOLD = "log-probability of the gold steps, nats per token"
 """What is measured of the tasks that are held out."""
-_DEV, _SAMPLE = 16, 0
+_DEV = 16
+"""Rows of each task that settings are chosen by."""
+_SAMPLE = 0
 """Seed of the samples of rows: every method and every seed sees the same."""
 
 
@@ -44,13 +47,20 @@ class TextTrial(Trial):
         self.fit_config = recipe.config.replace({**self.entry.settings, **own, "seed": seed})
         names, limit = scope.tasks or recipe.available(recipe.test, "test", scope.data), scope.limit or recipe.limit
         self.test = {task: self._loaded(task, "test", limit) for task in names}
-        self.held_out = {f"{task}, {split}": self._loaded(task, split, limit) for task, split in recipe.held_out}
+        held_out = recipe.held_out if scope.tasks is None else ()
+        self.held_out = {
+            f"{task}, {split}": self._loaded(task, split, limit)
+            for task, split in held_out
+            if scope.data is None or recipe.holds(scope.data, task, split)
+        }
         self.tasks = (*self.test, *self.held_out)
         every = [
             self._loaded(task, "train", scope.train_limit or recipe.train_limit)
             for task in recipe.available(recipe.train, "train", scope.data)
         ]
         rows = [row for rows in every for row in (self._dealt_out(rows) if self.entry.shuffled else rows)]
+        if self.entry.opening is not None:
+            rows = truncated(rows, self.entry.opening)
         self.rows = [row for row in rows if self._fits(row.prompt + row.completion)]
         self.left_out = len(rows) - len(self.rows)
         self.trained: Trained | None = None
@@ -67,6 +77,7 @@ class TextTrial(Trial):
             "seed": self.seed,
             "settings": {"kind": type(self.method).__name__, **asdict(self.method)},
             "shuffled": self.entry.shuffled,
+            "opening": self.entry.opening,
             "fit": asdict(self.fit_config),
             "decoding": asdict(self.recipe.decoding),
             "ways": list(self.recipe.ways),
@@ -79,7 +90,7 @@ class TextTrial(Trial):
     def data(self) -> Batch:
         """The training rows."""
         examples = [Example(row.prompt, row.completion) for row in self.rows]
-        return encode(self.subject.bridge, examples, boundary="split")
+        return encode(self.subject.bridge, examples, end=self.entry.opening is None, boundary="split")
 
     def fit(self, checkpoint: Path | None, *, progress: bool) -> Mapping[str, Any]:
         settings: dict[str, Any] = {"seed": self.seed, "checkpoint": checkpoint, "progress": progress}

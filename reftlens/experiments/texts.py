@@ -25,6 +25,8 @@ class Entry:
     """Fields of `FitConfig` in place of the recipe's."""
     shuffled: bool = False
     """Whether the answers of each task are dealt out anew among its training rows: only their form is then learned."""
+    opening: int | None = None
+    """So many words of each answer are taught, and no end; None for all."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,19 @@ class TextRecipe(Recipe):
         family = FAMILIES[self.family]
         return family.tasks.get(name) or family.other(name)
 
+    def holds(self, data: Path, name: str, split: str) -> bool:
+        """Whether a file of a task is in a folder."""
+        family = FAMILIES[self.family]
+        return any(
+            (data / f / file).is_file() for f in ("", family.name) for file in family.files(self.task(name), split)
+        )
+
     def available(self, names: Sequence[str], split: str, data: Path | None) -> tuple[str, ...]:
         """Those of these tasks that are in the folder of a family, with a warning of the others; all, without one."""
         if data is None:
             return tuple(names)
-        family = FAMILIES[self.family]
-        files = {name: family.files(self.task(name), split) for name in names}
-        there = [n for n in names if any((data / f / file).is_file() for f in ("", family.name) for file in files[n])]
+        files = {name: FAMILIES[self.family].files(self.task(name), split) for name in names}
+        there = [name for name in names if self.holds(data, name, split)]
         if not there:
             looked = ", ".join(files[name][0] for name in names)
             raise ValueError(f"{data} holds none of the {split} files of {self.name}: looked for {looked}")
