@@ -205,6 +205,27 @@ def test_of_an_opening_the_first_words_are_taught_and_no_end(problems):
     assert not bool((opening.data.tokens[opening.data.target_mask] == end).any())
 
 
+def test_instructions_are_held_out_of_the_one_file_and_texts_are_kept_for_a_judge(tmp_path):
+    from reftlens.experiments import RECIPES, Scope
+    from reftlens.generation.decoding import Decoding
+    from reftlens.training.config import FitConfig
+
+    rows = [{"instruction": f"Say {i} words.", "input": "", "output": f"one two {i}"} for i in range(40)]
+    (tmp_path / "ultrafeedback_1k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entries = {"base": RECIPES["instruct"].entries["base"], "red": RECIPES["instruct"].entries["red"]}
+    red = replace(entries["red"], method=replace(entries["red"].method, layers=(0, 1)))
+    small = {"config": FitConfig(steps=2, batch_size=4), "decoding": Decoding(max_new_tokens=4)}
+    recipe = replace(RECIPES["instruct"], entries={**entries, "red": red}, **small)
+    trial = recipe.trial("mix", "red", 0, _subject(), Scope(data=tmp_path))
+    tested = {row.question for row in trial.test["ultrafeedback"]}
+    assert len(tested) == 4 and len(trial.rows) == 36 and not tested & {row.question for row in trial.rows}
+    frame = _run(tmp_path, tmp_path / "runs", ["base", "red"], recipe).to_frame()
+    assert set(frame["metric"]) == {"mean"} and (frame["score"] < 0).all() and set(frame["rows"]) == {4}
+    lines = (tmp_path / "runs/instruct/mix/red/seed-1/predictions.jsonl").read_text().splitlines()
+    written = [row for row in map(json.loads, lines) if row["task"] == "ultrafeedback"]
+    assert len(written) == 4 and all(row["given"] == {} and isinstance(row["details"]["text"], str) for row in written)
+
+
 def test_a_set_that_is_kept_aside_loads_by_its_file_and_what_is_missing_is_said(folder, tmp_path):
     (folder / "commonsense/test/obqa.jsonl").rename(folder / "commonsense/test/new_set.jsonl")
     llm = {"instruction": "Is it so?\n\nAnswer format: yes/no", "input": "", "output": "", "answer": "yes"}

@@ -108,7 +108,8 @@ class Table:
                 figures.interval(ax, place, cell.score, color=f"C{i}", label=name if cell.column == tasks[0] else None)
         ax.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
         ax.set_ylabel("score")
-        ax.legend(fontsize="small")
+        if names:
+            ax.legend(fontsize="small")
         return ax
 
     def _by_column(self) -> dict[str, list[Cell]]:

@@ -13,6 +13,7 @@ from reftlens.experiments.methods import Trained, load
 from reftlens.experiments.recipe import Scope, Trial
 from reftlens.experiments.records import Prediction
 from reftlens.experiments.rows import Row, load_rows
+from reftlens.experiments.rows import split as split_rows
 from reftlens.experiments.searching import rows_seen, with_settings
 from reftlens.experiments.subjects import Subject
 from reftlens.numbers import seeded
@@ -23,9 +24,9 @@ from reftlens.text.template import Example
 if TYPE_CHECKING:
     from reftlens.experiments.texts import TextRecipe
 
-WRITTEN, LIKELIHOOD = "written", "likelihood"
-"""Ways of answering: the model writes a text, in which the task's rule reads an answer; or the answer of the highest
-log-probability, summed over its tokens."""
+WRITTEN, LIKELIHOOD, TEXT = "written", "likelihood", "text"
+"""Ways of answering: the model writes a text, in which the task's rule reads an answer; the answer of the highest
+log-probability, summed over its tokens; a text that only a judge can score."""
 GOLD = "log-probability of the gold steps, nats per token"
 """What is measured of the tasks that are held out."""
 _DEV = 16
@@ -65,8 +66,11 @@ class TextTrial(Trial):
         self.left_out = len(rows) - len(self.rows)
         self.trained: Trained | None = None
 
-    def _loaded(self, task: str, split: str, limit: int) -> list[Row]:
-        return load_rows(task, split, data=self.scope.data, limit=limit, seed=_SAMPLE)
+    def _loaded(self, task: str, split: str, limit: int | None = None) -> list[Row]:
+        if not self.recipe.divided:
+            return load_rows(task, split, data=self.scope.data, limit=limit, seed=_SAMPLE)
+        parts = split_rows(load_rows(task, "train", data=self.scope.data), {"train": 0.9, "test": 0.1}, seed=_SAMPLE)
+        return parts[split][:limit]
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -108,12 +112,14 @@ class TextTrial(Trial):
             return self._measured(task)
         rows = self.test[task]
         fits = [i for i, row in enumerate(rows) if self._fits(row.prompt + max(self._written(row), key=len))]
-        given: list[dict[str, str | None]] = [dict.fromkeys(self.recipe.ways) for _ in rows]
+        ways = [way for way in self.recipe.ways if way != TEXT]
+        given: list[dict[str, str | None]] = [dict.fromkeys(ways) for _ in rows]
         details: list[dict[str, Any]] = [{} for _ in rows]
         some = [rows[i] for i in fits]
-        if WRITTEN in self.recipe.ways and some:
+        if self._writes and some:
             for i, row, text in zip(fits, some, self._texts(some), strict=True):
-                given[i][WRITTEN], details[i]["text"] = self._read(row, text), text
+                details[i]["text"] = text
+                given[i] |= {WRITTEN: self._read(row, text)} if WRITTEN in ways else {}
         if LIKELIHOOD in self.recipe.ways and some:
             for i, values in zip(fits, self._log_probs(some), strict=True):
                 given[i][LIKELIHOOD] = max(values, key=lambda choice: values[choice])
@@ -128,7 +134,7 @@ class TextTrial(Trial):
         """Rows of the training files that are not trained on, sixteen of each task, no question of those that are."""
         taught, rows = {row.question for row in self.rows}, list[Row]()
         for task in dict.fromkeys(row.task for row in self.rows):
-            left = [r for r in load_rows(task, "train", data=self.scope.data) if r.question not in taught]
+            left = [row for row in self._loaded(task, "train") if row.question not in taught]
             rows += [r for r in left if self._fits(r.prompt + r.completion)][:_DEV]
         if not rows:
             raise ValueError("no rows are left to choose settings by: all are trained on, lower the training limit")
@@ -165,10 +171,14 @@ class TextTrial(Trial):
         return {
             "steps": config.total_steps(len(self.rows)),
             "tokens of training": round(seen * trained),
-            "tokens of scoring": scored * (LIKELIHOOD in self.recipe.ways) + asked * (WRITTEN in self.recipe.ways),
-            "tokens written at most": len(rows) * self.recipe.decoding.max_new_tokens * (WRITTEN in self.recipe.ways),
+            "tokens of scoring": scored * (LIKELIHOOD in self.recipe.ways) + asked * self._writes,
+            "tokens written at most": len(rows) * self.recipe.decoding.max_new_tokens * self._writes,
             "rows left out": self.left_out,
         }
+
+    @property
+    def _writes(self) -> bool:
+        return WRITTEN in self.recipe.ways or TEXT in self.recipe.ways
 
     @property
     def _trained(self) -> Trained:

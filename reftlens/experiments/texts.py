@@ -11,9 +11,11 @@ from reftlens.experiments.methods import Method
 from reftlens.experiments.recipe import Recipe, Scope, Setting
 from reftlens.experiments.rows import FAMILIES, Task
 from reftlens.experiments.subjects import Subject
-from reftlens.experiments.text_trials import LIKELIHOOD, WRITTEN, TextTrial
+from reftlens.experiments.text_trials import LIKELIHOOD, TEXT, WRITTEN, TextTrial
 from reftlens.generation.decoding import Decoding
 from reftlens.training.config import FitConfig
+
+__all__ = ["LIKELIHOOD", "TEXT", "WRITTEN", "Entry", "TextRecipe"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class TextRecipe(Recipe):
     max_length: int = 512
     """Longest row, in tokens: a longer one is left out of training, and counted as not answered in the test."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    divided: bool = False
+    """Whether test rows are a tenth of the training file, as there is no other: questions there are not trained on."""
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -77,14 +81,14 @@ class TextRecipe(Recipe):
     def holds(self, data: Path, name: str, split: str) -> bool:
         """Whether a file of a task is in a folder."""
         family = FAMILIES[self.family]
-        return any(
-            (data / f / file).is_file() for f in ("", family.name) for file in family.files(self.task(name), split)
-        )
+        files = family.files(self.task(name), "train" if self.divided else split)
+        return any((data / folder / file).is_file() for folder in ("", family.name) for file in files)
 
     def available(self, names: Sequence[str], split: str, data: Path | None) -> tuple[str, ...]:
         """Those of these tasks that are in the folder of a family, with a warning of the others; all, without one."""
         if data is None:
             return tuple(names)
+        split = "train" if self.divided else split
         files = {name: FAMILIES[self.family].files(self.task(name), split) for name in names}
         there = [name for name in names if self.holds(data, name, split)]
         if not there:
