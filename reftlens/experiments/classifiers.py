@@ -18,7 +18,7 @@ from reftlens.errors import StoreMismatch
 from reftlens.experiments.acting import size_on_disk
 from reftlens.experiments.costs import measured
 from reftlens.experiments.loop import Loop, train
-from reftlens.experiments.method import Measured, Method, PlainMethod, measures
+from reftlens.experiments.method import Measured, Method, PlainMethod, frozen, measures
 from reftlens.experiments.refts import OnHooks
 from reftlens.experiments.subjects import Subject
 from reftlens.files import write_atomically
@@ -76,7 +76,7 @@ class Classifier(ABC):
         if (told["method"], told["head"]) != (repr(self.method), asdict(self.spec)):
             raise StoreMismatch(f"{folder} holds {told['method']} with {told['head']}, expected {self.method!r}")
         self.read(folder)
-        self.measured = Measured(**told["measured"])
+        self.measured = Measured(**frozen(told["measured"]))
 
     def _take(self, count: int, history: History, cost: Any, steps: int | None = None) -> None:
         self.measured = measures(self.subject, count, history, cost, steps)

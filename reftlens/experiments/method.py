@@ -222,7 +222,7 @@ def load_trained(folder: str | Path, subject: Subject, methods: dict[str, type[M
     if changes := kept.differences(subject.fingerprint):
         raise StoreMismatch(f"{folder} was trained on another model: {'; '.join(changes)}")
     method = _made(methods, told, file)
-    known = {k: _frozen(v) for k, v in told["measured"].items()}
+    known = {k: frozen(v) for k, v in told["measured"].items()}
     return Trained(method, subject, method.read(folder, subject), Measured(**known))
 
 
@@ -232,9 +232,9 @@ def _made(methods: dict[str, type[Method]], told: dict[str, Any], file: Path) ->
         raise StoreMismatch(f"{file} is of the method {told['method']!r}, known are {', '.join(methods)}")
     build: Callable[..., Method] = methods[told["method"]]
     settings = told["settings"].items()
-    return build(**{k: _made(methods, v, file) if isinstance(v, dict) else _frozen(v) for k, v in settings})
+    return build(**{k: _made(methods, v, file) if isinstance(v, dict) else frozen(v) for k, v in settings})
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
     """Lists of a JSON file as the tuples that they were."""
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+    return tuple(frozen(v) for v in value) if isinstance(value, list) else value

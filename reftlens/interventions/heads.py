@@ -25,7 +25,6 @@ class Head(Intervention):
     """
 
     kind = "Head"
-    affine = True
     stacks = False
 
     def __init__(
