@@ -101,6 +101,35 @@ def test_logits_of_a_head_that_is_not_in_the_folder_are_refused_and_hidden_state
     assert all(torch.equal(a, b) for a, b in same), "a head that is drawn is drawn alike each time"
 
 
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_of_a_classifier_the_encoder_is_loaded_and_in_memory_the_class_to_load_is_named(tmp_path, family):
+    import reftlens as rl
+
+    masked, classifier = (
+        getattr(transformers, f"{family}{end}") for end in ("ForMaskedLM", "ForSequenceClassification")
+    )
+    model = classifier(zoo.config_of(f"{family}ForMaskedLM")).eval()
+    model.save_pretrained(tmp_path)
+    zoo.tokenizer().save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="mean nothing"):
+        bridge = rl.load_model(str(tmp_path), device="cpu", progress=False)
+    assert type(bridge.original_model) is masked
+    data = rl.encode_prompts(bridge, ["the cat sat"])
+    with torch.no_grad():
+        expected = model.base_model(input_ids=data.tokens, output_hidden_states=True).hidden_states[1]
+    assert torch.allclose(rl.activations(bridge, data, rl.resid_post(0, "all")), expected[0], atol=1e-5)
+    with pytest.raises(ValueError, match=f"no bridge of a {family}ForSequenceClass.*expected a {family}ForMaskedLM"):
+        rl.load_model(model, tokenizer=zoo.tokenizer())
+
+
+def test_a_model_in_memory_whose_configuration_names_no_class_is_taken_for_what_it_is():
+    import reftlens as rl
+
+    model = zoo.plain("RobertaForMaskedLM")
+    model.config.architectures = None
+    assert type(rl.load_model(model, tokenizer=zoo.tokenizer()).original_model) is transformers.RobertaForMaskedLM
+
+
 def test_weights_that_are_missing_below_the_head_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 

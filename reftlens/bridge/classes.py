@@ -66,18 +66,35 @@ def class_of(config: Any) -> type:
 def _classes_of(config: Any, named: str) -> list[type]:
     """The classes that can hold a configuration.
 
-    One that predicts masked tokens only where the folder names it, or names an encoder without a head.
+    One that predicts masked tokens only where the folder names it, or names an encoder without its head, such as a
+    sentence encoder or a classifier.
     """
     import transformers
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
     from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
 
     usual, masked = transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM
     wanted = get_hf_model_class_for_architecture(named)
-    if named.endswith("Model") and not getattr(config, "is_decoder", False) and type(config) in masked._model_mapping:
-        wanted = masked  # the encoder alone, as sentence encoders are stored
+    encodes = type(config) in masked._model_mapping and not getattr(config, "is_decoder", False)
+    if encodes and named not in SUPPORTED_ARCHITECTURES:
+        wanted = masked
     autos = [wanted] if wanted is masked else [usual, wanted]
     entries = [auto._model_mapping.get(type(config), None) for auto in autos]
     return [each for entry in entries for each in (entry if isinstance(entry, tuple) else (entry,)) if each is not None]
+
+
+def name_class(model: Any) -> bool:
+    """Whether TransformerLens has an adapter for the class of a model.
+
+    A configuration that names no class, as one made by hand, or one without an adapter, as that of an encoder alone or
+    of a classifier, names the model's own from then on.
+    """
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
+    own = [each.__name__ for each in type(model).__mro__ if each.__name__ in SUPPORTED_ARCHITECTURES]
+    named = model.config.architectures or [type(model).__name__]
+    model.config.architectures = named if set(named) & set(SUPPORTED_ARCHITECTURES) else own[:1] or named
+    return bool(own)
 
 
 _headless: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()

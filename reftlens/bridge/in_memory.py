@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-from reftlens.bridge.classes import class_of
+from reftlens.bridge.classes import class_of, name_class
 from reftlens.bridge.trial import LIMITS, check_agrees
 
 _TOKENS = 23
@@ -42,7 +42,7 @@ def boot_in_memory(inside: nn.Module, tokenizer: Any, device: torch.device | Non
     from transformer_lens.model_bridge import TransformerBridge
 
     root: Any = base_of(inside)
-    class_of(root.config)  # raises where there is no bridge for it
+    _check_class(root)
     root = root.to(device or next(root.parameters()).device).eval()
     expected = _logits(root)
     name = str(getattr(root.config, "_name_or_path", "") or type(root).__name__)
@@ -57,6 +57,17 @@ def boot_in_memory(inside: nn.Module, tokenizer: Any, device: torch.device | Non
         )
     check_agrees(made)
     return made
+
+
+def _check_class(root: Any) -> None:
+    """Raise where there is no bridge for a model."""
+    has_adapter = name_class(root)
+    chosen = class_of(root.config).__name__
+    if not has_adapter:
+        raise ValueError(
+            f"TransformerLens makes no bridge of a {type(root).__name__}, expected a {chosen}: load the model as that, "
+            f"transformers.{chosen}.from_pretrained(…); a head of your own is a rl.interventions.Head"
+        )
 
 
 @torch.no_grad()

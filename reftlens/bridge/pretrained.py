@@ -12,7 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from reftlens.bridge import wheel
-from reftlens.bridge.classes import class_in, note_missing
+from reftlens.bridge.classes import class_in, name_class, note_missing
 from reftlens.bridge.folder import complete
 from reftlens.bridge.in_memory import boot_in_memory
 from reftlens.bridge.trial import check_agrees
@@ -89,6 +89,7 @@ def plain_model(folder: Path, dtype: torch.dtype) -> Any:
         torch.default_generator.manual_seed(0)
         hf_model, report = model_class.from_pretrained(folder, **settings)
     note_missing(hf_model, report["missing_keys"])
+    name_class(hf_model)
     return hf_model
 
 
