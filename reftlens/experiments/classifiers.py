@@ -76,7 +76,7 @@ class Classifier(ABC):
         if (told["method"], told["head"]) != (repr(self.method), asdict(self.spec)):
             raise StoreMismatch(f"{folder} holds {told['method']} with {told['head']}, expected {self.method!r}")
         self.read(folder)
-        self.measured = Measured(**frozen(told["measured"]))
+        self.measured = Measured(**{name: frozen(value) for name, value in told["measured"].items()})
 
     def _take(self, count: int, history: History, cost: Any, steps: int | None = None) -> None:
         self.measured = measures(self.subject, count, history, cost, steps)
