@@ -25,6 +25,16 @@ SITES = {
 """Gemma's blocks norm what attention and MLP give, and the bridge's hooks stand before that."""
 
 
+@pytest.fixture(autouse=True)
+def afresh():
+    """Nothing that other tests of the process had captured, or tried the shared networks for."""
+    import reftlens as rl
+    from reftlens.bridge import trial
+
+    rl.training.forget()
+    trial._trials.clear()
+
+
 @cache
 def plain(architecture, dtype):
     return architectures.hf_model(architecture).to(dtype)
