@@ -151,6 +151,27 @@ def test_on_a_decoder_the_light_cone_gives_what_the_full_computation_gives(archi
     assert torch.allclose(*scores, atol=1e-3) and (scores[0] - scores[0][0]).abs().max() > 1e-3
 
 
+def test_an_encoder_computes_rows_of_similar_length_together_and_trains_alike():
+    import reftlens as rl
+
+    name, texts = "BertForMaskedLM", ["a dog ran over the hill " * 8, *SINGLE[:7]]
+    bridge = _pair(name)[0]
+    data, runs, passes = rl.training.encode_labelled(bridge, texts, LABELS), {}, {}
+    for way, reuse in {"parts": True, "one": rl.training.Reuse(buckets=1), "full": False}.items():
+        reft, seen = _reft(name), []
+        counter = bridge.blocks[0].hook_in.register_forward_hook(
+            lambda m, a, out, seen=seen: seen.append(out.shape[:2])
+        )
+        run = _fit(name, reft, data, steps=2, batch_size=8, reuse=reuse)
+        scores = rl.training.head_scores(reft, bridge, data, reuse=reuse)
+        counter.remove()
+        runs[way], passes[way] = (torch.tensor(run.losses), scores), seen
+    for way in ("one", "full"):
+        assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(runs["parts"], runs[way], strict=True))
+        assert [rows for rows, _ in passes[way]].count(8) == 3, "two steps and the scores, a pass each"
+    assert sum(rows * columns for rows, columns in passes["parts"]) < 0.5 * sum(r * c for r, c in passes["one"])
+
+
 def test_a_head_leaves_hidden_states_as_they_are_and_is_drawn_from_the_seed():
     import reftlens as rl
 

@@ -14,10 +14,12 @@ from reftlens.bridge.protocol import Bridge, device_of, modules_of
 from reftlens.bridge.trial import last_trial
 from reftlens.cone.layout import alone
 from reftlens.cone.plans import Autocast, Job, Scored
+from reftlens.cone.spans import buckets
 from reftlens.cone.watched import Watch, Watched, joined_rows
 from reftlens.editing.bound import Bound
 from reftlens.editing.engine import Hook, Stop, attached, check_fired, forward, hooked
 from reftlens.text.batch import Batch
+from reftlens.text.beginnings import PASS
 
 
 def at_targets(
@@ -37,16 +39,26 @@ class Full:
     """Of each plan."""
     autocast: Autocast
     watched: Sequence[Watched] = ()
+    buckets: int | None = 1
+    """Into how many groups of rows of similar length a job may be divided; None is as many as pay."""
 
-    def score(self, jobs: Sequence[Job]) -> Iterator[list[Scored]]:
-        """Each job by itself; where gradients are taken, its hooks are attached until the next one is asked for."""
-        for job in jobs:
+    def score(self, jobs: Sequence[Job], *, whole: bool = True) -> Iterator[list[Scored]]:
+        """Each job by itself; where gradients are taken, its hooks are attached until the next one is asked for.
+
+        With `whole` False a job comes in parts, rows of similar length together.
+        """
+        for job in (job for every in jobs for job in ([every] if whole else self._parts(every))):
             batch = self.data[list(job.rows)].to(device_of(self.model))
             longest = int(self.data.attention_mask[list(job.rows)].sum(dim=1).max())
             if changes_with_length(self.model, longest):
                 yield [self._row_by_row(job, batch)]
             else:
                 yield from self._pass(job, batch.right_padded() if last_trial(self.model).minds_padding else batch)
+
+    def _parts(self, job: Job) -> list[Job]:
+        lengths = self.data.attention_mask[list(job.rows)].sum(dim=1).tolist()
+        parts = buckets(lengths, [0] * len(lengths), self.buckets, PASS[device_of(self.model).type])
+        return [Job(job.plan, tuple(job.rows[n] for n in part)) for part in parts]
 
     def _pass(self, job: Job, batch: Batch) -> Iterator[list[Scored]]:
         edits = self.bounds[job.plan].edits(batch.view, job.rows)

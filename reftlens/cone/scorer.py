@@ -66,7 +66,8 @@ class Scorer:
     def _open(self, data: Batch, uses: float) -> None:
         plans = [(places, plan.variant) for places, plan in zip(self._places, self.plans, strict=True)]
         self.data, self._cone, watched = data, None, watched_on(self.model, self.watched, data)
-        self._full = Full(self.model, data, bound_to(self.model, data, plans), self.autocast, watched)
+        most = 1 if self.reuse is None else self.reuse.buckets
+        self._full = Full(self.model, data, bound_to(self.model, data, plans), self.autocast, watched, most)
         if self._body is not None and self.reuse is not None:
             self._cone = Cone(self._body, self._full, self.reuse, uses=uses, progress=self.progress)
             if self.reuse.verify:
@@ -105,7 +106,7 @@ class Scorer:
                 self._cone = None
         rest = [Job(job.plan, tuple(rows)) for job, rows in left if rows]
         if rest:
-            yield from self._full.score(rest)
+            yield from self._full.score(rest, whole=whole)
 
 
 def _take(left: list[tuple[Job, list[int]]], part: Job) -> None:

@@ -113,7 +113,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         total, count = 0.0, 0
         for rows in self.config.micro_batches(self.done, len(self.data)):
-            for group in self._groups(rows):
+            for group in self._groups(self.data, rows):
                 value, some = self._summed(self.data[group])
                 value.backward()
                 total, count = total + value.item(), count + some
@@ -128,11 +128,11 @@ class Loop:
         self.history.seconds += time.perf_counter() - began
         return loss
 
-    def _groups(self, rows: Sequence[int]) -> list[list[int]]:
+    def _groups(self, data: Batch, rows: Sequence[int]) -> list[list[int]]:
         """The rows of a micro-batch as they are computed: by length, where each loss comes from its own row alone."""
         if not (self.losses is cross_entropy or getattr(self.losses, "per_target", False) is True):
             return [list(rows)]
-        lengths = self.data.attention_mask[list(rows)].sum(dim=1).tolist()
+        lengths = data.attention_mask[list(rows)].sum(dim=1).tolist()
         parts = buckets(lengths, [0] * len(rows), None, PASS[self.device.type])
         return [[rows[i] for i in part] for part in parts]
 
@@ -164,7 +164,8 @@ class Loop:
             for part in self.parts:
                 stack.enter_context(training_mode(part, training=False))
             for start in range(0, len(validation), size):
-                pieces.append(self._summed(validation[start : start + size]))
+                rows = range(start, min(start + size, len(validation)))
+                pieces += [self._summed(validation[group]) for group in self._groups(validation, rows)]
         loss = sum(value.item() for value, _ in pieces) / sum(count for _, count in pieces)
         evaluations = self.history.evaluations
         if not evaluations or loss < min(value for _, value in evaluations):

@@ -36,6 +36,7 @@ class HeadLoss(Objective):
     """
 
     logits: ClassVar[bool] = False
+    per_target = True
 
     def __init__(self, reft: ReFT) -> None:
         site, head = head_of(reft)
@@ -75,6 +76,9 @@ def label_losses(scores: Float[Tensor, "rows outputs"], batch: Batch) -> Float[T
     return F.cross_entropy(scores, labels.long(), reduction="none")
 
 
+label_losses.per_target = True  # each comes from its own row
+
+
 def head_of(reft: ReFT) -> tuple[Site, Head]:
     """The head of a `ReFT`, and where it reads; `ValueError` where there is none, or there are several."""
     heads = [(site, module) for site, module in reft.items() if isinstance(module, Head)]
@@ -106,7 +110,7 @@ def head_scores(
     variant.require(reft.sites, data.view)
     scorer = Scorer(model, data, [Plan(reft, variant)], Reuse.of(reuse), uses=1, watched={_READ: site})
     found: dict[int, Tensor] = {}
-    for scored in scored_batches(scorer, [0], batch_size=batch_size, describe="head", progress=progress):
+    for scored in scored_batches(scorer, [0], batch_size=batch_size, describe="head", progress=progress, whole=False):
         rows = site.positions.mask(scored.batch.view).nonzero()[:, 0]
         with torch.no_grad():
             scores = head.eval().scores(_one_a_row(scored.activations[_READ], rows))

@@ -84,7 +84,8 @@ class Objective(ABC):
     logits: ClassVar[bool] = True
     """Whether logits are wanted. Without them rows need no targets, and the model may be an encoder."""
     per_target: bool = False
-    """Whether each loss comes from one target alone: then parts of a micro-batch are given, in less memory."""
+    """Whether each loss comes from one target, or one row, alone: then parts of a micro-batch are given, in less memory
+    and time."""
     reference: ClassVar[bool] = False
     """Whether the unedited model's log-probabilities are wanted: they are computed once, before the first step."""
     group: ClassVar[int] = 1
