@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import zoo
 
 TASKS = ("sst2", "stsb", "qnli", "mnli", "mrpc", "cola", "qqp", "rte")
-METHODS = ("head", "loreft", "red", "lora", "dora", "ia3", "prefix", "bitfit")
+METHODS = ("head", "loreft", "red", "lora", "dora", "ia3", "prefix", "bitfit", "reft+lora")
 
 
 @cache
@@ -94,20 +94,44 @@ def test_what_was_trained_is_stored_with_its_head(folder, tmp_path, name):
     assert [p.details for p in untrained] != [p.details for p in expected]
 
 
-def test_a_low_rank_adapter_and_a_head_are_trained_as_by_a_plain_loop(folder, tmp_path):
-    """The twin of the law of heads, for what is no ReFT: peft and torch written out."""
+def _edited(model, reft):
+    """`model` with LoReFTs after its layers, at the first three and last three tokens of a row, as forward hooks."""
+
+    def hook(kind):
+        def edit(module, args, out):
+            h = out.clone()
+            at = sorted({*range(min(3, h.shape[1])), *range(max(0, h.shape[1] - 3), h.shape[1])})
+            R = kind.frame()
+            h[0, at] = h[0, at] + (F.linear(h[0, at], kind.W, kind.b) - h[0, at] @ R) @ R.T
+            return h
+
+        return edit
+
+    for kind, layer in zip(reft.distinct, model.base_model.model.encoder.layer, strict=False):  # the head comes last
+        layer.register_forward_hook(hook(kind))
+    return model
+
+
+@pytest.mark.parametrize("name", ["lora", "reft+lora"])
+def test_what_acts_in_the_weights_and_a_head_are_trained_as_by_a_plain_loop(folder, tmp_path, name):
+    """The twin of the law of heads, for what is no ReFT alone: peft and torch written out."""
     from peft import LoraConfig, get_peft_model
 
     from reftlens.experiments import Scope
-    from reftlens.interventions import Head
 
-    trial = replace(_recipe(), dropout=0.0).trial("mnli", "lora", 3, _subject(), Scope(data=folder))
+    trial = replace(_recipe(), dropout=0.0).trial("mnli", name, 3, _subject(), Scope(data=folder))
+    reft = trial.trained.reft.clone() if name == "reft+lora" else None
     costs = trial.fit(tmp_path / "checkpoint", progress=False)
     torch.manual_seed(3)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
     model = get_peft_model(_subject().plain().base_model.requires_grad_(False), config).eval()
-    head = Head(_subject().bridge.cfg.d_model, 3, generator=torch.Generator().manual_seed(3))
-    trained = [p for p in [*model.parameters(), *head.parameters()] if p.requires_grad]
+    if reft is None:
+        head = trial.trained.head.__class__(trial.trained.head.d, 3, generator=torch.Generator().manual_seed(3))
+        trained = [*model.parameters(), *head.parameters()]
+    else:
+        model, head = _edited(model, reft), reft.distinct[-1]
+        trained = [*model.parameters(), *reft.parameters()]
+    trained = [p for p in trained if p.requires_grad]
     optimizer, data, losses = torch.optim.AdamW(trained, weight_decay=0), trial._encoded(trial.rows), []
     for step in range(3):
         (rows,) = trial.fit_config.micro_batches(step, len(data))
@@ -148,9 +172,9 @@ def test_settings_are_searched_on_the_dev_half_with_one_budget_and_used_for_ever
         "out": tmp_path,
         "progress": False,
     }
-    run_recipe(_recipe(), ["lora", "loreft", "bitfit"], seeds=[0, 1], search=["lora", "loreft", "bitfit"], **arguments)
+    run_recipe(_recipe(), ["lora", "loreft"], seeds=[0, 1], search=["lora", "loreft"], **arguments)
     budgets = set()
-    for name in ("lora", "loreft", "bitfit"):
+    for name in ("lora", "loreft"):
         told = json.loads((tmp_path / f"glue/sst2/{name}/search.json").read_text())
         assert len(told["tried"]) == 9 and told["steps"] == 2 and told["rows"] == 5
         assert len({json.dumps(each["setting"]) for each in told["tried"]}) == 9
@@ -161,6 +185,8 @@ def test_settings_are_searched_on_the_dev_half_with_one_budget_and_used_for_ever
             assert config["fit"]["lr"] == best["lr"] and config["fit"]["steps"] == 3
             assert all(config["settings"][k] == v for k, v in best.items() if k != "lr")
     assert budgets == {9 * 2 * 4}
+    tried = json.loads((tmp_path / "glue/sst2/loreft/search.json").read_text())["tried"]
+    assert {each["setting"]["positions"] for each in tried} == {"f1", "f3", "f3+l3"}  # the rank stays 1
     assert "sst2/lora: 9 settings of 2 steps, 72 row-updates" in (tmp_path / "glue/report.md").read_text()
     with pytest.raises(ValueError, match="head is no method with settings to search"):
         run_recipe(_recipe(), ["head"], seeds=[0], search=["head"], **arguments)

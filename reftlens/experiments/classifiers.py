@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reftlens.editing.engine import hooked
 from reftlens.editing.reft import ReFT, training_mode
 from reftlens.editing.site import Site, resid_post
 from reftlens.errors import StoreMismatch
 from reftlens.experiments.acting import size_on_disk
 from reftlens.experiments.costs import measured
+from reftlens.experiments.joint import ReftAndLora
 from reftlens.experiments.loop import Loop, train
 from reftlens.experiments.method import Measured, Method, PlainMethod, frozen, measures
 from reftlens.experiments.refts import OnHooks
 from reftlens.experiments.subjects import Subject
 from reftlens.files import write_atomically
 from reftlens.interventions.heads import Head
-from reftlens.scoring.heads import HeadLoss, head_scores, label_losses
+from reftlens.scoring.heads import HeadLoss, head_of, head_scores, label_losses
 from reftlens.storage.folder import load, save
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
@@ -90,6 +92,8 @@ def classifier(method: Method | None, head: HeadSpec, subject: Subject, seed: in
     """
     if method is None or isinstance(method, OnHooks):
         return OnHook(method, head, subject, seed)
+    if isinstance(method, ReftAndLora):
+        return OnAdapted(method, head, subject, seed)
     if isinstance(method, PlainMethod):
         return OnEncoder(method, head, subject, seed)
     raise TypeError(f"{method!r} cannot be trained beside a head: give a ReFT, a method of peft, BitFit, or None")
@@ -133,18 +137,17 @@ class OnHook(Classifier):
         self.reft = load(folder / "reft", self.subject.bridge)
 
 
-class OnEncoder(Classifier):
-    """A plain transformers model without its head, with adapters or trained biases, and a head on its last states."""
+class InLoop(Classifier):
+    """Trained by a loop that computes everything."""
 
-    def __init__(self, method: PlainMethod, head: HeadSpec, subject: Subject, seed: int) -> None:
-        super().__init__(method, head, subject, seed)
-        self.inside = method.prepared(subject.plain().base_model.requires_grad_(False), seed)
-        width, generator = subject.bridge.cfg.d_model, torch.Generator().manual_seed(seed)
-        self.head = Head(width, head.outputs, dropout=head.dropout, generator=generator)
-        self.head = self.head.to(subject.device, subject.dtype if subject.dtype.itemsize > 4 else None)
-        self.both = nn.ModuleDict({"inside": self.inside, "head": self.head})
-        self.parts = [self.head, *method.parts(self.inside)]
-        self.last = read_at(subject) == "last"
+    both: nn.ModuleDict
+    """All that is trained, and what it acts in."""
+    parts: Sequence[nn.Module]
+    """Those in training mode while it trains."""
+    head: Head
+
+    @abstractmethod
+    def _scores(self, batch: Batch) -> Float[Tensor, "rows outputs"]: ...
 
     def fit(self, data: Batch, validation: Batch, config: FitConfig, checkpoint: Path | None, progress: bool) -> None:
         identity = {"method": repr(self.method), "head": asdict(self.spec), "start": self.seed}
@@ -157,11 +160,6 @@ class OnEncoder(Classifier):
             history = train(loop, checkpoint=checkpoint, progress=progress)
         own = {id(p) for p in self.head.parameters()}
         self._take(sum(p.numel() for p in loop.trained.values() if id(p) not in own), history, cost)
-
-    def _scores(self, batch: Batch) -> Float[Tensor, "rows outputs"]:
-        states = self.inside(input_ids=batch.tokens, attention_mask=batch.attention_mask.long()).last_hidden_state
-        at = batch.attention_mask.sum(dim=1) - 1 if self.last else torch.zeros_like(batch.tokens[:, 0])
-        return self.head.scores(states[torch.arange(len(batch), device=states.device), at])
 
     @torch.no_grad()
     def scores(self, batch: Batch) -> Float[Tensor, "rows outputs"]:
@@ -181,3 +179,47 @@ class OnEncoder(Classifier):
             raise StoreMismatch(f"{folder} holds other parameters than {self.method!r} trains with this head")
         for name, parameter in trained.items():
             parameter.copy_(stored[name])
+
+
+class OnEncoder(InLoop):
+    """A plain transformers model without its head, with adapters or trained biases, and a head on its last states."""
+
+    def __init__(self, method: PlainMethod, head: HeadSpec, subject: Subject, seed: int) -> None:
+        super().__init__(method, head, subject, seed)
+        self.inside = method.prepared(subject.plain().base_model.requires_grad_(False), seed)
+        width, generator = subject.bridge.cfg.d_model, torch.Generator().manual_seed(seed)
+        self.head = Head(width, head.outputs, dropout=head.dropout, generator=generator)
+        self.head = self.head.to(subject.device, subject.dtype if subject.dtype.itemsize > 4 else None)
+        self.both = nn.ModuleDict({"inside": self.inside, "head": self.head})
+        self.parts = [self.head, *method.parts(self.inside)]
+        self.last = read_at(subject) == "last"
+
+    def _scores(self, batch: Batch) -> Float[Tensor, "rows outputs"]:
+        states = self.inside(input_ids=batch.tokens, attention_mask=batch.attention_mask.long()).last_hidden_state
+        at = batch.attention_mask.sum(dim=1) - 1 if self.last else torch.zeros_like(batch.tokens[:, 0])
+        return self.head.scores(states[torch.arange(len(batch), device=states.device), at])
+
+
+class OnAdapted(InLoop):
+    """Edits, a head, and an adapter below them, on a bridge that is made of both; all is trained together."""
+
+    def __init__(self, method: ReftAndLora, head: HeadSpec, subject: Subject, seed: int) -> None:
+        super().__init__(method, head, subject, seed)
+        adapter = method.prepared(subject.plain().requires_grad_(False), seed)
+        layers = method.lora.parts(adapter)
+        self.bridge = subject.boot(adapter)
+        self.reft = OnHook(method.reft, head, subject, seed).reft.to(subject.device)
+        self.site, self.head = head_of(self.reft)
+        self.both = nn.ModuleDict({"reft": self.reft, "adapted": self.bridge.original_model})
+        self.parts = [self.reft, *layers]
+
+    def _scores(self, batch: Batch) -> Float[Tensor, "rows outputs"]:
+        found: list[Tensor] = []
+
+        def read(h: Tensor, hook: Any) -> None:
+            found.append(h[self.site.positions.mask(batch.view)])
+
+        point = self.bridge.hook_dict[self.site.hook]
+        with self.reft.on(self.bridge, batch), hooked(self.bridge, [(point, read)]):
+            self.bridge.original_model.base_model(input_ids=batch.tokens, attention_mask=batch.attention_mask.long())
+        return self.head.scores(found[0])

@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 from reftlens.experiments.adapters import IA3, BitFit, Dora, Lora, Prefix
 from reftlens.experiments.classifiers import Classifier, HeadSpec, classifier
+from reftlens.experiments.joint import ReftAndLora
 from reftlens.experiments.method import Method
 from reftlens.experiments.recipe import Recipe, Scope, Setting, Trial
 from reftlens.experiments.records import Prediction
 from reftlens.experiments.refts import Reft
 from reftlens.experiments.rows import FAMILIES, Row, load_rows, split
 from reftlens.experiments.scores import score
-from reftlens.experiments.searching import rows_seen, with_settings
+from reftlens.experiments.searching import Space, rows_seen, with_settings
 from reftlens.experiments.subjects import Subject
 from reftlens.text.batch import Batch
 from reftlens.text.labelled import encode_labelled
@@ -53,6 +54,13 @@ class HeadRecipe(Recipe):
     @property
     def methods(self) -> Mapping[str, Any]:
         return {name: method for name, (method, _) in self.entries.items()}
+
+    def space(self, method: str) -> Space | None:
+        """Of a ReFT three rates by three places, its rank as it is: few parameters are what it is for."""
+        edit = self.methods[method]
+        if not isinstance(edit, Reft):
+            return None
+        return Space(edit, {"lr": (3e-3, 1e-3, 1e-2), "positions": (edit.positions, "f3", "f1")})
 
     def subject(self, model: str | None) -> Subject:
         return Subject(model or ENCODER)
@@ -217,6 +225,10 @@ GLUE = HeadRecipe(
         "ia3": (IA3(("key", "value", "output.dense"), ("output.dense",)), {"lr": 3e-3}),
         "prefix": (Prefix(10), {"lr": 3e-3}),
         "bitfit": (BitFit(), {"lr": 1e-3}),
+        "reft+lora": (
+            ReftAndLora(Reft(rank=1, positions="f3+l3", init="identity"), Lora(8, targets=_QUERY_VALUE)),
+            {"lr": 1e-3},
+        ),
     },
     config=FitConfig(epochs=4, batch_size=32, warmup=0.06, patience=100),
 )

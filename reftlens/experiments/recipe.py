@@ -9,6 +9,7 @@ from typing import Any
 
 from reftlens.experiments.methods import Method
 from reftlens.experiments.records import Prediction
+from reftlens.experiments.searching import Space
 from reftlens.experiments.subjects import Subject
 
 Setting = Mapping[str, Any]
@@ -96,6 +97,10 @@ class Recipe(ABC):
         setting: Setting = MappingProxyType({}),
     ) -> Trial:
         """One method with one seed on one part; `setting` has fields of the method, and `lr`, in place of its own."""
+
+    def space(self, method: str) -> Space | None:
+        """What a search of a method tries; None is what is tried of such a method everywhere: `tuning.space_of`."""
+        return None
 
     def subject(self, model: str | None) -> Subject:
         """The model under study; None is the recipe's own."""

@@ -43,7 +43,7 @@ def tuned(
     """
     file = folder / SEARCH_FILE
     told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"tried": []}
-    space, within = space_of(recipe.methods[name], name), replace(scope, steps=STEPS)
+    space, within = recipe.space(name) or space_of(recipe.methods[name], name), replace(scope, steps=STEPS)
     scores = {_key(each["setting"]): each["score"] for each in told["tried"]}
 
     def best(some: Iterable[dict[str, Any]]) -> dict[str, Any]:
