@@ -135,7 +135,7 @@ def test_each_source_is_asked_once_in_order_and_each_answer_is_reported(world):
     assert head == f"cannot find '{DEFAULT}':" and [line.split(":")[0].strip() for line in lines] == LABELS
     for line, reason in zip(
         lines,
-        ["not downloaded yet", "nothing converted yet in", "no route to the hub", "ERROR: no matching distribution"],
+        ["not downloaded yet", "nothing stored yet in", "no route to the hub", "ERROR: no matching distribution"],
         strict=True,
     ):
         assert reason in line

