@@ -151,6 +151,44 @@ def test_what_acts_in_the_weights_and_a_head_are_trained_as_by_a_plain_loop(fold
     assert costs["losses"] == pytest.approx(losses, abs=1e-4)  # float32
 
 
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM", "LlamaForCausalLM"])
+def test_the_same_head_reads_the_same_states_beside_every_method_of_encoders_and_decoders(name):
+    from reftlens.experiments import RECIPES
+    from reftlens.experiments.classifiers import HeadSpec, classifier
+    from reftlens.experiments.subjects import Subject
+    from reftlens.scoring.heads import head_of
+    from reftlens.text.labelled import encode_labelled
+
+    subject, methods = Subject(zoo.plain(name), tokenizer=zoo.tokenizer()), RECIPES["glue"].methods
+    data = encode_labelled(
+        subject.bridge, ["the cat sat on the mat", ("a dog", "ran"), "the moon was green"], [0, 1, 1]
+    )
+    begin = {m: classifier(methods[m], HeadSpec(2), subject, 0) for m in ("head", "loreft", "lora", "ia3", "reft+lora")}
+    heads = {m: head_of(c.reft)[1] if hasattr(c, "reft") else c.head for m, c in begin.items()}
+    for head in heads.values():
+        head.load_state_dict(heads["head"].state_dict())
+    scores = {m: c.scores(data) for m, c in begin.items()}
+    for method, values in scores.items():  # none of them edits before it is trained
+        assert torch.allclose(values, scores["head"], atol=1e-5), method
+    states = subject.plain().base_model(input_ids=data[:1].tokens).last_hidden_state
+    at = 0 if subject.tokenizer.cls_token_id is not None else -1
+    assert torch.allclose(scores["head"][:1], heads["head"].eval().scores(states[:, at]), atol=1e-5)
+
+
+def test_a_decoder_is_trained_with_a_head_too(folder, tmp_path):
+    from reftlens.experiments.subjects import Subject
+
+    subject = Subject(zoo.plain("LlamaForCausalLM"), tokenizer=zoo.tokenizer())
+    from reftlens.experiments import Scope, run_recipe
+
+    scope = Scope(data=folder, tasks=("rte",))
+    methods = ["head", "loreft", "lora", "reft+lora"]
+    frame = run_recipe(
+        _recipe(), methods, subject=subject, seeds=[0], scope=scope, out=tmp_path, progress=False
+    ).to_frame()
+    assert {*methods} <= set(frame["method"])
+
+
 def test_halves_of_the_validation_rows_are_the_same_for_all_and_apart(folder):
     from reftlens.experiments import Scope
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reftlens.editing.engine import hooked
 from reftlens.editing.reft import ReFT, training_mode
-from reftlens.editing.site import Site, resid_post
+from reftlens.editing.site import Site, final_norm, resid_post
 from reftlens.errors import StoreMismatch
 from reftlens.experiments.acting import size_on_disk
 from reftlens.experiments.costs import measured
@@ -100,8 +100,15 @@ def classifier(method: Method | None, head: HeadSpec, subject: Subject, seed: in
 
 
 def read_at(subject: Subject) -> str:
-    """Where a head reads: at the first token, where the tokenizer has a mark for that, else at the last."""
+    """The token that a head reads: the first, where the tokenizer has a mark for that, else the last."""
     return "last" if subject.tokenizer.cls_token_id is None else "first"
+
+
+def site_of_head(subject: Subject) -> Site:
+    """Where a head reads: what the model's own head would, after the last block of an encoder, or a decoder's norm."""
+    hooks, at = subject.bridge.hook_dict, read_at(subject)
+    decodes = "ln_final.hook_out" in hooks and "mlm_head.hook_in" not in hooks
+    return final_norm(at) if decodes else resid_post(subject.bridge.cfg.n_layers - 1, at)
 
 
 class OnHook(Classifier):
@@ -109,9 +116,7 @@ class OnHook(Classifier):
 
     def __init__(self, method: OnHooks | None, head: HeadSpec, subject: Subject, seed: int) -> None:
         super().__init__(method, head, subject, seed)
-        config = subject.bridge.cfg
-        site: Site = resid_post(config.n_layers - 1, read_at(subject))
-        alone = ReFT({site: Head(config.d_model, head.outputs, dropout=head.dropout)})
+        alone = ReFT({site_of_head(subject): Head(subject.bridge.cfg.d_model, head.outputs, dropout=head.dropout)})
         self.reft = alone if method is None else method.edit(subject, seed) | alone
         self.reft = self.reft.to(dtype=subject.dtype) if subject.dtype.itemsize > 4 else self.reft
         self.reft.reset(seed)
@@ -151,7 +156,7 @@ class InLoop(Classifier):
 
     def fit(self, data: Batch, validation: Batch, config: FitConfig, checkpoint: Path | None, progress: bool) -> None:
         identity = {"method": repr(self.method), "head": asdict(self.spec), "start": self.seed}
-        objective = HeadLoss(ReFT({resid_post(0, read_at(self.subject)): self.head}))
+        objective = HeadLoss(ReFT({site_of_head(self.subject): self.head}))
         for name, batch in {"data": data, "validation": validation}.items():
             objective.check(batch, name)
         settings: dict[str, Any] = {"validation": validation, "parts": self.parts, "identity": identity}

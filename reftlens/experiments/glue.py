@@ -208,7 +208,6 @@ def _reft(kind: str, init: Literal["identity", "paper"] = "identity") -> tuple[M
     return Reft(kind, rank=1, positions="f3+l3", init=init), {"lr": 3e-3}
 
 
-_QUERY_VALUE = ("query", "value")
 GLUE = HeadRecipe(
     name="glue",
     tasks=("sst2", "stsb", "qnli", "mnli", "mrpc", "cola", "qqp", "rte"),
@@ -220,13 +219,13 @@ GLUE = HeadRecipe(
         "consreft": _reft("ConsReFT", init="paper"),
         "lobireft": _reft("LobiReFT"),
         "red": _reft("RED"),
-        "lora": (Lora(8, targets=_QUERY_VALUE), {"lr": 1e-3}),
-        "dora": (Dora(8, targets=_QUERY_VALUE), {"lr": 1e-3}),
-        "ia3": (IA3(("key", "value", "output.dense"), ("output.dense",)), {"lr": 3e-3}),
+        "lora": (Lora(8), {"lr": 1e-3}),
+        "dora": (Dora(8), {"lr": 1e-3}),
+        "ia3": (IA3(), {"lr": 3e-3}),
         "prefix": (Prefix(10), {"lr": 3e-3}),
         "bitfit": (BitFit(), {"lr": 1e-3}),
         "reft+lora": (
-            ReftAndLora(Reft(rank=1, positions="f3+l3", init="identity"), Lora(8, targets=_QUERY_VALUE)),
+            ReftAndLora(Reft(rank=1, positions="f3+l3", init="identity"), Lora(8)),
             {"lr": 1e-3},
         ),
     },
