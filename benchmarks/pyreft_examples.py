@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 import reftlens as rl
-from reftlens.experiments.few_shot import learning_curve
-from reftlens.experiments.memorisation import SETTINGS, memorisation
+from reftlens.experiments.examples.few_shot import learning_curve
+from reftlens.experiments.examples.memorisation import SETTINGS, memorisation
+from reftlens.experiments.examples.reward import BradleyTerry, preferred, reward_rows
+from reftlens.experiments.examples.subspaces import Skills
 from reftlens.experiments.methods import Reft, Subject
-from reftlens.experiments.reward import BradleyTerry, preferred, reward_rows
-from reftlens.experiments.subspaces import Skills
 from reftlens.tasks import emoji
 
 GREETING = "As you wish, my friend."
@@ -65,7 +65,7 @@ def compose(arguments: argparse.Namespace) -> None:
 
 def few_shot(arguments: argparse.Namespace) -> None:
     """SST-2 from 4 to 32 examples, against the same examples in the prompt."""
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.loading import load_rows
 
     subject = Subject()
     train, test = (

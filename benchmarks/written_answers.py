@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import reftlens as rl
-from reftlens.experiments.rows import load_rows
+from reftlens.experiments.rows.loading import load_rows
 
 COMMONSENSE = ("boolq", "piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")
 ARITHMETIC = ("gsm8k", "mawps", "multiarith", "singleeq", "aqua")

@@ -15,7 +15,7 @@ from typing import Any
 
 from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
 from reftlens.editing.reft import ReFT
-from reftlens.experiments.commandline import add_run, outcome
+from reftlens.experiments.runs.commandline import add_run, outcome
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import stream

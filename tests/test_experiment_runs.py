@@ -13,7 +13,7 @@ ANSWERS = ["true", "false", "false", "true", "false", "false"] * 5
 @cache
 def _classes():
     """The recipe and its trials; the package is imported late, so that its types can be checked."""
-    from reftlens.experiments.recipe import Recipe, Trial
+    from reftlens.experiments.runs.recipe import Recipe, Trial
 
     @dataclass
     class Planted(Recipe):
@@ -62,7 +62,7 @@ def _classes():
             assert (folder / "weights").read_text() == f"{self.method} {self.seed}"
 
         def predict(self, task, *, progress):
-            from reftlens.experiments.records import Prediction
+            from reftlens.experiments.runs.records import Prediction
 
             self._do(task)
             generator = torch.Generator().manual_seed(self.seed)
@@ -96,7 +96,7 @@ def planted(accuracy, **settings):
 
 
 def _run(recipe, folder, **kwargs):
-    from reftlens.experiments.runner import run_recipe
+    from reftlens.experiments.runs.runner import run_recipe
 
     return run_recipe(recipe, out=folder, progress=False, **kwargs)
 
@@ -129,7 +129,7 @@ def test_a_run_that_was_killed_goes_on_where_it_stood(tmp_path, where):
 
 def test_a_folder_of_another_run_is_refused_by_what_differs(tmp_path):
     from reftlens.errors import StoreMismatch
-    from reftlens.experiments.recipe import Scope
+    from reftlens.experiments.runs.recipe import Scope
 
     recipe = planted({"good": 0.9})
     _run(recipe, tmp_path, scope=Scope(limit=10))
@@ -141,7 +141,7 @@ def test_a_folder_of_another_run_is_refused_by_what_differs(tmp_path):
 
 def test_files_that_are_damaged_and_folders_without_a_run_are_named(tmp_path):
     from reftlens.errors import StoreMismatch
-    from reftlens.experiments.tables import table
+    from reftlens.experiments.runs.tables import table
 
     with pytest.raises(FileNotFoundError, match="no finished run"):
         table([tmp_path])
@@ -153,7 +153,7 @@ def test_files_that_are_damaged_and_folders_without_a_run_are_named(tmp_path):
 
 
 def test_the_table_is_of_what_is_stored(tmp_path):
-    from reftlens.experiments.tables import table
+    from reftlens.experiments.runs.tables import table
 
     _run(planted({"good": 0.9, "bad": 0.5}), tmp_path)
     frame = table([tmp_path]).to_frame().set_index(["method", "task"])
@@ -172,7 +172,7 @@ def test_the_table_is_of_what_is_stored(tmp_path):
 
 def test_better_is_what_beats_the_best_baseline_beyond_its_interval(tmp_path):
     _run(planted({"good": 0.97, "base": 0.5, "chance": 0.6, "format-only": 0.6}, seeds=(0, 1, 2)), tmp_path)
-    from reftlens.experiments.tables import table
+    from reftlens.experiments.runs.tables import table
 
     gains = {(g.method, g.task): g for g in table([tmp_path]).gains()}
     assert gains["good", "boolq"].better and gains["good", "piqa"].better
@@ -182,7 +182,7 @@ def test_better_is_what_beats_the_best_baseline_beyond_its_interval(tmp_path):
 
 
 def test_a_table_has_a_picture_and_seeds_of_other_rows_are_refused(tmp_path):
-    from reftlens.experiments.tables import table
+    from reftlens.experiments.runs.tables import table
 
     _run(planted({"good": 0.9, "bad": 0.5}), tmp_path)
     ax = table([tmp_path]).plot()

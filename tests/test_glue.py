@@ -20,7 +20,7 @@ METHODS = ("head", "loreft", "red", "lora", "dora", "ia3", "prefix", "bitfit", "
 
 @cache
 def _subject():
-    from reftlens.experiments.subjects import Subject
+    from reftlens.experiments.methods.subjects import Subject
 
     return Subject(zoo.plain("BertForMaskedLM"), tokenizer=zoo.tokenizer())
 
@@ -154,8 +154,8 @@ def test_what_acts_in_the_weights_and_a_head_are_trained_as_by_a_plain_loop(fold
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM", "LlamaForCausalLM"])
 def test_the_same_head_reads_the_same_states_beside_every_method_of_encoders_and_decoders(name):
     from reftlens.experiments import RECIPES
-    from reftlens.experiments.classifiers import HeadSpec, classifier
-    from reftlens.experiments.subjects import Subject
+    from reftlens.experiments.methods.classifiers import HeadSpec, classifier
+    from reftlens.experiments.methods.subjects import Subject
     from reftlens.scoring.heads import head_of
     from reftlens.text.labelled import encode_labelled
 
@@ -176,7 +176,7 @@ def test_the_same_head_reads_the_same_states_beside_every_method_of_encoders_and
 
 
 def test_a_decoder_is_trained_with_a_head_too(folder, tmp_path):
-    from reftlens.experiments.subjects import Subject
+    from reftlens.experiments.methods.subjects import Subject
 
     subject = Subject(zoo.plain("LlamaForCausalLM"), tokenizer=zoo.tokenizer())
     from reftlens.experiments import Scope, run_recipe
@@ -201,7 +201,8 @@ def test_halves_of_the_validation_rows_are_the_same_for_all_and_apart(folder):
 
 
 def test_settings_are_searched_on_the_dev_half_with_one_budget_and_used_for_every_seed(folder, tmp_path, monkeypatch):
-    from reftlens.experiments import Scope, run_recipe, tuning
+    from reftlens.experiments import Scope, run_recipe
+    from reftlens.experiments.runs import tuning
 
     monkeypatch.setattr(tuning, "STEPS", 2)
     arguments = {
@@ -231,8 +232,9 @@ def test_settings_are_searched_on_the_dev_half_with_one_budget_and_used_for_ever
 
 
 def test_a_search_that_was_killed_goes_on(folder, tmp_path, monkeypatch):
-    from reftlens.experiments import Scope, tuning
-    from reftlens.experiments.glue import HeadTrial
+    from reftlens.experiments import Scope
+    from reftlens.experiments.recipes.heads import HeadTrial
+    from reftlens.experiments.runs import tuning
 
     monkeypatch.setattr(tuning, "STEPS", 1)
     done, score = [], HeadTrial.dev_score
@@ -270,8 +272,8 @@ def test_files_of_another_family_and_labels_outside_the_set_are_refused(folder, 
 
 
 def test_a_method_that_no_head_can_stand_beside_is_refused():
-    from reftlens.experiments.classifiers import HeadSpec, classifier
     from reftlens.experiments.methods import Unedited
+    from reftlens.experiments.methods.classifiers import HeadSpec, classifier
 
     with pytest.raises(TypeError, match=r"Unedited.*cannot be trained beside a head"):
         classifier(Unedited(), HeadSpec(2), _subject(), 0)

@@ -26,7 +26,7 @@ def longer(question):
 
 
 def test_a_judge_that_prefers_length_gives_it_every_win():
-    from reftlens.experiments.judging import win_rate
+    from reftlens.experiments.judges.judging import win_rate
 
     assert win_rate(longer, ASKED, LONG, SHORT).rate.value == 1
     assert win_rate(longer, ASKED, SHORT, LONG).rate.value == 0
@@ -36,7 +36,7 @@ def test_a_judge_that_prefers_length_gives_it_every_win():
 
 
 def test_a_judge_that_prefers_a_place_prefers_no_answer():
-    from reftlens.experiments.judging import win_rate
+    from reftlens.experiments.judges.judging import win_rate
 
     first = win_rate(lambda question: "The first. [[A]]", ASKED, LONG, SHORT)
     assert first.rate.value == 0.5 and first.by_place == 12
@@ -44,7 +44,7 @@ def test_a_judge_that_prefers_a_place_prefers_no_answer():
 
 
 def test_ties_and_unread_replies_are_counted_and_scored_again_from_what_was_stored():
-    from reftlens.experiments.judging import Duel, rate_of, win_rate
+    from reftlens.experiments.judges.judging import Duel, rate_of, win_rate
 
     tied = win_rate(longer, ASKED, SHORT, SHORT)
     assert tied.rate.value == 0.5 and tied.ties == 24
@@ -55,7 +55,7 @@ def test_ties_and_unread_replies_are_counted_and_scored_again_from_what_was_stor
 
 
 def test_texts_are_shown_as_they_are():
-    from reftlens.experiments.judging import win_rate
+    from reftlens.experiments.judges.judging import win_rate
 
     seen = []
     win_rate(lambda question: seen.append(question) or "[[C]]", ["{a} {b}"], ["{b} {x}"], ["{instruction}"])
@@ -64,7 +64,7 @@ def test_texts_are_shown_as_they_are():
 
 
 def test_what_cannot_be_judged_is_refused():
-    from reftlens.experiments.judging import rate_of, win_rate
+    from reftlens.experiments.judges.judging import rate_of, win_rate
 
     with pytest.raises(ValueError, match="12 instructions, 12 and 1 answers"):
         win_rate(longer, ASKED, LONG, ["x"])
@@ -117,7 +117,7 @@ def server():
 
 
 def test_an_endpoint_is_a_judge(server):
-    from reftlens.experiments.judging import Endpoint, win_rate
+    from reftlens.experiments.judges.judging import Endpoint, win_rate
 
     judge = Endpoint("small", f"http://127.0.0.1:{server.server_port}/v1", "a key")
     assert win_rate(judge, ASKED[:3], LONG[:3], SHORT[:3]).rate.value == 1
@@ -128,7 +128,7 @@ def test_an_endpoint_is_a_judge(server):
 
 
 def test_an_endpoint_is_asked_again_and_then_gives_up(server):
-    from reftlens.experiments.judging import Endpoint
+    from reftlens.experiments.judges.judging import Endpoint
 
     judge = Endpoint("small", f"http://127.0.0.1:{server.server_port}/v1", "a key", attempts=2)
     question = f"[Answer A]\n{LONG[0]}\n\n[Answer B]\n{SHORT[0]}\n\nReason"
@@ -145,7 +145,7 @@ def test_an_endpoint_is_asked_again_and_then_gives_up(server):
 
 
 def test_the_harmonic_mean_is_zero_where_one_rating_is():
-    from reftlens.experiments.axbench import harmonic_mean
+    from reftlens.experiments.judges.axbench import harmonic_mean
 
     ratings = torch.tensor([[2, 2, 2], [1, 2, 2], [1, 1, 1], [0, 2, 2], [2, 2, float("nan")], [0, 2, float("nan")]])
     found = harmonic_mean(ratings)
@@ -155,7 +155,7 @@ def test_the_harmonic_mean_is_zero_where_one_rating_is():
 
 def steered(factor, instructions=8, concepts=("sea", "sun")):
     """Texts that hold more of the concept and less of the rest, the higher the factor."""
-    from reftlens.experiments.axbench import Steered
+    from reftlens.experiments.judges.axbench import Steered
 
     words = {0: "plain", 1: "some {c}", 2: "{c} {c}", 4: "{c} {c} {c} broken"}[factor]
     return [Steered(c, f"Tell {i}.", words.format(c=c)) for c in concepts for i in range(instructions)]
@@ -169,7 +169,7 @@ def known(question):
 
 
 def test_the_factor_is_chosen_on_one_half_and_scored_on_the_other():
-    from reftlens.experiments.axbench import rate, steering_score
+    from reftlens.experiments.judges.axbench import rate, steering_score
 
     rated = {factor: rate(known, steered(factor)) for factor in (0, 1, 2, 4)}
     score = steering_score(rated, steered(0))
@@ -180,7 +180,7 @@ def test_the_factor_is_chosen_on_one_half_and_scored_on_the_other():
 
 def test_what_looks_best_where_it_is_chosen_does_not_count_there():
     """Ratings at random: the best of 40 factors is far above the mean on its own half, and not on the other."""
-    from reftlens.experiments.axbench import Ratings, steering_score
+    from reftlens.experiments.judges.axbench import Ratings, steering_score
 
     g, texts = torch.Generator().manual_seed(0), steered(0, instructions=10, concepts=("sea",))
     gaps, tops = [], []
@@ -195,7 +195,7 @@ def test_what_looks_best_where_it_is_chosen_does_not_count_there():
 
 
 def test_unread_ratings_are_counted_and_left_out():
-    from reftlens.experiments.axbench import rate, steering_score
+    from reftlens.experiments.judges.axbench import rate, steering_score
 
     replies = iter(["none", *["Rating: [[2]]"] * 47])
     rated = rate(lambda question: next(replies), steered(0))

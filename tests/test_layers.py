@@ -46,7 +46,7 @@ LATE = {"pandas", "matplotlib", "datasets", "peft", "ipywidgets", "accelerate", 
     "lm_eval",
 }
 MODELS = {"model", "hf_model", "bridge", "original_model"}
-RUNS_MODELS = ("editing/engine.py", "bridge/trial.py", "attachment/donors.py", "experiments/loop.py")
+RUNS_MODELS = ("editing/engine.py", "bridge/trial.py", "attachment/donors.py", "experiments/methods/loop.py")
 """The second on a few tokens of its own, before anything else; the third a plain transformers model, on sources; the
 last plain models whose weights are trained."""
 RUNNERS = {"forward", "generate", "run_with_hooks", "run_with_cache", "__call__"}

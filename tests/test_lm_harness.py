@@ -244,7 +244,7 @@ def test_rows_of_commonsense_sets_are_scored_as_here(smol, plain_smol, tmp_path,
     import transformers
 
     import reftlens as rl
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.loading import load_rows
 
     found = load_rows(name, "test", data=DATA, limit=count)
     rows = [

@@ -123,8 +123,7 @@ def test_reft_is_what_fit_makes_of_the_same_start():
 
 
 def test_rows_of_similar_length_together_give_the_step_of_the_whole_micro_batch(doubles, monkeypatch):
-    from reftlens.experiments import loop
-    from reftlens.experiments.methods import Lora
+    from reftlens.experiments.methods import Lora, loop
 
     pytest.importorskip("peft")
     subject = _subject(dtype=torch.float64)
@@ -173,7 +172,8 @@ def test_each_method_trains_is_stored_and_read_again(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["loreft", "lora", "reft+lora", "head"])
 def test_a_run_that_was_killed_ends_as_one_that_was_not(name, tmp_path, monkeypatch):
-    from reftlens.experiments import loop, methods
+    from reftlens.experiments import methods
+    from reftlens.experiments.methods import loop
     from reftlens.training import fitting
 
     pytest.importorskip("peft")
@@ -239,8 +239,8 @@ def test_patience_keeps_the_best_weights_of_a_plain_run():
 
 def test_reft_and_lora_have_the_gradients_of_a_loop_written_by_hand(doubles):
     peft = pytest.importorskip("peft")
-    from reftlens.experiments.joint import ReftAndLora
     from reftlens.experiments.methods import Lora, Reft
+    from reftlens.experiments.methods.joint import ReftAndLora
 
     subject = _subject(dtype=torch.float64)
     data = _data(subject)
@@ -345,7 +345,7 @@ def test_methods_of_another_model_are_not_read(tmp_path):
 
 def test_a_loop_takes_any_module_forward_pass_and_losses():
     """A head on hidden states: a function of the rows gives what the losses are computed of."""
-    from reftlens.experiments.loop import Loop, train
+    from reftlens.experiments.methods.loop import Loop, train
 
     subject = _subject()
     data = _data(subject)
@@ -370,7 +370,7 @@ def test_a_loop_takes_any_module_forward_pass_and_losses():
 def test_each_kind_of_the_family_is_made_at_its_sites_and_begins_with_the_unedited_model():
     import reftlens as rl
     from reftlens.experiments.methods import METHODS, Reft
-    from reftlens.experiments.refts import FAMILY
+    from reftlens.experiments.methods.refts import FAMILY
 
     subject = _subject()
     data = _data(subject)

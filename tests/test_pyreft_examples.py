@@ -20,7 +20,7 @@ def rl():
 
 
 def test_what_is_recalled_is_what_greedy_writing_gives(rl, llama):
-    from reftlens.experiments.memorisation import memorisation, recalled
+    from reftlens.experiments.examples.memorisation import memorisation, recalled
 
     config = rl.FitConfig(steps=20, lr=0.1, batch_size=1)
     found = memorisation(llama, TEXT, layers=[0, 2], lengths=[1, 12], rank=4, config=config, progress=False)
@@ -44,7 +44,7 @@ def test_what_is_recalled_is_what_greedy_writing_gives(rl, llama):
 
 
 def test_a_shuffled_text_has_the_same_tokens_and_the_prompt_stays(rl, llama):
-    from reftlens.experiments.memorisation import shuffled
+    from reftlens.experiments.examples.memorisation import shuffled
 
     row = rl.encode(llama, [rl.Example("ALIC#ID1->", TEXT[:60])], end=False)
     other = shuffled(row)
@@ -54,7 +54,7 @@ def test_a_shuffled_text_has_the_same_tokens_and_the_prompt_stays(rl, llama):
 
 
 def test_a_text_that_is_too_short_is_refused(rl, llama):
-    from reftlens.experiments.memorisation import memorisation
+    from reftlens.experiments.examples.memorisation import memorisation
 
     with pytest.raises(ValueError, match="tokens, expected 500 or more"):
         memorisation(llama, "the cat", layers=[0], lengths=[500], progress=False)
@@ -66,7 +66,7 @@ def test_a_text_that_is_too_short_is_refused(rl, llama):
 
 
 def _skilled(rl, model):
-    from reftlens.experiments.subspaces import Skills
+    from reftlens.experiments.examples.subspaces import Skills
 
     skills = Skills({"cat": [0, 1], "dog": [2, 3]})
     rows = [rl.Example("the moon over the", f" {w}") for w in ("cat", "dog")] * 2
@@ -115,7 +115,7 @@ def test_skills_are_composed_negated_and_left_out(rl, llama):
 
 
 def test_skills_that_do_not_fit_are_refused(rl, llama):
-    from reftlens.experiments.subspaces import Skills
+    from reftlens.experiments.examples.subspaces import Skills
 
     for wrong in ({"a": [0, 1], "b": [1]}, {"a": [0], "b": [2]}, {}):
         with pytest.raises(ValueError, match="expected each of 0, 1, 2"):
@@ -133,7 +133,7 @@ def test_skills_that_do_not_fit_are_refused(rl, llama):
 
 
 def test_a_rule_is_learned_from_few_examples(rl):
-    from reftlens.experiments.few_shot import learning_curve, right
+    from reftlens.experiments.examples.few_shot import learning_curve, right
     from reftlens.experiments.methods import Reft, Unedited
 
     subject, words = _subject(), ["moon", "hill", "green", "mat", "sat", "over", "ran", "and"]
@@ -160,7 +160,7 @@ def test_a_rule_is_learned_from_few_examples(rl):
 
 
 def _rewarded(rl, chat=False):
-    from reftlens.experiments.reward import BradleyTerry, reward_rows
+    from reftlens.experiments.examples.reward import BradleyTerry, reward_rows
 
     model, words = architectures.bridge("llama"), ["moon", "hill", "green", "mat", "sat", "over", "ran", "and"]
     pairs = [(f"the {w}", " cat", " dog") for w in words]  # a cat is preferred, whatever came before
@@ -187,7 +187,7 @@ def test_the_loss_of_rewards_is_bradley_and_terrys(rl):
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_reward_model_learns_what_is_preferred_and_is_stored(rl, chat, tmp_path):
-    from reftlens.experiments.reward import preferred, rewards
+    from reftlens.experiments.examples.reward import preferred, rewards
 
     model, rows, reft, objective = _rewarded(rl, chat)
     train, test = rows[:12], rows[12:]
@@ -207,7 +207,7 @@ def test_a_reward_model_learns_what_is_preferred_and_is_stored(rl, chat, tmp_pat
 
 
 def test_rewards_of_another_form_are_refused(rl):
-    from reftlens.experiments.reward import BradleyTerry, reward_rows
+    from reftlens.experiments.examples.reward import BradleyTerry, reward_rows
 
     model, rows, reft, objective = _rewarded(rl)
     with pytest.raises(ValueError, match="expected groups of 2"):

@@ -219,8 +219,8 @@ def _search():
 
 
 def _table():
-    from reftlens.experiments.records import Prediction, RunFolder
-    from reftlens.experiments.tables import table
+    from reftlens.experiments.runs.records import Prediction, RunFolder
+    from reftlens.experiments.runs.tables import table
 
     folder = Path(mkdtemp())
     for seed in (0, 1):
@@ -233,20 +233,20 @@ def _table():
 
 def _method_search():
     from reftlens.experiments.methods import Lora
-    from reftlens.experiments.searching import MethodSearch, Tried
+    from reftlens.experiments.methods.searching import MethodSearch, Tried
 
     tried = tuple(Tried({"rank": r, "lr": lr}, -r * lr, 1.5, 100 * r, 2.0) for r in (2, 8) for lr in (1e-4, 1e-3))
     return MethodSearch(Lora(rank=2), 1e-4, tried, 60, 1920, "log-probability per target", 100, 0)
 
 
 def _memorised():
-    from reftlens.experiments.memorisation import Memorisation
+    from reftlens.experiments.examples.memorisation import Memorisation
 
     return Memorisation((0, 2), (4, 8), torch.tensor([[[4, 8], [4, 3]], [[4, 2], [1, 0]]]), 1, 33, 10)
 
 
 def _learned():
-    from reftlens.experiments.few_shot import LearningCurve
+    from reftlens.experiments.examples.few_shot import LearningCurve
 
     right = (
         torch.rand(3, 2, 20, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.3, 0.6, 0.9])[:, None, None]
@@ -257,8 +257,8 @@ def _learned():
 def _letters():
     from hub_rows import obqa
 
-    from reftlens.experiments.letters import letter_bias, rotations
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.answers.letters import letter_bias, rotations
+    from reftlens.experiments.rows.loading import load_rows
 
     turned = rotations(load_rows("obqa", data=obqa()))
     return letter_bias(turned, [["answer1" if i % 2 else row.answer for i, row in enumerate(part)] for part in turned])

@@ -29,7 +29,7 @@ def question(number, answer="true", choices="true/false"):
 
 @pytest.mark.parametrize("name", hub_rows.COMMONSENSE)
 def test_ten_rows_in_the_hubs_schema(name):
-    from reftlens.experiments.rows import TASKS, load_rows
+    from reftlens.experiments.rows.loading import TASKS, load_rows
 
     records, prompt, answers = hub_rows.COMMONSENSE[name]
     rows = load_rows(name, "test", data=records)
@@ -88,7 +88,7 @@ def raw(name, record):
 @pytest.mark.parametrize("part", ["train", "test"])
 @pytest.mark.parametrize("name", RAW)
 def test_templates_make_llm_adapters_instructions_byte_for_byte(name, part):
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.loading import load_rows
 
     records = [json.loads(line) for line in (DATA / f"commonsense/{part}/{name}.jsonl").open(encoding="utf-8")]
     rows = load_rows(name, part, data=[raw(name, record) for record in records])
@@ -99,7 +99,7 @@ def test_templates_make_llm_adapters_instructions_byte_for_byte(name, part):
 @real
 @pytest.mark.parametrize("name", RAW)
 def test_files_in_the_form_of_llm_adapters_are_taken_as_they_are(name):
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.loading import load_rows
 
     path = DATA / f"commonsense/test/{name}.jsonl"
     records = [json.loads(line) for line in path.open(encoding="utf-8")]
@@ -116,8 +116,8 @@ def test_files_in_the_form_of_llm_adapters_are_taken_as_they_are(name):
 
 @pytest.mark.parametrize("name", hub_rows.ARITHMETIC)
 def test_ten_problems_in_the_hubs_schema(name):
-    from reftlens.experiments.rows import TASKS, load_rows
-    from reftlens.experiments.templates import alpaca
+    from reftlens.experiments.rows.loading import TASKS, load_rows
+    from reftlens.experiments.rows.templates import alpaca
 
     records, known = hub_rows.ARITHMETIC[name]
     rows, task = load_rows(name, "test", data=records), TASKS[name]
@@ -131,15 +131,15 @@ def test_ten_problems_in_the_hubs_schema(name):
 
 
 def test_calculator_marks_are_kept_where_they_are_asked_for():
-    from reftlens.experiments.families.arithmetic import arithmetic
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.families.arithmetic import arithmetic
+    from reftlens.experiments.rows.loading import load_rows
 
     kept, bare = load_rows(arithmetic("gsm8k", calculator=True), data=hub_rows.gsm8k()), hub_rows.gsm8k()
     assert "<<3+2=5>>" in kept[3].completion and "<<" not in load_rows("gsm8k", data=bare)[3].completion
 
 
 def test_a_number_is_right_within_a_thousandth():
-    from reftlens.experiments.rows import TASKS
+    from reftlens.experiments.rows.loading import TASKS
 
     equal = TASKS["gsm8k"].equal
     assert equal("3.001", "3") and not equal("3.0011", "3") and equal("-2", "-2") and not equal("2", "-2")
@@ -147,8 +147,8 @@ def test_a_number_is_right_within_a_thousandth():
 
 
 def test_truncated_completions_are_beginnings():
-    from reftlens.experiments.families.arithmetic import truncated
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.families.arithmetic import truncated
+    from reftlens.experiments.rows.loading import load_rows
 
     rows = load_rows("gsm8k", data=hub_rows.gsm8k())
     for words in (1, 5, 100):
@@ -162,7 +162,7 @@ def test_truncated_completions_are_beginnings():
 @real
 @pytest.mark.parametrize("train", ["math10k", "mawps"])
 def test_the_filter_by_question_finds_what_the_data_flag_as_leaks(train):
-    from reftlens.experiments.rows import load_rows, without_leaks
+    from reftlens.experiments.rows.loading import load_rows, without_leaks
 
     flagged = load_rows(train, data=DATA, leaks=True)
     tests = {name: load_rows(name, "test", data=DATA) for name in ("aqua", "gsm8k", "mawps", "multiarith", "singleeq")}
@@ -183,7 +183,7 @@ def test_the_filter_by_question_finds_what_the_data_flag_as_leaks(train):
 )  # fmt: skip
 def test_worked_answers_are_read_back_from_their_steps(name, part, rows, misread):
     """The 11 of MATH10K are a model's own: "None of the options", or a number where a letter is gold."""
-    from reftlens.experiments.rows import TASKS, load_rows
+    from reftlens.experiments.rows.loading import TASKS, load_rows
 
     task, loaded = TASKS[name], load_rows(name, part, data=DATA)
     read = [(task.extract(row.completion, row), row.answer) for row in loaded]
@@ -194,7 +194,7 @@ def test_worked_answers_are_read_back_from_their_steps(name, part, rows, misread
 
 
 def test_instructions_with_and_without_an_input():
-    from reftlens.experiments.rows import TASKS, load_rows
+    from reftlens.experiments.rows.loading import TASKS, load_rows
 
     records = [
         {"instruction": "Name a bird.", "input": "", "output": "A wren."},
@@ -219,7 +219,7 @@ def test_instructions_with_and_without_an_input():
 
 @pytest.mark.parametrize("name", hub_rows.GLUE)
 def test_ten_rows_of_each_task_of_glue(name):
-    from reftlens.experiments.rows import TASKS, load_rows
+    from reftlens.experiments.rows.loading import TASKS, load_rows
 
     records, labels = hub_rows.GLUE[name]
     rows, task = load_rows(name, "test", data=records), TASKS[name]
@@ -236,7 +236,7 @@ def test_ten_rows_of_each_task_of_glue(name):
 
 
 def test_a_file_of_glue_that_no_task_names_has_two_labels(tmp_path):
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.loading import load_rows
 
     records = [{"first": "a", "second": "b", "label": i % 2, "idx": i} for i in range(4)]
     written(tmp_path / "glue/oddity/validation.jsonl", records)
@@ -249,7 +249,7 @@ def test_a_file_of_glue_that_no_task_names_has_two_labels(tmp_path):
 
 @pytest.mark.parametrize("below", ["commonsense", "", "mine"])
 def test_a_file_of_a_family_that_no_task_names_is_read_as_that_familys(tmp_path, below):
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.loading import load_rows
 
     written(tmp_path / below / "test/oddity.jsonl", [question(i, choices="true/false/both") for i in range(3)])
     rows = load_rows("oddity", "test", data=tmp_path if below == "commonsense" else tmp_path / below)
@@ -259,7 +259,7 @@ def test_a_file_of_a_family_that_no_task_names_is_read_as_that_familys(tmp_path,
 
 
 def test_a_limit_draws_the_same_rows_in_the_order_of_the_file():
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.loading import load_rows
 
     data = [question(i) for i in range(50)]
     some = load_rows("boolq", "test", data=data, limit=10)
@@ -270,7 +270,7 @@ def test_a_limit_draws_the_same_rows_in_the_order_of_the_file():
 
 
 def test_rows_whose_question_is_in_a_test_set_are_left_out():
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.loading import load_rows
 
     data = [{**question(i), "in_test": ["boolq"] * (i == 1)} for i in range(3)]
     assert [row.index for row in load_rows("boolq", data=data)] == [0, 2]
@@ -278,7 +278,7 @@ def test_rows_whose_question_is_in_a_test_set_are_left_out():
 
 
 def test_a_split_keeps_rows_with_one_question_together():
-    from reftlens.experiments.rows import load_rows, split
+    from reftlens.experiments.rows.loading import load_rows, split
 
     rows = load_rows("boolq", data=[question(i // 2) for i in range(40)])
     parts = split(rows, seed=3)
@@ -292,7 +292,7 @@ def test_a_split_keeps_rows_with_one_question_together():
 def test_the_hub_is_asked_for_its_own_names(monkeypatch):
     import datasets
 
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.loading import load_rows
 
     asked = []
 
@@ -309,7 +309,7 @@ def test_the_hub_is_asked_for_its_own_names(monkeypatch):
 
 
 def refused(match, task="boolq", split="test", **more):
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.loading import load_rows
 
     with pytest.raises(ValueError, match=match) as error:
         load_rows(task, split, **more)

@@ -28,7 +28,7 @@ def test_values_are_scikit_learns_and_scipys(seed):
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    from reftlens.experiments import scores
+    from reftlens.experiments.answers import scores
 
     found, gold = answers(60, seed)
     right = torch.tensor([a == b for a, b in zip(found, gold, strict=True)])
@@ -48,7 +48,7 @@ def test_intervals_are_those_of_the_score_computed_on_rows_drawn_again(name):
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import f1_score, matthews_corrcoef
 
-    from reftlens.experiments import scores
+    from reftlens.experiments.answers import scores
 
     x, y = numbers(80, 1) if name in ("pearson", "spearman") else answers(80, 1, ("no", "yes"), absent=0.05)
     g, draws = np.random.default_rng(0), []
@@ -71,7 +71,7 @@ def test_intervals_are_those_of_the_score_computed_on_rows_drawn_again(name):
 
 
 def test_wilsons_interval_is_the_closed_form_and_holds_the_truth():
-    from reftlens.experiments.scores import accuracy
+    from reftlens.experiments.answers.scores import accuracy
 
     for k, n in ((0, 10), (7, 10), (100, 100), (60, 100)):
         z, p = 1.959963984540054, k / n
@@ -86,7 +86,7 @@ def test_wilsons_interval_is_the_closed_form_and_holds_the_truth():
 
 
 def test_no_answer_is_wrong_and_no_number_is_asked_about():
-    from reftlens.experiments import scores
+    from reftlens.experiments.answers import scores
 
     found, gold = ["yes", None, "no"], ["yes", "yes", "no"]
     assert scores.f1(found, gold, "yes").value == pytest.approx(2 / 3)
@@ -101,8 +101,8 @@ def test_no_answer_is_wrong_and_no_number_is_asked_about():
 def test_a_task_is_scored_by_its_metrics():
     from hub_rows import GLUE
 
-    from reftlens.experiments.rows import TASKS, load_rows
-    from reftlens.experiments.scores import answers_in, hits, scores
+    from reftlens.experiments.answers.scores import answers_in, hits, scores
+    from reftlens.experiments.rows.loading import TASKS, load_rows
 
     expected = {"cola": ["matthews", "accuracy"], "stsb": ["pearson", "spearman"], "qqp": ["accuracy", "f1"]}
     for name, metrics in expected.items():
@@ -119,7 +119,7 @@ def test_a_task_is_scored_by_its_metrics():
 
 
 def test_differences_are_paired_over_rows_and_runs():
-    from reftlens.experiments.scores import against_best, difference
+    from reftlens.experiments.answers.scores import against_best, difference
 
     g = torch.Generator().manual_seed(1)
     hard = torch.rand(200, generator=g)
@@ -142,8 +142,8 @@ def test_differences_are_paired_over_rows_and_runs():
 
 
 def test_the_majority_answer_is_that_of_the_rows_it_is_taken_from():
-    from reftlens.experiments.rows import load_rows
-    from reftlens.experiments.scores import majority
+    from reftlens.experiments.answers.scores import majority
+    from reftlens.experiments.rows.loading import load_rows
 
     rows = load_rows("boolq", data=[question(i, "true" if i % 4 else "false") for i in range(40)])
     answer, scored = majority(rows)
@@ -157,7 +157,7 @@ def test_the_majority_answer_is_that_of_the_rows_it_is_taken_from():
 def arc_rows():
     from hub_rows import obqa
 
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.rows.loading import load_rows
 
     return load_rows("obqa", "test", data=obqa())
 
@@ -165,9 +165,9 @@ def arc_rows():
 def test_rotated_rows_ask_the_same_with_the_options_elsewhere():
     from hub_rows import COMMONSENSE
 
-    from reftlens.experiments.families.commonsense import rotated
-    from reftlens.experiments.letters import rotations
-    from reftlens.experiments.rows import load_rows
+    from reftlens.experiments.answers.letters import rotations
+    from reftlens.experiments.rows.families.commonsense import rotated
+    from reftlens.experiments.rows.loading import load_rows
 
     for name in ("piqa", "winogrande", "hellaswag", "siqa", "obqa"):
         rows = load_rows(name, "test", data=COMMONSENSE[name][0])
@@ -185,7 +185,7 @@ def test_rotated_rows_ask_the_same_with_the_options_elsewhere():
 
 
 def test_a_liking_for_a_name_is_told_from_knowing_the_option():
-    from reftlens.experiments.letters import letter_bias, rotations
+    from reftlens.experiments.answers.letters import letter_bias, rotations
 
     turned = rotations(arc_rows())
     always = letter_bias(turned, [["answer1"] * 10] * 4)

@@ -18,8 +18,8 @@ TASKS = ("boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc_easy", "arc_ch
 def _subject():
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from reftlens.experiments.subjects import Subject
-    from reftlens.experiments.templates import COMMONSENSE, alpaca
+    from reftlens.experiments.methods.subjects import Subject
+    from reftlens.experiments.rows.templates import COMMONSENSE, alpaca
 
     texts = [COMMONSENSE[name](row, "")[0] for name in TASKS for row in _rows(name)]
     texts += [alpaca("Ann had 1 pens. She buys 2. How many has she?")] * 8
@@ -125,7 +125,8 @@ def test_shuffled_labels_keep_their_form_and_their_counts(folder):
 
 
 def test_settings_are_chosen_by_rows_that_are_not_trained_on(folder, tmp_path, monkeypatch):
-    from reftlens.experiments import Scope, run_recipe, tuning
+    from reftlens.experiments import Scope, run_recipe
+    from reftlens.experiments.runs import tuning
 
     monkeypatch.setattr(tuning, "STEPS", 1)
     scope = Scope(data=folder, tasks=("boolq",), limit=2, train_limit=6)
@@ -246,7 +247,7 @@ def test_a_set_that_is_kept_aside_loads_by_its_file_and_what_is_missing_is_said(
 def test_the_command_line_says_what_it_would_take_and_makes_tables(folder, tmp_path, monkeypatch, capsys):
     from reftlens.__main__ import main
     from reftlens.experiments import RECIPES
-    from reftlens.experiments.texts import TextRecipe
+    from reftlens.experiments.recipes.texts import TextRecipe
 
     monkeypatch.setitem(RECIPES, "commonsense", _recipe())
     monkeypatch.setattr(TextRecipe, "subject", lambda self, model: _subject())

@@ -41,7 +41,7 @@ def test_there_are_fifty_of_each_family():
 
 
 def test_the_rules_read_ninety_eight_of_a_hundred_as_a_reader_does():
-    from reftlens.experiments.extraction import stated_choice, stated_letter, stated_number
+    from reftlens.experiments.answers.extraction import stated_choice, stated_letter, stated_number
 
     rules = (stated_number, stated_letter, stated_choice)
     parts = [agreement(family, *rules) for family in ("commonsense", "arithmetic")]
@@ -51,6 +51,6 @@ def test_the_rules_read_ninety_eight_of_a_hundred_as_a_reader_does():
 @pytest.mark.parametrize(("family", "agreed"), [("commonsense", 15), ("arithmetic", 13)])
 def test_the_papers_rules_read_what_a_trained_model_writes(family, agreed):
     """Of 15 texts written after a fit. Of all 50 they read 23 and 39: those that end in their answer."""
-    from reftlens.experiments.extraction import after_trigger, last_number, stated_letter
+    from reftlens.experiments.answers.extraction import after_trigger, last_number, stated_letter
 
     assert agreement(family, last_number, stated_letter, after_trigger, ("fit",)) == (agreed, 15)

@@ -1,16 +1,16 @@
 """The experiments that ReFT was judged by, each a recipe that one call or command runs."""
 
-from reftlens.experiments.catalogue import RECIPES
 from reftlens.experiments.lm_harness import harness
 from reftlens.experiments.methods import METHODS, Method, Trained
-from reftlens.experiments.recipe import Recipe, Scope
-from reftlens.experiments.records import Prediction
-from reftlens.experiments.rows import TASKS, load_rows
-from reftlens.experiments.runner import run_recipe
-from reftlens.experiments.subjects import Subject
-from reftlens.experiments.tables import Table, table
-from reftlens.experiments.task import Row, Task
-from reftlens.experiments.texts import Entry, TextRecipe
+from reftlens.experiments.methods.subjects import Subject
+from reftlens.experiments.recipes import RECIPES
+from reftlens.experiments.recipes.texts import Entry, TextRecipe
+from reftlens.experiments.rows.loading import TASKS, load_rows
+from reftlens.experiments.rows.task import Row, Task
+from reftlens.experiments.runs.recipe import Recipe, Scope
+from reftlens.experiments.runs.records import Prediction
+from reftlens.experiments.runs.runner import run_recipe
+from reftlens.experiments.runs.tables import Table, table
 
 __all__ = [
     "METHODS",

@@ -1,0 +1,240 @@
+"""What every method has in common: it is fitted to rows, and gives something that scores, writes and is stored."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reftlens.errors import StoreMismatch
+from reftlens.experiments.methods.acting import Acting, size_on_disk
+from reftlens.experiments.methods.costs import Cost, measured
+from reftlens.experiments.methods.loop import Loop, train
+from reftlens.experiments.methods.subjects import Subject
+from reftlens.files import located, write_atomically
+from reftlens.generation.decoding import Decoding
+from reftlens.numbers import whole
+from reftlens.text.batch import Batch
+from reftlens.training.config import FitConfig
+from reftlens.training.run import History
+
+FILE = "method.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a fit took and how it went."""
+
+    parameters: int = 0
+    """Numbers that were trained, tied ones once."""
+    percent: float = 0.0
+    """Of the parameters of the model."""
+    losses: tuple[float, ...] = ()
+    """Mean training loss per target at each optimizer step."""
+    validation: tuple[tuple[float, float], ...] = ()
+    """`(steps done, mean loss per target)`."""
+    seconds_per_step: float = 0.0
+    """Wall time of the whole fit, with what it captures first and its evaluations, over the steps it took; loading the
+    model is not in it."""
+    peak_bytes: int | None = None
+    """How far memory grew over what was held before training, model included: see `costs.measured`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A method after `fit`: what it costs, how it scores, what it writes."""
+
+    method: "Method"
+    subject: Subject = field(repr=False)
+    acting: Acting = field(repr=False)
+    measured: Measured = field(default=Measured(), repr=False)
+
+    @property
+    def parameters(self) -> int:
+        return self.measured.parameters
+
+    @property
+    def percent(self) -> float:
+        return self.measured.percent
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        return self.measured.losses
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self.measured.seconds_per_step
+
+    @property
+    def peak_bytes(self) -> int | None:
+        return self.measured.peak_bytes
+
+    def log_probs(self, batch: Batch, batch_size: int = 16) -> Float[Tensor, " rows"]:
+        """For each row the sum of the log-probabilities of its targets, in nats; among `batch.answers`, if it has any.
+
+        Raises:
+            ValueError: where a row has no target.
+        """
+        return self.acting.log_probs(batch, whole(batch_size, "batch_size", 1))
+
+    def texts(self, prompts: Batch, decoding: Decoding = Decoding()) -> list[str]:
+        """What is written after each prompt of `encode_prompts`."""
+        return self.acting.texts(prompts, decoding)
+
+    def save(self, folder: str | Path) -> int:
+        """Write what was trained to a folder, and return how many bytes `load` needs of it.
+
+        A ReFT lies in `reft` as `rl.save` writes it, an adapter in `adapter` as `peft` does, so that either can be read
+        without this library's experiments.
+        """
+        folder = located(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.acting.write(folder)
+        told = {
+            **self.method.told(),
+            "measured": asdict(self.measured),
+            "model": self.subject.fingerprint.to_dict(),
+        }
+        size = size_on_disk(folder) if type(self.method).stored else 0
+        write_atomically(folder / FILE, json.dumps(told, indent=1).encode())
+        return size
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to adapt a model to a task; its fields are its settings.
+
+    `fit` gives every method the same rows in the same order, the same micro-batches and the same learning rates: those
+    that the `FitConfig` says, with `seed` in place of its own.
+    """
+
+    stored: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """What a table calls it."""
+        return type(self).__name__
+
+    def told(self) -> dict[str, Any]:
+        """Its class and its settings, in plain values; those of a method in it are told alike."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            "method": type(self).__name__,
+            "settings": {name: v.told() if isinstance(v, Method) else v for name, v in values.items()},
+        }
+
+    @abstractmethod
+    def fit(
+        self,
+        subject: Subject,
+        data: Batch,
+        config: FitConfig = FitConfig(),
+        *,
+        seed: int = 0,
+        validation: Batch | None = None,
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+    ) -> Trained:
+        """Train on rows of `rl.encode(subject.bridge, …)`, from a start that is drawn from `seed`.
+
+        Args:
+            checkpoint: a file, as that of `rl.fit`: a run that was killed goes on from it.
+
+        Raises:
+            TrainingDiverged, CheckpointMismatch: as `rl.fit`.
+            ValueError: where the method does not fit the model.
+        """
+
+    @abstractmethod
+    def read(self, folder: Path, subject: Subject) -> Acting:
+        """What `Acting.write` stored."""
+
+
+@dataclass(frozen=True)
+class PlainMethod(Method):
+    """A method that changes a plain transformers model, trained by `loop.train`."""
+
+    @abstractmethod
+    def prepared(self, inside: Any, seed: int) -> Any:
+        """The model with what is to be trained in it: that alone takes gradients, and is drawn from `seed`."""
+
+    def parts(self, inside: Any) -> list[nn.Module]:
+        """Modules in training mode while it trains."""
+        return []
+
+    def acting(self, inside: Any, subject: Subject) -> Acting:
+        from reftlens.experiments.methods.acting import Weights
+
+        return Weights(inside, subject)
+
+    def fit(
+        self,
+        subject: Subject,
+        data: Batch,
+        config: FitConfig = FitConfig(),
+        *,
+        seed: int = 0,
+        validation: Batch | None = None,
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+    ) -> Trained:
+        """See `Method.fit`."""
+        data.require_targets()
+        inside = self.prepared(subject.plain(), seed)
+        settings: dict[str, Any] = {"validation": validation, "identity": self.identity(subject, seed)}
+        loop = Loop(inside, data, config.replace({"seed": seed}), parts=self.parts(inside), **settings)
+        with measured(subject.device) as cost:
+            history = train(loop, checkpoint=checkpoint, progress=progress)
+        count = sum(p.numel() for p in loop.trained.values())
+        return Trained(self, subject, self.acting(inside, subject), measures(subject, count, history, cost))
+
+    def identity(self, subject: Subject, seed: int) -> dict[str, Any]:
+        """What a checkpoint has to agree with."""
+        model = subject.fingerprint
+        return {"method": repr(self), "start": seed, "model": [model.name, model.config, model.weights]}
+
+
+def measures(subject: Subject, count: int, history: History, cost: Cost, steps: int | None = None) -> Measured:
+    """`steps` are those that were taken in this call; None where they are all."""
+    taken = len(history.losses) if steps is None else steps
+    return Measured(
+        parameters=count,
+        percent=100 * count / subject.parameters,
+        losses=tuple(history.losses),
+        validation=tuple(history.evaluations),
+        seconds_per_step=cost.seconds / taken if taken else history.seconds / max(1, len(history.losses)),
+        peak_bytes=cost.peak_bytes,
+    )
+
+
+def load_trained(folder: str | Path, subject: Subject, methods: dict[str, type[Method]]) -> Trained:
+    """See `methods.load`."""
+    folder = located(folder)
+    file = folder / FILE
+    if not file.is_file():
+        raise StoreMismatch(f"{folder} holds no {FILE}: it is no folder that Trained.save wrote")
+    told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    kept = type(subject.fingerprint)(**told["model"])
+    if changes := kept.differences(subject.fingerprint):
+        raise StoreMismatch(f"{folder} was trained on another model: {'; '.join(changes)}")
+    method = _made(methods, told, file)
+    known = {k: frozen(v) for k, v in told["measured"].items()}
+    return Trained(method, subject, method.read(folder, subject), Measured(**known))
+
+
+def _made(methods: dict[str, type[Method]], told: dict[str, Any], file: Path) -> Method:
+    """What `told` tells."""
+    if told["method"] not in methods:
+        raise StoreMismatch(f"{file} is of the method {told['method']!r}, known are {', '.join(methods)}")
+    build: Callable[..., Method] = methods[told["method"]]
+    settings = told["settings"].items()
+    return build(**{k: _made(methods, v, file) if isinstance(v, dict) else frozen(v) for k, v in settings})
+
+
+def frozen(value: Any) -> Any:
+    """Lists of a JSON file as the tuples that they were."""
+    return tuple(frozen(v) for v in value) if isinstance(value, list) else value

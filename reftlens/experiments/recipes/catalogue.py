@@ -1,0 +1,9 @@
+"""The recipes by name."""
+
+from reftlens.experiments.recipes.arithmetic import ARITHMETIC
+from reftlens.experiments.recipes.commonsense import COMMONSENSE
+from reftlens.experiments.recipes.glue import GLUE
+from reftlens.experiments.recipes.instruct import INSTRUCT
+from reftlens.experiments.runs.recipe import Recipe
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (COMMONSENSE, ARITHMETIC, INSTRUCT, GLUE)}

@@ -1,0 +1,171 @@
+"""Rows of the data sets that ReFT was judged by, from local files or from the hub, and parts of them."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+from reftlens.errors import index_of
+from reftlens.experiments.rows.families import arithmetic, commonsense, glue, instruction
+from reftlens.experiments.rows.task import Family, Row, Task
+from reftlens.files import located
+from reftlens.numbers import whole
+from reftlens.selection.splitting import split_groups
+from reftlens.text.loading import Source, records
+
+__all__ = ["FAMILIES", "TASKS", "Row", "Task", "load_rows", "split", "task_of", "without_leaks"]
+
+_FAMILIES = (commonsense.FAMILY, arithmetic.FAMILY, instruction.FAMILY, glue.FAMILY)
+FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
+TASKS: dict[str, Task] = {name: task for family in FAMILIES.values() for name, task in family.tasks.items()}
+
+
+def load_rows(
+    task: str | Task,
+    split: str = "train",
+    *,
+    data: Source | None = None,
+    limit: SupportsIndex | None = None,
+    seed: SupportsIndex = 0,
+    leaks: bool = False,
+) -> list[Row]:
+    """Rows of a data set, in the order of the source.
+
+    Args:
+        task: a name in `TASKS`; or that of a file in a family's folder, which is read as that family's.
+        split: "train", "test", …; "validation" and "dev" where there is one.
+        data: a folder with `FAMILY/{train,test}/TASK.jsonl` in it, the family's folder itself, a file, or records (a
+            list, a frame, a split of a data set); None is the hub, through `datasets`.
+        limit: so many rows, drawn by `seed`, the same ones each time; all, if None or if there are fewer.
+        leaks: keeps rows whose field `in_test` says that a test set holds the same question.
+
+    Raises:
+        ValueError: for an unknown task, and, naming file and line, for a row that the task cannot have.
+    """
+    source, known = _source(task, split, data)
+    rows = [
+        _row(known, record, index, place)
+        for index, (place, record) in enumerate(source)
+        if leaks or not (isinstance(record, Mapping) and record.get("in_test"))
+    ]
+    if not rows:
+        raise ValueError(f"no rows of {known.name} in {data or known.hub}, {split}")
+    if limit is None or (count := whole(limit, "limit", 1)) >= len(rows):
+        return rows
+    drawn = random.Random(whole(seed, "seed")).sample(range(len(rows)), count)
+    return [rows[i] for i in sorted(drawn)]
+
+
+def without_leaks(rows: Sequence[Row], test: Sequence[Row]) -> list[Row]:
+    """Rows whose question is not among those of the test rows: the same letters and digits, whatever the marks."""
+    asked = {row.question for row in test}
+    return [row for row in rows if row.question not in asked]
+
+
+def split(
+    rows: Sequence[Row], shares: Mapping[str, float] | None = None, *, seed: SupportsIndex = 0
+) -> dict[str, list[Row]]:
+    """Rows in parts of about these shares (halves, "dev" and "test"); those with the same question stay together."""
+    shares = {"dev": 0.5, "test": 0.5} if shares is None else shares
+    if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-9:
+        raise ValueError(f"shares={dict(shares)}, expected parts with shares above 0 that sum to 1")
+    numbers: dict[str, int] = {}
+    groups = [numbers.setdefault(row.question, len(numbers)) for row in rows]
+    parts = split_groups(groups, tuple(shares.values()), whole(seed, "seed"))
+    return {name: [rows[i] for i in part] for name, part in zip(shares, parts, strict=True)}
+
+
+def task_of(name: str) -> Task:
+    """The task of a name.
+
+    Raises:
+        ValueError: if it is not in `TASKS`; the message says which are, and the nearest.
+    """
+    index_of(list(TASKS), name, "task")
+    return TASKS[name]
+
+
+def _source(task: str | Task, split: str, data: Source | None) -> tuple[Iterator[tuple[str, Any]], Task]:
+    """The records with their places, and the task that they are of."""
+    name = task if isinstance(task, str) else task.name
+    known = task if isinstance(task, Task) else TASKS.get(task)
+    if data is None:
+        known = known or task_of(name)
+        return _hub_records(known, split), known
+    if not isinstance(data, str | Path):
+        return records(data), known or task_of(name)
+    path = located(data)
+    if not path.exists():
+        raise ValueError(f"data={str(data)!r}: there is no such file or folder")
+    if path.is_file():
+        return records(path), known or _family_of(path).other(name)
+    file, known = _found(path, name, known, split)
+    return records(file), known
+
+
+def _found(folder: Path, name: str, known: Task | None, split: str) -> tuple[Path, Task]:
+    """The file of a task below a folder, which holds the families or is one of theirs."""
+    looked: list[Path] = []
+    for family in FAMILIES.values() if known is None else (FAMILIES[known.family],):
+        task = known or family.other(name)
+        named = [parent / file for parent in (folder / family.name, folder) for file in family.files(task, split)]
+        looked += [file for file in named if file not in looked]
+        for file in named:
+            # Of a folder that is called otherwise, what is in the file says whose it is.
+            if file.is_file() and (known or family.name in file.parts or _family_of(file) is family):
+                return file, task
+    there = sorted({file.stem for place in looked for file in place.parent.glob("*.jsonl")})
+    if known is None:
+        index_of([*TASKS, *(n for n in there if n not in TASKS)], name, "task")
+    raise ValueError(
+        f"no {split} rows of {name}: looked for {', '.join(map(str, looked))}; there are: {', '.join(there) or 'none'}"
+    )
+
+
+def _row(task: Task, record: Any, index: int, place: str) -> Row:
+    """A row; what is none says of which family it would be one."""
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{place} is no record with fields: {str(record)[:60]!r}")
+    try:
+        return task.row(record, index, place)
+    except ValueError as error:
+        others = [name for name, family in FAMILIES.items() if name != task.family and _reads(family, record, place)]
+        hint = f"; it would be a row of {others[0]}, and {task.name} is of {task.family}" if others else ""
+        raise ValueError(f"{error}{hint}") from None
+
+
+def _reads(family: Family, record: Mapping[str, Any], place: str) -> bool:
+    try:
+        family.other("_").row(record, 0, place)
+    except ValueError:
+        return False
+    return True
+
+
+def _family_of(file: Path) -> Family:
+    """The family whose tasks can read the first record of a file."""
+    place, record = next(islice(records(file), 1), (str(file), None))
+    if record is None:
+        raise ValueError(f"{file} is empty, expected a record on each line")
+    readers = [family for family in FAMILIES.values() if isinstance(record, Mapping) and _reads(family, record, place)]
+    if not readers:
+        seen = ", ".join(map(str, record)) if isinstance(record, Mapping) else str(record)[:60]
+        raise ValueError(f"{place} is a row of none of {', '.join(FAMILIES)}: {seen}")
+    return readers[0]
+
+
+def _hub_records(task: Task, split: str) -> Iterator[tuple[str, Any]]:
+    if task.hub is None:
+        raise ValueError(f"{task.name} has no data set on the hub that is known here: pass data=, a file or folder")
+    from datasets import load_dataset
+
+    name = task.splits.get(split, split)
+    try:
+        rows = load_dataset(task.hub, task.config, split=name)
+    except Exception as error:  # of `datasets`, of the hub's client, of the network: many kinds
+        raise ValueError(
+            f"{task.hub}, split {name!r}, could not be loaded ({error}): pass data=, a file or folder, where there is "
+            "no network"
+        ) from error
+    return ((f"{task.hub}, {name} row {i}", record) for i, record in enumerate(rows))

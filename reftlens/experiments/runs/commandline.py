@@ -1,0 +1,82 @@
+"""`reftlens run RECIPE`: what the command line takes, and what is said of it."""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reftlens.editing.engine import forward
+from reftlens.experiments.recipes import RECIPES
+from reftlens.experiments.runs.recipe import Recipe, Scope
+from reftlens.experiments.runs.runner import methods_of, run_recipe
+from reftlens.experiments.methods.subjects import Subject
+from reftlens.experiments.runs.tables import table
+from reftlens.experiments.runs.tuning import budgets
+
+
+def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
+    """Add `run` to the commands."""
+    command = commands.add_parser("run", help="run an experiment of the ReFT paper: each method with each seed")
+    command.add_argument("recipe", nargs="?", metavar="RECIPE", choices=[*RECIPES, None], help=", ".join(RECIPES))
+    command.add_argument("--model", help="folder or hub id (default: the recipe's own)")
+    command.add_argument("--data", type=Path, metavar="DIR", help="folder of the data sets (default: the hub)")
+    command.add_argument("--tasks", nargs="+", metavar="TASK", help="those that are tested (default: the recipe's)")
+    command.add_argument("--method", nargs="+", default=[], metavar="NAME", help="default: all of the recipe's")
+    command.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: the recipe's")
+    command.add_argument("--limit", type=int, metavar="ROWS", help="test rows of each task (default: the recipe's)")
+    command.add_argument("--train-limit", type=int, metavar="ROWS", help="training rows of each task")
+    command.add_argument("--steps", type=int, help="optimizer steps (default: the recipe's)")
+    words = "choose settings of these methods on dev rows first, nine settings of 60 steps each"
+    command.add_argument("--search", nargs="+", default=[], metavar="NAME", help=words)
+    command.add_argument("--out", type=Path, default=Path("runs"), help="folder to write to (default: runs)")
+    command.add_argument("--dry-run", action="store_true", help="say what it would take, and run nothing")
+    command.add_argument("--table", nargs="+", type=Path, metavar="DIR", help="make the table of finished runs alone")
+    command.add_argument("--quiet", action="store_true", help="no progress bars")
+    command.set_defaults(run=run)
+
+
+def outcome(options: argparse.Namespace) -> str:
+    """Run a recipe, or find out what it would take, or make a table of what is there; what is to be said of it."""
+    if options.table:
+        return table(options.table).to_markdown()
+    if options.recipe is None:
+        raise ValueError(f"run needs a recipe, one of {', '.join(RECIPES)}, or --table DIR")
+    recipe, tasks = RECIPES[options.recipe], options.tasks
+    tasks = None if tasks is None else tuple(tasks)
+    scope = Scope(options.data, tasks, options.limit, options.train_limit, options.steps)
+    subject = recipe.subject(options.model)
+    if options.dry_run:
+        return forecast(recipe, subject, scope, methods_of(recipe, options.method), options.seeds or recipe.seeds)
+    settings: dict[str, Any] = {"subject": subject, "seeds": options.seeds, "scope": scope, "out": options.out}
+    settings["search"] = options.search
+    found = run_recipe(recipe, options.method, **settings, progress=not options.quiet)
+    budget = "\n".join(["", "", *budgets(options.out / recipe.name)]).rstrip()
+    return f"{found.to_markdown()}{budget}\n\nconfigurations, predictions and methods   {options.out / recipe.name}"
+
+
+def forecast(recipe: Recipe, subject: Subject, scope: Scope, methods: Sequence[str], seeds: Sequence[int]) -> str:
+    """Tokens, steps and time of each run, by the speed of a forward pass of this model on this machine."""
+    seconds, lines = _seconds_per_token(subject), []
+    for part in recipe.parts(scope):
+        for name in methods:
+            cost = dict(recipe.trial(part, name, seeds[0], subject, scope).cost())
+            tokens = 3 * cost["tokens of training"] + cost["tokens of scoring"] + cost["tokens written at most"]
+            words = ", ".join(f"{value:,} {key}" for key, value in cost.items())
+            lines.append(f"{part}/{name}: {words}; at most {tokens * seconds / 60:.0f} minutes a seed, in full")
+    speed = f"{1e3 * seconds:.2f} ms for a token of a forward pass here, a backward pass taken for two"
+    return "\n".join([*lines, f"{len(seeds)} seeds, {speed}"])
+
+
+@torch.no_grad()
+def _seconds_per_token(subject: Subject) -> float:
+    """Of a forward pass of a few rows, the median of three."""
+    tokens = torch.randint(0, 100, (4, 64), device=subject.device)
+    times = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        forward(subject.bridge, tokens, torch.ones_like(tokens).bool()).sum().item()
+        times.append(time.perf_counter() - begin)
+    return sorted(times[1:])[1] / tokens.numel()

@@ -1,0 +1,101 @@
+"""Run recipes: every method with every seed, each in a folder of its own, which a killed run goes on from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from reftlens import figures
+from reftlens.experiments.runs.recipe import Recipe, Scope, Trial
+from reftlens.experiments.runs.records import METHOD_FOLDER, RunFolder
+from reftlens.experiments.methods.subjects import Subject
+from reftlens.experiments.runs.tables import Table, table
+from reftlens.experiments.runs.tuning import SEARCH_FILE, budgets, tuned
+from reftlens.files import located, write_atomically
+from reftlens.numbers import Integers, whole_numbers
+from reftlens.training.result import library_versions
+
+COST_FILE, CHECKPOINT_FILE = "cost.json", "train.ckpt"
+
+
+def run_recipe(
+    recipe: Recipe,
+    methods: Sequence[str] = (),
+    *,
+    subject: Subject | None = None,
+    seeds: Integers | None = None,
+    scope: Scope | None = None,
+    search: Sequence[str] = (),
+    out: str | Path = "runs",
+    progress: bool = True,
+) -> Table:
+    """Train and score each method with each seed, and return the table of what is in the folder of the recipe.
+
+    A run lies in `out/RECIPE/PART/METHOD/seed-S`: `config.json`, `predictions.jsonl`, `metrics.json` and the method
+    itself. One that is finished is not repeated, one that was killed goes on, from the last checkpoint of its training
+    or behind the last task that was scored.
+
+    Args:
+        methods: names of the recipe's methods; all of them by default.
+        subject: the model under study; the recipe's own by default.
+        seeds: of initialisation and data order; the recipe's own by default.
+        scope: data, tasks and limits.
+        search: methods whose settings are chosen on dev rows first, each with the same number of row-updates.
+
+    Raises:
+        ValueError: for a method that the recipe does not have, or data that are not of its family.
+        StoreMismatch: where the folder holds a run with other settings.
+    """
+    named, scope = methods_of(recipe, methods), scope or Scope()
+    subject = recipe.subject(None) if subject is None else subject
+    numbers = recipe.seeds if seeds is None else tuple(whole_numbers(seeds, "seed"))
+    every = [(p, m, s) for p in recipe.parts(scope) for s in numbers for m in named]
+    folder = located(out) / recipe.name
+    searched = set(methods_of(recipe, search)) if search else set()
+    for part, method, seed in tqdm(every, desc=recipe.name, unit="run", disable=not progress):
+        own, setting = folder / part / method, dict[str, Any]()
+        if method in searched or (own / SEARCH_FILE).is_file():
+            setting = dict(tuned(recipe, part, method, subject, scope, own, progress=progress))
+        trial = recipe.trial(part, method, seed, subject, scope, setting)
+        complete(trial, RunFolder(own / f"seed-{seed}"), progress=progress)
+    found = table([folder])
+    write_report(found, folder)
+    return found
+
+
+def write_report(found: Table, folder: Path) -> None:
+    """`report.md`, the table, with a picture of its scores."""
+    budget = "\n".join(f"- {line}" for line in budgets(folder))
+    budget = f"Settings were chosen for these, for the others they are the recipe's:\n\n{budget}\n" if budget else ""
+    text = f"{found.to_markdown()}\n\n![Scores with 95 % intervals.](scores.png)\n\n{budget}"
+    write_atomically(folder / "report.md", text.encode())
+    figures.write(found.plot(), folder / "scores.png")
+
+
+def methods_of(recipe: Recipe, methods: Sequence[str]) -> tuple[str, ...]:
+    """The names that were asked for, or all; `ValueError` for one that there is not."""
+    for name in methods:
+        if name not in recipe.methods:
+            raise ValueError(f"{recipe.name} has no method {name!r}, expected some of {', '.join(recipe.methods)}")
+    return tuple(methods) or tuple(recipe.methods)
+
+
+def complete(trial: Trial, folder: RunFolder, *, progress: bool) -> None:
+    """Do what is left of a trial."""
+    folder.begin(trial.config)
+    if folder.metrics():
+        return
+    method, cost = folder.path / METHOD_FOLDER, folder.read(COST_FILE)
+    if cost:
+        trial.load(method)
+    else:
+        figures = trial.fit(folder.path / CHECKPOINT_FILE, progress=progress)
+        cost = {**figures, "bytes_on_disk": trial.save(method), "versions": library_versions()}
+        folder.write(COST_FILE, cost)
+        (folder.path / CHECKPOINT_FILE).unlink(missing_ok=True)
+    done = {prediction.task for prediction in folder.predictions()}
+    for task in trial.tasks:
+        if task not in done:
+            folder.add(trial.predict(task, progress=progress))
+    folder.finish(cost)
