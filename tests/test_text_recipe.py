@@ -247,10 +247,13 @@ def test_a_set_that_is_kept_aside_loads_by_its_file_and_what_is_missing_is_said(
 def test_the_command_line_says_what_it_would_take_and_makes_tables(folder, tmp_path, monkeypatch, capsys):
     from reftlens.__main__ import main
     from reftlens.experiments import RECIPES
+    from reftlens.experiments.methods.subjects import Subject
     from reftlens.experiments.recipes.texts import TextRecipe
 
     monkeypatch.setitem(RECIPES, "commonsense", _recipe())
-    monkeypatch.setattr(TextRecipe, "subject", lambda self, model: _subject())
+    asked, plain = [], _subject().plain().to(torch.bfloat16)
+    subjects = {"float32": _subject(), "bfloat16": Subject(plain, tokenizer=_subject().tokenizer)}
+    monkeypatch.setattr(TextRecipe, "subject", lambda self, model, dtype: asked.append(dtype) or subjects[dtype])
     arguments = ["run", "commonsense", "--data", str(folder), "--method", "base", "--seeds", "0", "--limit", "2"]
     assert main([*arguments, "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -260,4 +263,6 @@ def test_the_command_line_says_what_it_would_take_and_makes_tables(folder, tmp_p
     assert "| base, likelihood |" in table
     assert main(["run", "--table", str(tmp_path / "runs")]) == 0
     assert capsys.readouterr().out.strip() == table.strip()
+    assert main([*arguments, "--out", str(tmp_path / "runs"), "--dtype", "bfloat16"]) == 1
+    assert 'dtype: "float32" there, "bfloat16" now' in capsys.readouterr().err and asked[-1] == "bfloat16"
     assert main(["run"]) == 1 and "run needs a recipe" in capsys.readouterr().err

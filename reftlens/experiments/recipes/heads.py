@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from reftlens.bridge.pretrained import DType
 from reftlens.experiments.answers.scores import score
 from reftlens.experiments.methods.classifiers import Classifier, HeadSpec, classifier
 from reftlens.experiments.methods.method import Method
@@ -55,8 +56,8 @@ class HeadRecipe(Recipe):
             return None
         return Space(edit, {"lr": (3e-3, 1e-3, 1e-2), "positions": (edit.positions, "f3", "f1")})
 
-    def subject(self, model: str | None) -> Subject:
-        return Subject(model or ENCODER)
+    def subject(self, model: str | None = None, dtype: DType = "float32") -> Subject:
+        return Subject(model or ENCODER, dtype=dtype)
 
     def parts(self, scope: Scope) -> Sequence[str]:
         """The tasks; of a local folder those that are there."""
@@ -124,6 +125,7 @@ class HeadTrial(Trial):
             "fit": asdict(self.fit_config),
             "head": asdict(self._head),
             "model": self.subject.fingerprint.to_dict(),
+            "dtype": str(self.subject.dtype).removeprefix("torch."),
             "train": self._encoded(self.rows).fingerprint,
             "dev": self._encoded(self.dev).fingerprint,
             "test": [row.index for row in self.test],

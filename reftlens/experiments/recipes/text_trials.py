@@ -86,6 +86,7 @@ class TextTrial(Trial):
             "decoding": asdict(self.recipe.decoding),
             "ways": list(self.recipe.ways),
             "model": self.subject.fingerprint.to_dict(),
+            "dtype": str(self.subject.dtype).removeprefix("torch."),
             "train": self.data.fingerprint,
             "test": {t: [row.index for row in rows] for t, rows in {**self.test, **self.held_out}.items()},
         }

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.experiments.runs.records import Prediction
-from reftlens.experiments.rows.loading import TASKS
 from reftlens.experiments.answers.scores import difference, score_over_runs
+from reftlens.experiments.rows.loading import TASKS
+from reftlens.experiments.runs.records import Prediction
 from reftlens.scoring.statistics import Estimate, mean_of, over_two
 
 MAJORITY = "majority answer"

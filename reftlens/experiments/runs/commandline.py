@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from reftlens.bridge.pretrained import DTYPES
 from reftlens.editing.engine import forward
+from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.recipes import RECIPES
 from reftlens.experiments.runs.recipe import Recipe, Scope
 from reftlens.experiments.runs.runner import methods_of, run_recipe
-from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.runs.tables import table
 from reftlens.experiments.runs.tuning import budgets
 
@@ -22,6 +23,7 @@ def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     command = commands.add_parser("run", help="run an experiment of the ReFT paper: each method with each seed")
     command.add_argument("recipe", nargs="?", metavar="RECIPE", choices=[*RECIPES, None], help=", ".join(RECIPES))
     command.add_argument("--model", help="folder or hub id (default: the recipe's own)")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     command.add_argument("--data", type=Path, metavar="DIR", help="folder of the data sets (default: the hub)")
     command.add_argument("--tasks", nargs="+", metavar="TASK", help="those that are tested (default: the recipe's)")
     command.add_argument("--method", nargs="+", default=[], metavar="NAME", help="default: all of the recipe's")
@@ -47,7 +49,7 @@ def outcome(options: argparse.Namespace) -> str:
     recipe, tasks = RECIPES[options.recipe], options.tasks
     tasks = None if tasks is None else tuple(tasks)
     scope = Scope(options.data, tasks, options.limit, options.train_limit, options.steps)
-    subject = recipe.subject(options.model)
+    subject = recipe.subject(options.model, options.dtype)
     if options.dry_run:
         return forecast(recipe, subject, scope, methods_of(recipe, options.method), options.seeds or recipe.seeds)
     settings: dict[str, Any] = {"subject": subject, "seeds": options.seeds, "scope": scope, "out": options.out}

@@ -7,10 +7,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from reftlens.bridge.pretrained import DType
 from reftlens.experiments.methods import Method
-from reftlens.experiments.runs.records import Prediction
 from reftlens.experiments.methods.searching import Space
 from reftlens.experiments.methods.subjects import Subject
+from reftlens.experiments.runs.records import Prediction
 
 Setting = Mapping[str, Any]
 """Fields of a method by name, and `lr`, in place of its own."""
@@ -102,6 +103,6 @@ class Recipe(ABC):
         """What a search of a method tries; None is what is tried of such a method everywhere: `tuning.space_of`."""
         return None
 
-    def subject(self, model: str | None) -> Subject:
+    def subject(self, model: str | None = None, dtype: DType = "float32") -> Subject:
         """The model under study; None is the recipe's own."""
-        return Subject(model)
+        return Subject(model, dtype=dtype)

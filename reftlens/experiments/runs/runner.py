@@ -7,9 +7,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from reftlens import figures
+from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.runs.recipe import Recipe, Scope, Trial
 from reftlens.experiments.runs.records import METHOD_FOLDER, RunFolder
-from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.runs.tables import Table, table
 from reftlens.experiments.runs.tuning import SEARCH_FILE, budgets, tuned
 from reftlens.files import located, write_atomically
