@@ -21,14 +21,10 @@ torch.set_num_threads(1)  # on tiny models a second thread only waits, and on a 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups; 3.8 cannot with pytest 9.2
 def pytest_collection_modifyitems(items):
-    """Tests of a file follow one another on one worker, as they share what the first of them computed.
-
-    So do all that take the default model, since two of them at once slow each other down.
-    """
+    """Tests of a file follow one another on one worker, as they share what the first of them computed."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            name = "smol" if "smol" in item.fixturenames else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(name))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

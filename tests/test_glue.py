@@ -225,7 +225,7 @@ def test_settings_are_searched_on_the_dev_half_with_one_budget_and_used_for_ever
             assert all(config["settings"][k] == v for k, v in best.items() if k != "lr")
     assert budgets == {9 * 2 * 4}
     tried = json.loads((tmp_path / "glue/sst2/loreft/search.json").read_text())["tried"]
-    assert {each["setting"]["positions"] for each in tried} == {"f1", "f3", "f3+l3"}  # the rank stays 1
+    assert {each["setting"]["dropout"] for each in tried} == {0.0, 0.05, 0.2}  # rank and places stay
     assert "sst2/lora: 9 settings of 2 steps, 72 row-updates" in (tmp_path / "glue/report.md").read_text()
     with pytest.raises(ValueError, match="head is no method with settings to search"):
         run_recipe(_recipe(), ["head"], seeds=[0], search=["head"], **arguments)

@@ -50,11 +50,11 @@ class HeadRecipe(Recipe):
         return {name: method for name, (method, _) in self.entries.items()}
 
     def space(self, method: str) -> Space | None:
-        """Of a ReFT three rates by three places, its rank as it is: few parameters are what it is for."""
+        """Of a ReFT three rates by three dropouts, as the paper's; its rank and places are what the recipe is about."""
         edit = self.methods[method]
         if not isinstance(edit, Reft):
             return None
-        return Space(edit, {"lr": (3e-3, 1e-3, 1e-2), "positions": (edit.positions, "f3", "f1")})
+        return Space(edit, {"lr": (3e-3, 1e-3, 1e-2), "dropout": (0.0, 0.05, 0.2)})
 
     def subject(self, model: str | None = None, dtype: DType = "float32") -> Subject:
         return Subject(model or ENCODER, dtype=dtype)
