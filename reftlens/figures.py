@@ -136,5 +136,8 @@ def table(data: Any, index: str | None = None) -> DataFrame:
 
 
 def write(ax: Axes, path: Path) -> None:
-    """Write the figure that `ax` is part of to a file."""
+    """Write the figure that `ax` is part of to a file, and close it."""
+    import matplotlib.pyplot as plt
+
     figure_of(ax).savefig(path, dpi=150)
+    plt.close(figure_of(ax))

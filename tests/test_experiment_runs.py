@@ -1,6 +1,7 @@
 """Runs of experiments: folders, resuming, tables out of predictions alone."""
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -157,6 +158,8 @@ def test_the_table_is_of_what_is_stored(tmp_path):
 
     _run(planted({"good": 0.9, "bad": 0.5}), tmp_path)
     frame = table([tmp_path]).to_frame().set_index(["method", "task"])
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "planted")
+    assert table([packed]).to_markdown() == table([tmp_path]).to_markdown()
     for method in ("good", "bad"):
         rights = []
         for seed in (0, 1):

@@ -257,7 +257,7 @@ def test_the_command_line_says_what_it_would_take_and_makes_tables(folder, tmp_p
     arguments = ["run", "commonsense", "--data", str(folder), "--method", "base", "--seeds", "0", "--limit", "2"]
     assert main([*arguments, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "mix/base: 3 steps" in said and "minutes a seed" in said and not (tmp_path / "runs").exists()
+    assert "mix/base: 0 steps" in said and "minutes a seed" in said and not (tmp_path / "runs").exists()
     assert main([*arguments, "--out", str(tmp_path / "runs"), "--quiet"]) == 0
     table = capsys.readouterr().out.split("\n\nconfigurations")[0]
     assert "| base, likelihood |" in table

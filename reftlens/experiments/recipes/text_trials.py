@@ -165,12 +165,13 @@ class TextTrial(Trial):
 
     def cost(self) -> Mapping[str, int]:
         rows, config = [row for rows in self.test.values() for row in rows], self.fit_config
-        seen = config.total_steps(len(self.rows)) * config.batch_size * config.accumulate
+        steps = config.total_steps(len(self.rows)) if self.method.stored else 0
+        seen = steps * config.batch_size * config.accumulate
         trained = sum(self._length(row.prompt + row.completion) for row in self.rows) / max(1, len(self.rows))
         asked = sum(self._length(row.prompt) for row in rows)
         scored = sum(self._length(row.prompt + answer) for row in rows for answer in self._written(row))
         return {
-            "steps": config.total_steps(len(self.rows)),
+            "steps": steps,
             "tokens of training": round(seen * trained),
             "tokens of scoring": scored * (LIKELIHOOD in self.recipe.ways) + asked * self._writes,
             "tokens written at most": len(rows) * self.recipe.decoding.max_new_tokens * self._writes,

@@ -15,7 +15,6 @@ from reftlens.experiments.recipes import RECIPES
 from reftlens.experiments.runs.recipe import Recipe, Scope
 from reftlens.experiments.runs.runner import methods_of, run_recipe
 from reftlens.experiments.runs.tables import table
-from reftlens.experiments.runs.tuning import budgets
 
 
 def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
@@ -35,7 +34,13 @@ def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     command.add_argument("--search", nargs="+", default=[], metavar="NAME", help=words)
     command.add_argument("--out", type=Path, default=Path("runs"), help="folder to write to (default: runs)")
     command.add_argument("--dry-run", action="store_true", help="say what it would take, and run nothing")
-    command.add_argument("--table", nargs="+", type=Path, metavar="DIR", help="make the table of finished runs alone")
+    command.add_argument(
+        "--table",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="make the table of finished runs alone; DIR may be a zip file",
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bars")
     command.set_defaults(run=run)
 
@@ -55,8 +60,7 @@ def outcome(options: argparse.Namespace) -> str:
     settings: dict[str, Any] = {"subject": subject, "seeds": options.seeds, "scope": scope, "out": options.out}
     settings["search"] = options.search
     found = run_recipe(recipe, options.method, **settings, progress=not options.quiet)
-    budget = "\n".join(["", "", *budgets(options.out / recipe.name)]).rstrip()
-    return f"{found.to_markdown()}{budget}\n\nconfigurations, predictions and methods   {options.out / recipe.name}"
+    return f"{found.to_markdown()}\n\nconfigurations, predictions and methods   {options.out / recipe.name}"
 
 
 def forecast(recipe: Recipe, subject: Subject, scope: Scope, methods: Sequence[str], seeds: Sequence[int]) -> str:

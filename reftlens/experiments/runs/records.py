@@ -5,10 +5,13 @@ it cost; the method itself lies in `method/`.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 from reftlens.errors import StoreMismatch
 from reftlens.files import located, write_atomically
@@ -96,14 +99,26 @@ class RunFolder:
             raise StoreMismatch(f"{path} is damaged ({error}): take its folder away, and run it again") from None
 
 
-def finished_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
+@contextmanager
+def unpacked(folders: Iterable[str | Path]) -> Iterator[list[Path]]:
+    """The folders; in place of a zip file of one, one with what is in it, for as long as the block lasts."""
+    with ExitStack() as stack:
+        paths = []
+        for path in map(located, folders):
+            paths.append(Path(stack.enter_context(TemporaryDirectory())) if is_zipfile(path) else path)
+            if paths[-1] != path:
+                stack.enter_context(ZipFile(path)).extractall(paths[-1])
+        yield paths
+
+
+def finished_runs(folders: Iterable[Path]) -> list[RunFolder]:
     """The finished runs in these folders and below them, in the order of their names.
 
     Raises:
         FileNotFoundError: where a folder holds none.
     """
     runs: list[RunFolder] = []
-    for folder in map(located, folders):
+    for folder in folders:
         found = [RunFolder(path.parent) for path in sorted(folder.rglob(METRICS_FILE))]
         if not found:
             raise FileNotFoundError(f"{folder} holds no {METRICS_FILE}: no finished run of an experiment is there")

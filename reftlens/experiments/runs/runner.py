@@ -11,7 +11,7 @@ from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.runs.recipe import Recipe, Scope, Trial
 from reftlens.experiments.runs.records import METHOD_FOLDER, RunFolder
 from reftlens.experiments.runs.tables import Table, table
-from reftlens.experiments.runs.tuning import SEARCH_FILE, budgets, tuned
+from reftlens.experiments.runs.tuning import SEARCH_FILE, tuned
 from reftlens.files import located, write_atomically
 from reftlens.numbers import Integers, whole_numbers
 from reftlens.training.result import library_versions
@@ -66,9 +66,7 @@ def run_recipe(
 
 def write_report(found: Table, folder: Path) -> None:
     """`report.md`, the table, with a picture of its scores."""
-    budget = "\n".join(f"- {line}" for line in budgets(folder))
-    budget = f"Settings were chosen for these, for the others they are the recipe's:\n\n{budget}\n" if budget else ""
-    text = f"{found.to_markdown()}\n\n![Scores with 95 % intervals.](scores.png)\n\n{budget}"
+    text = f"{found.to_markdown()}\n\n![Scores with 95 % intervals.](scores.png)\n"
     write_atomically(folder / "report.md", text.encode())
     figures.write(found.plot(), folder / "scores.png")
 

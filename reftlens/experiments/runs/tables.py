@@ -10,7 +10,8 @@ import torch
 
 from reftlens import figures
 from reftlens.experiments.runs.cells import MAJORITY, Cell, cells_of, majorities
-from reftlens.experiments.runs.records import Prediction, finished_runs
+from reftlens.experiments.runs.records import Prediction, finished_runs, unpacked
+from reftlens.experiments.runs.tuning import budgets
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.statistics import Estimate
 
@@ -47,6 +48,8 @@ class Table:
     costs: Mapping[str, Mapping[str, float]]
     """By `PART/METHOD`: trained parameters (without a head) and their share in percent, seconds per step, peak memory
     and size on disk in bytes; medians over the seeds."""
+    searches: tuple[str, ...] = ()
+    """Of each method whose settings were chosen first, what was tried and taken, a sentence."""
 
     def to_frame(self) -> DataFrame:
         """A row for each method, task and way of answering."""
@@ -85,6 +88,9 @@ class Table:
             values = [c.score.value for c in mine.values()]
             mean = f"{sum(values) / len(values):.3f}" if len(values) == len(tasks) else ""
             lines.append(" | ".join([f"| {name}", *scores, mean, *self._cost_words(mine.values())]) + " |")
+        if self.searches:
+            lines += ["", "Settings were chosen for these, for the others they are the recipe's:", ""]
+            lines += [f"- {line}" for line in self.searches]
         return "\n".join([*lines, *_lines_of(self.gains())])
 
     def __repr__(self) -> str:
@@ -143,26 +149,27 @@ def _lines_of(gains: Sequence[Gain]) -> list[str]:
 
 
 def table(folders: Iterable[str | Path]) -> Table:
-    """The table of the finished runs in these folders, from what is stored there alone.
+    """The table of the finished runs in these folders, or zip files of such, from what is stored there alone.
 
     Raises:
         FileNotFoundError: where a folder holds no finished run.
         ValueError: where two seeds of a method answered different rows.
     """
-    runs = finished_runs(folders)
     groups: dict[tuple[str, str, str, str, str], dict[int, list[Prediction]]] = defaultdict(dict)
     costs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     choices: dict[str, tuple[str, ...]] = {}
-    for run in runs:
-        config = run.config()
-        recipe, part, method, seed = (config[k] for k in ("recipe", "part", "method", "seed"))
-        costs[f"{part}/{method}"].append(run.metrics())
-        choices |= {task: tuple(names) for task, names in config.get("choices", {}).items()}
-        for prediction in run.predictions():
-            for way in (*prediction.given, *prediction.measures):
-                groups[recipe, part, method, prediction.task, way].setdefault(seed, []).append(prediction)
+    with unpacked(folders) as paths:
+        searches = tuple(line for path in paths for line in budgets(path))
+        for run in finished_runs(paths):
+            config = run.config()
+            recipe, part, method, seed = (config[k] for k in ("recipe", "part", "method", "seed"))
+            costs[f"{part}/{method}"].append(run.metrics())
+            choices |= {task: tuple(names) for task, names in config.get("choices", {}).items()}
+            for prediction in run.predictions():
+                for way in (*prediction.given, *prediction.measures):
+                    groups[recipe, part, method, prediction.task, way].setdefault(seed, []).append(prediction)
     cells = [cell for key, by_seed in groups.items() for cell in cells_of(*key, by_seed, choices.get(key[3], ()))]
-    return Table((*majorities(cells), *cells), {name: _medians(every) for name, every in costs.items()})
+    return Table((*majorities(cells), *cells), {name: _medians(every) for name, every in costs.items()}, searches)
 
 
 def _medians(metrics: list[dict[str, Any]]) -> dict[str, float]:
