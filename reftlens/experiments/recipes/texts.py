@@ -9,7 +9,8 @@ from typing import Any
 
 from reftlens.experiments.methods import Method
 from reftlens.experiments.methods.subjects import Subject
-from reftlens.experiments.recipes.text_trials import LIKELIHOOD, TEXT, WRITTEN, TextTrial
+from reftlens.experiments.recipes.asking import LIKELIHOOD, TEXT, WRITTEN
+from reftlens.experiments.recipes.text_trials import TextTrial
 from reftlens.experiments.rows.loading import FAMILIES, Task
 from reftlens.experiments.runs.recipe import Recipe, Scope, Setting
 from reftlens.generation.decoding import Decoding
