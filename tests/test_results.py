@@ -264,6 +264,14 @@ def _letters():
     return letter_bias(turned, [["answer1" if i % 2 else row.answer for i, row in enumerate(part)] for part in turned])
 
 
+def _letter_table():
+    from reftlens.experiments.runs.letter_tables import Letters, LetterTable
+
+    where = ("commonsense", "mix", "loreft", "obqa")
+    lines = [Letters(*where, way, (0,), 10, 2, 1, _letters()) for way in ("written", "likelihood")]
+    return LetterTable((*lines, Letters(*where, "spoken", (), 0, 10, 0, None)))
+
+
 def _sparsity():
     import reftlens as rl
 
@@ -345,6 +353,7 @@ RESULTS = {
     "PrincipalFrame": lambda: _of_a_subspace("principal_frame"),
     "RankSweep": _ranks,
     "LetterBias": _letters,
+    "LetterTable": _letter_table,
     "LearningCurve": _learned,
     "Memorisation": _memorised,
     "MethodSearch": _method_search,

@@ -1,5 +1,7 @@
 """Scores equal scikit-learn's and SciPy's own; their intervals hold what they should, and paired differences pair."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -182,10 +184,12 @@ def test_rotated_rows_ask_the_same_with_the_options_elsewhere():
                 assert one.completion.endswith(one.answer) and rotated(one, len(turned) - by).prompt == row.prompt
     with pytest.raises(ValueError, match="has no options that could change places"):
         rotations(load_rows("boolq", data=[question(1)]))
+    with pytest.raises(ValueError, match=r"rows with \[0\] choices, expected rows with some"):
+        rotations([replace(row, choices=()) for row in arc_rows()])
 
 
 def test_a_liking_for_a_name_is_told_from_knowing_the_option():
-    from reftlens.experiments.answers.letters import letter_bias, rotations
+    from reftlens.experiments.answers.letters import bias_of, letter_bias, rotations
 
     turned = rotations(arc_rows())
     always = letter_bias(turned, [["answer1"] * 10] * 4)
@@ -196,6 +200,12 @@ def test_a_liking_for_a_name_is_told_from_knowing_the_option():
     assert all(share.value == pytest.approx(0.25) for share in knows.shares.values())
     silent = letter_bias(turned, [[None] * 10] * 4)
     assert silent.consistent.value == 0 and not any(share.value for share in silent.shares.values())
-    assert len(always.to_frame()) == 9 and "the same option each time: 0.00" in str(always)
+    assert always.accuracy.value == pytest.approx(0.25) and knows.accuracy.value == 1
+    assert len(always.to_frame()) == 10 and "the same option each time: 0.00" in str(always)
+    mixed = bias_of(turned[0][0].choices, [[["answer1"] * 10] * 4, [[row.answer for row in part] for part in turned]], [
+        [row.answer for row in part] for part in turned
+    ])  # fmt: skip
+    assert (mixed.accuracy.value, mixed.consistent.value) == (pytest.approx(0.625), 0.5), "two runs, one of each"
+    assert mixed.accuracy.low < always.accuracy.value < knows.accuracy.value < mixed.accuracy.high
     with pytest.raises(ValueError, match="all rotations of some rows"):
         letter_bias(turned[:2], [["answer1"] * 10] * 2)

@@ -9,6 +9,7 @@ from reftlens.experiments.rows.loading import TASKS, load_rows
 from reftlens.experiments.rows.task import Row, Task
 from reftlens.experiments.runs.recipe import Recipe, Scope
 from reftlens.experiments.runs.records import Prediction
+from reftlens.experiments.runs.rotating import Rotations
 from reftlens.experiments.runs.runner import run_recipe
 from reftlens.experiments.runs.tables import Table, table
 
@@ -20,6 +21,7 @@ __all__ = [
     "Method",
     "Prediction",
     "Recipe",
+    "Rotations",
     "Row",
     "Scope",
     "Subject",

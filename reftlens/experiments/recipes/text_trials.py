@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from reftlens.errors import index_of
 from reftlens.experiments.methods import Trained, load
 from reftlens.experiments.methods.searching import rows_seen, with_settings
 from reftlens.experiments.methods.subjects import Subject
-from reftlens.experiments.recipes.asking import Asking
+from reftlens.experiments.recipes.asking import TEXT, Asking
 from reftlens.experiments.rows.families.arithmetic import truncated
 from reftlens.experiments.rows.loading import Row, load_rows
 from reftlens.experiments.rows.loading import split as split_rows
@@ -110,7 +111,21 @@ class TextTrial(Trial):
     def predict(self, task: str, *, progress: bool) -> list[Prediction]:
         if task in self.held_out:
             return self._measured(task)
-        return self._asking.answers(self._trained, self.test[task], self.recipe.ways)
+        return self.answers(self.test[task], self.recipe.ways)
+
+    @property
+    def ways(self) -> Sequence[str]:
+        return [way for way in self.recipe.ways if way != TEXT]
+
+    def questions(self, task: str) -> Sequence[Row]:
+        index_of(list(self.test), task, "task in this run")
+        return self.test[task]
+
+    def answers(self, rows: Sequence[Row], ways: Sequence[str]) -> list[Prediction]:
+        return self._asking.answers(self._trained, rows, ways)
+
+    def tokens(self, rows: Sequence[Row], ways: Sequence[str]) -> tuple[int, int]:
+        return self._asking.tokens(rows, ways)
 
     @cached_property
     def dev(self) -> Batch:
@@ -150,7 +165,7 @@ class TextTrial(Trial):
         steps = config.total_steps(len(self.rows)) if self.method.stored else 0
         seen = steps * config.batch_size * config.accumulate
         trained = sum(self._asking.length(row.prompt + row.completion) for row in self.rows) / max(1, len(self.rows))
-        read, written = self._asking.tokens(rows, self.recipe.ways)
+        read, written = self.tokens(rows, self.recipe.ways)
         return {
             "steps": steps,
             "tokens of training": round(seen * trained),

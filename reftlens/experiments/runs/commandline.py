@@ -13,6 +13,7 @@ from reftlens.editing.engine import forward
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.recipes import RECIPES
 from reftlens.experiments.runs.recipe import Recipe, Scope
+from reftlens.experiments.runs.rotating import Rotations, rotating_cost
 from reftlens.experiments.runs.runner import methods_of, run_recipe
 from reftlens.experiments.runs.tables import table
 
@@ -32,6 +33,11 @@ def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     command.add_argument("--steps", type=int, help="optimizer steps (default: the recipe's)")
     words = "choose settings of these methods on dev rows first, nine settings of 60 steps each"
     command.add_argument("--search", nargs="+", default=[], metavar="NAME", help=words)
+    words = "ask the test rows of these tasks once for each rotation of their options"
+    command.add_argument("--rotate", nargs="+", default=[], metavar="TASK", help=words)
+    command.add_argument("--rotate-limit", type=int, metavar="ROWS", help="rows of each task to rotate (default: all)")
+    words = "ways of answering to rotated rows (default: those of the recipe)"
+    command.add_argument("--rotate-ways", nargs="+", default=[], metavar="WAY", help=words)
     command.add_argument("--out", type=Path, default=Path("runs"), help="folder to write to (default: runs)")
     command.add_argument("--dry-run", action="store_true", help="say what it would take, and run nothing")
     command.add_argument(
@@ -55,21 +61,32 @@ def outcome(options: argparse.Namespace) -> str:
     tasks = None if tasks is None else tuple(tasks)
     scope = Scope(options.data, tasks, options.limit, options.train_limit, options.steps)
     subject = recipe.subject(options.model, options.dtype)
+    rotate = Rotations(tuple(options.rotate), options.rotate_limit, tuple(options.rotate_ways))
     if options.dry_run:
-        return forecast(recipe, subject, scope, methods_of(recipe, options.method), options.seeds or recipe.seeds)
+        named, seeds = methods_of(recipe, options.method), options.seeds or recipe.seeds
+        return forecast(recipe, subject, scope, named, seeds, rotate)
     settings: dict[str, Any] = {"subject": subject, "seeds": options.seeds, "scope": scope, "out": options.out}
-    settings["search"] = options.search
+    settings |= {"search": options.search, "rotate": rotate}
     found = run_recipe(recipe, options.method, **settings, progress=not options.quiet)
     return f"{found.to_markdown()}\n\nconfigurations, predictions and methods   {options.out / recipe.name}"
 
 
-def forecast(recipe: Recipe, subject: Subject, scope: Scope, methods: Sequence[str], seeds: Sequence[int]) -> str:
+def forecast(
+    recipe: Recipe,
+    subject: Subject,
+    scope: Scope,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    rotate: Rotations,
+) -> str:
     """Tokens, steps and time of each run, by the speed of a forward pass of this model on this machine."""
     seconds, lines = _seconds_per_token(subject), []
     for part in recipe.parts(scope):
         for name in methods:
-            cost = dict(recipe.trial(part, name, seeds[0], subject, scope).cost())
+            trial = recipe.trial(part, name, seeds[0], subject, scope)
+            cost, more = dict(trial.cost()), dict(rotating_cost(trial, rotate)) if rotate.tasks else {}
             tokens = 3 * cost["tokens of training"] + cost["tokens of scoring"] + cost["tokens written at most"]
+            cost, tokens = cost | more, tokens + sum(more.values())
             words = ", ".join(f"{value:,} {key}" for key, value in cost.items())
             lines.append(f"{part}/{name}: {words}; at most {tokens * seconds / 60:.0f} minutes a seed, in full")
     speed = f"{1e3 * seconds:.2f} ms for a token of a forward pass here, a backward pass taken for two"

@@ -11,6 +11,7 @@ from reftlens.bridge.pretrained import DType
 from reftlens.experiments.methods import Method
 from reftlens.experiments.methods.searching import Space
 from reftlens.experiments.methods.subjects import Subject
+from reftlens.experiments.rows.task import Row
 from reftlens.experiments.runs.records import Prediction
 
 Setting = Mapping[str, Any]
@@ -73,6 +74,29 @@ class Trial(ABC):
     @abstractmethod
     def cost(self) -> Mapping[str, int]:
         """Tokens of training, tokens of scoring, tokens written at most, steps."""
+
+    @property
+    def ways(self) -> Sequence[str]:
+        """Ways of answering of which each names one of the choices of a row."""
+        return ()
+
+    def questions(self, task: str) -> Sequence[Row]:
+        """The test rows of a task, where they may be asked in another form.
+
+        Raises:
+            ValueError: where they may not, or there is no such task.
+        """
+        raise ValueError(
+            f"{task} cannot be asked in another form here, expected a recipe that answers in texts, such as commonsense"
+        )
+
+    def answers(self, rows: Sequence[Row], ways: Sequence[str]) -> list[Prediction]:
+        """What is answered to rows, `questions` in any form, in some of the `ways`."""
+        raise NotImplementedError
+
+    def tokens(self, rows: Sequence[Row], ways: Sequence[str]) -> tuple[int, int]:
+        """How many tokens `answers` reads, and how many it writes at most."""
+        raise NotImplementedError
 
 
 class Recipe(ABC):

@@ -10,6 +10,7 @@ from reftlens import figures
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.runs.recipe import Recipe, Scope, Trial
 from reftlens.experiments.runs.records import METHOD_FOLDER, RunFolder
+from reftlens.experiments.runs.rotating import Rotations, ask_rotated, rotating_cost
 from reftlens.experiments.runs.tables import Table, table
 from reftlens.experiments.runs.tuning import SEARCH_FILE, tuned
 from reftlens.files import located, write_atomically
@@ -27,6 +28,7 @@ def run_recipe(
     seeds: Integers | None = None,
     scope: Scope | None = None,
     search: Sequence[str] = (),
+    rotate: Sequence[str] | Rotations = (),
     out: str | Path = "runs",
     progress: bool = True,
 ) -> Table:
@@ -42,9 +44,13 @@ def run_recipe(
         seeds: of initialisation and data order; the recipe's own by default.
         scope: data, tasks and limits.
         search: methods whose settings are chosen on dev rows first, each with the same number of row-updates.
+        rotate: tasks whose test rows every finished run is asked once for each rotation of their options, in the ways
+            of the recipe; `Rotations` limits rows and ways. The answers lie in `rotated.jsonl`, the first rotation's in
+            `predictions.jsonl`; the table's `letters` says what they show.
 
     Raises:
-        ValueError: for a method that the recipe does not have, or data that are not of its family.
+        ValueError: for a method that the recipe does not have, data that are not of its family, or rows to rotate that
+            have no options.
         StoreMismatch: where the folder holds a run with other settings.
     """
     named, scope = methods_of(recipe, methods), scope or Scope()
@@ -52,13 +58,20 @@ def run_recipe(
     numbers = recipe.seeds if seeds is None else tuple(whole_numbers(seeds, "seed"))
     every = [(p, m, s) for p in recipe.parts(scope) for s in numbers for m in named]
     folder = located(out) / recipe.name
+    request = (
+        rotate if isinstance(rotate, Rotations) else Rotations((rotate,) if isinstance(rotate, str) else tuple(rotate))
+    )
+    for part in recipe.parts(scope) if request.tasks else ():  # before any work
+        rotating_cost(recipe.trial(part, named[0], numbers[0], subject, scope), request)
     searched = set(methods_of(recipe, search)) if search else set()
     for part, method, seed in tqdm(every, desc=recipe.name, unit="run", disable=not progress):
         own, setting = folder / part / method, dict[str, Any]()
         if method in searched or (own / SEARCH_FILE).is_file():
             setting = dict(tuned(recipe, part, method, subject, scope, own, progress=progress))
-        trial = recipe.trial(part, method, seed, subject, scope, setting)
-        complete(trial, RunFolder(own / f"seed-{seed}"), progress=progress)
+        trial, run = recipe.trial(part, method, seed, subject, scope, setting), RunFolder(own / f"seed-{seed}")
+        complete(trial, run, progress=progress)
+        if request.tasks:
+            ask_rotated(trial, run, request, progress=progress)
     found = table([folder])
     write_report(found, folder)
     return found

@@ -10,6 +10,7 @@ import torch
 
 from reftlens import figures
 from reftlens.experiments.runs.cells import MAJORITY, Cell, cells_of, majorities
+from reftlens.experiments.runs.letter_tables import LetterTable, letter_table
 from reftlens.experiments.runs.records import Prediction, finished_runs, unpacked
 from reftlens.experiments.runs.tuning import budgets
 from reftlens.figures import Axes, DataFrame
@@ -50,6 +51,8 @@ class Table:
     and size on disk in bytes; medians over the seeds."""
     searches: tuple[str, ...] = ()
     """Of each method whose settings were chosen first, what was tried and taken, a sentence."""
+    letters: LetterTable | None = None
+    """What was answered with the options rotated, where it was asked."""
 
     def to_frame(self) -> DataFrame:
         """A row for each method, task and way of answering."""
@@ -78,7 +81,7 @@ class Table:
         return tuple(gains)
 
     def to_markdown(self) -> str:
-        """Scores and costs, a task in each column; then by how much methods are better than what knows nothing."""
+        """Scores and costs, a task in each column; gains over what knows nothing of the task; `letters`."""
         tasks = list(self._by_column())
         lines = ["| method | " + " | ".join(tasks) + " | mean | parameters | % | s per step |"]
         lines.append("|---" * (len(tasks) + 5) + "|")
@@ -91,7 +94,8 @@ class Table:
         if self.searches:
             lines += ["", "Settings were chosen for these, for the others they are the recipe's:", ""]
             lines += [f"- {line}" for line in self.searches]
-        return "\n".join([*lines, *_lines_of(self.gains())])
+        letters = ["", self.letters.to_markdown()] if self.letters else []
+        return "\n".join([*lines, *_lines_of(self.gains()), *letters])
 
     def __repr__(self) -> str:
         lines = [f"{self.cells[0].recipe}: scores with 95 % intervals over rows and seeds"]
@@ -160,7 +164,9 @@ def table(folders: Iterable[str | Path]) -> Table:
     choices: dict[str, tuple[str, ...]] = {}
     with unpacked(folders) as paths:
         searches = tuple(line for path in paths for line in budgets(path))
-        for run in finished_runs(paths):
+        runs = finished_runs(paths)
+        letters = letter_table(runs)
+        for run in runs:
             config = run.config()
             recipe, part, method, seed = (config[k] for k in ("recipe", "part", "method", "seed"))
             costs[f"{part}/{method}"].append(run.metrics())
@@ -169,7 +175,8 @@ def table(folders: Iterable[str | Path]) -> Table:
                 for way in (*prediction.given, *prediction.measures):
                     groups[recipe, part, method, prediction.task, way].setdefault(seed, []).append(prediction)
     cells = [cell for key, by_seed in groups.items() for cell in cells_of(*key, by_seed, choices.get(key[3], ()))]
-    return Table((*majorities(cells), *cells), {name: _medians(every) for name, every in costs.items()}, searches)
+    medians = {name: _medians(every) for name, every in costs.items()}
+    return Table((*majorities(cells), *cells), medians, searches, letters)
 
 
 def _medians(metrics: list[dict[str, Any]]) -> dict[str, float]:

@@ -81,9 +81,12 @@ def rotated(row: Row, by: int) -> Row:
     Raises:
         ValueError: for a row without options to move, such as one of true and false.
     """
-    spans, options = _spans(row.prompt, row.choices), row.fields.get("options")
+    spans, options = _spans(row.prompt, row.choices) if row.choices else [], row.fields.get("options")
     if not spans or not options:
-        raise ValueError(f"row {row.index} of {row.task} has no options that could change places: {row.prompt[-60:]!r}")
+        raise ValueError(
+            f"row {row.index} of {row.task} has no options that could change places: it ends in {row.prompt[-60:]!r}, "
+            "expected a text for each choice, as in 'Answer1: a star'"
+        )
     moved = tuple(options[(i + by) % len(options)] for i in range(len(options)))
     text = row.prompt
     for (begin, end), option in reversed(list(zip(spans, moved, strict=True))):
