@@ -1,5 +1,7 @@
 """The search over a method's settings: what is tried, chosen and paid, and that it goes on when killed."""
 
+from itertools import product
+
 import pytest
 from test_methods import _config, _data, _subject
 
@@ -16,8 +18,8 @@ def test_the_spaces_of_lora_and_reft_cost_the_same():
     from reftlens.experiments.methods.searching import lora_space, reft_space
 
     assert lora_space().trials == 9
-    for name in ("loreft", "direft", "red", "consreft"):
-        space = reft_space(METHODS[name])
+    for name, depth in product(("loreft", "direft", "red", "consreft"), (None, 2, 30)):
+        space = reft_space(METHODS[name], depth)
         settings = list(space.settings(lambda some: some[-1]))
         assert space.trials == len(settings) == 9
         assert len({repr(sorted(each.items(), key=str)) for each in settings}) == 9

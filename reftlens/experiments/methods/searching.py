@@ -79,20 +79,24 @@ def lora_space(method: Lora = Lora()) -> Space:
     return Space(method, {"rank": (2, 8, 32), "lr": (1e-4, 3e-4, 1e-3)})
 
 
-def reft_space(method: Reft = Reft()) -> Space:
-    """Nine settings over learning rate, positions and rank, one after the other.
+def reft_space(method: Reft = Reft(), depth: int | None = None) -> Space:
+    """Nine settings over learning rate, positions, rank and, given the model's `depth`, layers, one after the other.
 
-    In the order of the paper's advice (appendix D.2: several positions on all layers first, then a low rank), after
-    the learning rate, without which neither can be told.
+    In the order of the paper's advice (appendix D.2: several positions on all layers first, then a low rank and fewer
+    layers), after the learning rate, without which none can be told. Fewer layers are the middle half, and every third.
     """
-    choices: dict[str, Sequence[Any]] = {
-        "lr": (3e-3, 1e-3, 1e-2),
-        "positions": (method.positions, *(p for p in ("f1+l1", "f3+l3", "f7+l7", "f11+l11") if p != method.positions)),
-    }
+    choices: dict[str, Sequence[Any]] = {"lr": (3e-3, 1e-3, 1e-2)}
+    more = {"positions": ("f7+l7", "f3+l3", "f1+l1", "f11+l11"), "rank": (8, 2, 32, 16)}
     if method.kind in ("RED", "SteeringVector"):
-        return Space(method, {"lr": (*choices["lr"], 3e-4, 3e-2, 1e-4), "positions": choices["positions"]}, staged=True)
-    ranks = (method.rank, *(r for r in (2, 8, 32, 16) if r != method.rank))
-    return Space(method, {**choices, "rank": ranks[:4]}, staged=True)
+        del more["rank"]
+        choices["lr"] = (*choices["lr"], 3e-4, 3e-2, 1e-4)[: 6 if depth is None else 5]
+    if depth is not None:
+        few = (tuple(range(depth // 4, depth - depth // 4)), tuple(range(1, depth, 3)))
+        more = {name: values[:3] for name, values in more.items()} | {"layers": ("all", *few)}
+    for name, values in more.items():
+        now = getattr(method, name)
+        choices[name] = (now, *(v for v in values if v != now))[: len(values)]
+    return Space(method, choices, staged=True)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ SEARCH_FILE, STEPS = "search.json", 60
 _RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 3e-5, 1e-5, 1e-1)
 
 
-def space_of(method: Method | None, name: str) -> Space:
-    """Nine settings: of LoRA and ReFTs with ranks and positions, of others nine learning rates.
+def space_of(method: Method | None, name: str, depth: int) -> Space:
+    """Nine settings: of LoRA with ranks, of ReFTs with positions, ranks and layers, of others nine learning rates.
 
     Raises:
         ValueError: for a head alone, which has no settings of its own.
@@ -30,7 +30,7 @@ def space_of(method: Method | None, name: str) -> Space:
         raise ValueError(f"{name} is no method with settings to search: leave it out of the search")
     if isinstance(method, Lora):
         return lora_space(method)
-    return reft_space(method) if isinstance(method, Reft) else Space(method, {"lr": _RATES})
+    return reft_space(method, depth) if isinstance(method, Reft) else Space(method, {"lr": _RATES})
 
 
 def tuned(
@@ -43,7 +43,8 @@ def tuned(
     """
     file = folder / SEARCH_FILE
     told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"tried": []}
-    space, within = recipe.space(name) or space_of(recipe.methods[name], name), replace(scope, steps=STEPS)
+    space = recipe.space(name) or space_of(recipe.methods[name], name, subject.bridge.cfg.n_layers)
+    within = replace(scope, steps=STEPS)
     scores = {_key(each["setting"]): each["score"] for each in told["tried"]}
 
     def best(some: Iterable[dict[str, Any]]) -> dict[str, Any]:
