@@ -153,6 +153,16 @@ def test_files_that_are_damaged_and_folders_without_a_run_are_named(tmp_path):
         table([tmp_path])
 
 
+def test_a_text_with_separators_of_its_own_is_one_prediction(tmp_path):
+    from reftlens.experiments.runs.records import Prediction, RunFolder
+
+    texts = ["one\u2028two\x85three\x1cfour", "five\nsix\r\nseven"]
+    told = [Prediction("boolq", i, "true", {"written": None}, details={"text": text}) for i, text in enumerate(texts)]
+    for one in told:
+        RunFolder(tmp_path).add([one])
+    assert RunFolder(tmp_path).predictions() == told
+
+
 def test_the_table_is_of_what_is_stored(tmp_path):
     from reftlens.experiments.runs.tables import table
 

@@ -72,8 +72,7 @@ class RunFolder:
     def predictions(self) -> list[Prediction]:
         """All that are there; the tasks of a run are written whole, one after the other."""
         path = self.path / PREDICTIONS_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [_prediction(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+        return [_prediction(line, f"{path}, line {number}") for number, line in enumerate(lines_of(path), 1)]
 
     def add(self, predictions: Iterable[Prediction]) -> None:
         """Put the predictions of a task behind those that are there."""
@@ -124,6 +123,14 @@ def finished_runs(folders: Iterable[Path]) -> list[RunFolder]:
             raise FileNotFoundError(f"{folder} holds no {METRICS_FILE}: no finished run of an experiment is there")
         runs += found
     return runs
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file, none where there is no file; separators that Unicode has besides are part of a line."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        return list(lines)
 
 
 def _prediction(line: str, place: str) -> Prediction:

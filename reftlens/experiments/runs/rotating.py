@@ -16,7 +16,7 @@ from reftlens.errors import StoreMismatch, check_one_of
 from reftlens.experiments.answers.letters import rotations
 from reftlens.experiments.rows.task import Row
 from reftlens.experiments.runs.recipe import Trial
-from reftlens.experiments.runs.records import METHOD_FOLDER, Prediction, RunFolder
+from reftlens.experiments.runs.records import METHOD_FOLDER, Prediction, RunFolder, lines_of
 from reftlens.files import write_atomically
 from reftlens.numbers import whole
 
@@ -116,8 +116,7 @@ def turned(folder: RunFolder) -> list[Turned]:
         StoreMismatch: for a line that is no answer to a row.
     """
     path = folder.path / ROTATED_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [_turned(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    return [_turned(line, f"{path}, line {number}") for number, line in enumerate(lines_of(path), 1)]
 
 
 def _turned(line: str, place: str) -> Turned:
