@@ -1,7 +1,7 @@
 """The command line: `demo` trains the emoji chatbot, `chat DIR` talks to a saved one, `report DIR` writes about it.
 
 `search FILE` looks for the layer, tokens, rank and strength of an edit that learns what stands in a file; `run RECIPE`
-runs an experiment of the ReFT paper.
+runs an experiment of the ReFT paper, `judge RUN_A RUN_B` compares what two of its runs wrote.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 
 from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
 from reftlens.editing.reft import ReFT
+from reftlens.experiments.judges.commandline import add_judge, verdict
 from reftlens.experiments.runs.commandline import add_run, outcome
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.reconfigure(errors="replace")
     try:
         return options.run(options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         print(f"reftlens: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     about.set_defaults(run=run_report)
     _add_search(commands)
     add_run(commands, run_experiment)
+    add_judge(commands, run_judge)
     for command in (chat, about):
         command.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
         command.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
@@ -192,6 +194,12 @@ def run_search(options: argparse.Namespace) -> int:
 def run_experiment(options: argparse.Namespace) -> int:
     """Run an experiment of the paper, and print its table."""
     print(outcome(options))
+    return 0
+
+
+def run_judge(options: argparse.Namespace) -> int:
+    """Compare the texts of two runs by a judge, and print the win rate."""
+    print(verdict(options))
     return 0
 
 

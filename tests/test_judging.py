@@ -3,26 +3,12 @@
 No judge here says anything about a model: each is a rule, so that what should come out is known.
 """
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
 import pytest
 import torch
+from judge_server import longer, serving, shown
 
 ASKED = [f"Name {i} birds." for i in range(12)]
 SHORT, LONG = ["A wren."] * 12, ["A wren, a robin and a tit."] * 12
-
-
-def shown(question):
-    """The two answers that a judge sees."""
-    a, b = question.split("[Answer A]\n")[1].split("\n\n[Answer B]\n")
-    return a, b.split("\n\nReason")[0]
-
-
-def longer(question):
-    a, b = shown(question)
-    return "[[C]]" if len(a) == len(b) else "[[A]]" if len(a) > len(b) else "[[B]]"
 
 
 def test_a_judge_that_prefers_length_gives_it_every_win():
@@ -83,37 +69,8 @@ def test_what_cannot_be_judged_is_refused():
 
 @pytest.fixture
 def server():
-    """A server on loopback that speaks the chat part of OpenAI's protocol; `server.status` makes it fail."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.server.asked.append((self.path, self.headers["Authorization"], asked))
-            reply = {"role": "assistant", "content": longer(asked["messages"][0]["content"])}
-            choice = {"index": 0, "message": reply, "finish_reason": "stop"}
-            body = {"id": "1", "object": "chat.completion", "created": 0, "model": asked["model"], "choices": [choice]}
-            status = self.server.failures.pop(0) if self.server.failures else 200
-            data = json.dumps(body if status == 200 else {"error": {"message": "no such model"}}).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("retry-after-ms", "1")
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args):
-            pass
-
-    served = HTTPServer(("127.0.0.1", 0), Handler)
-    served.asked, served.failures = [], []
-    thread = threading.Thread(target=served.serve_forever)
-    thread.start()
-    try:
+    with serving() as served:
         yield served
-    finally:
-        served.shutdown()
-        thread.join()
-        served.server_close()
 
 
 def test_an_endpoint_is_a_judge(server):

@@ -225,6 +225,7 @@ def test_instructions_are_held_out_of_the_one_file_and_texts_are_kept_for_a_judg
     lines = (tmp_path / "runs/instruct/mix/red/seed-1/predictions.jsonl").read_text().splitlines()
     written = [row for row in map(json.loads, lines) if row["task"] == "ultrafeedback"]
     assert len(written) == 4 and all(row["given"] == {} and isinstance(row["details"]["text"], str) for row in written)
+    assert {row["details"]["instruction"].lower().strip(".") for row in written} == tested
 
 
 def test_a_set_that_is_kept_aside_loads_by_its_file_and_what_is_missing_is_said(folder, tmp_path):

@@ -173,6 +173,9 @@ class Endpoint:
         base_url: where it is, "http://localhost:8000/v1"; None is OpenAI's own, or `OPENAI_BASE_URL`.
         api_key: None is what `OPENAI_API_KEY` says; servers of one's own often take any.
         attempts: how often a question is asked again where no answer came, after a growing pause.
+
+    Raises:
+        ModuleNotFoundError: without the extra.
     """
 
     model: str
@@ -187,6 +190,7 @@ class Endpoint:
         whole(self.max_tokens, "max_tokens", 1)
         whole(self.attempts, "attempts", 0)
         real(self.temperature, "temperature")
+        _openai()
 
     def __repr__(self) -> str:
         return f"Endpoint({self.model!r}, {self.base_url!r})"
@@ -197,8 +201,7 @@ class Endpoint:
         Raises:
             ConnectionError: where the endpoint gave none, with what it said.
         """
-        import openai
-
+        openai = _openai()
         try:
             with openai.OpenAI(
                 base_url=self.base_url, api_key=self.api_key, max_retries=self.attempts, timeout=self.timeout
@@ -213,6 +216,14 @@ class Endpoint:
                 "api_key= (or OPENAI_API_KEY) and the name of the model"
             ) from error
         return reply.choices[0].message.content or ""
+
+
+def _openai() -> Any:
+    try:
+        import openai
+    except ImportError:
+        raise ModuleNotFoundError('a judge behind an endpoint needs openai: pip install "reftlens[judge]"') from None
+    return openai
 
 
 def filled(template: str, parts: Mapping[str, str]) -> str:

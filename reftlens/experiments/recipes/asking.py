@@ -35,7 +35,8 @@ class Asking:
         some = [rows[i] for i in fits]
         if _writes(ways) and some:
             for i, row, text in zip(fits, some, self._texts(trained, some), strict=True):
-                details[i]["text"] = text
+                asked = {"instruction": row.fields["question"]} if TEXT in ways else {}
+                details[i] |= {**asked, "text": text}
                 given[i] |= {WRITTEN: self._read(row, text)} if WRITTEN in ways else {}
         if LIKELIHOOD in ways and some:
             for i, values in zip(fits, self._log_probs(trained, some), strict=True):
