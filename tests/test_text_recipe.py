@@ -208,6 +208,7 @@ def test_of_an_opening_the_first_words_are_taught_and_no_end(problems):
 
 def test_instructions_are_held_out_of_the_one_file_and_texts_are_kept_for_a_judge(tmp_path):
     from reftlens.experiments import RECIPES, Scope
+    from reftlens.experiments.judges.duels import finished_run, pairs_of
     from reftlens.generation.decoding import Decoding
     from reftlens.training.config import FitConfig
 
@@ -226,6 +227,9 @@ def test_instructions_are_held_out_of_the_one_file_and_texts_are_kept_for_a_judg
     written = [row for row in map(json.loads, lines) if row["task"] == "ultrafeedback"]
     assert len(written) == 4 and all(row["given"] == {} and isinstance(row["details"]["text"], str) for row in written)
     assert {row["details"]["instruction"].lower().strip(".") for row in written} == tested
+    runs = [finished_run(tmp_path / f"runs/instruct/mix/{name}/seed-1") for name in ("base", "red")]
+    pairs, left_out = pairs_of(*runs)
+    assert len(pairs) == 4 and not left_out and pairs[0].texts[1] == written[0]["details"]["text"]
 
 
 def test_a_set_that_is_kept_aside_loads_by_its_file_and_what_is_missing_is_said(folder, tmp_path):
