@@ -15,7 +15,7 @@ def parts():
 
 def test_the_spaces_of_lora_and_reft_cost_the_same():
     from reftlens.experiments.methods import METHODS
-    from reftlens.experiments.methods.searching import lora_space, reft_space
+    from reftlens.experiments.methods.spaces import lora_space, reft_space
 
     assert lora_space().trials == 9
     for name, depth in product(("loreft", "direft", "red", "consreft"), (None, 2, 30)):
@@ -29,7 +29,7 @@ def test_the_spaces_of_lora_and_reft_cost_the_same():
 
 def test_a_staged_search_keeps_the_best_value_of_each_field():
     from reftlens.experiments.methods import Reft
-    from reftlens.experiments.methods.searching import Space
+    from reftlens.experiments.methods.spaces import Space
 
     space = Space(Reft(), {"lr": (1, 2, 3), "positions": ("a", "b"), "rank": (4, 8)}, staged=True)
     worth = {"lr": {1: 0, 2: 5, 3: 1}, "positions": {"a": 0, "b": 2}, "rank": {4: 3, 8: 0}}
@@ -46,7 +46,8 @@ def test_a_staged_search_keeps_the_best_value_of_each_field():
 
 def test_the_setting_that_scores_most_on_dev_rows_is_chosen_and_trains_again(parts):
     from reftlens.experiments.methods import Lora
-    from reftlens.experiments.methods.searching import Space, search_settings
+    from reftlens.experiments.methods.searching import search_settings
+    from reftlens.experiments.methods.spaces import Space
 
     pytest.importorskip("peft")
     subject, data, dev = parts
@@ -73,10 +74,10 @@ def test_the_setting_that_scores_most_on_dev_rows_is_chosen_and_trains_again(par
 
 
 def test_a_search_that_was_killed_goes_on_and_a_finished_one_is_read(parts, tmp_path, monkeypatch):
-    from reftlens.experiments.methods import Reft, searching
+    from reftlens.experiments.methods import Reft, Space, searching
 
     subject, data, dev = parts
-    space = searching.Space(Reft(rank=1), {"lr": (1e-3, 1e-2), "positions": ("f1+l1", "l1")}, staged=True)
+    space = Space(Reft(rank=1), {"lr": (1e-3, 1e-2), "positions": ("f1+l1", "l1")}, staged=True)
     whole = searching.search_settings(space, subject, data, dev, _config(), progress=False)
     fits, fit = [], Reft.fit
 
@@ -101,7 +102,8 @@ def test_a_search_that_was_killed_goes_on_and_a_finished_one_is_read(parts, tmp_
 def test_settings_that_there_are_not_and_scores_that_are_no_numbers_are_refused(parts):
     import reftlens as rl
     from reftlens.experiments.methods import Lora, Reft
-    from reftlens.experiments.methods.searching import Space, search_settings
+    from reftlens.experiments.methods.searching import search_settings
+    from reftlens.experiments.methods.spaces import Space
 
     subject, data, dev = parts
     with pytest.raises(ValueError, match="LoRA has no setting 'positions', expected of rank"):

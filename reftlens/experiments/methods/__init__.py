@@ -5,6 +5,8 @@ from reftlens.experiments.methods.catalogue import METHODS, load, method_of
 from reftlens.experiments.methods.joint import ReftAndLora
 from reftlens.experiments.methods.method import Measured, Method, Trained
 from reftlens.experiments.methods.refts import OnHooks, Reft, Steering, Unedited
+from reftlens.experiments.methods.searching import MethodSearch, search_settings
+from reftlens.experiments.methods.spaces import Space, lora_space, reft_space
 from reftlens.experiments.methods.subjects import Subject
 
 __all__ = [
@@ -16,14 +18,19 @@ __all__ = [
     "Lora",
     "Measured",
     "Method",
+    "MethodSearch",
     "OnHooks",
     "Prefix",
     "Reft",
     "ReftAndLora",
+    "Space",
     "Steering",
     "Subject",
     "Trained",
     "Unedited",
     "load",
+    "lora_space",
     "method_of",
+    "reft_space",
+    "search_settings",
 ]

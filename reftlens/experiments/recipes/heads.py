@@ -13,7 +13,8 @@ from reftlens.experiments.answers.scores import score
 from reftlens.experiments.methods.classifiers import Classifier, HeadSpec, classifier
 from reftlens.experiments.methods.method import Method
 from reftlens.experiments.methods.refts import Reft
-from reftlens.experiments.methods.searching import Space, rows_seen, with_settings
+from reftlens.experiments.methods.searching import rows_seen
+from reftlens.experiments.methods.spaces import Space, with_settings
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.rows.loading import FAMILIES, Row, load_rows, split
 from reftlens.experiments.runs.recipe import Recipe, Scope, Setting, Trial

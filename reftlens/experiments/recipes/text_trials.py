@@ -10,7 +10,8 @@ import torch
 
 from reftlens.errors import index_of
 from reftlens.experiments.methods import Trained, load
-from reftlens.experiments.methods.searching import rows_seen, with_settings
+from reftlens.experiments.methods.searching import rows_seen
+from reftlens.experiments.methods.spaces import with_settings
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.recipes.asking import TEXT, Asking
 from reftlens.experiments.rows.families.arithmetic import truncated

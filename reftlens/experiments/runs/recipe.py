@@ -9,7 +9,7 @@ from typing import Any
 
 from reftlens.bridge.pretrained import DType
 from reftlens.experiments.methods import Method
-from reftlens.experiments.methods.searching import Space
+from reftlens.experiments.methods.spaces import Space
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.rows.task import Row
 from reftlens.experiments.runs.records import Prediction

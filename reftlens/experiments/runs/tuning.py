@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from reftlens.experiments.methods.adapters import Lora
 from reftlens.experiments.methods.method import Method
 from reftlens.experiments.methods.refts import Reft
-from reftlens.experiments.methods.searching import Space, lora_space, reft_space
+from reftlens.experiments.methods.spaces import Space, lora_space, reft_space
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.runs.recipe import Recipe, Scope
 from reftlens.files import write_atomically
