@@ -1,6 +1,5 @@
 """Recipes whose answers are labels or numbers: a head is trained on hidden states, task by task, beside a method."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,7 +15,8 @@ from reftlens.experiments.methods.refts import Reft
 from reftlens.experiments.methods.searching import rows_seen
 from reftlens.experiments.methods.spaces import Space, with_settings
 from reftlens.experiments.methods.subjects import Subject
-from reftlens.experiments.rows.loading import FAMILIES, Row, load_rows, split
+from reftlens.experiments.rows.loading import FAMILIES, Row, load_rows
+from reftlens.experiments.rows.splits import HALVES, SAMPLE, available
 from reftlens.experiments.runs.recipe import Recipe, Scope, Setting, Trial
 from reftlens.experiments.runs.records import Prediction
 from reftlens.text.batch import Batch
@@ -26,8 +26,6 @@ from reftlens.training.config import FitConfig
 HEAD = "head"
 """The one way of answering: the label of the highest score, or the value."""
 ENCODER = "FacebookAI/roberta-base"
-_SAMPLE = 0
-_MOST_DEV = 1000
 
 
 @dataclass(frozen=True)
@@ -62,16 +60,7 @@ class HeadRecipe(Recipe):
 
     def parts(self, scope: Scope) -> Sequence[str]:
         """The tasks; of a local folder those that are there."""
-        if scope.tasks is not None or scope.data is None:
-            return scope.tasks or self.tasks
-        family, data = FAMILIES["glue"], scope.data
-        files = {name: family.files(family.tasks[name], "train") for name in self.tasks}
-        there = [n for n in files if any((data / f / file).is_file() for f in ("", "glue") for file in files[n])]
-        if not there:
-            raise ValueError(f"{data} holds none of GLUE's tasks: looked for {', '.join(f[0] for f in files.values())}")
-        if missing := [name for name in self.tasks if name not in there]:
-            warnings.warn(f"glue goes without {', '.join(missing)}, not in {data}", stacklevel=3)
-        return there
+        return scope.tasks or available(self.name, FAMILIES["glue"], self.tasks, "train", scope.data)
 
     def trial(
         self,
@@ -104,10 +93,8 @@ class HeadTrial(Trial):
         own = {k: v for k, v in {"steps": scope.steps, "lr": setting.get("lr")}.items() if v is not None}
         self.fit_config = recipe.config.replace({**settings, **own, "seed": seed})
         limit = scope.train_limit or recipe.train_limit
-        self.rows = load_rows(task, "train", data=scope.data, limit=limit, seed=_SAMPLE)
-        held_out = load_rows(task, "test", data=scope.data)
-        share = _MOST_DEV / len(held_out) if len(held_out) > 5 * _MOST_DEV else 0.5
-        halves = split(held_out, {"dev": share, "test": 1 - share}, seed=_SAMPLE)
+        self.rows = load_rows(task, "train", data=scope.data, limit=limit, seed=SAMPLE)
+        halves = HALVES.rows(task, scope.data)
         self.dev, self.test = halves["dev"], halves["test"][: scope.limit or recipe.limit]
         self.classes = self.rows[0].choices
         if odd := [row for row in (*self.dev, *self.test) if row.choices != self.classes]:

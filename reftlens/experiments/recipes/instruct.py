@@ -9,6 +9,7 @@ from typing import Any
 
 from reftlens.experiments.methods import METHODS, Reft
 from reftlens.experiments.recipes.texts import TEXT, Entry, TextRecipe
+from reftlens.experiments.rows.splits import TENTH
 from reftlens.generation.decoding import Decoding
 from reftlens.training.config import FitConfig
 
@@ -35,5 +36,5 @@ INSTRUCT = TextRecipe(
     ways=(TEXT,),
     held_out=(("ultrafeedback", "test"),),
     max_length=768,
-    divided=True,
+    division=TENTH,
 )

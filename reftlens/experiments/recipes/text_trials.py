@@ -15,8 +15,8 @@ from reftlens.experiments.methods.spaces import with_settings
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.recipes.asking import TEXT, Asking
 from reftlens.experiments.rows.families.arithmetic import truncated
-from reftlens.experiments.rows.loading import Row, load_rows
-from reftlens.experiments.rows.loading import split as split_rows
+from reftlens.experiments.rows.loading import FAMILIES, Row
+from reftlens.experiments.rows.splits import available, holds
 from reftlens.experiments.runs.recipe import Scope, Trial
 from reftlens.experiments.runs.records import Prediction
 from reftlens.numbers import seeded
@@ -31,8 +31,6 @@ GOLD = "log-probability of the gold steps, nats per token"
 """What is measured of the tasks that are held out."""
 _DEV = 16
 """Rows of each task that settings are chosen by."""
-_SAMPLE = 0
-"""Seed of the samples of rows: every method and every seed sees the same."""
 
 
 class TextTrial(Trial):
@@ -47,18 +45,19 @@ class TextTrial(Trial):
         self.method = with_settings(self.entry.method, setting)
         own = {k: v for k, v in {"steps": scope.steps, "lr": setting.get("lr")}.items() if v is not None}
         self.fit_config = recipe.config.replace({**self.entry.settings, **own, "seed": seed})
-        names, limit = scope.tasks or recipe.available(recipe.test, "test", scope.data), scope.limit or recipe.limit
-        self.test = {task: self._loaded(task, "test", limit) for task in names}
+        family, data, limit = FAMILIES[recipe.family], scope.data, scope.limit or recipe.limit
+        names = scope.tasks or available(recipe.name, family, recipe.test, recipe.file_of("test"), data)
+        self.test = {task: recipe.rows(task, "test", scope, limit) for task in names}
         held_out = recipe.held_out if scope.tasks is None else ()
         self.held_out = {
-            f"{task}, {split}": self._loaded(task, split, limit)
+            f"{task}, {split}": recipe.rows(task, split, scope, limit)
             for task, split in held_out
-            if scope.data is None or recipe.holds(scope.data, task, split)
+            if data is None or holds(data, family, task, recipe.file_of(split))
         }
         self.tasks = (*self.test, *self.held_out)
         every = [
-            self._loaded(task, "train", scope.train_limit or recipe.train_limit)
-            for task in recipe.available(recipe.train, "train", scope.data)
+            recipe.rows(task, "train", scope, scope.train_limit or recipe.train_limit)
+            for task in available(recipe.name, family, recipe.train, recipe.file_of("train"), data)
         ]
         rows = [row for rows in every for row in (self._dealt_out(rows) if self.entry.shuffled else rows)]
         if self.entry.opening is not None:
@@ -66,12 +65,6 @@ class TextTrial(Trial):
         self.rows = [row for row in rows if self._asking.fits(row.prompt + row.completion)]
         self.left_out = len(rows) - len(self.rows)
         self.trained: Trained | None = None
-
-    def _loaded(self, task: str, split: str, limit: int | None = None) -> list[Row]:
-        if not self.recipe.divided:
-            return load_rows(task, split, data=self.scope.data, limit=limit, seed=_SAMPLE)
-        parts = split_rows(load_rows(task, "train", data=self.scope.data), {"train": 0.9, "test": 0.1}, seed=_SAMPLE)
-        return parts[split][:limit]
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -133,7 +126,7 @@ class TextTrial(Trial):
         """Rows of the training files that are not trained on, sixteen of each task, no question of those that are."""
         taught, rows = {row.question for row in self.rows}, list[Row]()
         for task in dict.fromkeys(row.task for row in self.rows):
-            left = [row for row in self._loaded(task, "train") if row.question not in taught]
+            left = [row for row in self.recipe.rows(task, "train", self.scope) if row.question not in taught]
             rows += [r for r in left if self._asking.fits(r.prompt + r.completion)][:_DEV]
         if not rows:
             raise ValueError("no rows are left to choose settings by: all are trained on, lower the training limit")

@@ -1,9 +1,7 @@
 """Recipes whose answers are texts: a decoder is trained on prompts with their answers, and writes or scores answers."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +9,8 @@ from reftlens.experiments.methods import Method
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.recipes.asking import LIKELIHOOD, TEXT, WRITTEN
 from reftlens.experiments.recipes.text_trials import TextTrial
-from reftlens.experiments.rows.loading import FAMILIES, Task
+from reftlens.experiments.rows.loading import FAMILIES, Row, Task, load_rows
+from reftlens.experiments.rows.splits import SAMPLE, Division
 from reftlens.experiments.runs.recipe import Recipe, Scope, Setting
 from reftlens.generation.decoding import Decoding
 from reftlens.training.config import FitConfig
@@ -53,8 +52,8 @@ class TextRecipe(Recipe):
     max_length: int = 512
     """Longest row, in tokens: a longer one is left out of training, and counted as not answered in the test."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    divided: bool = False
-    """Whether test rows are a tenth of the training file, as there is no other: questions there are not trained on."""
+    division: Division | None = None
+    """Splits that are shares of one file; others have files of their own."""
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -76,25 +75,14 @@ class TextRecipe(Recipe):
 
     def task(self, name: str) -> Task:
         """A task of the family, also one that is known by its file alone."""
-        family = FAMILIES[self.family]
-        return family.tasks.get(name) or family.other(name)
+        return FAMILIES[self.family].task(name)
 
-    def holds(self, data: Path, name: str, split: str) -> bool:
-        """Whether a file of a task is in a folder."""
-        family = FAMILIES[self.family]
-        files = family.files(self.task(name), "train" if self.divided else split)
-        return any((data / folder / file).is_file() for folder in ("", family.name) for file in files)
+    def file_of(self, split: str) -> str:
+        """The split in whose file the rows of a split are."""
+        return self.division.file if self.division and split in self.division.shares else split
 
-    def available(self, names: Sequence[str], split: str, data: Path | None) -> tuple[str, ...]:
-        """Those of these tasks that are in the folder of a family, with a warning of the others; all, without one."""
-        if data is None:
-            return tuple(names)
-        split = "train" if self.divided else split
-        files = {name: FAMILIES[self.family].files(self.task(name), split) for name in names}
-        there = [name for name in names if self.holds(data, name, split)]
-        if not there:
-            looked = ", ".join(files[name][0] for name in names)
-            raise ValueError(f"{data} holds none of the {split} files of {self.name}: looked for {looked}")
-        if missing := [files[name][0] for name in names if name not in there]:
-            warnings.warn(f"{self.name} goes without {', '.join(missing)}, not in {data}", stacklevel=3)
-        return tuple(there)
+    def rows(self, task: str, split: str, scope: Scope, limit: int | None = None) -> list[Row]:
+        """The rows of a split of a task, or so many of them, the same ones each time."""
+        if self.division and split in self.division.shares:
+            return self.division.rows(task, scope.data)[split][:limit]
+        return load_rows(task, split, data=scope.data, limit=limit, seed=SAMPLE)

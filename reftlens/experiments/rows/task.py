@@ -83,6 +83,10 @@ class Family:
     layout: str = "{split}/{name}.jsonl"
     whole: str | None = None
 
+    def task(self, name: str) -> Task:
+        """The task of a name, also one that is known by its file alone."""
+        return self.tasks.get(name) or self.other(name)
+
     def files(self, task: Task, split: str) -> tuple[str, ...]:
         """Where the rows of a split may lie, below the family's folder."""
         named = task.files.get(split) or self.layout.format(name=task.name, split=split)
