@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import hub_rows
@@ -242,6 +243,21 @@ def test_a_file_of_glue_that_no_task_names_has_two_labels(tmp_path):
     written(tmp_path / "glue/oddity/validation.jsonl", records)
     rows = load_rows("oddity", "test", data=tmp_path)
     assert [row.answer for row in rows] == ["0", "1", "0", "1"] and rows[0].prompt == "First: a\nSecond: b\nLabel:"
+
+
+def test_training_rows_of_glue_that_are_none_of_its_training_split_are_read_with_a_warning(tmp_path):
+    from reftlens.experiments.rows.loading import load_rows
+
+    other = written(tmp_path / "glue/qnli/train_from_validation.jsonl", hub_rows.GLUE["qnli"][0])
+    with pytest.warns(UserWarning, match=r"train_from_validation.jsonl is not the training split of qnli, .* no publi"):
+        rows = load_rows("qnli", data=tmp_path)
+    assert len(rows) == 10 and other.name in rows[0].fields["place"]
+    refused("no test rows of qnli", "qnli", split="test", data=tmp_path)
+    written(tmp_path / "glue/qnli/train.jsonl", hub_rows.GLUE["qnli"][0][:3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_rows("qnli", data=tmp_path)) == 3
+        assert len(load_rows("qnli", data=other)) == 10, "a file that is named is what it is"
 
 
 # -- files ---------------------------------------------------------------------------------------------------

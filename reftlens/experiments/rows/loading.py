@@ -1,6 +1,7 @@
 """Rows of the data sets that ReFT was judged by, from local files or from the hub, and parts of them."""
 
 import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -101,6 +102,10 @@ def _source(task: str | Task, split: str, data: Source | None) -> tuple[Iterator
     if path.is_file():
         return records(path), known or _family_of(path).other(name)
     file, known = _found(path, name, known, split)
+    stand_in = FAMILIES[known.family].stand_in
+    if stand_in and file.match(stand_in.format(name=known.name)):
+        words = f"{file} is not the training split of {known.name}, as its name says: no published score compares"
+        warnings.warn(f"{words} to what is trained on it; see that none of its rows is tested", stacklevel=3)
     return records(file), known
 
 

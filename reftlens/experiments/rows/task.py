@@ -75,6 +75,7 @@ class Family:
         other: a task of this family for the name of a file that is not among them.
         layout: where the file of a task and split lies in the family's folder.
         whole: the same of a file that is not split; its rows are there to train on.
+        stand_in: the same of a file of other rows, read with a warning where that of the training split is missing.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Family:
     other: Callable[[str], Task]
     layout: str = "{split}/{name}.jsonl"
     whole: str | None = None
+    stand_in: str | None = None
 
     def task(self, name: str) -> Task:
         """The task of a name, also one that is known by its file alone."""
@@ -90,7 +92,8 @@ class Family:
     def files(self, task: Task, split: str) -> tuple[str, ...]:
         """Where the rows of a split may lie, below the family's folder."""
         named = task.files.get(split) or self.layout.format(name=task.name, split=split)
-        return (named, self.whole.format(name=task.name)) if self.whole and split == "train" else (named,)
+        others = (self.whole, self.stand_in) if split == "train" else ()
+        return (named, *(layout.format(name=task.name) for layout in others if layout))
 
 
 def text_of(record: Record, name: str, place: str) -> str:

@@ -160,4 +160,10 @@ _TASKS = (
         ),
     ),
 )
-FAMILY = Family("glue", {task.name: task for task in _TASKS}, glue, "{name}/{split}.jsonl")
+FAMILY = Family(
+    "glue",
+    {task.name: task for task in _TASKS},
+    glue,
+    layout="{name}/{split}.jsonl",
+    stand_in="{name}/train_from_validation.jsonl",
+)
