@@ -27,7 +27,11 @@ class Asking:
     subject: Subject
 
     def answers(self, trained: Trained, rows: Sequence[Row], ways: Sequence[str]) -> list[Prediction]:
-        """What is answered to rows in these ways; nothing, to one that does not fit."""
+        """What is answered to rows in these ways; nothing, to one that does not fit.
+
+        By likelihood, only where each row has a few answers: a similarity from 0 to 5 has not.
+        """
+        ways = [way for way in ways if way != LIKELIHOOD or all(row.choices for row in rows)]
         fits = [i for i, row in enumerate(rows) if self.fits(row.prompt + max(self._written(row), key=len))]
         named = [way for way in ways if way != TEXT]
         given: list[dict[str, str | None]] = [dict.fromkeys(named) for _ in rows]
@@ -50,7 +54,7 @@ class Asking:
     def tokens(self, rows: Sequence[Row], ways: Sequence[str]) -> tuple[int, int]:
         """How many `answers` reads, and how many it writes at most."""
         asked = sum(self.length(row.prompt) for row in rows)
-        scored = sum(self.length(row.prompt + answer) for row in rows for answer in self._written(row))
+        scored = sum(self.length(row.prompt + answer) for row in rows if row.choices for answer in self._written(row))
         written = len(rows) * self.recipe.decoding.max_new_tokens
         return scored * (LIKELIHOOD in ways) + asked * _writes(ways), written * _writes(ways)
 

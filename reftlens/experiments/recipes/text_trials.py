@@ -1,4 +1,4 @@
-"""One method with one seed on texts: trained on the mix of a recipe, it writes answers and scores them."""
+"""One method with one seed on texts: trained on a part of a recipe, it writes answers and scores them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -16,7 +16,7 @@ from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.recipes.asking import TEXT, Asking
 from reftlens.experiments.rows.families.arithmetic import truncated
 from reftlens.experiments.rows.loading import FAMILIES, Row
-from reftlens.experiments.rows.splits import available, holds
+from reftlens.experiments.rows.splits import holds
 from reftlens.experiments.runs.recipe import Scope, Trial
 from reftlens.experiments.runs.records import Prediction
 from reftlens.numbers import seeded
@@ -30,24 +30,30 @@ if TYPE_CHECKING:
 GOLD = "log-probability of the gold steps, nats per token"
 """What is measured of the tasks that are held out."""
 _DEV = 16
-"""Rows of each task that settings are chosen by."""
+"""Rows of each task that settings are chosen by, where it has no dev split."""
 
 
 class TextTrial(Trial):
-    """One method with one seed: trained on the mix, tested on each task."""
+    """One method with one seed: trained on the tasks of a part, tested on each of them."""
 
     def __init__(
-        self, recipe: "TextRecipe", name: str, seed: int, subject: Subject, scope: Scope, setting: Mapping[str, Any]
+        self,
+        recipe: "TextRecipe",
+        part: str,
+        name: str,
+        seed: int,
+        subject: Subject,
+        scope: Scope,
+        setting: Mapping[str, Any],
     ) -> None:
-        self.recipe, self.subject, self.name, self.seed = recipe, subject, name, seed
+        self.recipe, self.part, self.subject, self.name, self.seed = recipe, part, subject, name, seed
         self.entry, self.scope = recipe.entries[name], scope
         self._asking = Asking(recipe, subject)
         self.method = with_settings(self.entry.method, setting)
         own = {k: v for k, v in {"steps": scope.steps, "lr": setting.get("lr")}.items() if v is not None}
         self.fit_config = recipe.config.replace({**self.entry.settings, **own, "seed": seed})
         family, data, limit = FAMILIES[recipe.family], scope.data, scope.limit or recipe.limit
-        names = scope.tasks or available(recipe.name, family, recipe.test, recipe.file_of("test"), data)
-        self.test = {task: recipe.rows(task, "test", scope, limit) for task in names}
+        self.test = {task: recipe.rows(task, "test", scope, limit) for task in recipe.tested(part, scope)}
         held_out = recipe.held_out if scope.tasks is None else ()
         self.held_out = {
             f"{task}, {split}": recipe.rows(task, split, scope, limit)
@@ -57,7 +63,7 @@ class TextTrial(Trial):
         self.tasks = (*self.test, *self.held_out)
         every = [
             recipe.rows(task, "train", scope, scope.train_limit or recipe.train_limit)
-            for task in available(recipe.name, family, recipe.train, recipe.file_of("train"), data)
+            for task in recipe.taught(part, scope)
         ]
         rows = [row for rows in every for row in (self._dealt_out(rows) if self.entry.shuffled else rows)]
         if self.entry.opening is not None:
@@ -68,9 +74,10 @@ class TextTrial(Trial):
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
+        answers = {task: list(rows[0].choices) for task, rows in self.test.items()}
         return {
             "recipe": self.recipe.name,
-            "part": "mix",
+            "part": self.part,
             "method": self.name,
             "seed": self.seed,
             "settings": {"kind": type(self.method).__name__, **asdict(self.method)},
@@ -83,6 +90,7 @@ class TextTrial(Trial):
             "dtype": str(self.subject.dtype).removeprefix("torch."),
             "train": self.data.fingerprint,
             "test": {t: [row.index for row in rows] for t, rows in {**self.test, **self.held_out}.items()},
+            **({} if self.recipe.together else {"choices": answers}),
         }
 
     @cached_property
@@ -123,11 +131,13 @@ class TextTrial(Trial):
 
     @cached_property
     def dev(self) -> Batch:
-        """Rows of the training files that are not trained on, sixteen of each task, no question of those that are."""
+        """Rows that are not trained on, no question of those that are: the dev split of each task, where the recipe
+        makes one, or else sixteen of its training file."""
         taught, rows = {row.question for row in self.rows}, list[Row]()
+        split, most = ("train", _DEV) if self.recipe.file_of("dev") == "dev" else ("dev", None)
         for task in dict.fromkeys(row.task for row in self.rows):
-            left = [row for row in self.recipe.rows(task, "train", self.scope) if row.question not in taught]
-            rows += [r for r in left if self._asking.fits(r.prompt + r.completion)][:_DEV]
+            left = [row for row in self.recipe.rows(task, split, self.scope) if row.question not in taught]
+            rows += [r for r in left if self._asking.fits(r.prompt + r.completion)][:most]
         if not rows:
             raise ValueError("no rows are left to choose settings by: all are trained on, lower the training limit")
         examples = [Example(row.prompt, row.completion) for row in rows]
@@ -180,6 +190,7 @@ class TextTrial(Trial):
         dealt = []
         for row, other in zip(rows, order, strict=True):
             answer = rows[other].answer
-            answer = answer if answer in row.choices else row.choices[other % len(row.choices)]
+            if row.choices and answer not in row.choices:
+                answer = row.choices[other % len(row.choices)]
             dealt.append(replace(row, answer=answer, completion=self.recipe.task(row.task).written(answer, row)))
         return dealt

@@ -10,7 +10,7 @@ from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.recipes.asking import LIKELIHOOD, TEXT, WRITTEN
 from reftlens.experiments.recipes.text_trials import TextTrial
 from reftlens.experiments.rows.loading import FAMILIES, Row, Task, load_rows
-from reftlens.experiments.rows.splits import SAMPLE, Division
+from reftlens.experiments.rows.splits import SAMPLE, Division, available
 from reftlens.experiments.runs.recipe import Recipe, Scope, Setting
 from reftlens.generation.decoding import Decoding
 from reftlens.training.config import FitConfig
@@ -33,7 +33,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class TextRecipe(Recipe):
-    """Tasks that are trained on together, and tested one by one."""
+    """Tasks that are trained on together, or each by itself, and tested one by one."""
 
     name: str
     family: str
@@ -52,6 +52,8 @@ class TextRecipe(Recipe):
     max_length: int = 512
     """Longest row, in tokens: a longer one is left out of training, and counted as not answered in the test."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    together: bool = True
+    """Whether all tasks are trained on as one mix; else each is a part of its own."""
     division: Division | None = None
     """Splits that are shares of one file; others have files of their own."""
 
@@ -60,7 +62,8 @@ class TextRecipe(Recipe):
         return {name: entry.method for name, entry in self.entries.items()}
 
     def parts(self, scope: Scope) -> Sequence[str]:
-        return ["mix"]
+        """The mix; or the tasks, of a local folder those that are there."""
+        return ["mix"] if self.together else scope.tasks or self._available(self.train, "train", scope)
 
     def trial(
         self,
@@ -71,7 +74,18 @@ class TextRecipe(Recipe):
         scope: Scope,
         setting: Setting = MappingProxyType({}),
     ) -> "TextTrial":
-        return TextTrial(self, method, seed, subject, scope, setting)
+        return TextTrial(self, part, method, seed, subject, scope, setting)
+
+    def taught(self, part: str, scope: Scope) -> Sequence[str]:
+        """The tasks that a part is trained on."""
+        return self._available(self.train, "train", scope) if self.together else [part]
+
+    def tested(self, part: str, scope: Scope) -> Sequence[str]:
+        """The tasks that a part is tested on."""
+        return [part] if not self.together else scope.tasks or self._available(self.test, "test", scope)
+
+    def _available(self, names: Sequence[str], split: str, scope: Scope) -> Sequence[str]:
+        return available(self.name, FAMILIES[self.family], names, self.file_of(split), scope.data)
 
     def task(self, name: str) -> Task:
         """A task of the family, also one that is known by its file alone."""
