@@ -67,7 +67,7 @@ def test_all_eight_tasks_are_trained_with_a_head_and_scored_by_their_metrics(fol
 def test_every_method_stands_beside_the_same_head_and_its_own_numbers_are_counted(folder, tmp_path):
     found = _run(folder, tmp_path, METHODS, ("sst2",), seeds=(0, 1))
     d, layers = _subject().bridge.cfg.d_model, _subject().bridge.cfg.n_layers
-    counts = {name.split("/")[1]: cost["parameters"] for name, cost in found.costs.items()}
+    counts = {name.split("/")[-1]: cost["parameters"] for name, cost in found.costs.items()}
     assert counts["head"] == 0 and counts["loreft"] == layers * (2 * d + 1) and counts["red"] == layers * 2 * d
     assert counts["lora"] == layers * 2 * (2 * d * 8) < counts["dora"]
     assert all(counts[name] > 0 for name in METHODS if name != "head")

@@ -133,6 +133,28 @@ def test_rows_are_those_that_the_recipe_of_heads_trains_on_chooses_by_and_report
         assert words.config["choices"] == head.config["choices"] and words.config["part"] == task
 
 
+def test_words_and_a_head_stand_in_one_table_row_by_row_each_with_its_own_costs(folder, tmp_path):
+    from reftlens.experiments import RECIPES, Scope, run_recipe
+    from reftlens.experiments.runs.tables import table
+    from reftlens.training.config import FitConfig
+
+    words = _run(folder, tmp_path, ["base", "loreft"], ("rte",))
+    head = replace(RECIPES["glue"], config=FitConfig(steps=2, batch_size=4, patience=9))
+    settings = {"subject": _subject(), "seeds": (0,), "scope": Scope(data=folder, tasks=("rte",)), "out": tmp_path}
+    heads = run_recipe(head, ["loreft"], progress=False, **settings)
+    both = table([tmp_path / "glue", tmp_path / "glue-words"])
+    assert both.costs == {**words.costs, **heads.costs} and len(both.costs) == 3
+    parameters = {name: cost["parameters"] for name, cost in both.costs.items()}
+    assert parameters["glue/rte/loreft"] == 2 * (2 * 16 + 1) and parameters["glue-words/rte/loreft"] == 2 * (
+        2 * 16 * 8 + 8
+    )
+    frame = both.to_frame().set_index(["recipe", "method", "answered by"])["parameters"]
+    assert frame["glue", "loreft", "head"] == parameters["glue/rte/loreft"]
+    assert "glue, glue-words: scores" in repr(both)
+    (gain,) = both.gains("head")
+    assert (gain.method, gain.to, gain.difference.count) == ("loreft", "base, likelihood", 5)
+
+
 def test_settings_are_chosen_by_the_dev_half(folder, tmp_path, monkeypatch):
     from reftlens.experiments.runs import tuning
 

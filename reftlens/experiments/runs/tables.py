@@ -47,8 +47,8 @@ class Table:
 
     cells: tuple[Cell, ...]
     costs: Mapping[str, Mapping[str, float]]
-    """By `PART/METHOD`: trained parameters (without a head) and their share in percent, seconds per step, peak memory
-    and size on disk in bytes; medians over the seeds."""
+    """By `RECIPE/PART/METHOD`: trained parameters (without a head) and their share in percent, seconds per step, peak
+    memory and size on disk in bytes; medians over the seeds."""
     searches: tuple[str, ...] = ()
     """Of each method whose settings were chosen first, what was tried and taken, a sentence."""
     letters: LetterTable | None = None
@@ -62,7 +62,7 @@ class Table:
             {"recipe": c.recipe, "part": c.part, "method": c.method, "answered by": c.way, "task": c.task}
             | {"metric": c.metric, "rows": len(c.answers), "seeds": len(c.seeds)}
             | c.score.as_columns("score")
-            | dict(self.costs.get(f"{c.part}/{c.method}", {}))
+            | dict(self.costs.get(f"{c.recipe}/{c.part}/{c.method}", {}))
             for c in self.cells
         ]
         return pd.DataFrame(rows)
@@ -98,7 +98,8 @@ class Table:
         return "\n".join([*lines, *_lines_of(self.gains()), *letters])
 
     def __repr__(self) -> str:
-        lines = [f"{self.cells[0].recipe}: scores with 95 % intervals over rows and seeds"]
+        recipes = ", ".join(dict.fromkeys(c.recipe for c in self.cells))
+        lines = [f"{recipes}: scores with 95 % intervals over rows and seeds"]
         for name in dict.fromkeys(c.name for c in self.cells):
             scores = ", ".join(f"{c.column} {c.score:.3f}" for c in self.cells if c.name == name)
             lines.append(f"{name}: {scores}")
@@ -129,7 +130,7 @@ class Table:
         return dict(tasks)
 
     def _cost_words(self, cells: Iterable[Cell]) -> list[str]:
-        cost = next((self.costs[k] for c in cells if (k := f"{c.part}/{c.method}") in self.costs), {})
+        cost = next((self.costs[k] for c in cells if (k := f"{c.recipe}/{c.part}/{c.method}") in self.costs), {})
         number, percent, seconds = (cost.get(k) for k in ("parameters", "percent", "seconds_per_step"))
         return [
             "" if number is None else f"{number:,.0f}",
@@ -169,7 +170,7 @@ def table(folders: Iterable[str | Path]) -> Table:
         for run in runs:
             config = run.config()
             recipe, part, method, seed = (config[k] for k in ("recipe", "part", "method", "seed"))
-            costs[f"{part}/{method}"].append(run.metrics())
+            costs[f"{recipe}/{part}/{method}"].append(run.metrics())
             choices |= {task: tuple(names) for task, names in config.get("choices", {}).items()}
             for prediction in run.predictions():
                 for way in (*prediction.given, *prediction.measures):
