@@ -179,12 +179,19 @@ def test_dealt_out_answers_are_those_of_the_task(folder):
 
 
 def test_tasks_that_a_folder_lacks_are_said_and_unknown_ones_refused(folder, tmp_path):
-    from reftlens.experiments import Scope
+    from reftlens.experiments import RECIPES, Scope
 
     (folder / "glue/qqp/train.jsonl").unlink()
     with pytest.warns(UserWarning, match="glue-words goes without qqp/train.jsonl"):
         assert set(_recipe().parts(Scope(data=folder))) == {*TASKS} - {"qqp"}
     with pytest.raises(ValueError, match="sst-2"):
         _run(folder, tmp_path / "a", ["base"], ("sst-2",))
+    for recipe, task, family in (
+        ("glue-words", "piqa", "commonsense"),
+        ("glue", "aqua", "arithmetic"),
+        ("commonsense", "rte", "glue"),
+    ):
+        with pytest.raises(ValueError, match=f"{task} is a task of {family}: expected one of"):
+            RECIPES[recipe].trial(task, "lora", 0, _subject(), Scope(data=folder, tasks=(task,)))
     with pytest.raises(ValueError, match="glue-words has no method 'head'"):
         _run(folder, tmp_path / "b", ["head"], ("sst2",))

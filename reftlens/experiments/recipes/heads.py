@@ -15,7 +15,7 @@ from reftlens.experiments.methods.refts import Reft
 from reftlens.experiments.methods.searching import rows_seen
 from reftlens.experiments.methods.spaces import Space, with_settings
 from reftlens.experiments.methods.subjects import Subject
-from reftlens.experiments.rows.loading import FAMILIES, Row, load_rows
+from reftlens.experiments.rows.loading import FAMILIES, Row, check_family, load_rows
 from reftlens.experiments.rows.splits import HALVES, SAMPLE, available
 from reftlens.experiments.runs.recipe import Recipe, Scope, Setting, Trial
 from reftlens.experiments.runs.records import Prediction
@@ -92,6 +92,7 @@ class HeadTrial(Trial):
         self.method = method if method is None else with_settings(method, setting)
         own = {k: v for k, v in {"steps": scope.steps, "lr": setting.get("lr")}.items() if v is not None}
         self.fit_config = recipe.config.replace({**settings, **own, "seed": seed})
+        check_family(task, "glue")
         limit = scope.train_limit or recipe.train_limit
         self.rows = load_rows(task, "train", data=scope.data, limit=limit, seed=SAMPLE)
         halves = HALVES.rows(task, scope.data)

@@ -9,7 +9,7 @@ from reftlens.experiments.methods import Method
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.recipes.asking import LIKELIHOOD, TEXT, WRITTEN
 from reftlens.experiments.recipes.text_trials import TextTrial
-from reftlens.experiments.rows.loading import FAMILIES, Row, Task, load_rows
+from reftlens.experiments.rows.loading import FAMILIES, Row, Task, check_family, load_rows
 from reftlens.experiments.rows.splits import SAMPLE, Division, available
 from reftlens.experiments.runs.recipe import Recipe, Scope, Setting
 from reftlens.generation.decoding import Decoding
@@ -97,6 +97,7 @@ class TextRecipe(Recipe):
 
     def rows(self, task: str, split: str, scope: Scope, limit: int | None = None) -> list[Row]:
         """The rows of a split of a task, or so many of them, the same ones each time."""
+        check_family(task, self.family)
         if self.division and split in self.division.shares:
             return self.division.rows(task, scope.data)[split][:limit]
         return load_rows(task, split, data=scope.data, limit=limit, seed=SAMPLE)

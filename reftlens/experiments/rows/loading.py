@@ -87,6 +87,17 @@ def task_of(name: str) -> Task:
     return TASKS[name]
 
 
+def check_family(name: str, family: str) -> None:
+    """Refuse a task of another family, whose rows are asked and read by other rules.
+
+    Raises:
+        ValueError: naming its family, and the tasks of the one that is expected.
+    """
+    if name in TASKS and TASKS[name].family != family:
+        expected = f"expected one of {', '.join(FAMILIES[family].tasks)}, or the name of a file of {family}"
+        raise ValueError(f"{name} is a task of {TASKS[name].family}: {expected}")
+
+
 def _source(task: str | Task, split: str, data: Source | None) -> tuple[Iterator[tuple[str, Any]], Task]:
     """The records with their places, and the task that they are of."""
     name = task if isinstance(task, str) else task.name
