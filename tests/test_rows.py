@@ -397,3 +397,13 @@ def test_the_hub_out_of_reach_says_what_to_pass(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     refused(r"google/boolq, split 'validation', could not be loaded \(offline\): pass data=")
+
+
+def test_a_label_that_is_text_is_no_text_of_the_row(tmp_path):
+    from reftlens.experiments.rows.loading import load_rows
+
+    file = tmp_path / "glue/own/train.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"sentence": "a film", "label": "1"}) + "\n")
+    (row,) = load_rows("own", "train", data=tmp_path)
+    assert row.fields["texts"] == ("a film",) and row.fields["label"] == 1 and "1" not in row.prompt

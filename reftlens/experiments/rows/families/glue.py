@@ -76,7 +76,8 @@ def _similarity(label: object, place: str) -> tuple[str, float]:
 
 def _from(record: Record, place: str) -> Labels:
     """Labels of a data set that is not known by name: 0 and 1 for the texts that a row has."""
-    texts = {name: str(name).capitalize() for name, value in record.items() if isinstance(value, str)}
+    names = [name for name, value in record.items() if isinstance(value, str) and name != "label"]
+    texts = {name: str(name).capitalize() for name in names}
     if not 1 <= len(texts) <= 2 or "label" not in record:
         raise ValueError(f"{place} has the fields {', '.join(map(str, record))}, expected one or two texts and a label")
     return Labels(texts, "Label:", {"0": "0", "1": "1"})
