@@ -205,3 +205,21 @@ def test_a_table_has_a_picture_and_seeds_of_other_rows_are_refused(tmp_path):
     path.write_text(path.read_text().split("\n", 1)[1])
     with pytest.raises(ValueError, match="answered different rows of boolq"):
         table([tmp_path])
+
+
+def test_the_same_run_twice_is_no_table_of_twice_the_rows(tmp_path):
+    from reftlens.experiments.runs.tables import table
+
+    _run(planted({"good": 0.9}), tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ValueError, match="a second run of good with seed 0: make a table of each folder"):
+        table([tmp_path / "a", tmp_path / "b"])
+
+
+def test_limits_of_rows_are_counts():
+    from reftlens.experiments.runs.recipe import Scope
+
+    for name in ("limit", "train_limit", "steps"):
+        for count in (0, -5):
+            with pytest.raises(ValueError, match=f"{name}={count}, expected 1 or more"):
+                Scope(**{name: count})

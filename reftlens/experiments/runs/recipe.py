@@ -13,6 +13,7 @@ from reftlens.experiments.methods.spaces import Space
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.rows.task import Row
 from reftlens.experiments.runs.records import Prediction
+from reftlens.numbers import whole
 
 Setting = Mapping[str, Any]
 """Fields of a method by name, and `lr`, in place of its own."""
@@ -30,6 +31,11 @@ class Scope:
     train_limit: int | None = None
     """Training rows of each task."""
     steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "train_limit", "steps"):
+            if (count := getattr(self, name)) is not None:
+                whole(count, name, 1)
 
 
 class Trial(ABC):

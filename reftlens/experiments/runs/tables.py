@@ -158,7 +158,7 @@ def table(folders: Iterable[str | Path]) -> Table:
 
     Raises:
         FileNotFoundError: where a folder holds no finished run.
-        ValueError: where two seeds of a method answered different rows.
+        ValueError: where two seeds of a method answered different rows, or two runs are of one method and seed.
     """
     groups: dict[tuple[str, str, str, str, str], dict[int, list[Prediction]]] = defaultdict(dict)
     costs: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -172,9 +172,13 @@ def table(folders: Iterable[str | Path]) -> Table:
             recipe, part, method, seed = (config[k] for k in ("recipe", "part", "method", "seed"))
             costs[f"{recipe}/{part}/{method}"].append(run.metrics())
             choices |= {task: tuple(names) for task, names in config.get("choices", {}).items()}
+            answered: dict[tuple[str, str], list[Prediction]] = defaultdict(list)
             for prediction in run.predictions():
                 for way in (*prediction.given, *prediction.measures):
-                    groups[recipe, part, method, prediction.task, way].setdefault(seed, []).append(prediction)
+                    answered[prediction.task, way].append(prediction)
+            for (task, way), predictions in answered.items():
+                if groups[recipe, part, method, task, way].setdefault(seed, predictions) is not predictions:
+                    raise ValueError(f"{run.path} is a second run of {method} with seed {seed}: make a table of each folder")
     cells = [cell for key, by_seed in groups.items() for cell in cells_of(*key, by_seed, choices.get(key[3], ()))]
     medians = {name: _medians(every) for name, every in costs.items()}
     return Table((*majorities(cells), *cells), medians, searches, letters)
