@@ -173,7 +173,7 @@ def test_each_method_trains_is_stored_and_read_again(name, tmp_path):
 @pytest.mark.parametrize("name", ["loreft", "lora", "reft+lora", "head"])
 def test_a_run_that_was_killed_ends_as_one_that_was_not(name, tmp_path, monkeypatch):
     from reftlens.experiments import methods
-    from reftlens.experiments.methods import loop
+    from reftlens.experiments.methods import costs, loop
     from reftlens.training import fitting
 
     pytest.importorskip("peft")
@@ -200,11 +200,16 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(name, tmp_path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             method.fit(subject, data, config, seed=1, checkpoint=tmp_path / "run", progress=False)
     done = []
+    clock = [0.0]
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "step", lambda self: done.append(1) or step(self))
-        patch.setattr(fitting, "advance", lambda *args: done.append(1) or advance(*args))
+        patch.setattr(loop.Loop, "step", lambda self: clock.append(clock[-1] + 2.0) or done.append(1) or step(self))
+        patch.setattr(
+            fitting, "advance", lambda *args: clock.append(clock[-1] + 2.0) or done.append(1) or advance(*args)
+        )
+        patch.setattr(costs.time, "perf_counter", lambda: clock[-1])
         again = method.fit(subject, data, config, seed=1, checkpoint=tmp_path / "run", progress=False)
     assert len(done) == 25  # from step 20, the last that was written
+    assert again.seconds_per_step == 2.0  # of the steps that were taken in this call
     assert again.losses == whole.losses
     assert torch.equal(again.log_probs(data), whole.log_probs(data))
 

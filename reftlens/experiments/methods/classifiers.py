@@ -80,9 +80,6 @@ class Classifier(ABC):
         self.read(folder)
         self.measured = Measured(**{name: frozen(value) for name, value in told["measured"].items()})
 
-    def _take(self, count: int, history: History, cost: Any, steps: int | None = None) -> None:
-        self.measured = measures(self.subject, count, history, cost, steps)
-
 
 def classifier(method: Method | None, head: HeadSpec, subject: Subject, seed: int) -> Classifier:
     """An untrained one, drawn from the seed; `method` None trains the head alone.
@@ -130,7 +127,8 @@ class OnHook(Classifier):
             )
         history = History(losses=list(run.losses), evaluations=list(run.validation), seconds=run.seconds)
         edits = [m for m in self.reft.distinct if not isinstance(m, Head)]
-        self._take(sum(m.stored_parameters for m in edits), history, cost, len(steps))
+        count = sum(m.stored_parameters for m in edits)
+        self.measured = measures(self.subject, count, history, cost, len(steps))
 
     def scores(self, batch: Batch) -> Float[Tensor, "rows outputs"]:
         return head_scores(self.reft.eval(), self.subject.bridge, batch)
@@ -164,7 +162,8 @@ class InLoop(Classifier):
         with measured(self.subject.device) as cost:
             history = train(loop, checkpoint=checkpoint, progress=progress)
         own = {id(p) for p in self.head.parameters()}
-        self._take(sum(p.numel() for p in loop.trained.values() if id(p) not in own), history, cost)
+        count = sum(p.numel() for p in loop.trained.values() if id(p) not in own)
+        self.measured = measures(self.subject, count, history, cost, loop.taken)
 
     @torch.no_grad()
     def scores(self, batch: Batch) -> Float[Tensor, "rows outputs"]:

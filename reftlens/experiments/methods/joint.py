@@ -90,7 +90,7 @@ class ReftAndLora(PlainMethod):
         for weight in weights.values():
             weight.requires_grad_(False)
         acting = Adapted(bridge, reft.eval(), weights, lambda: self.prepared(subject.plain(), seed))
-        return Trained(self, subject, acting, measures(subject, count, history, cost))
+        return Trained(self, subject, acting, measures(subject, count, history, cost, loop.taken))
 
     def read(self, folder: Path, subject: Subject) -> Acting:
         adapter = read_adapter(folder / "adapter", subject, trainable=True)

@@ -85,7 +85,7 @@ class Loop:
             if getattr(self.config, name) is not None and self.validation is None:
                 raise ValueError(f"{name}={getattr(self.config, name)} needs validation=…, a batch to evaluate")
         self.device = next(iter(self.trained.values())).device
-        self.history, self.best = History(), dict[str, Tensor]()
+        self.history, self.best, self.resumed = History(), dict[str, Tensor](), 0
         with_decay = {id(p) for p in decayed(self.module)}
         groups = [
             ([p for p in self.trained.values() if id(p) in with_decay], self.config.weight_decay),
@@ -97,6 +97,11 @@ class Loop:
     @property
     def done(self) -> int:
         return len(self.history.losses)
+
+    @property
+    def taken(self) -> int:
+        """Steps of this loop, without those of a checkpoint."""
+        return self.done - self.resumed
 
     @property
     def total(self) -> int:
@@ -181,8 +186,6 @@ class Loop:
             for name, value in self.best.items():
                 self.trained[name].copy_(value)
 
-    # -- its file ----------------------------------------------------------------------------------------
-
     def _told(self) -> dict[str, Any]:
         validation = None if self.validation is None else self.validation.fingerprint
         run = {"settings": asdict(self.config), "data": self.data.fingerprint, "validation": validation}
@@ -213,6 +216,7 @@ class Loop:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         history = {f.name: record[f.name] for f in fields(History)}
         self.history = History(**{**history, "evaluations": [(step, loss) for step, loss in history["evaluations"]]})
+        self.resumed = self.done
 
 
 def train(

@@ -190,7 +190,7 @@ class PlainMethod(Method):
         with measured(subject.device) as cost:
             history = train(loop, checkpoint=checkpoint, progress=progress)
         count = sum(p.numel() for p in loop.trained.values())
-        return Trained(self, subject, self.acting(inside, subject), measures(subject, count, history, cost))
+        return Trained(self, subject, self.acting(inside, subject), measures(subject, count, history, cost, loop.taken))
 
     def identity(self, subject: Subject, seed: int) -> dict[str, Any]:
         """What a checkpoint has to agree with."""
@@ -198,9 +198,8 @@ class PlainMethod(Method):
         return {"method": repr(self), "start": seed, "model": [model.name, model.config, model.weights]}
 
 
-def measures(subject: Subject, count: int, history: History, cost: Cost, steps: int | None = None) -> Measured:
-    """`steps` are those that were taken in this call; None where they are all."""
-    taken = len(history.losses) if steps is None else steps
+def measures(subject: Subject, count: int, history: History, cost: Cost, taken: int) -> Measured:
+    """What a fit of `count` numbers took; `cost` is of the steps that it has `taken`, without those of a checkpoint."""
     return Measured(
         parameters=count,
         percent=100 * count / subject.parameters,

@@ -178,7 +178,9 @@ def table(folders: Iterable[str | Path]) -> Table:
                     answered[prediction.task, way].append(prediction)
             for (task, way), predictions in answered.items():
                 if groups[recipe, part, method, task, way].setdefault(seed, predictions) is not predictions:
-                    raise ValueError(f"{run.path} is a second run of {method} with seed {seed}: make a table of each folder")
+                    raise ValueError(
+                        f"{run.path} is a second run of {method} with seed {seed}: make a table of each folder"
+                    )
     cells = [cell for key, by_seed in groups.items() for cell in cells_of(*key, by_seed, choices.get(key[3], ()))]
     medians = {name: _medians(every) for name, every in costs.items()}
     return Table((*majorities(cells), *cells), medians, searches, letters)
