@@ -393,3 +393,20 @@ def test_each_kind_of_the_family_is_made_at_its_sites_and_begins_with_the_unedit
     for wrong in ({"kind": "DAS"}, {"rank": 0}, {"layers": ()}):
         with pytest.raises(ValueError):
             Reft(**wrong)
+
+
+@pytest.mark.parametrize("name", ["lora", "prefix", "reft+lora", "loreft"])
+def test_a_model_that_predicts_no_next_token_is_refused_before_any_training(name, monkeypatch):
+    from transformers import BertConfig, BertForMaskedLM
+
+    from reftlens.experiments import methods
+    from reftlens.experiments.methods import loop
+
+    pytest.importorskip("peft")
+    tokenizer = architectures.tokenizer()
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    encoder = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes))
+    subject = methods.Subject(encoder, tokenizer=tokenizer)
+    monkeypatch.setattr(loop.Loop, "step", lambda self: pytest.fail("it was trained"))
+    with pytest.raises(ValueError, match="sees the tokens that it would predict"):
+        methods.METHODS[name].fit(subject, _data(subject), _config(), progress=False)

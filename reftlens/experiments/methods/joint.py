@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reftlens.bridge.trial import check_predicts
 from reftlens.editing.engine import forward
 from reftlens.editing.reft import ReFT
 from reftlens.experiments.methods.acting import Acting, OnBridge
@@ -70,6 +71,7 @@ class ReftAndLora(PlainMethod):
     ) -> Trained:
         """See `Method.fit`."""
         data.require_targets()
+        check_predicts(subject.bridge)
         adapter = self.prepared(subject.plain(), seed)
         layers, weights = self.lora.parts(adapter), _trained(adapter)
         bridge, reft = subject.boot(adapter), self.reft.edit(subject, seed).to(subject.device)

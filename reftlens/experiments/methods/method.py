@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reftlens.bridge.trial import check_predicts
 from reftlens.errors import StoreMismatch
 from reftlens.experiments.methods.acting import Acting, size_on_disk
 from reftlens.experiments.methods.costs import Cost, measured
@@ -146,7 +147,7 @@ class Method(ABC):
 
         Raises:
             TrainingDiverged, CheckpointMismatch: as `rl.fit`.
-            ValueError: where the method does not fit the model.
+            ValueError: where the method does not fit the model, or the model does not predict next tokens.
         """
 
     @abstractmethod
@@ -184,6 +185,7 @@ class PlainMethod(Method):
     ) -> Trained:
         """See `Method.fit`."""
         data.require_targets()
+        check_predicts(subject.bridge)
         inside = self.prepared(subject.plain(), seed)
         settings: dict[str, Any] = {"validation": validation, "identity": self.identity(subject, seed)}
         loop = Loop(inside, data, config.replace({"seed": seed}), parts=self.parts(inside), **settings)
