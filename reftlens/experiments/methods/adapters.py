@@ -34,7 +34,8 @@ class _Peft(PlainMethod):
         """The `PeftModel`, its start drawn from `seed` as after `torch.manual_seed(seed)`."""
         from peft import get_peft_model
 
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # transformers to peft
             torch.default_generator.manual_seed(seed)
             return get_peft_model(inside, self.configured(inside)).eval()
 
