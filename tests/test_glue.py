@@ -64,6 +64,25 @@ def test_all_eight_tasks_are_trained_with_a_head_and_scored_by_their_metrics(fol
         assert row["given"]["head"] == ("entailment", "neutral", "contradiction")[scores.index(max(scores))]
 
 
+def test_a_set_that_no_task_names_is_trained_on_its_own_labels(folder, tmp_path):
+    for name, labels in (("names", ["no", "yes", "maybe"]), ("values", [0.5, 7.25, -3])):
+        (folder / "glue" / name).mkdir()
+        for split in ("train", "validation"):
+            rows = [{"text": f"row {i}", "label": labels[i % 3], "label_text": "told", "idx": i} for i in range(12)]
+            rows = [row for row in rows if split == "train" or row["label"] != "maybe"]
+            (folder / "glue" / name / f"{split}.json").write_text(json.dumps(rows))
+    frame = _run(folder, tmp_path / "runs", ["head"], tasks=("names", "values")).to_frame()
+    metrics = {task: set(some["metric"]) for task, some in frame.groupby("task")}
+    assert metrics == {"names": {"accuracy"}, "values": {"pearson", "spearman"}}
+    config = json.loads((tmp_path / "runs/glue/names/head/seed-0/config.json").read_text())
+    assert config["choices"] == {"names": ["maybe", "no", "yes"]} and config["head"]["outputs"] == 3
+    from reftlens.experiments.runs.recipe import Scope
+
+    trial = _recipe().trial("values", "head", 0, _subject(), Scope(data=folder, tasks=("values",)))
+    trial.fit(None, progress=False)
+    assert -1 <= trial.dev_score() <= 1 and trial.rows[1].fields["texts"] == ("row 1",)
+
+
 def test_every_method_stands_beside_the_same_head_and_its_own_numbers_are_counted(folder, tmp_path):
     found = _run(folder, tmp_path, METHODS, ("sst2",), seeds=(0, 1))
     d, layers = _subject().bridge.cfg.d_model, _subject().bridge.cfg.n_layers

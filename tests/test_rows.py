@@ -1,11 +1,13 @@
 """Rows out of files and of the hub's records: the same prompts as LLM-Adapters', and what cannot be one refused."""
 
+import gzip
 import json
 import re
 import warnings
 from pathlib import Path
 
 import hub_rows
+import pandas as pd
 import pytest
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -236,13 +238,54 @@ def test_ten_rows_of_each_task_of_glue(name):
     refused("row 0: label (-1 is outside the set|is -1, expected a similarity)", name, data=wrong)
 
 
-def test_a_file_of_glue_that_no_task_names_has_two_labels(tmp_path):
+def test_a_file_of_glue_that_no_task_names_shows_its_labels(tmp_path):
     from reftlens.experiments.rows.loading import load_rows
 
-    records = [{"first": "a", "second": "b", "label": i % 2, "idx": i} for i in range(4)]
-    written(tmp_path / "glue/oddity/validation.jsonl", records)
-    rows = load_rows("oddity", "test", data=tmp_path)
+    def loaded(labels, other=()):
+        for split, values in (("validation", labels), ("train", other)):
+            records = [{"first": "a", "second": "b", "label": label, "idx": i} for i, label in enumerate(values)]
+            written(tmp_path / f"glue/oddity/{split}.jsonl", records)
+        return load_rows("oddity", "test", data=tmp_path)
+
+    rows = loaded([0, 1, 0, 1])
     assert [row.answer for row in rows] == ["0", "1", "0", "1"] and rows[0].prompt == "First: a\nSecond: b\nLabel:"
+    assert loaded([0, 0])[0].choices == ("0", "1") and loaded(["0", "1"]) == loaded([0, 1])
+    assert loaded([0, 1], other=[2])[0].choices == ("0", "1", "2"), "all splits have the labels of all"
+    named = loaded(["no", "Not sure"], other=["yes"])
+    assert named[1].choices == ("Not sure", "no", "yes") and named[1].completion == " not sure"
+    assert named[1].fields["label"] == 0 and [row.answer for row in named] == ["no", "Not sure"]
+    values = loaded([0, 7.5], other=[-1])
+    assert values[1].choices == () and values[1].fields["label"] == 7.5 and values[1].answer == "7.5"
+    for labels, message in (
+        ([0, "no"], r"2 different labels, such as 'no' \(.*line 2\), 0 \(.*line 1\): expected names of"),
+        ([0, -1], "line 2: label is -1, expected the numbers of at most 100 classes, from 0"),
+        ([0, 100], "line 2: label is 100, expected the numbers of at most 100 classes"),
+        ([f"text {i}" for i in range(101)], "101 different labels"),
+        (["yes", "Yes"], "the labels 'Yes', 'yes' differ in case or spaces alone"),
+        *[([0, label], "line 2: label is .*, expected the name or number of a class, or a value")
+          for label in (True, None, "", float("nan"), [1])],
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            loaded(labels)
+
+
+def test_names_of_labels_and_of_rows_are_no_texts_of_a_row():
+    from reftlens.experiments.rows.families.glue import FAMILY
+    from reftlens.experiments.rows.loading import load_rows
+
+    more = {"label_text": "good", "idx": "17", "guid": "a-1", "pairID": "x", "label": 1}
+    for texts in ({"text": "a"}, {"text1": "a", "text2": "b"}, {"premise": "a", "hypothesis": "b", "genre": "fiction"}):
+        row = load_rows(FAMILY.other("oddity"), data=[{**texts, **more}])[0]
+        assert row.fields["texts"] == ("a", "b")[: len(row.fields["texts"])] and "good" not in row.prompt
+    refused("expected one or two texts and a label", FAMILY.other("oddity"), data=[{"a": "", "b": "", "c": "", **more}])
+
+
+def test_labels_are_taken_by_their_names_too():
+    from reftlens.experiments.rows.loading import load_rows
+
+    rows = load_rows("sst2", data=[{"sentence": "a", "label": label} for label in ("positive", 1, "1")])
+    assert {(row.answer, row.fields["label"]) for row in rows} == {("positive", 1)}
+    refused("label 'neutral' is outside the set", "sst2", data=[{"sentence": "a", "label": "neutral"}])
 
 
 def test_training_rows_of_glue_that_are_none_of_its_training_split_are_read_with_a_warning(tmp_path):
@@ -272,6 +315,37 @@ def test_a_file_of_a_family_that_no_task_names_is_read_as_that_familys(tmp_path,
     assert [row.index for row in rows] == [0, 1, 2] and rows[0].choices == ("true", "false", "both")
     assert rows[0].task == "oddity"
     assert load_rows("oddity", data=tmp_path / below / "test/oddity.jsonl") == rows
+
+
+@pytest.mark.parametrize("place", ["test/oddity", "oddity/test", "commonsense/test/oddity", "commonsense/oddity/test"])
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".tsv"])
+def test_a_file_may_be_a_list_or_lines_or_a_table_packed_or_not_by_split_or_by_task(tmp_path, place, ending):
+    from reftlens.experiments.rows.loading import load_rows
+
+    records, file = [question(i) for i in range(3)], tmp_path / f"{place}{ending}"
+    file.parent.mkdir(parents=True)
+    if ending in (".csv", ".tsv"):
+        pd.DataFrame(records).to_csv(file, index=False, sep="\t" if ending == ".tsv" else ",")
+    else:
+        text = json.dumps(records, indent=2) if "jsonl" not in ending else "\r\n".join(map(json.dumps, records))
+        file.write_bytes(gzip.compress(text.encode()) if ending.endswith(".gz") else b"\xef\xbb\xbf" + text.encode())
+    rows = load_rows("oddity", "test", data=tmp_path)
+    assert [row.prompt for row in rows] == [row.prompt for row in load_rows("boolq", data=records)]
+
+
+def test_a_file_that_is_damaged_or_of_no_family_says_why(tmp_path):
+    packed = tmp_path / "boolq.jsonl.gz"
+    packed.write_bytes(gzip.compress(json.dumps(question(0)).encode())[:-9])
+    refused("boolq.jsonl.gz is damaged: it cannot be unpacked", "boolq", data=packed)
+    refused(
+        r"line 1 is a row of none of .*\n  commonsense: answer 'perhaps' is outside the set, .*\n  arithmetic: answer",
+        "oddity",
+        data=written(tmp_path / "oddity.jsonl", [question(0, answer="perhaps")]),
+    )
+    written(tmp_path / "commonsense/test/twice.jsonl", [question(0, choices="true/true")])
+    refused("the choices are 'true/true', expected each once", "twice", data=tmp_path, split="test")
+    refused("no rows of boolq in list, test$", "boolq", data=[])
+    refused("but those that a test set holds", "boolq", data=[{**question(0), "in_test": ["boolq"]}])
 
 
 def test_a_limit_draws_the_same_rows_in_the_order_of_the_file():

@@ -2,8 +2,10 @@
 
 import codecs
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +30,10 @@ def load_examples(
     """Examples from a file (JSON lines, a JSON array, CSV or TSV), a `DataFrame`, or any iterable of records.
 
     An iterable of records is a list of dictionaries, say, or a Hugging Face data set. Files are UTF-8, or UTF-16 with
-    its mark at the beginning. A record is a prompt and its completion, or a chat, `{"messages": [{"role": "user",
-    "content": …}, …, {"role": "assistant", …}]}`: the assistant's last turn completes what stands before it.
-    `encode(model, examples, chat=True)` then writes what the tokenizer's chat template makes of the whole chat.
+    its mark at the beginning, and may be packed with gzip. A record is a prompt and its completion, or a chat,
+    `{"messages": [{"role": "user", "content": …}, …, {"role": "assistant", …}]}`: the assistant's last turn completes
+    what stands before it. `encode(model, examples, chat=True)` then writes what the tokenizer's chat template makes of
+    the whole chat.
 
     Args:
         prompt, completion, messages: the names of the fields.
@@ -100,8 +103,9 @@ def records(source: Source) -> Iterator[tuple[str, Any]]:
 
 def _records_of_file(path: Path) -> Iterator[tuple[str, Any]]:
     text = _text(path)
-    if path.suffix in (".csv", ".tsv"):
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
+    ending = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if ending in (".csv", ".tsv"):
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if ending == ".tsv" else ",")
         yield from ((f"{path}, line {reader.line_num}", record) for record in reader)
     elif text.lstrip().startswith("["):
         yield from ((f"{path}, record {i}", record) for i, record in enumerate(_parsed(text, str(path))))
@@ -116,6 +120,11 @@ def _text(path: Path) -> str:
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a file of examples: one of those in it")
     payload = path.read_bytes()
+    if payload.startswith(b"\x1f\x8b"):
+        try:
+            payload = gzip.decompress(payload)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged: it cannot be unpacked ({error})") from None
     wide = payload.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return payload.decode("utf-16" if wide else "utf-8-sig")

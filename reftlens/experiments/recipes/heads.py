@@ -15,6 +15,7 @@ from reftlens.experiments.methods.refts import Reft
 from reftlens.experiments.methods.searching import rows_seen
 from reftlens.experiments.methods.spaces import Space, with_settings
 from reftlens.experiments.methods.subjects import Subject
+from reftlens.experiments.rows.families.glue import metrics_of
 from reftlens.experiments.rows.loading import FAMILIES, Row, check_family, load_rows
 from reftlens.experiments.rows.splits import HALVES, SAMPLE, available
 from reftlens.experiments.runs.recipe import Recipe, Scope, Setting, Trial
@@ -155,7 +156,7 @@ class HeadTrial(Trial):
     def dev_score(self) -> float:
         """The first of the task's metrics."""
         scores = self.trained.scores(self._encoded(self.dev)).tolist()
-        metric = FAMILIES["glue"].tasks[self.tasks[0]].metrics[0] if self.tasks[0] in self.recipe.tasks else "accuracy"
+        metric = metrics_of(self.tasks[0], self.classes)[0]
         return score(metric, [self._answer(s) for s in scores], [row.answer for row in self.dev], self.classes).value
 
     @property

@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 
 from reftlens.errors import index_of
 from reftlens.experiments.rows.families import arithmetic, commonsense, glue, instruction
-from reftlens.experiments.rows.task import Family, Row, Task
+from reftlens.experiments.rows.task import ENDINGS, Family, Row, Task, file_at, stem_of
 from reftlens.files import located
 from reftlens.numbers import whole
 from reftlens.selection.splitting import split_groups
@@ -17,6 +17,9 @@ from reftlens.text.loading import Source, records
 
 __all__ = ["FAMILIES", "TASKS", "Row", "Task", "load_rows", "split", "task_of", "without_leaks"]
 
+Placed = tuple[str, Any]
+"""A record, behind its place in the source."""
+_SPLITS = ("train", "validation", "dev", "test")
 _FAMILIES = (commonsense.FAMILY, arithmetic.FAMILY, instruction.FAMILY, glue.FAMILY)
 FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
 TASKS: dict[str, Task] = {name: task for family in FAMILIES.values() for name, task in family.tasks.items()}
@@ -36,22 +39,25 @@ def load_rows(
     Args:
         task: a name in `TASKS`; or that of a file in a family's folder, which is read as that family's.
         split: "train", "test", …; "validation" and "dev" where there is one.
-        data: a folder with `FAMILY/{train,test}/TASK.jsonl` in it, the family's folder itself, a file, or records (a
-            list, a frame, a split of a data set); None is the hub, through `datasets`.
+        data: a folder with `FAMILY/{train,test}/TASK.jsonl` in it, or .json, .csv, .jsonl.gz; the family's folder
+            itself; a file; or records (a list, a frame, a split of a data set); None is the hub, through `datasets`.
         limit: so many rows, drawn by `seed`, the same ones each time; all, if None or if there are fewer.
         leaks: keeps rows whose field `in_test` says that a test set holds the same question.
 
     Raises:
         ValueError: for an unknown task, and, naming file and line, for a row that the task cannot have.
     """
-    source, known = _source(task, split, data)
+    source, known, seen = _source(task, split, data)
+    known = known.of_records(seen) if known.of_records and seen else known
     rows = [
         _row(known, record, index, place)
         for index, (place, record) in enumerate(source)
         if leaks or not (isinstance(record, Mapping) and record.get("in_test"))
     ]
     if not rows:
-        raise ValueError(f"no rows of {known.name} in {data or known.hub}, {split}")
+        place = known.hub if data is None else data if isinstance(data, str | Path) else type(data).__name__
+        hint = " but those that a test set holds, by their field 'in_test'" if source else ""
+        raise ValueError(f"no rows of {known.name} in {place}, {split}{hint}")
     if limit is None or (count := whole(limit, "limit", 1)) >= len(rows):
         return rows
     drawn = random.Random(whole(seed, "seed")).sample(range(len(rows)), count)
@@ -98,44 +104,56 @@ def check_family(name: str, family: str) -> None:
         raise ValueError(f"{name} is a task of {TASKS[name].family}: {expected}")
 
 
-def _source(task: str | Task, split: str, data: Source | None) -> tuple[Iterator[tuple[str, Any]], Task]:
-    """The records with their places, and the task that they are of."""
+def _source(task: str | Task, split: str, data: Source | None) -> tuple[list[Placed], Task, list[Placed]]:
+    """The records with their places, the task that they are of, and all records of it that are there."""
     name = task if isinstance(task, str) else task.name
     known = task if isinstance(task, Task) else TASKS.get(task)
     if data is None:
         known = known or task_of(name)
-        return _hub_records(known, split), known
+        return (found := list(_hub_records(known, split))), known, found
     if not isinstance(data, str | Path):
-        return records(data), known or task_of(name)
+        return (found := list(records(data))), known or task_of(name), found
     path = located(data)
     if not path.exists():
         raise ValueError(f"data={str(data)!r}: there is no such file or folder")
     if path.is_file():
-        return records(path), known or _family_of(path).other(name)
+        return (found := list(records(path))), known or _family_of(path).other(name), found
     file, known = _found(path, name, known, split)
-    stand_in = FAMILIES[known.family].stand_in
-    if stand_in and file.match(stand_in.format(name=known.name)):
+    family, found = FAMILIES[known.family], list(records(file))
+    if family.stand_in and file_at(file.parent / Path(family.stand_in).name) == file:
         words = f"{file} is not the training split of {known.name}, as its name says: no published score compares"
         warnings.warn(f"{words} to what is trained on it; see that none of its rows is tested", stacklevel=3)
-    return records(file), known
+    others = [f for s in _SPLITS for f in _places(path, family, known, s) if known.of_records and f != file]
+    return found, known, [*found, *(each for other in dict.fromkeys(others) for each in records(other))]
+
+
+def _places(folder: Path, family: Family, task: Task, split: str) -> list[Path]:
+    """The files of a task and split below a folder, which holds the families or is one of theirs."""
+    named = (parent / file for parent in (folder / family.name, folder) for file in family.files(task, split))
+    return [file for name in named if (file := file_at(name))]
 
 
 def _found(folder: Path, name: str, known: Task | None, split: str) -> tuple[Path, Task]:
     """The file of a task below a folder, which holds the families or is one of theirs."""
-    looked: list[Path] = []
-    for family in FAMILIES.values() if known is None else (FAMILIES[known.family],):
-        task = known or family.other(name)
-        named = [parent / file for parent in (folder / family.name, folder) for file in family.files(task, split)]
-        looked += [file for file in named if file not in looked]
-        for file in named:
+    families = FAMILIES.values() if known is None else (FAMILIES[known.family],)
+    tasks = {family.name: known or family.other(name) for family in families}
+    for family in families:
+        for file in _places(folder, family, tasks[family.name], split):
             # Of a folder that is called otherwise, what is in the file says whose it is.
-            if file.is_file() and (known or family.name in file.parts or _family_of(file) is family):
-                return file, task
-    there = sorted({file.stem for place in looked for file in place.parent.glob("*.jsonl")})
+            if known or family.name in file.parts or _family_of(file) is family:
+                return file, tasks[family.name]
+    looked = [
+        parent / file
+        for family in families
+        for parent in (folder / family.name, folder)
+        for file in family.files(tasks[family.name], split)
+    ]
+    there = sorted({stem for place in looked for file in place.parent.glob("*") if (stem := stem_of(file))})
     if known is None:
         index_of([*TASKS, *(n for n in there if n not in TASKS)], name, "task")
     raise ValueError(
-        f"no {split} rows of {name}: looked for {', '.join(map(str, looked))}; there are: {', '.join(there) or 'none'}"
+        f"no {split} rows of {name}: looked for {', '.join(map(str, dict.fromkeys(looked)))}, or with the endings "
+        f"{', '.join(ENDINGS[1:])}; there are: {', '.join(there) or 'none'}"
     )
 
 
@@ -151,12 +169,17 @@ def _row(task: Task, record: Any, index: int, place: str) -> Row:
         raise ValueError(f"{error}{hint}") from None
 
 
-def _reads(family: Family, record: Mapping[str, Any], place: str) -> bool:
+def _reads(family: Family, record: Any, place: str) -> bool:
+    return not _objection(family, record, place)
+
+
+def _objection(family: Family, record: Any, place: str) -> str:
+    """Why a record is no row of a family; nothing where it is one."""
     try:
         family.other("_").row(record, 0, place)
-    except ValueError:
-        return False
-    return True
+    except ValueError as error:
+        return str(error).removeprefix(place).lstrip(": ")
+    return ""
 
 
 def _family_of(file: Path) -> Family:
@@ -164,11 +187,13 @@ def _family_of(file: Path) -> Family:
     place, record = next(islice(records(file), 1), (str(file), None))
     if record is None:
         raise ValueError(f"{file} is empty, expected a record on each line")
-    readers = [family for family in FAMILIES.values() if isinstance(record, Mapping) and _reads(family, record, place)]
-    if not readers:
-        seen = ", ".join(map(str, record)) if isinstance(record, Mapping) else str(record)[:60]
-        raise ValueError(f"{place} is a row of none of {', '.join(FAMILIES)}: {seen}")
-    return readers[0]
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{place} is no record with fields: {str(record)[:60]!r}")
+    objections = {name: _objection(family, record, place) for name, family in FAMILIES.items()}
+    if all(objections.values()):
+        why = "".join(f"\n  {name}: {words}" for name, words in objections.items())
+        raise ValueError(f"{place} is a row of none of {', '.join(FAMILIES)}:{why}")
+    return next(FAMILIES[name] for name, words in objections.items() if not words)
 
 
 def _hub_records(task: Task, split: str) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reftlens.experiments.rows.loading import load_rows, split
-from reftlens.experiments.rows.task import Family, Row
+from reftlens.experiments.rows.task import Family, Row, file_at
 from reftlens.text.loading import Source
 
 SAMPLE = 0
@@ -46,7 +46,7 @@ TENTH = Division("train", {"train": 0.9, "test": 0.1})
 def holds(data: Path, family: Family, name: str, split: str) -> bool:
     """Whether a folder holds the file of a task and split."""
     files = family.files(family.task(name), split)
-    return any((data / folder / file).is_file() for folder in ("", family.name) for file in files)
+    return any(file_at(data / folder / file) for folder in ("", family.name) for file in files)
 
 
 def available(recipe: str, family: Family, names: Sequence[str], split: str, data: Path | None) -> tuple[str, ...]:

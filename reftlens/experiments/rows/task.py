@@ -1,11 +1,16 @@
 """A row of a data set as a model reads it, and a task: how records become rows, and texts become answers."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 Record = Mapping[str, Any]
+ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".tsv")
+"""Of the files of data sets: JSON lines, or a list of records in one JSON."""
+_BY_TASK = "{name}/{split}.jsonl"
+"""Where LLM-Adapters has its files, `boolq/test.json`."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Task:
         splits: the names on the hub of "train", "test", … where they differ.
         files: files below the family's folder, by split, where they are not named by its layout.
         metrics: what it is scored by: accuracy, f1 (of the last of its choices), matthews, pearson, spearman.
+        of_records: the task as its records show it, with their places, where they have to: its labels, say.
     """
 
     name: str
@@ -64,6 +70,7 @@ class Task:
     splits: Mapping[str, str] = field(default_factory=dict, hash=False)
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
     metrics: tuple[str, ...] = ("accuracy",)
+    of_records: Callable[[Sequence[tuple[str, Any]]], "Task"] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,10 +97,22 @@ class Family:
         return self.tasks.get(name) or self.other(name)
 
     def files(self, task: Task, split: str) -> tuple[str, ...]:
-        """Where the rows of a split may lie, below the family's folder."""
+        """Where the rows of a split may lie, below the family's folder; each may have any of the `ENDINGS`."""
         named = task.files.get(split) or self.layout.format(name=task.name, split=split)
-        others = (self.whole, self.stand_in) if split == "train" else ()
-        return (named, *(layout.format(name=task.name) for layout in others if layout))
+        others = (_BY_TASK, self.whole, self.stand_in) if split == "train" else (_BY_TASK,)
+        layouts = (layout.format(name=task.name, split=split) for layout in others if layout)
+        return tuple(dict.fromkeys((named, *layouts)))
+
+
+def file_at(path: Path) -> Path | None:
+    """The file of a name in `ENDINGS[0]`, or in another of them; None where there is none."""
+    stem = path.name.removesuffix(ENDINGS[0])
+    return next((file for ending in ENDINGS if (file := path.with_name(stem + ending)).is_file()), None)
+
+
+def stem_of(path: Path) -> str | None:
+    """The name of a file without its ending; None for one that is not of the `ENDINGS`."""
+    return next((path.name.removesuffix(ending) for ending in ENDINGS if path.name.endswith(ending)), None)
 
 
 def text_of(record: Record, name: str, place: str) -> str:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.experiments.answers.scores import difference, score_over_runs
+from reftlens.experiments.rows.families.glue import metrics_of
 from reftlens.experiments.rows.loading import TASKS
 from reftlens.experiments.runs.records import Prediction
 from reftlens.scoring.statistics import Estimate, mean_of, over_two
@@ -75,18 +76,19 @@ def cells_of(
     task: str,
     way: str,
     by_seed: Mapping[int, list[Prediction]],
-    choices: tuple[str, ...],
+    choices: tuple[str, ...] | None,
 ) -> list[Cell]:
-    """One for each metric of the task."""
+    """One for each metric of the task; `choices` is empty of values, and None where nothing is told of them."""
     seeds, rows = tuple(sorted(by_seed)), [sorted(by_seed[s], key=lambda p: p.index) for s in sorted(by_seed)]
     if any([(p.index, p.answer) for p in r] != [(p.index, p.answer) for p in rows[0]] for r in rows):
         raise ValueError(f"the seeds of {method} answered different rows of {task}: give them folders of their own")
     answers = tuple(p.answer for p in rows[0])
     given = tuple(tuple(p.given[way] for p in r) for r in rows) if way in rows[0][0].given else ()
     numbers = [[float(p.given[way] == p.answer) if given else p.measures[way] for p in r] for r in rows]
-    known = TASKS[task].metrics if task in TASKS else ("accuracy",)
-    where, found = (recipe, part, method, task, way), (seeds, answers, given, torch.tensor(numbers).double(), choices)
-    return [Cell(*where, metric, *found) for metric in (known if given else ("mean",))]
+    unknown = ("accuracy",) if choices is None else metrics_of(task, choices)
+    known = (TASKS[task].metrics if task in TASKS else unknown) if given else ("mean",)
+    where, found = (recipe, part, method, task, way), (seeds, answers, given, torch.tensor(numbers).double())
+    return [Cell(*where, metric, *found, choices or ()) for metric in known]
 
 
 def majorities(cells: Iterable[Cell]) -> list[Cell]:

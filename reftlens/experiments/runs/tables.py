@@ -181,7 +181,7 @@ def table(folders: Iterable[str | Path]) -> Table:
                     raise ValueError(
                         f"{run.path} is a second run of {method} with seed {seed}: make a table of each folder"
                     )
-    cells = [cell for key, by_seed in groups.items() for cell in cells_of(*key, by_seed, choices.get(key[3], ()))]
+    cells = [cell for key, by_seed in groups.items() for cell in cells_of(*key, by_seed, choices.get(key[3]))]
     medians = {name: _medians(every) for name, every in costs.items()}
     return Table((*majorities(cells), *cells), medians, searches, letters)
 

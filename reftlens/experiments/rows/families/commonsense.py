@@ -69,7 +69,10 @@ def _choices(instruction: str, place: str) -> tuple[str, ...]:
             f"{place} is no commonsense question: its instruction ends in {instruction[-40:]!r}, "
             "expected 'Answer format: ' and the choices with / between them"
         )
-    return tuple(found[1].split("/"))
+    choices = tuple(found[1].split("/"))
+    if not all(choices) or len(set(choices)) < len(choices):
+        raise ValueError(f"{place}: the choices are {found[1]!r}, expected each once, with / between them")
+    return choices
 
 
 def rotated(row: Row, by: int) -> Row:

@@ -1,35 +1,19 @@
 """The tasks of GLUE: one or two texts and a label, for a head, or for a decoder that writes a word."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
+from typing import Any
 
 from reftlens.experiments.answers.extraction import label_word, number_within
 from reftlens.experiments.answers.numerals import canonical, equal_numbers
+from reftlens.experiments.rows.families.labels import Labels, label_of, labels_of
 from reftlens.experiments.rows.task import Family, Record, Row, Task, one_of, text_of
-from reftlens.numbers import real
-
-SIMILARITY = (0.0, 5.0)
-
-
-@dataclass(frozen=True)
-class Labels:
-    """How a data set of GLUE is asked.
-
-    Args:
-        texts: the fields of its texts, with what the prompt calls them.
-        question: what a decoder is asked; "" asks nothing but the next line.
-        words: the word that a decoder writes for each label, in the order of the label's number; a similarity has none.
-    """
-
-    texts: Mapping[str, str]
-    question: str
-    words: Mapping[str, str] = field(default_factory=dict)
 
 
 def glue(name: str, labels: Labels | None = None, splits: Mapping[str, str] | None = None) -> Task:
-    """A task of this family; without labels its texts are all fields of text, and its labels 0 and 1.
+    """A task of this family; without labels its texts and labels are those that its records show (`labels_of`).
 
     The test rows are GLUE's validation split, as the labels of its test split are not public. `fields` hold `texts`
     (one or two) and `label`, a number, for encoders.
@@ -38,54 +22,57 @@ def glue(name: str, labels: Labels | None = None, splits: Mapping[str, str] | No
         name, "glue", partial(_row, name, labels), _extract, _equal, _written,
         hub="nyu-mll/glue" if labels else None,
         config=name if labels else None,
+        of_records=None if labels else partial(_of_records, name),
         splits={"test": "validation", **(splits or {})},
         files={"test": f"{name}/validation.jsonl"},
         metrics=_METRICS.get(name, ("accuracy",)),
     )  # fmt: skip
 
 
+def _of_records(name: str, records: Sequence[tuple[str, Any]]) -> Task:
+    labels = labels_of(records)
+    return replace(glue(name, labels), hub=None, config=None, metrics=metrics_of(name, tuple(labels.words)))
+
+
+def metrics_of(name: str, choices: Sequence[str]) -> tuple[str, ...]:
+    """What a task is scored by; of one that is not known by name, classes by accuracy, and values by correlation."""
+    return _METRICS.get(name, ("accuracy",) if choices else _METRICS["stsb"])
+
+
 def _row(name: str, labels: Labels | None, record: Record, index: int, place: str) -> Row:
-    labels = labels or _from(record, place)
+    labels = labels or labels_of([(place, record)])
     texts = tuple(text_of(record, text, place) for text in labels.texts)
-    if "label" not in record:
-        raise ValueError(f"{place} has no field 'label', it has: {', '.join(map(str, record))}")
-    answer, label = _similarity(record["label"], place) if not labels.words else _class(record["label"], labels, place)
+    value = label_of(record, place)
+    answer, label = _class(value, labels, place) if labels.words else _similarity(value, labels, place)
     lines = [f"{called}: {text.strip()}" for called, text in zip(labels.texts.values(), texts, strict=True)]
     prompt = "\n".join([*lines, labels.question])
-    fields = {"question": "\n".join(texts), "texts": texts, "label": label, "words": dict(labels.words), "place": place}
+    fields = {"question": "\n".join(texts), "texts": texts, "label": label, "place": place}
+    fields |= {"words": dict(labels.words), "within": labels.within}
     row = Row(name, index, prompt, "", answer, tuple(labels.words), fields)
     return Row(name, index, prompt, _written(answer, row), answer, row.choices, fields)
 
 
-def _class(label: object, labels: Labels, place: str) -> tuple[str, int]:
-    """The name of a label and its number."""
-    numbers = tuple(map(str, range(len(labels.words))))
+def _class(label: Any, labels: Labels, place: str) -> tuple[str, int]:
+    """The name of a label and its number, by either."""
+    names, numbers = tuple(labels.words), tuple(map(str, range(len(labels.words))))
+    if label in names:
+        return label, names.index(label)
     number = int(one_of(label, numbers, "label", place))
-    return list(labels.words)[number], number
+    return names[number], number
 
 
-def _similarity(label: object, place: str) -> tuple[str, float]:
-    try:
-        value = float(real(label, "label"))
-    except TypeError:
-        value = -1.0
-    if not SIMILARITY[0] <= value <= SIMILARITY[1]:
-        raise ValueError(f"{place}: label is {label!r}, expected a similarity from 0 to 5")
-    return canonical(Decimal(str(value))), value
-
-
-def _from(record: Record, place: str) -> Labels:
-    """Labels of a data set that is not known by name: 0 and 1 for the texts that a row has."""
-    names = [name for name, value in record.items() if isinstance(value, str) and name != "label"]
-    texts = {name: str(name).capitalize() for name in names}
-    if not 1 <= len(texts) <= 2 or "label" not in record:
-        raise ValueError(f"{place} has the fields {', '.join(map(str, record))}, expected one or two texts and a label")
-    return Labels(texts, "Label:", {"0": "0", "1": "1"})
+def _similarity(label: Any, labels: Labels, place: str) -> tuple[str, float]:
+    low, high = labels.within
+    if isinstance(label, str) or not low <= label <= high:
+        raise ValueError(f"{place}: label is {label!r}, expected a similarity from {low:g} to {high:g}")
+    return canonical(Decimal(str(float(label)))), float(label)
 
 
 def _extract(text: str, row: Row) -> str | None:
     words = row.fields["words"]
-    return label_word(text, {word: name for name, word in words.items()}) if words else number_within(text, *SIMILARITY)
+    if not words:
+        return number_within(text, *row.fields["within"])
+    return label_word(text, {word: name for name, word in words.items()})
 
 
 def _equal(answer: str, gold: str) -> bool:
