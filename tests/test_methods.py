@@ -404,7 +404,7 @@ def test_a_model_that_predicts_no_next_token_is_refused_before_any_training(name
 
     pytest.importorskip("peft")
     tokenizer = architectures.tokenizer()
-    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    sizes: dict = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     encoder = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes))
     subject = methods.Subject(encoder, tokenizer=tokenizer)
     monkeypatch.setattr(loop.Loop, "step", lambda self: pytest.fail("it was trained"))
