@@ -296,3 +296,66 @@ def test_a_method_that_no_head_can_stand_beside_is_refused():
 
     with pytest.raises(TypeError, match=r"Unedited.*cannot be trained beside a head"):
         classifier(Unedited(), HeadSpec(2), _subject(), 0)
+
+
+def _search(folder, out, name="bitfit", subject=None, **scope):
+    from reftlens.experiments import Scope
+    from reftlens.experiments.runs import tuning
+
+    return tuning.tuned(
+        _recipe(), "sst2", name, subject or _subject(), Scope(data=folder, **scope), out, progress=False
+    )
+
+
+def test_a_search_of_other_rows_or_another_model_is_not_taken_for_this_one(folder, tmp_path, monkeypatch):
+    from reftlens.errors import StoreMismatch
+    from reftlens.experiments.methods.subjects import Subject
+    from reftlens.experiments.runs import tuning
+
+    monkeypatch.setattr(tuning, "STEPS", 1)
+    setting = _search(folder, tmp_path / "search")
+    assert _search(folder, tmp_path / "search", limit=3) == setting  # test rows have no part in it
+    with pytest.raises(StoreMismatch, match=r"search.json is of another search .train: .* there"):
+        _search(folder, tmp_path / "search", train_limit=4)
+    other = zoo.plain("BertForMaskedLM")
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    with pytest.raises(StoreMismatch, match="model: "):
+        _search(folder, tmp_path / "search", subject=Subject(other, tokenizer=zoo.tokenizer()))
+
+
+def test_a_setting_that_diverges_or_has_no_score_is_the_worst_of_a_search(folder, tmp_path, monkeypatch):
+    from reftlens.errors import NotFinite, TrainingDiverged
+    from reftlens.experiments.recipes.heads import HeadTrial
+    from reftlens.experiments.runs import tuning
+
+    monkeypatch.setattr(tuning, "STEPS", 1)
+    good, fit = {1e-3}, HeadTrial.fit
+
+    def diverging(self, checkpoint, *, progress):
+        if self.fit_config.lr > 1e-2:
+            raise TrainingDiverged("step 1: the loss is nan")
+        return fit(self, checkpoint, progress=progress)
+
+    monkeypatch.setattr(HeadTrial, "fit", diverging)
+    monkeypatch.setattr(HeadTrial, "dev_score", lambda self: 0.1 if self.fit_config.lr in good else float("nan"))
+    assert _search(folder, tmp_path / "search") == {"lr": 1e-3}
+    told = json.loads((tmp_path / "search/search.json").read_text())
+    assert len(told["tried"]) == 9 and [each["score"] for each in told["tried"]].count(None) == 8
+    (line,) = tuning.budgets(tmp_path)
+    assert "9 settings of 1 steps, 36 row-updates" in line and line.endswith("lr 0.001; 8 without a finite score")
+    good.clear()
+    with pytest.raises(NotFinite, match="none of 9 settings of bitfit has a finite score"):
+        _search(folder, tmp_path / "other")
+
+
+def test_a_search_that_is_not_finished_tells_the_row_updates_of_what_it_tried(folder, tmp_path, monkeypatch):
+    from reftlens.experiments.recipes.heads import HeadTrial
+    from reftlens.experiments.runs import tuning
+
+    monkeypatch.setattr(tuning, "STEPS", 1)
+    scores = iter([0.1, 0.2])
+    monkeypatch.setattr(HeadTrial, "dev_score", lambda self: next(scores))
+    with pytest.raises(StopIteration):
+        _search(folder, tmp_path / "search")
+    assert "2 settings of 1 steps, 8 row-updates" in tuning.budgets(tmp_path)[0]

@@ -56,9 +56,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         wanted = json.loads(json.dumps(config, default=str))
         stored = self.config()
-        if stored and stored != wanted:
-            names = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
-            seen = "; ".join(f"{k}: {_short(stored.get(k))} there, {_short(wanted.get(k))} now" for k in names)
+        if stored and (seen := differences(stored, wanted)):
             raise StoreMismatch(f"{self.path} holds another run ({seen}): choose another folder, or take this one away")
         self.write(CONFIG_FILE, wanted)
 
@@ -131,6 +129,12 @@ def lines_of(path: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8", newline="\n") as lines:
         return list(lines)
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What differs between two configurations, in words; empty where nothing does."""
+    names = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
+    return "; ".join(f"{k}: {_short(stored.get(k))} there, {_short(wanted.get(k))} now" for k in names)
 
 
 def _prediction(line: str, place: str) -> Prediction:

@@ -1,6 +1,7 @@
 """Settings of a recipe's methods, chosen on dev rows before any seed is run: the same budget for every method."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from reftlens.errors import NotFinite, StoreMismatch, TrainingDiverged
 from reftlens.experiments.methods.adapters import Lora
 from reftlens.experiments.methods.method import Method
 from reftlens.experiments.methods.refts import Reft
 from reftlens.experiments.methods.spaces import Space, lora_space, reft_space
 from reftlens.experiments.methods.subjects import Subject
-from reftlens.experiments.runs.recipe import Recipe, Scope
-from reftlens.files import write_atomically
+from reftlens.experiments.runs.recipe import Recipe, Scope, Trial
+from reftlens.experiments.runs.records import RunFolder, differences
 
 SEARCH_FILE, STEPS = "search.json", 60
 _RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 3e-5, 1e-5, 1e-1)
@@ -39,29 +41,56 @@ def tuned(
     """The setting of a method that scores most on the dev rows of a part, after 60 steps with seed 0.
 
     It is written to `search.json` with all that were tried, and read from there the next time; a search that was killed
-    goes on behind the last setting that was scored.
+    goes on behind the last setting that was scored. A setting whose training diverges is the worst.
+
+    Raises:
+        StoreMismatch: where the file is of other rows, another model or a method with other settings.
+        NotFinite: where no setting has a finite score.
     """
-    file = folder / SEARCH_FILE
-    told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"tried": []}
     space = recipe.space(name) or space_of(recipe.methods[name], name, subject.bridge.cfg.n_layers)
     within = replace(scope, steps=STEPS)
-    scores = {_key(each["setting"]): each["score"] for each in told["tried"]}
-
-    def best(some: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        return max(some, key=lambda setting: scores[_key(setting)])
-
-    folder.mkdir(parents=True, exist_ok=True)
+    search = _Search(RunFolder(folder), recipe.trial(part, name, 0, subject, within).config)
     with tqdm(total=space.trials, desc=f"search {part}/{name}", unit="trial", disable=not progress) as bar:
-        for setting in space.settings(best):
-            if _key(setting) not in scores:
-                trial = recipe.trial(part, name, 0, subject, within, setting)
-                trial.fit(None, progress=False)
-                scores[_key(setting)] = trial.dev_score()
-                told |= {"rows": trial.dev_rows, "row_updates": space.trials * trial.row_updates, "steps": STEPS}
-                told["tried"].append({"setting": setting, "score": scores[_key(setting)]})
-                write_atomically(file, json.dumps(told, indent=1).encode())
+        for setting in space.settings(search.best):
+            if _key(setting) not in search.scores:
+                search.score(setting, recipe.trial(part, name, 0, subject, within, setting))
             bar.update()
-    return best([each["setting"] for each in told["tried"]])
+    if not any(score is not None for score in search.scores.values()):
+        raise NotFinite(f"none of {space.trials} settings of {name} has a finite score: look at its data and rates")
+    return search.best([each["setting"] for each in search.told["tried"]])
+
+
+class _Search:
+    """The settings that were tried, and the file that tells them."""
+
+    def __init__(self, folder: RunFolder, config: Mapping[str, Any]) -> None:
+        wanted = json.loads(json.dumps({k: v for k, v in config.items() if k not in _NO_PART}, default=str))
+        self.folder, self.told = folder, folder.read(SEARCH_FILE) or {"tried": []}
+        if seen := differences(self.told.setdefault("of", wanted), wanted):
+            file = folder.path / SEARCH_FILE
+            raise StoreMismatch(f"{file} is of another search ({seen}): take it away, or choose another folder")
+        self.scores: dict[str, float | None] = {_key(each["setting"]): each["score"] for each in self.told["tried"]}
+
+    def best(self, some: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        return max(some, key=lambda setting: _worth(self.scores[_key(setting)]))
+
+    def score(self, setting: dict[str, Any], trial: Trial) -> None:
+        """Train a setting and write down how well it does; nothing, where that is no finite number."""
+        try:
+            trial.fit(None, progress=False)
+            score = trial.dev_score()
+        except (TrainingDiverged, NotFinite):
+            score = math.nan
+        self.scores[_key(setting)] = known = score if math.isfinite(score) else None
+        self.told["tried"].append({"setting": setting, "score": known})
+        updates = len(self.told["tried"]) * trial.row_updates
+        self.told |= {"rows": trial.dev_rows, "row_updates": updates, "steps": STEPS}
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.folder.write(SEARCH_FILE, self.told)
+
+
+_NO_PART = ("seed", "test", "choices")
+"""Of the configuration of a run what no search depends on."""
 
 
 def budgets(folder: Path) -> Sequence[str]:
@@ -69,13 +98,19 @@ def budgets(folder: Path) -> Sequence[str]:
     lines = []
     for file in sorted(folder.rglob(SEARCH_FILE)):
         told = json.loads(file.read_text(encoding="utf-8"))
-        best = max(told["tried"], key=lambda each: each["score"])
+        best = max(told["tried"], key=lambda each: _worth(each["score"]))
         words = ", ".join(f"{k} {v}" for k, v in best["setting"].items())
+        without = sum(each["score"] is None for each in told["tried"])
         lines.append(
             f"{file.parent.relative_to(folder)}: {len(told['tried'])} settings of {told['steps']} steps, "
             f"{told['row_updates']:,} row-updates, one seed, chosen on {told['rows']} dev rows: {words}"
+            + (f"; {without} without a finite score" if without else "")
         )
     return lines
+
+
+def _worth(score: float | None) -> float:
+    return -math.inf if score is None else score
 
 
 def _key(setting: Mapping[str, Any]) -> str:
