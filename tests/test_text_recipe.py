@@ -232,6 +232,25 @@ def test_instructions_are_held_out_of_the_one_file_and_texts_are_kept_for_a_judg
     assert len(pairs) == 4 and not left_out and pairs[0].texts[1] == written[0]["details"]["text"]
 
 
+def test_a_long_answer_is_no_reason_to_leave_its_instruction_out_and_counted_where_it_is_measured(tmp_path):
+    from reftlens.experiments import RECIPES
+    from reftlens.generation.decoding import Decoding
+
+    rows = [
+        {"instruction": f"Say {i} words.", "input": "", "output": "one two " * (50 * (i % 2) + 1)} for i in range(40)
+    ]
+    (tmp_path / "ultrafeedback_1k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = replace(RECIPES["instruct"], decoding=Decoding(max_new_tokens=2), max_length=120)
+    frame = _run(tmp_path, tmp_path / "runs", ["base"], recipe).to_frame()
+    run = tmp_path / "runs/instruct/mix/base/seed-0"
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    written = [row for row in lines if row["task"] == "ultrafeedback"]
+    long = sum(len(row["answer"]) > 100 for row in written)
+    assert len(written) == 4 and long and all("text" in row["details"] for row in written)
+    assert set(frame["rows"]) == {4 - long}
+    assert json.loads((run / "metrics.json").read_text())["rows_not_measured"] == long
+
+
 def test_a_set_that_is_kept_aside_loads_by_its_file_and_what_is_missing_is_said(folder, tmp_path):
     (folder / "commonsense/test/obqa.jsonl").rename(folder / "commonsense/test/new_set.jsonl")
     llm = {"instruction": "Is it so?\n\nAnswer format: yes/no", "input": "", "output": "", "answer": "yes"}

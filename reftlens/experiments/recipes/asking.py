@@ -27,12 +27,13 @@ class Asking:
     subject: Subject
 
     def answers(self, trained: Trained, rows: Sequence[Row], ways: Sequence[str]) -> list[Prediction]:
-        """What is answered to rows in these ways; nothing, to one that does not fit.
+        """What is answered to rows in these ways; nothing, to one that does not fit, with the longest of its choices.
 
         By likelihood, only where each row has a few answers: a similarity from 0 to 5 has not.
         """
         ways = [way for way in ways if way != LIKELIHOOD or all(row.choices for row in rows)]
-        fits = [i for i, row in enumerate(rows) if self.fits(row.prompt + max(self._written(row), key=len))]
+        longest = [max(self._written(row), key=len) if row.choices else "" for row in rows]
+        fits = [i for i, row in enumerate(rows) if self.fits(row.prompt + longest[i])]
         named = [way for way in ways if way != TEXT]
         given: list[dict[str, str | None]] = [dict.fromkeys(named) for _ in rows]
         details: list[dict[str, Any]] = [{} for _ in rows]

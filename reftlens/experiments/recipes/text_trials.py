@@ -102,7 +102,9 @@ class TextTrial(Trial):
     def fit(self, checkpoint: Path | None, *, progress: bool) -> Mapping[str, Any]:
         settings: dict[str, Any] = {"seed": self.seed, "checkpoint": checkpoint, "progress": progress}
         self.trained = self.method.fit(self.subject, self.data, self.fit_config, **settings)
-        return {**asdict(self.trained.measured), "rows": len(self.rows), "rows_left_out": self.left_out}
+        unmeasured = sum(len(rows) - len(self._measurable(task)) for task, rows in self.held_out.items())
+        counts = {"rows": len(self.rows), "rows_left_out": self.left_out, "rows_not_measured": unmeasured}
+        return asdict(self.trained.measured) | counts
 
     def save(self, folder: Path) -> int:
         return self._trained.save(folder)
@@ -155,9 +157,14 @@ class TextTrial(Trial):
     def row_updates(self) -> int:
         return rows_seen(self.fit_config, len(self.rows))
 
+    def _measurable(self, task: str) -> list[Row]:
+        """The held-out rows that fit with their completions."""
+        return [row for row in self.held_out[task] if self._asking.fits(row.prompt + row.completion)]
+
     def _measured(self, task: str) -> list[Prediction]:
         """Log-probability of the rows' own completions, in nats per token, their end not counted."""
-        rows = [row for row in self.held_out[task] if self._asking.fits(row.prompt + row.completion)]
+        if not (rows := self._measurable(task)):
+            return []
         examples = [Example(row.prompt, row.completion) for row in rows]
         batch = encode(self.subject.bridge, examples, end=False, boundary="split")
         means = self._trained.log_probs(batch) / batch.target_mask.sum(dim=1)
