@@ -14,6 +14,7 @@ from torch.nn import functional as F
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import zoo
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*training rows ask what a test row asks")
 TASKS = ("sst2", "stsb", "qnli", "mnli", "mrpc", "cola", "qqp", "rte")
 METHODS = ("head", "loreft", "red", "lora", "dora", "ia3", "prefix", "bitfit", "reft+lora")
 

@@ -11,6 +11,7 @@ import torch
 
 import architectures
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*training rows ask what a test row asks")
 TASKS = ("boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "obqa")
 
 
@@ -168,6 +169,24 @@ def _arithmetic():
 
     decoding = Decoding(max_new_tokens=5)
     return replace(RECIPES["arithmetic"], config=FitConfig(steps=2, batch_size=4), decoding=decoding)
+
+
+@pytest.mark.filterwarnings("ignore:arithmetic goes without")
+def test_training_rows_that_ask_what_a_test_row_asks_are_told(problems):
+    from reftlens.experiments import Scope
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", "arithmetic goes without")
+        _arithmetic().trial("mix", "base", 0, _subject(), Scope(data=problems))
+    asked = json.loads((problems / "arithmetic/test/gsm8k.jsonl").read_text().splitlines()[0])["question"]
+    told = {"instruction": f"{asked.upper()}!", "input": "", "output": "The final answer is: 8", "answer": "8"}
+    with (problems / "arithmetic/train/math10k_sample.jsonl").open("a") as file:
+        file.write(json.dumps(told) + "\n")
+    with pytest.warns(
+        UserWarning, match="1 of 12 training rows ask what a test row asks, the first is row 12 of math10k"
+    ):
+        _arithmetic().trial("mix", "base", 0, _subject(), Scope(data=problems))
 
 
 @pytest.mark.filterwarnings("ignore:arithmetic goes without")

@@ -16,7 +16,7 @@ from reftlens.experiments.methods.searching import rows_seen
 from reftlens.experiments.methods.spaces import Space, with_settings
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.rows.families.glue import metrics_of
-from reftlens.experiments.rows.loading import FAMILIES, Row, check_family, load_rows
+from reftlens.experiments.rows.loading import FAMILIES, Row, check_family, load_rows, warn_of_leaks
 from reftlens.experiments.rows.splits import HALVES, SAMPLE, available
 from reftlens.experiments.runs.recipe import Recipe, Scope, Setting, Trial
 from reftlens.experiments.runs.records import Prediction
@@ -98,6 +98,7 @@ class HeadTrial(Trial):
         self.rows = load_rows(task, "train", data=scope.data, limit=limit, seed=SAMPLE)
         halves = HALVES.rows(task, scope.data)
         self.dev, self.test = halves["dev"], halves["test"][: scope.limit or recipe.limit]
+        warn_of_leaks(self.rows, self.test)
         self.classes = self.rows[0].choices
         if odd := [row for row in (*self.dev, *self.test) if row.choices != self.classes]:
             raise ValueError(

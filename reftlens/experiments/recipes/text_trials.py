@@ -15,7 +15,7 @@ from reftlens.experiments.methods.spaces import with_settings
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.recipes.asking import TEXT, Asking
 from reftlens.experiments.rows.families.arithmetic import truncated
-from reftlens.experiments.rows.loading import FAMILIES, Row
+from reftlens.experiments.rows.loading import FAMILIES, Row, warn_of_leaks
 from reftlens.experiments.rows.splits import holds
 from reftlens.experiments.runs.recipe import Scope, Trial
 from reftlens.experiments.runs.records import Prediction
@@ -70,6 +70,7 @@ class TextTrial(Trial):
             rows = truncated(rows, self.entry.opening)
         self.rows = [row for row in rows if self._asking.fits(row.prompt + row.completion)]
         self.left_out = len(rows) - len(self.rows)
+        warn_of_leaks(self.rows, [row for some in (*self.test.values(), *self.held_out.values()) for row in some])
         self.trained: Trained | None = None
 
     @cached_property

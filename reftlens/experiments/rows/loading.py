@@ -70,6 +70,17 @@ def without_leaks(rows: Sequence[Row], test: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.question not in asked]
 
 
+def warn_of_leaks(rows: Sequence[Row], test: Sequence[Row]) -> None:
+    """Warn where training rows ask what test rows ask, which no flag of their file says."""
+    apart = {row.question for row in without_leaks(rows, test)}
+    if leaks := [row for row in rows if row.question not in apart]:
+        warnings.warn(
+            f"{len(leaks)} of {len(rows)} training rows ask what a test row asks, the first is row {leaks[0].index} of "
+            f"{leaks[0].task}, {leaks[0].question[:60]!r}: what is reported is too good by them",
+            stacklevel=4,
+        )
+
+
 def split(
     rows: Sequence[Row], shares: Mapping[str, float] | None = None, *, seed: SupportsIndex = 0
 ) -> dict[str, list[Row]]:
