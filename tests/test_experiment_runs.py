@@ -22,6 +22,8 @@ def _classes():
 
         accuracy: dict
         name: str = "planted"
+        parameters: dict = field(default_factory=lambda: {"mix": 12})
+        """Of each part."""
         seeds: tuple = (0, 1)
         done: list = field(default_factory=list)
         fail_at: str = ""
@@ -31,27 +33,32 @@ def _classes():
             return self.accuracy
 
         def parts(self, scope):
-            return ["mix"]
+            return list(self.parameters)
 
         def subject(self, model):
             return None
 
         def trial(self, part, method, seed, subject, scope, setting=None):
-            return PlantedTrial(self, method, seed, scope)
+            return PlantedTrial(self, part, method, seed, scope)
 
     class PlantedTrial(Trial):
-        def __init__(self, recipe, method, seed, scope):
-            self.recipe, self.method, self.seed = recipe, method, seed
-            self.tasks, self.limit = ("boolq", "piqa"), scope.limit
+        def __init__(self, recipe, part, method, seed, scope):
+            self.recipe, self.part, self.method, self.seed = recipe, part, method, seed
+            self.tasks, self.limit = ("boolq", "piqa") if part == "mix" else (part,), scope.limit
 
         @property
         def config(self):
-            told = {"recipe": "planted", "part": "mix", "method": self.method, "seed": self.seed}
+            told = {"recipe": self.recipe.name, "part": self.part, "method": self.method, "seed": self.seed}
             return {**told, "limit": self.limit}
 
         def fit(self, checkpoint, *, progress):
             self._do("fit")
-            return {"parameters": 12, "percent": 0.5, "seconds_per_step": 0.25, "peak_bytes": 8}
+            return {
+                "parameters": self.recipe.parameters[self.part],
+                "percent": 0.5,
+                "seconds_per_step": 0.25,
+                "peak_bytes": 8,
+            }
 
         def save(self, folder):
             folder.mkdir()
@@ -223,3 +230,36 @@ def test_limits_of_rows_are_counts():
         for count in (0, -5):
             with pytest.raises(ValueError, match=f"{name}={count}, expected 1 or more"):
                 Scope(**{name: count})
+
+
+def test_a_row_of_several_parts_has_the_costs_of_all(tmp_path):
+    found = _run(planted({"good": 0.9}, parameters={"boolq": 12, "piqa": 2000}), tmp_path)
+    (line,) = [line for line in found.to_markdown().splitlines() if line.startswith("| good, written | ")]
+    assert line.endswith("| 12 to 2,000 | 0.5 | 0.25 |")
+
+
+def test_two_recipes_with_the_same_tasks_have_rows_of_their_own(tmp_path):
+    from reftlens.experiments.runs.tables import table
+
+    _run(planted({"good": 1.0}), tmp_path)
+    _run(planted({"good": 0.0}, name="other"), tmp_path)
+    both = table([tmp_path])
+    lines = both.to_markdown().splitlines()
+    assert any(line.startswith("| planted: good, written | 1.000 [") for line in lines)
+    assert any(line.startswith("| other: good, written | 0.000 [") for line in lines)
+    assert "planted: good, written: boolq 1.000" in str(both) and "other: good, written: boolq 0.000" in str(both)
+    assert "| planted: good | boolq |" in both.to_markdown() and "| other: good | boolq |" in both.to_markdown()
+
+
+def test_the_mean_is_over_tasks_by_the_first_of_their_scores(tmp_path):
+    from dataclasses import replace
+
+    from reftlens.experiments.runs.tables import table
+
+    found = _run(planted({"good": 0.9}, seeds=(0,)), tmp_path)
+    boolq, piqa = [c for c in found.cells if c.method == "good"]
+    second = replace(piqa, metric="f1", choices=("true", "false"))
+    measured = replace(boolq, way="nats", metric="mean", task="held out", given=())
+    whole = replace(table([tmp_path]), cells=(boolq, piqa, second, measured))
+    mean = (boolq.score.value + piqa.score.value) / 2
+    assert f"| {mean:.3f} | 12 |" in whole.to_markdown()

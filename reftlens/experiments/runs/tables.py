@@ -28,6 +28,7 @@ COSTS = ("parameters", "percent", "seconds_per_step", "peak_bytes", "bytes_on_di
 class Gain:
     """By how much more often a method is right than the best of what knows nothing of the task, paired by row."""
 
+    recipe: str
     task: str
     method: str
     to: str
@@ -68,41 +69,42 @@ class Table:
         return pd.DataFrame(rows)
 
     def gains(self, way: str = "written") -> tuple[Gain, ...]:
-        """For each method and task the difference to the best of the `BASELINES` on it."""
-        gains = []
-        for cells in self._by_column().values():
+        """For each method and task the difference to the best of the `BASELINES` on it, whatever the recipe."""
+        gains = list[Gain]()
+        columns: dict[str, list[Cell]] = defaultdict(list)
+        for cell in self.cells:
+            columns[cell.column].append(cell)
+        for cells in columns.values():
             known = [c for c in cells if (c.method, c.way) in BASELINES and c.metric == "accuracy"]
             if not known:
                 continue
             best = max(known, key=lambda c: c.rights.mean().item())
             for cell in cells:
                 if cell.way == way and cell not in known and cell.method != BASE:
-                    gains.append(Gain(cell.task, cell.method, best.name, cell.less(best)))
+                    gains.append(Gain(cell.recipe, cell.task, cell.method, best.name, cell.less(best)))
         return tuple(gains)
 
     def to_markdown(self) -> str:
-        """Scores and costs, a task in each column; gains over what knows nothing of the task; `letters`."""
-        tasks = list(self._by_column())
+        """Scores, a task in each column, with their mean, to which a task with several scores gives its first; costs,
+        from the least to the most of several parts; gains over what knows nothing of the task; `letters`."""
+        tasks = list(dict.fromkeys(c.column for c in self.cells))
         lines = ["| method | " + " | ".join(tasks) + " | mean | parameters | % | s per step |"]
         lines.append("|---" * (len(tasks) + 5) + "|")
-        for name in dict.fromkeys(c.name for c in self.cells):
-            mine = {c.column: c for c in self.cells if c.name == name}
-            scores = [f"{mine[task].score:.3f}" if task in mine else "" for task in tasks]
-            values = [c.score.value for c in mine.values()]
-            mean = f"{sum(values) / len(values):.3f}" if len(values) == len(tasks) else ""
-            lines.append(" | ".join([f"| {name}", *scores, mean, *self._cost_words(mine.values())]) + " |")
+        for name, cells in self._by_row().items():
+            mine = {c.column: f"{c.score:.3f}" for c in cells}
+            values = [*(mine.get(task, "") for task in tasks), self._mean(cells), *self._cost_words(cells)]
+            lines.append(" | ".join([f"| {name}", *values]) + " |")
         if self.searches:
             lines += ["", "Settings were chosen for these, for the others they are the recipe's:", ""]
             lines += [f"- {line}" for line in self.searches]
         letters = ["", self.letters.to_markdown()] if self.letters else []
-        return "\n".join([*lines, *_lines_of(self.gains()), *letters])
+        return "\n".join([*lines, *self._gain_lines(), *letters])
 
     def __repr__(self) -> str:
         recipes = ", ".join(dict.fromkeys(c.recipe for c in self.cells))
         lines = [f"{recipes}: scores with 95 % intervals over rows and seeds"]
-        for name in dict.fromkeys(c.name for c in self.cells):
-            scores = ", ".join(f"{c.column} {c.score:.3f}" for c in self.cells if c.name == name)
-            lines.append(f"{name}: {scores}")
+        for name, cells in self._by_row().items():
+            lines.append(f"{name}: {', '.join(f'{c.column} {c.score:.3f}' for c in cells)}")
         return figures.screenful(lines)
 
     def _repr_markdown_(self) -> str:
@@ -112,9 +114,9 @@ class Table:
         """Scores with their intervals, tasks along the axis, a colour for each method and way of answering."""
         tasks = list(dict.fromkeys(c.column for c in self.cells if c.given))
         ax = figures.axes(ax)
-        names = list(dict.fromkeys(c.name for c in self.cells if c.given))
-        for i, name in enumerate(names):
-            for cell in (c for c in self.cells if c.name == name):
+        names = {name: cells for name, cells in self._by_row().items() if any(c.given for c in cells)}
+        for i, (name, cells) in enumerate(names.items()):
+            for cell in cells:
                 place = tasks.index(cell.column) + 0.8 * ((i + 0.5) / len(names) - 0.5)
                 figures.interval(ax, place, cell.score, color=f"C{i}", label=name if cell.column == tasks[0] else None)
         ax.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
@@ -123,34 +125,43 @@ class Table:
             ax.legend(fontsize="small")
         return ax
 
-    def _by_column(self) -> dict[str, list[Cell]]:
-        tasks: dict[str, list[Cell]] = defaultdict(list)
+    def _by_row(self) -> dict[str, list[Cell]]:
+        """By method and way of answering; and by recipe, where there are several."""
+        rows: dict[str, list[Cell]] = defaultdict(list)
         for cell in self.cells:
-            tasks[cell.column].append(cell)
-        return dict(tasks)
+            rows[cell.name if cell.method == MAJORITY else f"{self._prefix(cell.recipe)}{cell.name}"].append(cell)
+        return dict(rows)
+
+    def _prefix(self, recipe: str) -> str:
+        return f"{recipe}: " if len({c.recipe for c in self.cells}) > 1 else ""
+
+    def _mean(self, cells: Sequence[Cell]) -> str:
+        """Over tasks, each by the first of its scores; empty where a task of the recipe was not answered."""
+        firsts = {c.task: c.score.value for c in reversed(cells) if c.given}
+        asked = {c.task for c in self.cells if c.given and c.recipe == cells[0].recipe}
+        return f"{sum(firsts.values()) / len(firsts):.3f}" if firsts.keys() == asked and firsts else ""
 
     def _cost_words(self, cells: Iterable[Cell]) -> list[str]:
-        cost = next((self.costs[k] for c in cells if (k := f"{c.recipe}/{c.part}/{c.method}") in self.costs), {})
-        number, percent, seconds = (cost.get(k) for k in ("parameters", "percent", "seconds_per_step"))
-        return [
-            "" if number is None else f"{number:,.0f}",
-            "" if percent is None else f"{percent:.2g}",
-            "" if seconds is None else f"{seconds:.2f}",
+        """Of parts that cost differently, from the least to the most."""
+        names = dict.fromkeys(f"{c.recipe}/{c.part}/{c.method}" for c in cells)
+        costs = [self.costs[name] for name in names if name in self.costs]
+        words = []
+        for column, form in (("parameters", ",.0f"), ("percent", ".2g"), ("seconds_per_step", ".2f")):
+            values = sorted(cost[column] for cost in costs if column in cost)
+            ends = dict.fromkeys(format(value, form) for value in (*values[:1], *values[-1:]))
+            words.append(" to ".join(ends))
+        return words
+
+    def _gain_lines(self) -> list[str]:
+        lines = [
+            "",
+            "| method | task | less the best that knows nothing of the task | which | better |",
+            "|---|---|---|---|---|",
         ]
-
-
-def _lines_of(gains: Sequence[Gain]) -> list[str]:
-    if not gains:
-        return []
-    lines = [
-        "",
-        "| method | task | less the best that knows nothing of the task | which | better |",
-        "|---|---|---|---|---|",
-    ]
-    for gain in gains:
-        word = "yes" if gain.better else "not shown"
-        lines.append(f"| {gain.method} | {gain.task} | {gain.difference:+.3f} | {gain.to} | {word} |")
-    return lines
+        for gain in (gains := self.gains()):
+            word, name = "yes" if gain.better else "not shown", f"{self._prefix(gain.recipe)}{gain.method}"
+            lines.append(f"| {name} | {gain.task} | {gain.difference:+.3f} | {gain.to} | {word} |")
+        return lines if gains else []
 
 
 def table(folders: Iterable[str | Path]) -> Table:
