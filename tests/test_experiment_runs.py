@@ -263,3 +263,16 @@ def test_the_mean_is_over_tasks_by_the_first_of_their_scores(tmp_path):
     whole = replace(table([tmp_path]), cells=(boolq, piqa, second, measured))
     mean = (boolq.score.value + piqa.score.value) / 2
     assert f"| {mean:.3f} | 12 |" in whole.to_markdown()
+
+
+def test_what_an_earlier_version_did_not_write_down_is_no_difference_and_what_it_did_is(tmp_path):
+    from reftlens.errors import StoreMismatch
+    from reftlens.experiments.runs.records import RunFolder
+
+    run = RunFolder(tmp_path / "run")
+    run.begin({"seed": 0, "train": "a"})
+    run.begin({"seed": 0, "train": "a", "asked": "b"})
+    assert run.config() == {"seed": 0, "train": "a", "asked": "b"}
+    for other in ({"seed": 0, "train": "a", "asked": "c"}, {"seed": 0, "train": "a"}, {"seed": 1, "train": "a"}):
+        with pytest.raises(StoreMismatch, match="holds another run"):
+            run.begin(other)

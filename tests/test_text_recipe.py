@@ -309,3 +309,17 @@ def test_the_command_line_says_what_it_would_take_and_makes_tables(folder, tmp_p
     assert main([*arguments, "--out", str(tmp_path / "runs"), "--dtype", "bfloat16"]) == 1
     assert 'dtype: "float32" there, "bfloat16" now' in capsys.readouterr().err and asked[-1] == "bfloat16"
     assert main(["run"]) == 1 and "run needs a recipe" in capsys.readouterr().err
+
+
+def test_another_right_answer_in_a_file_makes_another_run(folder, tmp_path):
+    from reftlens.errors import StoreMismatch
+
+    _run(folder, tmp_path, ["base"], limit=3, tasks=("boolq",))
+    file = folder / "commonsense/test/boolq.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [{**row, "answer": not row["answer"]} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(StoreMismatch, match=r"holds another run .asked: "):
+        _run(folder, tmp_path, ["base"], limit=3, tasks=("boolq",))
+    with pytest.raises(StoreMismatch, match="max_length: 512 there, 500 now"):
+        _run(folder, tmp_path, ["base"], _recipe(max_length=500), limit=3, tasks=("boolq",))

@@ -18,6 +18,7 @@ from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.rows.families.glue import metrics_of
 from reftlens.experiments.rows.loading import FAMILIES, Row, check_family, load_rows, warn_of_leaks
 from reftlens.experiments.rows.splits import HALVES, SAMPLE, available
+from reftlens.experiments.rows.task import digest_of
 from reftlens.experiments.runs.recipe import Recipe, Scope, Setting, Trial
 from reftlens.experiments.runs.records import Prediction
 from reftlens.text.batch import Batch
@@ -119,7 +120,9 @@ class HeadTrial(Trial):
             "dtype": str(self.subject.dtype).removeprefix("torch."),
             "train": self._encoded(self.rows).fingerprint,
             "dev": self._encoded(self.dev).fingerprint,
+            "max_length": self.recipe.max_length,
             "test": [row.index for row in self.test],
+            "asked": digest_of(self.test),
             "choices": {self.tasks[0]: list(self.classes)},
         }
 

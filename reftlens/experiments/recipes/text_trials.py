@@ -17,6 +17,7 @@ from reftlens.experiments.recipes.asking import TEXT, Asking
 from reftlens.experiments.rows.families.arithmetic import truncated
 from reftlens.experiments.rows.loading import FAMILIES, Row, warn_of_leaks
 from reftlens.experiments.rows.splits import holds
+from reftlens.experiments.rows.task import digest_of
 from reftlens.experiments.runs.recipe import Scope, Trial
 from reftlens.experiments.runs.records import Prediction
 from reftlens.numbers import seeded
@@ -76,6 +77,7 @@ class TextTrial(Trial):
     @cached_property
     def config(self) -> Mapping[str, Any]:
         answers = {task: list(rows[0].choices) for task, rows in self.test.items()}
+        asked = {**self.test, **self.held_out}
         return {
             "recipe": self.recipe.name,
             "part": self.part,
@@ -90,7 +92,9 @@ class TextTrial(Trial):
             "model": self.subject.fingerprint.to_dict(),
             "dtype": str(self.subject.dtype).removeprefix("torch."),
             "train": self.data.fingerprint,
-            "test": {t: [row.index for row in rows] for t, rows in {**self.test, **self.held_out}.items()},
+            "max_length": self.recipe.max_length,
+            "test": {task: [row.index for row in rows] for task, rows in asked.items()},
+            "asked": {task: digest_of(rows) for task, rows in asked.items()},
             **({} if self.recipe.together else {"choices": answers}),
         }
 

@@ -1,7 +1,9 @@
 """A row of a data set as a model reads it, and a task: how records become rows, and texts become answers."""
 
+import hashlib
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,14 @@ def file_at(path: Path) -> Path | None:
 def stem_of(path: Path) -> str | None:
     """The name of a file without its ending; None for one that is not of the `ENDINGS`."""
     return next((path.name.removesuffix(ending) for ending in ENDINGS if path.name.endswith(ending)), None)
+
+
+def digest_of(rows: Iterable[Row]) -> str:
+    """SHA-256 over what rows ask and what is right."""
+    sha = hashlib.sha256()
+    for row in rows:
+        sha.update(json.dumps([row.task, row.index, row.prompt, row.completion, row.answer, row.choices]).encode())
+    return sha.hexdigest()
 
 
 def text_of(record: Record, name: str, place: str) -> str:

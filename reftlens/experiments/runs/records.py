@@ -132,8 +132,8 @@ def lines_of(path: Path) -> list[str]:
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What differs between two configurations, in words; empty where nothing does."""
-    names = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
+    """What a stored configuration says otherwise, in words; empty where it agrees in all that was written down then."""
+    names = sorted(k for k in stored if stored[k] != wanted.get(k))
     return "; ".join(f"{k}: {_short(stored.get(k))} there, {_short(wanted.get(k))} now" for k in names)
 
 

@@ -89,7 +89,7 @@ class _Search:
         self.folder.write(SEARCH_FILE, self.told)
 
 
-_NO_PART = ("seed", "test", "choices")
+_NO_PART = ("seed", "test", "asked", "choices")
 """Of the configuration of a run what no search depends on."""
 
 
