@@ -114,7 +114,7 @@ def test_a_finished_run_is_not_repeated_and_another_method_is_added(tmp_path):
     first = _run(recipe, tmp_path, methods=["good"])
     assert [w for _, _, w in recipe.done] == ["fit", "boolq", "piqa"] * 2
     recipe.done.clear()
-    again = _run(recipe, tmp_path, methods=["good"])
+    again = _run(recipe, tmp_path, methods="good")
     assert recipe.done == [] and again.to_markdown() == first.to_markdown()
     both = _run(recipe, tmp_path)
     assert {m for m, _, _ in recipe.done} == {"bad"}

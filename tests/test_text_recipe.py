@@ -289,7 +289,7 @@ def test_a_set_that_is_kept_aside_loads_by_its_file_and_what_is_missing_is_said(
 
 def test_the_command_line_says_what_it_would_take_and_makes_tables(folder, tmp_path, monkeypatch, capsys):
     from reftlens.__main__ import main
-    from reftlens.experiments import RECIPES
+    from reftlens.experiments import RECIPES, Scope
     from reftlens.experiments.methods.subjects import Subject
     from reftlens.experiments.recipes.texts import TextRecipe
 
@@ -301,6 +301,13 @@ def test_the_command_line_says_what_it_would_take_and_makes_tables(folder, tmp_p
     assert main([*arguments, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "mix/base: 0 steps" in said and "minutes a seed" in said and not (tmp_path / "runs").exists()
+    assert main([*arguments, "--search", "red", "--train-limit", "6", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    trial = _recipe().trial("mix", "red", 0, _subject(), Scope(folder, train_limit=6, steps=60))
+    trained = 9 * trial.cost()["tokens of training"]
+    assert f"mix/red, its search: 9 settings, {trained:,} tokens of training, " in said and "minutes, once" in said
+    assert main([*arguments, "--search", "base", "--dry-run"]) == 1
+    assert "base is no method with settings to search" in capsys.readouterr().err
     assert main([*arguments, "--out", str(tmp_path / "runs"), "--quiet"]) == 0
     table = capsys.readouterr().out.split("\n\nconfigurations")[0]
     assert "| base, likelihood |" in table
@@ -309,6 +316,19 @@ def test_the_command_line_says_what_it_would_take_and_makes_tables(folder, tmp_p
     assert main([*arguments, "--out", str(tmp_path / "runs"), "--dtype", "bfloat16"]) == 1
     assert 'dtype: "float32" there, "bfloat16" now' in capsys.readouterr().err and asked[-1] == "bfloat16"
     assert main(["run"]) == 1 and "run needs a recipe" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:arithmetic goes without")
+def test_held_out_rows_are_among_what_a_run_is_said_to_score(problems):
+    from reftlens.experiments import Scope
+
+    costs = [
+        replace(_arithmetic(), held_out=held_out).trial("mix", "base", 0, _subject(), Scope(data=problems)).cost()
+        for held_out in ((), (("gsm8k", "dev"),))
+    ]
+    rows = _arithmetic().rows("gsm8k", "dev", Scope(data=problems))
+    count = sum(len(_subject().tokenizer(row.prompt + row.completion).input_ids) for row in rows)
+    assert costs[1]["tokens of scoring"] - costs[0]["tokens of scoring"] == count > 0
 
 
 def test_another_right_answer_in_a_file_makes_another_run(folder, tmp_path):

@@ -182,10 +182,11 @@ class TextTrial(Trial):
         seen = steps * config.batch_size * config.accumulate
         trained = sum(self._asking.length(row.prompt + row.completion) for row in self.rows) / max(1, len(self.rows))
         read, written = self.tokens(rows, self.recipe.ways)
+        measured = [row for task in self.held_out for row in self._measurable(task)]
         return {
             "steps": steps,
             "tokens of training": round(seen * trained),
-            "tokens of scoring": read,
+            "tokens of scoring": read + sum(self._asking.length(row.prompt + row.completion) for row in measured),
             "tokens written at most": written,
             "rows left out": self.left_out,
         }

@@ -16,6 +16,7 @@ from reftlens.experiments.runs.recipe import Recipe, Scope
 from reftlens.experiments.runs.rotating import Rotations, rotating_cost
 from reftlens.experiments.runs.runner import methods_of, run_recipe
 from reftlens.experiments.runs.tables import table
+from reftlens.experiments.runs.tuning import search_cost
 
 
 def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
@@ -64,7 +65,8 @@ def outcome(options: argparse.Namespace) -> str:
     rotate = Rotations(tuple(options.rotate), options.rotate_limit, tuple(options.rotate_ways))
     if options.dry_run:
         named, seeds = methods_of(recipe, options.method), options.seeds or recipe.seeds
-        return forecast(recipe, subject, scope, named, seeds, rotate)
+        searched = methods_of(recipe, options.search) if options.search else ()
+        return forecast(recipe, subject, scope, named, seeds, rotate, searched)
     settings: dict[str, Any] = {"subject": subject, "seeds": options.seeds, "scope": scope, "out": options.out}
     settings |= {"search": options.search, "rotate": rotate}
     found = run_recipe(recipe, options.method, **settings, progress=not options.quiet)
@@ -78,8 +80,9 @@ def forecast(
     methods: Sequence[str],
     seeds: Sequence[int],
     rotate: Rotations,
+    search: Sequence[str] = (),
 ) -> str:
-    """Tokens, steps and time of each run, by the speed of a forward pass of this model on this machine."""
+    """Tokens, steps and time of each run and search, by the speed of a forward pass of this model on this machine."""
     seconds, lines = _seconds_per_token(subject), []
     for part in recipe.parts(scope):
         for name in methods:
@@ -89,6 +92,13 @@ def forecast(
             cost, tokens = cost | more, tokens + sum(more.values())
             words = ", ".join(f"{value:,} {key}" for key, value in cost.items())
             lines.append(f"{part}/{name}: {words}; at most {tokens * seconds / 60:.0f} minutes a seed, in full")
+        for name in search:
+            cost = search_cost(recipe, part, name, subject, scope)
+            tokens = 3 * cost["tokens of training"] + cost["tokens of scoring"]
+            words = ", ".join(f"{value:,} {key}" for key, value in cost.items())
+            lines.append(
+                f"{part}/{name}, its search: {words}; about {tokens * seconds / 60:.0f} minutes, once, in full"
+            )
     speed = f"{1e3 * seconds:.2f} ms for a token of a forward pass here, a backward pass taken for two"
     return "\n".join([*lines, f"{len(seeds)} seeds, {speed}"])
 

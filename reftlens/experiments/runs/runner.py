@@ -86,6 +86,7 @@ def write_report(found: Table, folder: Path) -> None:
 
 def methods_of(recipe: Recipe, methods: Sequence[str]) -> tuple[str, ...]:
     """The names that were asked for, or all; `ValueError` for one that there is not."""
+    methods = (methods,) if isinstance(methods, str) else methods
     for name in methods:
         if name not in recipe.methods:
             raise ValueError(f"{recipe.name} has no method {name!r}, expected some of {', '.join(recipe.methods)}")

@@ -26,13 +26,26 @@ def space_of(method: Method | None, name: str, depth: int) -> Space:
     """Nine settings: of LoRA with ranks, of ReFTs with positions, ranks and layers, of others nine learning rates.
 
     Raises:
-        ValueError: for a head alone, which has no settings of its own.
+        ValueError: for a head alone or the model as it is, which have no settings of their own.
     """
-    if method is None:
+    if method is None or not method.stored:
         raise ValueError(f"{name} is no method with settings to search: leave it out of the search")
     if isinstance(method, Lora):
         return lora_space(method)
     return reft_space(method, depth) if isinstance(method, Reft) else Space(method, {"lr": _RATES})
+
+
+def search_cost(recipe: Recipe, part: str, name: str, subject: Subject, scope: Scope) -> Mapping[str, int]:
+    """Settings that a search tries, tokens that it trains on, and tokens that it scores: about, by the mean row."""
+    space = recipe.space(name) or space_of(recipe.methods[name], name, subject.bridge.cfg.n_layers)
+    trial = recipe.trial(part, name, 0, subject, replace(scope, steps=STEPS))
+    trained = trial.cost()["tokens of training"]
+    scored = round(trained / trial.row_updates * trial.dev_rows)
+    return {
+        "settings": space.trials,
+        "tokens of training": space.trials * trained,
+        "tokens of scoring": space.trials * scored,
+    }
 
 
 def tuned(
