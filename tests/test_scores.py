@@ -121,7 +121,7 @@ def test_a_task_is_scored_by_its_metrics():
 
 
 def test_differences_are_paired_over_rows_and_runs():
-    from reftlens.experiments.answers.scores import against_best, difference
+    from reftlens.experiments.answers.scores import difference
 
     g = torch.Generator().manual_seed(1)
     hard = torch.rand(200, generator=g)
@@ -134,23 +134,10 @@ def test_differences_are_paired_over_rows_and_runs():
     # Two rates of .5 and .6 on 200 rows that were not paired differ by more than chance in few cases.
     assert paired.high - paired.low < 0.5 * 2 * 1.96 * (2 * 0.25 / 200) ** 0.5 * 2
     assert difference(base, runs).value == pytest.approx(-paired.value)
-    best = against_best(runs, {"majority": hard < 0.3, "base": base, "format": hard < 0.4})
-    assert best.reference == "base" and best.better and best.difference == paired
-    assert not against_best(runs, {"equal": runs}).better
     with pytest.raises(ValueError, match="the same rows and as many runs"):
         difference(runs, base[1:])
     with pytest.raises(ValueError, match="the same rows and as many runs"):
         difference(runs, runs[:2])
-
-
-def test_the_majority_answer_is_that_of_the_rows_it_is_taken_from():
-    from reftlens.experiments.answers.scores import majority
-    from reftlens.experiments.rows.loading import load_rows
-
-    rows = load_rows("boolq", data=[question(i, "true" if i % 4 else "false") for i in range(40)])
-    answer, scored = majority(rows)
-    assert answer == "true" and scored.value == 0.75
-    assert majority(rows, [row for row in rows if row.answer == "false"])[1].value == 0
 
 
 # -- letters -------------------------------------------------------------------------------------------------

@@ -1,9 +1,7 @@
 """Scores of what was answered, each with its 95 % interval; values are scikit-learn's and SciPy's."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -166,19 +164,6 @@ _MIDDLE = 2.5
 """Of the scale of STS-B, 0 to 5."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """How much better something does than the best of its references, row by row."""
-
-    reference: str
-    difference: Estimate
-
-    @property
-    def better(self) -> bool:
-        """Whether the whole interval of the difference is above 0."""
-        return self.difference.low > 0
-
-
 def difference(a: Shaped[Tensor, "*runs row"], b: Shaped[Tensor, "*others same"]) -> Estimate:
     """Mean of `a - b` over the same rows; with several runs of either, rows and runs are both drawn again.
 
@@ -191,22 +176,6 @@ def difference(a: Shaped[Tensor, "*runs row"], b: Shaped[Tensor, "*others same"]
     if not counts:
         return difference_of(runs_a[0], runs_b[0])
     return over_two(runs_a - runs_b)
-
-
-def against_best(scored: Shaped[Tensor, "*runs row"], references: Mapping[str, Shaped[Tensor, "..."]]) -> Comparison:
-    """The paired difference to the reference with the highest mean: base, majority answer, format alone, …"""
-    if not references:
-        raise ValueError("references={}, expected one or more to compare with")
-    best = max(references, key=lambda name: references[name].double().mean().item())
-    return Comparison(best, difference(scored, references[best]))
-
-
-def majority(rows: Sequence[Row], test: Sequence[Row] | None = None) -> tuple[str, Estimate]:
-    """The most frequent gold answer of some rows, and the accuracy of always giving it, on them or on test rows."""
-    if not rows:
-        raise ValueError("no rows to take the most frequent answer of")
-    (answer, _), *_ = Counter(row.answer for row in rows).most_common()
-    return answer, accuracy(torch.tensor([row.answer == answer for row in (rows if test is None else test)]))
 
 
 def _numbers(answers: Answers, gold: Sequence[str], missing: float | None) -> tuple[list[float], list[float]]:
