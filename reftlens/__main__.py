@@ -15,6 +15,7 @@ from typing import Any
 
 from reftlens.bridge.pretrained import DEFAULT_MODEL, load_model
 from reftlens.editing.reft import ReFT
+from reftlens.errors import HookNotFound, NotFinite, TrainingDiverged
 from reftlens.experiments.judges.commandline import add_judge, verdict
 from reftlens.experiments.runs.commandline import add_run, outcome
 from reftlens.generation.decoding import Decoding
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.reconfigure(errors="replace")
     try:
         return options.run(options)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, HookNotFound, NotFinite, TrainingDiverged) as error:
         print(f"reftlens: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

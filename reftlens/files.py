@@ -3,13 +3,21 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
+
+from reftlens.errors import StoreMismatch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def located(path: str | Path) -> Path:
@@ -49,6 +57,33 @@ def write_atomically(path: Path, payload: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made, as long as the block lasts; a kill lets them in again.
+
+    Nothing is kept out where the system, or the file system, has no such locks.
+
+    Raises:
+        StoreMismatch: where another process is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise StoreMismatch(f"{folder} is in use by another process: wait for its end, or choose another one") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 @cache

@@ -83,6 +83,16 @@ def test_the_work_is_saved_and_told_whatever_the_console_can_write(tmp_path, mon
 
 
 @pytest.mark.slow
+def test_what_the_library_refuses_is_said_in_a_sentence(monkeypatch, capsys):
+    from reftlens import __main__ as cli
+    from reftlens.errors import HookNotFound, NotFinite, TrainingDiverged
+
+    for error in (HookNotFound("no hook"), NotFinite("a NaN"), TrainingDiverged("at step 3")):
+        monkeypatch.setattr(cli, "run_demo", lambda options, error=error: (_ for _ in ()).throw(error))
+        assert cli.main(["demo"]) == 1
+        assert capsys.readouterr().err == f"reftlens: {error}\n"
+
+
 def test_the_package_is_a_command():
     found = _run("--help")
     assert found.returncode == 0 and "demo" in found.stdout and "chat" in found.stdout

@@ -276,3 +276,57 @@ def test_what_an_earlier_version_did_not_write_down_is_no_difference_and_what_it
     for other in ({"seed": 0, "train": "a", "asked": "c"}, {"seed": 0, "train": "a"}, {"seed": 1, "train": "a"}):
         with pytest.raises(StoreMismatch, match="holds another run"):
             run.begin(other)
+
+
+def test_runs_of_another_model_or_setting_are_no_seeds_of_one_table(tmp_path):
+    from reftlens.errors import StoreMismatch
+    from reftlens.experiments.runs.recipe import Scope
+    from reftlens.experiments.runs.records import RunFolder
+    from reftlens.experiments.runs.tables import table
+
+    recipe = planted({"good": 0.9, "bad": 0.5})
+    _run(recipe, tmp_path, methods=["good"], seeds=[0], scope=Scope(limit=10))
+    recipe.done.clear()
+    with pytest.raises(
+        StoreMismatch, match=r"good.seed-1 and .*good.seed-0 differ in limit: 10 there, 20 now: one table"
+    ):
+        _run(recipe, tmp_path, methods=["good"], seeds=[1], scope=Scope(limit=20))
+    assert recipe.done == [], "before any work"
+    _run(recipe, tmp_path, methods=["bad"], seeds=[0], scope=Scope(limit=20))
+    for method, model in (("good", "one"), ("bad", "another")):
+        file = tmp_path / f"planted/mix/{method}/seed-0/config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "model": model}))
+    with pytest.raises(StoreMismatch, match='differ in model: "another" there, "one" now'):
+        table([tmp_path])
+    file.unlink()
+    with pytest.raises(StoreMismatch, match=r"bad.seed-0 has no config.json, so that nothing says"):
+        table([tmp_path])
+    (tmp_path / "planted/mix/bad/seed-0/.config.json.killed").touch()
+    with pytest.raises(StoreMismatch, match=r"what run its cost.json, method, metrics.json, predictions.jsonl are of"):
+        RunFolder(file.parent).begin({})
+
+
+def test_predictions_that_were_taken_away_are_made_again(tmp_path):
+    recipe = planted({"good": 0.9}, seeds=(0,))
+    whole = _run(recipe, tmp_path).to_markdown()
+    (tmp_path / "planted/mix/good/seed-0/predictions.jsonl").unlink()
+    recipe.done.clear()
+    assert _run(recipe, tmp_path).to_markdown() == whole
+    assert [what for *_, what in recipe.done] == ["load", "boolq", "piqa"]
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
+    from reftlens.errors import StoreMismatch
+    from reftlens.files import exclusive
+
+    recipe = planted({"good": 0.9, "bad": 0.5}, seeds=(0,))
+    with exclusive(tmp_path / "planted/mix/good/seed-0"):
+        with pytest.raises(StoreMismatch, match=r"good.seed-0 is in use by another process"):
+            _run(recipe, tmp_path, methods=["good"])
+        _run(recipe, tmp_path, methods=["bad"])
+    _run(recipe, tmp_path, methods=["good"])
+
+
+def test_a_search_of_what_is_not_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"search=\['bad'\] names bad, which is not run: methods=\['good'\]"):
+        _run(planted({"good": 0.9, "bad": 0.5}), tmp_path, methods=["good"], search=["bad"])

@@ -138,8 +138,23 @@ def test_settings_are_chosen_by_rows_that_are_not_trained_on(folder, tmp_path, m
     run_recipe(_recipe(), ["red"], search=["red"], **settings)
     told = json.loads((tmp_path / "commonsense/mix/red/search.json").read_text())
     assert len(told["tried"]) == 9 and told["rows"] == 32
+    from reftlens.errors import StoreMismatch
+
+    other = {**settings, "scope": replace(scope, train_limit=5), "seeds": [1]}
+    with pytest.raises(StoreMismatch, match=r"red.search.json is of another search \(train: "):
+        run_recipe(_recipe(), ["red"], **other)
+    (tmp_path / "commonsense/mix/red/search.json").write_text("{")
+    with pytest.raises(StoreMismatch, match=r"search.json is damaged .*: take its folder away"):
+        run_recipe(_recipe(), ["red"], **settings)
     with pytest.raises(ValueError, match="no rows are left to choose settings by"):
         assert _recipe().trial("mix", "red", 0, _subject(), Scope(data=folder)).dev
+
+
+def test_rows_none_of_which_fits_are_refused(folder):
+    from reftlens.experiments import Scope
+
+    with pytest.raises(ValueError, match=r"none of 80 training rows fits into 12 tokens, two of them to spare"):
+        _recipe(max_length=12).trial("mix", "base", 0, _subject(), Scope(data=folder))
 
 
 @pytest.fixture

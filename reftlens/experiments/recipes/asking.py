@@ -64,7 +64,21 @@ class Asking:
 
     def fits(self, text: str) -> bool:
         """With two tokens to spare, for a BOS token and the end."""
-        return self.length(text) + 2 <= min(self.recipe.max_length, self.subject.bridge.cfg.n_ctx)
+        return self.length(text) + 2 <= self.most
+
+    def fitting(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows that fit with their completions; `ValueError` where none does."""
+        if found := [row for row in rows if self.fits(row.prompt + row.completion)]:
+            return found
+        raise ValueError(
+            f"none of {len(rows)} training rows fits into {self.most} tokens, two of them to spare: the longest row of "
+            f"the recipe has {self.recipe.max_length}, the model's context {self.subject.bridge.cfg.n_ctx}"
+        )
+
+    @property
+    def most(self) -> int:
+        """Tokens of the longest row that fits."""
+        return min(self.recipe.max_length, self.subject.bridge.cfg.n_ctx)
 
     def _texts(self, trained: Trained, rows: Sequence[Row]) -> list[str]:
         prompts = encode_prompts(self.subject.bridge, [row.prompt for row in rows])

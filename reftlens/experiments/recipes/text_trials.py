@@ -69,7 +69,7 @@ class TextTrial(Trial):
         rows = [row for rows in every for row in (self._dealt_out(rows) if self.entry.shuffled else rows)]
         if self.entry.opening is not None:
             rows = truncated(rows, self.entry.opening)
-        self.rows = [row for row in rows if self._asking.fits(row.prompt + row.completion)]
+        self.rows = self._asking.fitting(rows)
         self.left_out = len(rows) - len(self.rows)
         warn_of_leaks(self.rows, [row for some in (*self.test.values(), *self.held_out.values()) for row in some])
         self.trained: Trained | None = None

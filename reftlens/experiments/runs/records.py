@@ -14,6 +14,7 @@ from typing import Any
 from zipfile import ZipFile, is_zipfile
 
 from reftlens.errors import StoreMismatch
+from reftlens.experiments.runs.alike import differences, plain
 from reftlens.files import located, write_atomically
 
 CONFIG_FILE, PREDICTIONS_FILE, METRICS_FILE, METHOD_FOLDER = (
@@ -54,10 +55,14 @@ class RunFolder:
             StoreMismatch: where something else was; naming what differs.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        wanted = json.loads(json.dumps(config, default=str))
-        stored = self.config()
-        if stored and (seen := differences(stored, wanted)):
-            raise StoreMismatch(f"{self.path} holds another run ({seen}): choose another folder, or take this one away")
+        wanted, stored = plain(config), self.config()
+        if stored and (odd := differences(stored, wanted)):
+            raise StoreMismatch(f"{self.path} holds another run ({odd}): choose another folder, or take this one away")
+        if not stored and (left := sorted(p.name for p in self.path.iterdir() if p.name[0] != ".")):
+            raise StoreMismatch(
+                f"{self.path} has no {CONFIG_FILE}, so that nothing says what run its {', '.join(left)} are of: choose "
+                "another folder, or take this one away"
+            )
         self.write(CONFIG_FILE, wanted)
 
     def config(self) -> dict[str, Any]:
@@ -113,12 +118,17 @@ def finished_runs(folders: Iterable[Path]) -> list[RunFolder]:
 
     Raises:
         FileNotFoundError: where a folder holds none.
+        StoreMismatch: where nothing says what a run is of.
     """
     runs: list[RunFolder] = []
     for folder in folders:
         found = [RunFolder(path.parent) for path in sorted(folder.rglob(METRICS_FILE))]
         if not found:
             raise FileNotFoundError(f"{folder} holds no {METRICS_FILE}: no finished run of an experiment is there")
+        if bare := [run for run in found if not run.config()]:
+            raise StoreMismatch(
+                f"{bare[0].path} has no {CONFIG_FILE}, so that nothing says what run it is: take it away"
+            )
         runs += found
     return runs
 
@@ -131,12 +141,6 @@ def lines_of(path: Path) -> list[str]:
         return list(lines)
 
 
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What a stored configuration says otherwise, in words; empty where it agrees in all that was written down then."""
-    names = sorted(k for k in stored if stored[k] != wanted.get(k))
-    return "; ".join(f"{k}: {_short(stored.get(k))} there, {_short(wanted.get(k))} now" for k in names)
-
-
 def _prediction(line: str, place: str) -> Prediction:
     try:
         return Prediction(**json.loads(line))
@@ -144,8 +148,3 @@ def _prediction(line: str, place: str) -> Prediction:
         raise StoreMismatch(
             f"{place} is no prediction ({error}): take the file away, and the run is scored again"
         ) from None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"

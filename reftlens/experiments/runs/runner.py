@@ -8,12 +8,13 @@ from tqdm.auto import tqdm
 
 from reftlens import figures
 from reftlens.experiments.methods.subjects import Subject
+from reftlens.experiments.runs.alike import check_alike, plain
 from reftlens.experiments.runs.recipe import Recipe, Scope, Trial
-from reftlens.experiments.runs.records import METHOD_FOLDER, RunFolder
+from reftlens.experiments.runs.records import CONFIG_FILE, METHOD_FOLDER, RunFolder
 from reftlens.experiments.runs.rotating import Rotations, ask_rotated, rotating_cost
 from reftlens.experiments.runs.tables import Table, table
 from reftlens.experiments.runs.tuning import SEARCH_FILE, tuned
-from reftlens.files import located, write_atomically
+from reftlens.files import exclusive, located, write_atomically
 from reftlens.numbers import Integers, whole_numbers
 from reftlens.training.result import library_versions
 
@@ -51,7 +52,8 @@ def run_recipe(
     Raises:
         ValueError: for a method that the recipe does not have, data that are not of its family, or rows to rotate that
             have no options.
-        StoreMismatch: where the folder holds a run with other settings.
+        StoreMismatch: where the folder holds a run with other settings, or runs of another model; or where another
+            process is at work on the same run.
     """
     named, scope = methods_of(recipe, methods), scope or Scope()
     subject = recipe.subject(None) if subject is None else subject
@@ -64,14 +66,21 @@ def run_recipe(
     for part in recipe.parts(scope) if request.tasks else ():  # before any work
         rotating_cost(recipe.trial(part, named[0], numbers[0], subject, scope), request)
     searched = set(methods_of(recipe, search)) if search else set()
+    if odd := sorted(searched - set(named)):
+        raise ValueError(f"search={list(search)} names {', '.join(odd)}, which is not run: methods={list(named)}")
     for part, method, seed in tqdm(every, desc=recipe.name, unit="run", disable=not progress):
         own, setting = folder / part / method, dict[str, Any]()
         if method in searched or (own / SEARCH_FILE).is_file():
-            setting = dict(tuned(recipe, part, method, subject, scope, own, progress=progress))
+            with exclusive(own):
+                setting = dict(tuned(recipe, part, method, subject, scope, own, progress=progress))
         trial, run = recipe.trial(part, method, seed, subject, scope, setting), RunFolder(own / f"seed-{seed}")
-        complete(trial, run, progress=progress)
-        if request.tasks:
-            ask_rotated(trial, run, request, progress=progress)
+        if not run.config():  # before any work
+            others = [RunFolder(file.parent) for file in sorted(folder.glob(f"*/*/seed-*/{CONFIG_FILE}"))]
+            check_alike([*((each.path, each.config()) for each in others), (run.path, plain(trial.config))])
+        with exclusive(run.path):
+            complete(trial, run, progress=progress)
+            if request.tasks:
+                ask_rotated(trial, run, request, progress=progress)
     found = table([folder])
     write_report(found, folder)
     return found
@@ -96,7 +105,8 @@ def methods_of(recipe: Recipe, methods: Sequence[str]) -> tuple[str, ...]:
 def complete(trial: Trial, folder: RunFolder, *, progress: bool) -> None:
     """Do what is left of a trial."""
     folder.begin(trial.config)
-    if folder.metrics():
+    done = {prediction.task for prediction in folder.predictions()}
+    if folder.metrics() and done.issuperset(trial.tasks):
         return
     method, cost = folder.path / METHOD_FOLDER, folder.read(COST_FILE)
     if cost:
@@ -106,7 +116,6 @@ def complete(trial: Trial, folder: RunFolder, *, progress: bool) -> None:
         cost = {**figures, "bytes_on_disk": trial.save(method), "versions": library_versions()}
         folder.write(COST_FILE, cost)
         (folder.path / CHECKPOINT_FILE).unlink(missing_ok=True)
-    done = {prediction.task for prediction in folder.predictions()}
     for task in trial.tasks:
         if task not in done:
             folder.add(trial.predict(task, progress=progress))

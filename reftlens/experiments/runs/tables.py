@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from reftlens import figures
+from reftlens.experiments.runs.alike import check_alike
 from reftlens.experiments.runs.cells import MAJORITY, Cell, cells_of, majorities
 from reftlens.experiments.runs.letter_tables import LetterTable, letter_table
 from reftlens.experiments.runs.records import Prediction, finished_runs, unpacked
@@ -169,6 +170,7 @@ def table(folders: Iterable[str | Path]) -> Table:
 
     Raises:
         FileNotFoundError: where a folder holds no finished run.
+        StoreMismatch: where the runs are of different models, or the seeds of a method have different settings.
         ValueError: where two seeds of a method answered different rows, or two runs are of one method and seed.
     """
     groups: dict[tuple[str, str, str, str, str], dict[int, list[Prediction]]] = defaultdict(dict)
@@ -177,6 +179,7 @@ def table(folders: Iterable[str | Path]) -> Table:
     with unpacked(folders) as paths:
         searches = tuple(line for path in paths for line in budgets(path))
         runs = finished_runs(paths)
+        check_alike((run.path, run.config()) for run in runs)
         letters = letter_table(runs)
         for run in runs:
             config = run.config()

@@ -15,8 +15,9 @@ from reftlens.experiments.methods.method import Method
 from reftlens.experiments.methods.refts import Reft
 from reftlens.experiments.methods.spaces import Space, lora_space, reft_space
 from reftlens.experiments.methods.subjects import Subject
+from reftlens.experiments.runs.alike import differences, plain
 from reftlens.experiments.runs.recipe import Recipe, Scope, Trial
-from reftlens.experiments.runs.records import RunFolder, differences
+from reftlens.experiments.runs.records import RunFolder
 
 SEARCH_FILE, STEPS = "search.json", 60
 _RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 3e-5, 1e-5, 1e-1)
@@ -77,7 +78,7 @@ class _Search:
     """The settings that were tried, and the file that tells them."""
 
     def __init__(self, folder: RunFolder, config: Mapping[str, Any]) -> None:
-        wanted = json.loads(json.dumps({k: v for k, v in config.items() if k not in _NO_PART}, default=str))
+        wanted = plain({k: v for k, v in config.items() if k not in _NO_PART})
         self.folder, self.told = folder, folder.read(SEARCH_FILE) or {"tried": []}
         if seen := differences(self.told.setdefault("of", wanted), wanted):
             file = folder.path / SEARCH_FILE
