@@ -129,6 +129,35 @@ def test_skills_that_do_not_fit_are_refused(rl, llama):
         rl.fit(reft, llama, data, objective=skills.objective(["cat", "dog"]), progress=False)
 
 
+def test_what_holds_in_texts_is_counted_by_the_directions_that_act(rl, llama):
+    from reftlens.experiments.examples.skill_shares import skill_shares
+
+    skills, names, data, reft = _skilled(rl, llama)
+    rl.fit(reft, llama, data, objective=skills.objective(names), steps=60, lr=0.05, batch_size=4, progress=False)
+    prompts, decoding = ["the moon over the", "the moon over the", "a hill"], rl.Decoding(max_new_tokens=3)
+    holds = {"dog": lambda text: text.startswith(" dog"), "cat": lambda text: text.startswith(" cat")}
+    found = skill_shares(reft, llama, skills, prompts, holds, decoding=decoding)
+    assert [dict(each) for each in found.strengths] == [
+        *({}, {"cat": 1}, {"dog": 1}, {"cat": 1, "dog": 1}, {"cat": 0.5, "dog": 0.5}),
+        *({"cat": -1, "dog": 1}, {"cat": 1, "dog": -1}),
+    ]
+    for each, texts in zip(found.strengths, found.texts, strict=True):
+        written = rl.generate(reft, llama, prompts, decoding, variant=skills.variant(each)).texts
+        assert tuple(written) == texts
+    assert found.skills == ("cat", "dog") and found.held.shape == (7, 2, 3)
+    assert found.held[1, 0].sum() >= 2 and found.held[2, 1].sum() >= 2 and not found.held.all(dim=1).any()
+    assert found.shares("cat")[1].value == pytest.approx(found.held[1, 0].double().mean().item())
+    ends = {"cat": lambda text: text.startswith(" cat"), "dog": lambda text: bool(text)}
+    some = skill_shares(reft, llama, skills, prompts[:2], ends, strengths=[{"cat": 1}, {"cat": 0}], decoding=decoding)
+    assert [share.value for share in some.shares()] == [1.0, 0.0]
+    with pytest.raises(ValueError, match="no skill 'bird'"):
+        found.shares("bird")
+    with pytest.raises(ValueError, match=r"holds of \['cat'\] and 3 prompts, expected \['cat', 'dog'\]"):
+        skill_shares(reft, llama, skills, prompts, {"cat": holds["cat"]})
+    with pytest.raises(ValueError, match="0 prompts"):
+        skill_shares(reft, llama, skills, [], holds)
+
+
 # -- few examples -------------------------------------------------------------------------------------------
 
 

@@ -245,6 +245,13 @@ def _memorised():
     return Memorisation((0, 2), (4, 8), torch.tensor([[[4, 8], [4, 3]], [[4, 2], [1, 0]]]), 1, 33, 10)
 
 
+def _composed():
+    from reftlens.experiments.examples.skill_shares import SkillShares
+
+    held = torch.rand(3, 2, 20, generator=torch.Generator().manual_seed(0)) < 0.5
+    return SkillShares(("terse", "loud"), ({}, {"terse": 1.0}, {"terse": 1.0, "loud": -1.0}), (("",) * 20,) * 3, held)
+
+
 def _learned():
     from reftlens.experiments.examples.few_shot import LearningCurve
 
@@ -360,6 +367,7 @@ RESULTS = {
     "RankedUnits": _ranked,
     "SearchResult": _search,
     "SeenSplit": _seen,
+    "SkillShares": _composed,
     "Sparsity": _sparsity,
     "Stability": _stability,
     "Table": _table,
