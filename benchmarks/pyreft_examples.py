@@ -24,9 +24,13 @@ ASKED = ("Who wrote Romeo and Juliet?", "How do I bake bread?", "What is 2 + 2?"
 def memorise(arguments: argparse.Namespace) -> None:
     """The longest verbatim text by block, against the same tokens shuffled."""
     text = emoji.data_file("alice.txt").read_text(encoding="utf-8")
-    config = SETTINGS.replace({"steps": arguments.steps or 300})
+    config = SETTINGS.replace({"steps": arguments.steps or 300, "lr": arguments.lr or SETTINGS.lr})
     places = {"layers": arguments.layers or [5, 15, 25], "lengths": arguments.lengths or [16, 32, 64, 128]}
-    print(memorisation(rl.load_model(progress=False), text, **places, rank=1, config=config, progress=False))
+    model = rl.load_model(dtype=arguments.dtype, progress=False)
+    found = memorisation(model, text, **places, rank=1, config=config, progress=False)
+    print(f"model in {arguments.dtype}; {found}")
+    if arguments.picture:
+        found.plot().figure.savefig(arguments.picture, dpi=110, bbox_inches="tight")
 
 
 def compose(arguments: argparse.Namespace) -> None:
@@ -125,11 +129,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("name", choices=EXAMPLES)
     parser.add_argument("--data", type=Path, help="a folder with glue/sst2 in it, for few-shot")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--lr", type=float, help="of memorise")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--layers", type=int, nargs="+")
     parser.add_argument("--lengths", type=int, nargs="+")
+    parser.add_argument("--dtype", default="float32", help="of the model's weights, for memorise; edits stay float32")
+    parser.add_argument("--picture", type=Path, help="where the plot goes, for memorise")
     arguments = parser.parse_args(words)
     torch.set_num_threads(1)
     began = time.process_time()
