@@ -252,7 +252,12 @@ def test_what_a_head_cannot_be_trained_on_is_refused():
     several = rl.ReFT({rl.resid_post(1, "f2"): rl.interventions.Head(bridge.cfg.d_model, 3)})
     with pytest.raises(ValueError, match="reads 2 tokens of row 0, expected 1"):
         _fit(name, several.double())
-    for texts, labels, why in ((["a"], [1, 2], "1 texts and 2 labels"), ([" "], [1], "row 0"), (["a"], ["x"], "label")):
+    with pytest.warns(UserWarning, match=rf"1 row.s. were cut to {bridge.cfg.n_ctx} tokens"):
+        rl.training.encode_labelled(bridge, ["a " * 2000], [1], max_length=10**6)
+    for texts, labels, why in (
+        ("abc", [1, 2, 3], "texts is 'abc', expected a list"), ([None], [1], "row 0 is None, expected a text"),
+        (["a"], [1, 2], "1 texts and 2 labels"), ([" "], [1], "row 0"), (["a"], ["x"], "label"),
+    ):  # fmt: skip
         with pytest.raises((ValueError, TypeError), match=why):
             rl.training.encode_labelled(bridge, texts, labels)
 

@@ -26,18 +26,22 @@ def encode_labelled(
 
     Args:
         labels: the number of a class for each, or a value.
-        max_length: longest row in tokens, by default the model's context; longer texts are cut at their end, the longer
-            one of a pair first, with a warning.
+        max_length: longest row in tokens, by default and at most the model's context; longer texts are cut at their
+            end, the longer one of a pair first, with a warning.
 
     Raises:
-        ValueError: for a text that is empty, a label that is no number, or other numbers of both.
+        ValueError: for a text that is empty, one text in place of a list, a label that is no number, or unequal numbers
+            of both.
     """
     if len(texts) != len(labels) or not len(texts):
         raise ValueError(f"{len(texts)} texts and {len(labels)} labels, expected one label for each, and a text")
-    tokenizer, limit = model.tokenizer, whole(model.cfg.n_ctx if max_length is None else max_length, "max_length", 4)
+    if isinstance(texts, str):
+        raise ValueError(f"texts is {texts[:40]!r}, expected a list of texts, one for each row")
+    context, tokenizer = model.cfg.n_ctx, model.tokenizer
+    limit = min(context, whole(context if max_length is None else max_length, "max_length", 4))
     ids, examples, cut = [], [], []
     for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
-        parts = (text,) if isinstance(text, str) else tuple(text)
+        parts = text if isinstance(text, tuple | list) else (text,)
         if len(parts) not in (1, 2) or not all(isinstance(part, str) and part.strip() for part in parts):
             raise ValueError(f"row {row} is {text!r}, expected a text, or a pair of texts, that is not empty")
         whole_row = tokenizer(*(plain_text(part, row) for part in parts)).input_ids
