@@ -334,3 +334,19 @@ def test_hidden_states_that_transformers_records_are_those_that_were_edited():
                 states = model(one, output_hidden_states=True).hidden_states
             assert (states[2] - base.hidden_states[2] - 1).abs().max() < 1e-12
             assert torch.equal(model(one, output_hidden_states=True).hidden_states[2], base.hidden_states[2])
+
+
+def test_a_generate_that_goes_past_the_attachment_is_refused():
+    import reftlens as rl
+
+    model = fresh()
+    kept, (ids, mask) = model.generate, left(prompts())
+    settings = dict(attention_mask=mask, max_new_tokens=NEW, do_sample=False, use_cache=False, pad_token_id=PAD)
+    before = model.generate(ids, **settings)
+    with rl.attach(edit(), model, tokenizer=architectures.tokenizer()):
+        edited = model.generate(ids, **settings)
+        for past in (lambda: type(model).generate(model, ids, **settings), lambda: kept(ids, **settings)):
+            with pytest.raises(ValueError, match=r"generate was called past rl.attach, .*: call model.generate"):
+                past()
+        assert torch.equal(model.generate(ids, **settings), edited)
+    assert torch.equal(kept(ids, **settings), before) and not torch.equal(edited, before)

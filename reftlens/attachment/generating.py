@@ -1,5 +1,7 @@
 """`generate` of a model while it is edited: what that was given is the prompt, with a cache or without."""
 
+import inspect
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,9 +61,23 @@ class Generating(Uncopied):
 
     @property
     def current(self) -> Writing | None:
-        """The innermost call of `generate` in this thread."""
-        every = getattr(self.local, "every", [])
-        return every[-1] if every else None
+        """The innermost call of `generate` in this thread.
+
+        Raises:
+            ValueError: for one that went past this object, `type(model).generate(model, …)` or a method that was kept
+                from before: what its prompt is would not be known.
+        """
+        if every := getattr(self.local, "every", []):
+            return every[-1]
+        frame, code = sys._getframe(1), getattr(inspect.unwrap(self.function), "__code__", None)
+        while frame is not None:
+            if frame.f_code is code and frame.f_locals.get("self") is self.model:
+                raise ValueError(
+                    "generate was called past rl.attach, by the class of the model or by a method kept from before it: "
+                    "call model.generate(…), so that its prompt is known"
+                )
+            frame = frame.f_back
+        return None
 
     @contextmanager
     def _going_on(self, writing: Writing) -> Iterator[None]:
