@@ -58,7 +58,7 @@ class SkillShares:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The shares with their intervals, for each of `strengths` one point a skill and one for all."""
-        ax = figures.axes(ax)
+        ax = figures.axes(ax, width=2.0 + 1.1 * len(self.strengths))
         named: list[str | None] = [*self.skills, None]
         for i, name in enumerate(named):
             color = figures.CYCLE[i % len(figures.CYCLE)]
@@ -67,7 +67,7 @@ class SkillShares:
                 figures.interval(ax, place + 0.15 * (i - len(self.skills) / 2), share, color=color, label=label)
         ax.set_xticks(range(len(self.strengths)), [_named(each).replace(", ", "\n") for each in self.strengths])
         ax.set(xlabel="directions that act", ylabel="share of texts", ylim=(-0.03, 1.03))
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(named))
         return ax
 
     def __repr__(self) -> str:
