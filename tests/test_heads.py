@@ -255,7 +255,8 @@ def test_what_a_head_cannot_be_trained_on_is_refused():
     with pytest.warns(UserWarning, match=rf"1 row.s. were cut to {bridge.cfg.n_ctx} tokens"):
         rl.training.encode_labelled(bridge, ["a " * 2000], [1], max_length=10**6)
     for texts, labels, why in (
-        ("abc", [1, 2, 3], "texts is 'abc', expected a list"), (["a"], [1, 2], "1 texts and 2 labels"), ([" "], [1], "row 0"), (["a"], ["x"], "label"),
+        ("abc", [1, 2, 3], "texts is 'abc', expected a list"),
+        (["a"], [1, 2], "1 texts and 2 labels"), ([" "], [1], "row 0"), (["a"], ["x"], "label"),
     ):  # fmt: skip
         with pytest.raises((ValueError, TypeError), match=why):
             rl.training.encode_labelled(bridge, texts, labels)
