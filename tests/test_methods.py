@@ -323,6 +323,23 @@ def test_prefixes_score_and_write_alike_alone_and_in_a_batch():
     assert batch == [trained.texts(rl.encode_prompts(subject.bridge, [text]), decoding)[0] for text in texts]
 
 
+@pytest.mark.parametrize("settings", [{"no_repeat_ngram": 2}, {"repetition_penalty": 1.5}, {"beams": 2}])
+def test_a_plain_model_writes_what_its_bridge_does_whatever_stands_beside_a_prompt(settings):
+    import reftlens as rl
+    from reftlens.experiments.methods.acting import OnBridge, OnPlain
+
+    subject = _subject()
+    texts = [" ".join(WORDS[i : i + 3 + i % 4]) for i in range(8)]
+    prompts = rl.encode_prompts(subject.bridge, texts)
+    decoding = rl.Decoding(max_new_tokens=12, **settings)
+    padding = (~prompts.attention_mask).nonzero()[:, 0]
+    assert len(padding)
+    for pad in (2, 52, 200):  # any id serves as padding: it is no text of the row
+        prompts.tokens[~prompts.attention_mask] = pad
+        written = OnPlain(subject.plain(), subject).texts(prompts, decoding)
+        assert written == OnBridge(subject.bridge, None).texts(prompts, decoding)
+
+
 def test_methods_inside_a_method_are_stored_as_what_they_are(tmp_path):
     from reftlens.experiments import methods
 

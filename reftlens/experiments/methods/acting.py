@@ -114,19 +114,28 @@ class OnPlain(Weights):
     @torch.no_grad()
     def texts(self, prompts: Batch, decoding: Decoding, batch_size: int = 16) -> list[str]:
         """By transformers' own `generate`, in batches padded on the left."""
-        written, stops = list[str](), stop_tokens(self.subject.bridge, prompts)
+        written, settings = dict[int, str](), _settings(decoding, stop_tokens(self.subject.bridge, prompts))
         with torch.random.fork_rng([self.subject.device] if self.subject.device.type == "cuda" else []):
             torch.default_generator.manual_seed(decoding.seed)
             if self.subject.device.type == "cuda":
                 torch.cuda.manual_seed(decoding.seed)
-            for start in range(0, len(prompts), batch_size):
-                some = prompts[start : start + batch_size].to(self.subject.device)
+            for rows in _together(prompts, decoding, batch_size):
+                some = prompts[rows].to(self.subject.device)
                 order = some.attention_mask.long().argsort(dim=1, stable=True)  # padding first
                 tokens, mask = some.tokens.gather(1, order), some.attention_mask.long().gather(1, order)
-                settings = _settings(decoding, stops)
                 ids = self.inside.generate(input_ids=tokens, attention_mask=mask, **settings)[:, tokens.shape[1] :]
-                written += self.subject.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return written
+                texts = self.subject.tokenizer.batch_decode(ids, skip_special_tokens=True)
+                written.update(zip(rows, texts, strict=True))
+        return [written[row] for row in range(len(prompts))]
+
+
+def _together(prompts: Batch, decoding: Decoding, size: int) -> list[list[int]]:
+    """Rows that are written together: of one length, where transformers counts padding among what was said before."""
+    groups = [list(range(len(prompts)))]
+    if decoding.repetition_penalty != 1 or decoding.no_repeat_ngram:
+        lengths = prompts.attention_mask.sum(dim=1)
+        groups = [(lengths == n).nonzero()[:, 0].tolist() for n in lengths.unique()]
+    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
 
 def _settings(decoding: Decoding, stops: set[int]) -> dict[str, Any]:
