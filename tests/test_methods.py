@@ -124,6 +124,7 @@ def test_reft_is_what_fit_makes_of_the_same_start():
 
 def test_rows_of_similar_length_together_give_the_step_of_the_whole_micro_batch(doubles, monkeypatch):
     from reftlens.experiments.methods import Lora, loop
+    from reftlens.text import beginnings
 
     pytest.importorskip("peft")
     subject = _subject(dtype=torch.float64)
@@ -137,7 +138,7 @@ def test_rows_of_similar_length_together_give_the_step_of_the_whole_micro_batch(
     monkeypatch.setattr(loop.Loop, "_summed", watched)
     for overhead in (0.0, 1e9):
         widths.append([])
-        monkeypatch.setitem(loop.PASS, "cpu", overhead)
+        monkeypatch.setitem(beginnings.PASS, "cpu", overhead)
         curves.append(Lora(rank=2).fit(subject, data, config, progress=False).losses)
     assert len(widths[0]) > 5 == len(widths[1]) and max(abs(a - b) for a, b in zip(*curves, strict=True)) < 1e-11
     assert sum(rows * width for rows, width in widths[0]) == int(data.attention_mask.sum()) * 5

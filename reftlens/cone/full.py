@@ -14,12 +14,11 @@ from reftlens.bridge.protocol import Bridge, device_of, modules_of
 from reftlens.bridge.trial import last_trial
 from reftlens.cone.layout import alone
 from reftlens.cone.plans import Autocast, Job, Scored
-from reftlens.cone.spans import buckets
+from reftlens.cone.spans import by_length
 from reftlens.cone.watched import Watch, Watched, joined_rows
 from reftlens.editing.bound import Bound
 from reftlens.editing.engine import Hook, Stop, attached, check_fired, forward, hooked
 from reftlens.text.batch import Batch
-from reftlens.text.beginnings import PASS
 
 
 def at_targets(
@@ -56,9 +55,8 @@ class Full:
                 yield from self._pass(job, batch.right_padded() if last_trial(self.model).minds_padding else batch)
 
     def _parts(self, job: Job) -> list[Job]:
-        lengths = self.data.attention_mask[list(job.rows)].sum(dim=1).tolist()
-        parts = buckets(lengths, [0] * len(lengths), self.buckets, PASS[device_of(self.model).type])
-        return [Job(job.plan, tuple(job.rows[n] for n in part)) for part in parts]
+        parts = by_length(self.data, job.rows, self.buckets, device_of(self.model))
+        return [Job(job.plan, tuple(part)) for part in parts]
 
     def _pass(self, job: Job, batch: Batch) -> Iterator[list[Scored]]:
         edits = self.bounds[job.plan].edits(batch.view, job.rows)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from reftlens.text.batch import Batch
+from reftlens.text.beginnings import PASS
 from reftlens.text.view import Mask
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -101,6 +102,12 @@ def buckets(lengths: Sequence[int], keys: Sequence[int], most: int | None, overh
         best.append(cheapest)
     cuts = [*min(best[-1].values())[1], len(steps)]
     return [sorted(i for step in rows[a:b] for i in step) for a, b in pairwise(cuts)]
+
+
+def by_length(data: Batch, rows: Sequence[int], most: int | None, device: torch.device) -> list[list[int]]:
+    """Rows of a data set in groups (at most `most`) that pay where each is computed whole: those of similar length."""
+    lengths = data.attention_mask[list(rows)].sum(dim=1).tolist()
+    return [[rows[i] for i in part] for part in buckets(lengths, [0] * len(rows), most, PASS[device.type])]
 
 
 @dataclass(frozen=True)

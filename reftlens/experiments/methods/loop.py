@@ -21,13 +21,12 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from reftlens.bridge.protocol import gradients_on
-from reftlens.cone.spans import buckets
+from reftlens.cone.spans import by_length
 from reftlens.editing.reft import training_mode
 from reftlens.errors import TrainingDiverged
 from reftlens.files import destination, write_atomically
 from reftlens.scoring.objectives import cross_entropy
 from reftlens.text.batch import Batch
-from reftlens.text.beginnings import PASS
 from reftlens.training.checkpoint import read_checkpoint
 from reftlens.training.config import FitConfig
 from reftlens.training.run import History, decayed, seed_step
@@ -137,9 +136,7 @@ class Loop:
         """The rows of a micro-batch as they are computed: by length, where each loss comes from its own row alone."""
         if not (self.losses is cross_entropy or getattr(self.losses, "per_target", False) is True):
             return [list(rows)]
-        lengths = data.attention_mask[list(rows)].sum(dim=1).tolist()
-        parts = buckets(lengths, [0] * len(rows), None, PASS[self.device.type])
-        return [[rows[i] for i in part] for part in parts]
+        return by_length(data, rows, None, self.device)
 
     def _update(self, loss: float, norm: float) -> None:
         rate = self.config.learning_rate(self.done, self.total)
