@@ -65,6 +65,15 @@ class History:
     seconds: float = 0.0
     stopped_early: bool = False
 
+    def take(self, optimizer: torch.optim.Optimizer, loss: float, norm: float, rate: float) -> None:
+        """Take an optimizer step at this learning rate, and note what was measured of it."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        self.losses.append(loss)
+        self.norms.append(norm)
+        self.rates.append(rate)
+
 
 @dataclass
 class Run:
@@ -151,12 +160,7 @@ class Run:
     def close_step(self, loss: float, norm: float, validator: Scorer | None) -> Step:
         """Take the optimizer step with the gradients that were `measured`; `validator` scores `validation`."""
         rate = self.config.learning_rate(self.done, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.history.losses.append(loss)
-        self.history.rates.append(rate)
-        self.history.norms.append(norm)
+        self.history.take(self.optimizer, loss, norm, rate)
         if validator is not None:
             self._validate(validator)
         return Step(self.done, loss, rate, norm, self.reft)

@@ -1,6 +1,6 @@
 """A ReFT and a LoRA trained together: the adapter is put on first, the bridge is made of both, and all is computed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reftlens.bridge.trial import check_predicts
 from reftlens.editing.engine import forward
 from reftlens.editing.reft import ReFT
 from reftlens.experiments.methods.acting import Acting, OnBridge
 from reftlens.experiments.methods.adapters import Lora, read_adapter
-from reftlens.experiments.methods.costs import measured
-from reftlens.experiments.methods.loop import Loop, train
-from reftlens.experiments.methods.method import PlainMethod, Trained, measures
+from reftlens.experiments.methods.loop import Loop
+from reftlens.experiments.methods.method import PlainMethod
 from reftlens.experiments.methods.refts import Reft
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.storage.folder import load
@@ -58,23 +56,11 @@ class ReftAndLora(PlainMethod):
         """The model with the adapter in it."""
         return self.lora.prepared(inside, seed)
 
-    def fit(
-        self,
-        subject: Subject,
-        data: Batch,
-        config: FitConfig = FitConfig(),
-        *,
-        seed: int = 0,
-        validation: Batch | None = None,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
-    ) -> Trained:
-        """See `Method.fit`."""
-        data.require_targets()
-        check_predicts(subject.bridge)
-        adapter = self.prepared(subject.plain(), seed)
-        layers, weights = self.lora.parts(adapter), _trained(adapter)
-        bridge, reft = subject.boot(adapter), self.reft.edit(subject, seed).to(subject.device)
+    def loop(
+        self, inside: Any, subject: Subject, data: Batch, config: FitConfig, settings: Mapping[str, Any]
+    ) -> tuple[Loop, Callable[[], Acting]]:
+        layers, weights = self.lora.parts(inside), _trained(inside)
+        bridge, reft = subject.boot(inside), self.reft.edit(subject, config.seed).to(subject.device)
 
         def logits(module: nn.Module, batch: Batch) -> Tensor:
             with reft.on(bridge, batch):
@@ -82,17 +68,14 @@ class ReftAndLora(PlainMethod):
             at = every[batch.predicting]
             return at[:, list(batch.answers)] if batch.answers else at
 
+        def acting() -> Acting:
+            reft.settle()
+            for weight in weights.values():
+                weight.requires_grad_(False)
+            return Adapted(bridge, reft.eval(), weights, lambda: self.prepared(subject.plain(), config.seed))
+
         both = nn.ModuleDict({"reft": reft, "adapted": bridge.original_model})
-        settings: dict[str, Any] = {"validation": validation, "identity": self.identity(subject, seed)}
-        loop = Loop(both, data, config.replace({"seed": seed}), logits, parts=[reft, *layers], **settings)
-        with measured(subject.device) as cost:
-            history = train(loop, checkpoint=checkpoint, progress=progress)
-        reft.settle()
-        count = sum(p.numel() for p in loop.trained.values())
-        for weight in weights.values():
-            weight.requires_grad_(False)
-        acting = Adapted(bridge, reft.eval(), weights, lambda: self.prepared(subject.plain(), seed))
-        return Trained(self, subject, acting, measures(subject, count, history, cost, loop.taken))
+        return Loop(both, data, config, logits, parts=[reft, *layers], **settings), acting
 
     def read(self, folder: Path, subject: Subject) -> Acting:
         adapter = read_adapter(folder / "adapter", subject, trainable=True)

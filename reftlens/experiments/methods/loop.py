@@ -139,13 +139,7 @@ class Loop:
         return by_length(data, rows, None, self.device)
 
     def _update(self, loss: float, norm: float) -> None:
-        rate = self.config.learning_rate(self.done, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.history.losses.append(loss)
-        self.history.rates.append(rate)
-        self.history.norms.append(norm)
+        self.history.take(self.optimizer, loss, norm, self.config.learning_rate(self.done, self.total))
         every = self.config.eval_every or self.config.steps_per_epoch(len(self.data))
         if self.validation is not None and (self.done % every == 0 or self.done >= self.total):
             self._validate(self.validation)

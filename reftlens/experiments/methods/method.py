@@ -2,10 +2,10 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -128,11 +128,10 @@ class Method(ABC):
             "settings": {name: v.told() if isinstance(v, Method) else v for name, v in values.items()},
         }
 
-    @abstractmethod
     def fit(
         self,
         subject: Subject,
-        data: Batch,
+        data: Batch | None = None,
         config: FitConfig = FitConfig(),
         *,
         seed: int = 0,
@@ -143,12 +142,22 @@ class Method(ABC):
         """Train on rows of `rl.encode(subject.bridge, …)`, from a start that is drawn from `seed`.
 
         Args:
+            data: the rows; a method that trains nothing needs none.
             checkpoint: a file, as that of `rl.fit`: a run that was killed goes on from it.
 
         Raises:
             TrainingDiverged, CheckpointMismatch: as `rl.fit`.
+            TypeError: without rows, where there is something to train.
             ValueError: where the method does not fit the model, or the model does not predict next tokens.
         """
+        if data is None and self.stored:
+            raise TypeError(f"{self.name} was given no data, expected rows to train on")
+        settings = {"validation": validation, "checkpoint": checkpoint, "progress": progress}
+        return self._fitted(subject, cast(Batch, data), config.replace({"seed": seed}), settings)
+
+    @abstractmethod
+    def _fitted(self, subject: Subject, data: Batch, config: FitConfig, settings: Mapping[str, Any]) -> Trained:
+        """See `fit`: `config` has its seed, `settings` are `validation`, `checkpoint` and `progress`."""
 
     @abstractmethod
     def read(self, folder: Path, subject: Subject) -> Acting:
@@ -172,27 +181,23 @@ class PlainMethod(Method):
 
         return Weights(inside, subject)
 
-    def fit(
-        self,
-        subject: Subject,
-        data: Batch,
-        config: FitConfig = FitConfig(),
-        *,
-        seed: int = 0,
-        validation: Batch | None = None,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
-    ) -> Trained:
-        """See `Method.fit`."""
+    def _fitted(self, subject: Subject, data: Batch, config: FitConfig, settings: Mapping[str, Any]) -> Trained:
         data.require_targets()
         check_predicts(subject.bridge)
-        inside = self.prepared(subject.plain(), seed)
-        settings: dict[str, Any] = {"validation": validation, "identity": self.identity(subject, seed)}
-        loop = Loop(inside, data, config.replace({"seed": seed}), parts=self.parts(inside), **settings)
+        inside = self.prepared(subject.plain(), config.seed)
+        given = {"validation": settings["validation"], "identity": self.identity(subject, config.seed)}
+        loop, acting = self.loop(inside, subject, data, config, given)
         with measured(subject.device) as cost:
-            history = train(loop, checkpoint=checkpoint, progress=progress)
+            history = train(loop, checkpoint=settings["checkpoint"], progress=settings["progress"])
         count = sum(p.numel() for p in loop.trained.values())
-        return Trained(self, subject, self.acting(inside, subject), measures(subject, count, history, cost, loop.taken))
+        return Trained(self, subject, acting(), measures(subject, count, history, cost, loop.taken))
+
+    def loop(
+        self, inside: Any, subject: Subject, data: Batch, config: FitConfig, settings: Mapping[str, Any]
+    ) -> tuple[Loop, Callable[[], Acting]]:
+        """What trains the prepared model, and what makes of it, once it is trained, something that acts."""
+        loop = Loop(inside, data, config, parts=self.parts(inside), **settings)
+        return loop, lambda: self.acting(inside, subject)
 
     def identity(self, subject: Subject, seed: int) -> dict[str, Any]:
         """What a checkpoint has to agree with."""

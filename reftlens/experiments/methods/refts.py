@@ -1,6 +1,6 @@
 """Methods that edit hidden states through a bridge: the ReFT family, a steering vector, and no edit at all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -35,22 +35,11 @@ class OnHooks(Method):
         """The untrained `ReFT`, its start drawn from `seed`."""
         raise NotImplementedError
 
-    def fit(
-        self,
-        subject: Subject,
-        data: Batch,
-        config: FitConfig = FitConfig(),
-        *,
-        seed: int = 0,
-        validation: Batch | None = None,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
-    ) -> Trained:
-        """See `Method.fit`: what `rl.fit` does with `edit(subject, seed)`."""
-        reft, steps = self.edit(subject, seed), list[Step]()
-        settings: dict[str, Any] = {"validation": validation, "checkpoint": checkpoint, "progress": progress}
+    def _fitted(self, subject: Subject, data: Batch, config: FitConfig, settings: Mapping[str, Any]) -> Trained:
+        """What `rl.fit` does with `edit(subject, seed)`."""
+        reft, steps = self.edit(subject, config.seed), list[Step]()
         with measured(subject.device) as cost:
-            run = fit(reft, subject.bridge, data, config.replace({"seed": seed}), on_step=steps.append, **settings)
+            run = fit(reft, subject.bridge, data, config, on_step=steps.append, **settings)
         history = History(losses=list(run.losses), evaluations=list(run.validation), seconds=run.seconds)
         count = reft.parameter_count(subject.bridge).stored
         reft.eval()
@@ -149,17 +138,7 @@ class Unedited(Method):
 
     stored: ClassVar[bool] = False
 
-    def fit(
-        self,
-        subject: Subject,
-        data: Batch | None = None,
-        config: FitConfig = FitConfig(),
-        *,
-        seed: int = 0,
-        validation: Batch | None = None,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
-    ) -> Trained:
+    def _fitted(self, subject: Subject, data: Batch | None, config: FitConfig, settings: Mapping[str, Any]) -> Trained:
         """Nothing is done with any of the arguments but `subject`."""
         return Trained(self, subject, OnBridge(subject.bridge, None))
 
