@@ -66,7 +66,8 @@ class Scorer:
     def _open(self, data: Batch, uses: float) -> None:
         plans = [(places, plan.variant) for places, plan in zip(self._places, self.plans, strict=True)]
         self.data, self._cone, watched = data, None, watched_on(self.model, self.watched, data)
-        most = 1 if self.reuse is None else self.reuse.buckets
+        # What stands in for a cone that is refused is `reuse=False` bit for bit: rows are divided where there is none.
+        most = 1 if self.reuse is None or self._body is not None else self.reuse.buckets
         self._full = Full(self.model, data, bound_to(self.model, data, plans), self.autocast, watched, most)
         if self._body is not None and self.reuse is not None:
             self._cone = Cone(self._body, self._full, self.reuse, uses=uses, progress=self.progress)
