@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from reftlens.errors import StoreMismatch
-from reftlens.experiments.judges.judging import PAIRWISE, Duel, Judge, WinRate, filled, rate_of
+from reftlens.experiments.judges.judging import PAIRWISE, Duel, Judge, WinRate, filled, rate_of, reply_to
 from reftlens.experiments.runs.records import RunFolder, finished_runs
 from reftlens.files import destination, located, write_atomically
 from reftlens.numbers import whole
@@ -112,9 +112,7 @@ def judged(
 
     def ask(one: tuple[Pair, Key, str]) -> None:
         pair, key, question = one
-        reply = judge(question)
-        if not isinstance(reply, str):
-            raise TypeError(f"the judge replied {reply!r}, expected text")
+        reply = reply_to(judge, question)
         with lock, located(file).open("a", encoding="utf-8") as lines:
             told = dict(zip(_KEY, key, strict=True)) | {"instruction": pair.instruction, "judge": name}
             lines.write(json.dumps(told | {"question": question, "reply": reply}, ensure_ascii=False) + "\n")

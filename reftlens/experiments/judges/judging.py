@@ -135,14 +135,17 @@ def rate_of(duels: Sequence[Duel]) -> WinRate:
 def replies_to(judge: Judge, questions: Sequence[str], workers: int = 1) -> list[str]:
     """What a judge replies to each question, in their order."""
     if whole(workers, "workers", 1) == 1:
-        replies = [judge(question) for question in questions]
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            replies = list(pool.map(judge, questions))
-    for reply in replies:
-        if not isinstance(reply, str):
-            raise TypeError(f"the judge replied {reply!r}, expected text")
-    return replies
+        return [reply_to(judge, question) for question in questions]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda question: reply_to(judge, question), questions))
+
+
+def reply_to(judge: Judge, question: str) -> str:
+    """What a judge replies to one question; `TypeError` where that is no text."""
+    reply = judge(question)
+    if not isinstance(reply, str):
+        raise TypeError(f"the judge replied {reply!r}, expected text")
+    return reply
 
 
 def verdict_in(reply: str) -> Verdict | None:

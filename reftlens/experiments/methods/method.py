@@ -155,9 +155,9 @@ class Method(ABC):
         settings = {"validation": validation, "checkpoint": checkpoint, "progress": progress}
         return self._fitted(subject, cast(Batch, data), config.replace({"seed": seed}), settings)
 
-    @abstractmethod
     def _fitted(self, subject: Subject, data: Batch, config: FitConfig, settings: Mapping[str, Any]) -> Trained:
         """See `fit`: `config` has its seed, `settings` are `validation`, `checkpoint` and `progress`."""
+        raise NotImplementedError
 
     @abstractmethod
     def read(self, folder: Path, subject: Subject) -> Acting:

@@ -12,14 +12,14 @@ from reftlens.experiments.answers.scores import score
 from reftlens.experiments.methods.classifiers import Classifier, HeadSpec, classifier
 from reftlens.experiments.methods.method import Method
 from reftlens.experiments.methods.refts import Reft
-from reftlens.experiments.methods.searching import rows_seen
-from reftlens.experiments.methods.spaces import Space, with_settings
+from reftlens.experiments.methods.spaces import Space
 from reftlens.experiments.methods.subjects import Subject
+from reftlens.experiments.recipes.trials import FittedTrial
 from reftlens.experiments.rows.families.glue import metrics_of
 from reftlens.experiments.rows.loading import FAMILIES, Row, check_family, load_rows, warn_of_leaks
 from reftlens.experiments.rows.splits import HALVES, SAMPLE, available
 from reftlens.experiments.rows.task import digest_of
-from reftlens.experiments.runs.recipe import Recipe, Scope, Setting, Trial
+from reftlens.experiments.runs.recipe import Recipe, Scope, Setting
 from reftlens.experiments.runs.records import Prediction
 from reftlens.text.batch import Batch
 from reftlens.text.labelled import encode_labelled
@@ -76,7 +76,7 @@ class HeadRecipe(Recipe):
         return HeadTrial(self, part, method, seed, subject, scope, setting)
 
 
-class HeadTrial(Trial):
+class HeadTrial(FittedTrial):
     """One method with one seed on one task."""
 
     def __init__(
@@ -89,11 +89,8 @@ class HeadTrial(Trial):
         scope: Scope,
         setting: Mapping[str, Any],
     ) -> None:
-        self.recipe, self.tasks, self.name, self.seed, self.subject = recipe, (task,), name, seed, subject
-        method, settings = recipe.entries[name]
-        self.method = method if method is None else with_settings(method, setting)
-        own = {k: v for k, v in {"steps": scope.steps, "lr": setting.get("lr")}.items() if v is not None}
-        self.fit_config = recipe.config.replace({**settings, **own, "seed": seed})
+        super().__init__(recipe, task, name, seed, subject, scope, setting, *recipe.entries[name])
+        self.tasks = (task,)
         check_family(task, "glue")
         limit = scope.train_limit or recipe.train_limit
         self.rows = load_rows(task, "train", data=scope.data, limit=limit, seed=SAMPLE)
@@ -109,18 +106,10 @@ class HeadTrial(Trial):
     @cached_property
     def config(self) -> Mapping[str, Any]:
         return {
-            "recipe": self.recipe.name,
-            "part": self.tasks[0],
-            "method": self.name,
-            "seed": self.seed,
-            "settings": {"kind": type(self.method).__name__, **(asdict(self.method) if self.method else {})},
-            "fit": asdict(self.fit_config),
+            **self.identity,
             "head": asdict(self._head),
-            "model": self.subject.fingerprint.to_dict(),
-            "dtype": str(self.subject.dtype).removeprefix("torch."),
             "train": self._encoded(self.rows).fingerprint,
             "dev": self._encoded(self.dev).fingerprint,
-            "max_length": self.recipe.max_length,
             "test": [row.index for row in self.test],
             "asked": digest_of(self.test),
             "choices": {self.tasks[0]: list(self.classes)},
@@ -166,10 +155,6 @@ class HeadTrial(Trial):
     @property
     def dev_rows(self) -> int:
         return len(self.dev)
-
-    @property
-    def row_updates(self) -> int:
-        return rows_seen(self.fit_config, len(self.rows))
 
     def cost(self) -> Mapping[str, int]:
         data, config = self._encoded(self.rows), self.fit_config

@@ -10,15 +10,14 @@ import torch
 
 from reftlens.errors import index_of
 from reftlens.experiments.methods import Trained, load
-from reftlens.experiments.methods.searching import rows_seen
-from reftlens.experiments.methods.spaces import with_settings
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.recipes.asking import TEXT, Asking
+from reftlens.experiments.recipes.trials import FittedTrial
 from reftlens.experiments.rows.families.arithmetic import truncated
 from reftlens.experiments.rows.loading import FAMILIES, Row, warn_of_leaks
 from reftlens.experiments.rows.splits import holds
 from reftlens.experiments.rows.task import digest_of
-from reftlens.experiments.runs.recipe import Scope, Trial
+from reftlens.experiments.runs.recipe import Scope
 from reftlens.experiments.runs.records import Prediction
 from reftlens.numbers import seeded
 from reftlens.text.batch import Batch
@@ -34,7 +33,7 @@ _DEV = 16
 """Rows of each task that settings are chosen by, where it has no dev split."""
 
 
-class TextTrial(Trial):
+class TextTrial(FittedTrial):
     """One method with one seed: trained on the tasks of a part, tested on each of them."""
 
     def __init__(
@@ -47,12 +46,8 @@ class TextTrial(Trial):
         scope: Scope,
         setting: Mapping[str, Any],
     ) -> None:
-        self.recipe, self.part, self.subject, self.name, self.seed = recipe, part, subject, name, seed
-        self.entry, self.scope = recipe.entries[name], scope
-        self._asking = Asking(recipe, subject)
-        self.method = with_settings(self.entry.method, setting)
-        own = {k: v for k, v in {"steps": scope.steps, "lr": setting.get("lr")}.items() if v is not None}
-        self.fit_config = recipe.config.replace({**self.entry.settings, **own, "seed": seed})
+        self.entry, self._asking = recipe.entries[name], Asking(recipe, subject)
+        super().__init__(recipe, part, name, seed, subject, scope, setting, self.entry.method, self.entry.settings)
         family, data, limit = FAMILIES[recipe.family], scope.data, scope.limit or recipe.limit
         self.test = {task: recipe.rows(task, "test", scope, limit) for task in recipe.tested(part, scope)}
         held_out = recipe.held_out if scope.tasks is None else ()
@@ -79,20 +74,12 @@ class TextTrial(Trial):
         answers = {task: list(rows[0].choices) for task, rows in self.test.items()}
         asked = {**self.test, **self.held_out}
         return {
-            "recipe": self.recipe.name,
-            "part": self.part,
-            "method": self.name,
-            "seed": self.seed,
-            "settings": {"kind": type(self.method).__name__, **asdict(self.method)},
+            **self.identity,
             "shuffled": self.entry.shuffled,
             "opening": self.entry.opening,
-            "fit": asdict(self.fit_config),
             "decoding": asdict(self.recipe.decoding),
             "ways": list(self.recipe.ways),
-            "model": self.subject.fingerprint.to_dict(),
-            "dtype": str(self.subject.dtype).removeprefix("torch."),
             "train": self.data.fingerprint,
-            "max_length": self.recipe.max_length,
             "test": {task: [row.index for row in rows] for task, rows in asked.items()},
             "asked": {task: digest_of(rows) for task, rows in asked.items()},
             **({} if self.recipe.together else {"choices": answers}),
@@ -109,7 +96,7 @@ class TextTrial(Trial):
         self.trained = self.method.fit(self.subject, self.data, self.fit_config, **settings)
         unmeasured = sum(len(rows) - len(self._measurable(task)) for task, rows in self.held_out.items())
         counts = {"rows": len(self.rows), "rows_left_out": self.left_out, "rows_not_measured": unmeasured}
-        return asdict(self.trained.measured) | counts
+        return asdict(self._trained.measured) | counts
 
     def save(self, folder: Path) -> int:
         return self._trained.save(folder)
@@ -157,10 +144,6 @@ class TextTrial(Trial):
     @property
     def dev_rows(self) -> int:
         return len(self.dev)
-
-    @property
-    def row_updates(self) -> int:
-        return rows_seen(self.fit_config, len(self.rows))
 
     def _measurable(self, task: str) -> list[Row]:
         """The held-out rows that fit with their completions."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from reftlens import figures
 from reftlens.experiments.answers.letters import LetterBias, bias_of
-from reftlens.experiments.runs.records import RunFolder
+from reftlens.experiments.runs.records import RunFolder, add_seed
 from reftlens.experiments.runs.rotating import Turned, turned
 from reftlens.figures import Axes, DataFrame
 
@@ -118,13 +118,10 @@ def letter_table(runs: Iterable[RunFolder]) -> LetterTable | None:
     """
     groups: dict[tuple[str, str, str, str, str], dict[int, _Given]] = defaultdict(dict)
     for run in runs:
+        config = run.config()
+        recipe, part, method, seed = (config[k] for k in ("recipe", "part", "method", "seed"))
         for (task, way), given in _given(run).items():
-            config = run.config()
-            recipe, part, method, seed = (config[k] for k in ("recipe", "part", "method", "seed"))
-            if groups[recipe, part, method, task, way].setdefault(seed, given) is not given:
-                raise ValueError(
-                    f"{run.path} is a second run of {method} with seed {seed}: make a table of each folder"
-                )
+            add_seed(groups[recipe, part, method, task, way], seed, given, run)
     return LetterTable(tuple(_letters(*key, by_seed) for key, by_seed in groups.items())) if groups else None
 
 

@@ -10,13 +10,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import ZipFile, is_zipfile
 
 from reftlens.errors import StoreMismatch
 from reftlens.experiments.runs.alike import differences, plain
 from reftlens.files import located, write_atomically
 
+T = TypeVar("T")
 CONFIG_FILE, PREDICTIONS_FILE, METRICS_FILE, METHOD_FOLDER = (
     "config.json",
     "predictions.jsonl",
@@ -131,6 +132,17 @@ def finished_runs(folders: Iterable[Path]) -> list[RunFolder]:
             )
         runs += found
     return runs
+
+
+def add_seed(by_seed: dict[int, T], seed: int, found: T, run: RunFolder) -> None:
+    """Put what a run holds among that of the method's other seeds.
+
+    Raises:
+        ValueError: where a run with this seed is there.
+    """
+    if by_seed.setdefault(seed, found) is not found:
+        method = run.config()["method"]
+        raise ValueError(f"{run.path} is a second run of {method} with seed {seed}: make a table of each folder")
 
 
 def lines_of(path: Path) -> list[str]:

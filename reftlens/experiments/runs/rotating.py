@@ -35,6 +35,13 @@ class Rotations:
     ways: tuple[str, ...] = ()
     """Of answering; all of the recipe, if there are none here."""
 
+    @staticmethod
+    def of(asked: "str | Sequence[str] | Rotations") -> "Rotations":
+        """Tasks by name, all of their rows in all ways, or what it already is."""
+        if isinstance(asked, Rotations):
+            return asked
+        return Rotations((asked,) if isinstance(asked, str) else tuple(asked))
+
     def __post_init__(self) -> None:
         if self.limit is not None:
             whole(self.limit, "the limit of rotated rows", 1)

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
 from reftlens import figures
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.runs.alike import check_alike, plain
-from reftlens.experiments.runs.recipe import Recipe, Scope, Trial
+from reftlens.experiments.runs.recipe import Recipe, Scope, Setting, Trial
 from reftlens.experiments.runs.records import CONFIG_FILE, METHOD_FOLDER, RunFolder
 from reftlens.experiments.runs.rotating import Rotations, ask_rotated, rotating_cost
 from reftlens.experiments.runs.tables import Table, table
@@ -58,21 +57,19 @@ def run_recipe(
     named, scope = methods_of(recipe, methods), scope or Scope()
     subject = recipe.subject(None) if subject is None else subject
     numbers = recipe.seeds if seeds is None else tuple(whole_numbers(seeds, "seed"))
-    every = [(p, m, s) for p in recipe.parts(scope) for s in numbers for m in named]
-    folder = located(out) / recipe.name
-    request = (
-        rotate if isinstance(rotate, Rotations) else Rotations((rotate,) if isinstance(rotate, str) else tuple(rotate))
-    )
-    for part in recipe.parts(scope) if request.tasks else ():  # before any work
+    parts, folder, request = recipe.parts(scope), located(out) / recipe.name, Rotations.of(rotate)
+    every, chosen = [(p, m, s) for p in parts for s in numbers for m in named], dict[tuple[str, str], Setting]()
+    for part in parts if request.tasks else ():  # before any work
         rotating_cost(recipe.trial(part, named[0], numbers[0], subject, scope), request)
     searched = set(methods_of(recipe, search)) if search else set()
     if odd := sorted(searched - set(named)):
         raise ValueError(f"search={list(search)} names {', '.join(odd)}, which is not run: methods={list(named)}")
     for part, method, seed in tqdm(every, desc=recipe.name, unit="run", disable=not progress):
-        own, setting = folder / part / method, dict[str, Any]()
-        if method in searched or (own / SEARCH_FILE).is_file():
+        own = folder / part / method
+        if (part, method) not in chosen and (method in searched or (own / SEARCH_FILE).is_file()):
             with exclusive(own):
-                setting = dict(tuned(recipe, part, method, subject, scope, own, progress=progress))
+                chosen[part, method] = tuned(recipe, part, method, subject, scope, own, progress=progress)
+        setting = chosen.get((part, method), {})
         trial, run = recipe.trial(part, method, seed, subject, scope, setting), RunFolder(own / f"seed-{seed}")
         if not run.config():  # before any work
             others = [RunFolder(file.parent) for file in sorted(folder.glob(f"*/*/seed-*/{CONFIG_FILE}"))]

@@ -12,7 +12,7 @@ from reftlens import figures
 from reftlens.experiments.runs.alike import check_alike
 from reftlens.experiments.runs.cells import MAJORITY, Cell, cells_of, majorities
 from reftlens.experiments.runs.letter_tables import LetterTable, letter_table
-from reftlens.experiments.runs.records import Prediction, finished_runs, unpacked
+from reftlens.experiments.runs.records import Prediction, add_seed, finished_runs, unpacked
 from reftlens.experiments.runs.tuning import budgets
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.statistics import Estimate
@@ -191,10 +191,7 @@ def table(folders: Iterable[str | Path]) -> Table:
                 for way in (*prediction.given, *prediction.measures):
                     answered[prediction.task, way].append(prediction)
             for (task, way), predictions in answered.items():
-                if groups[recipe, part, method, task, way].setdefault(seed, predictions) is not predictions:
-                    raise ValueError(
-                        f"{run.path} is a second run of {method} with seed {seed}: make a table of each folder"
-                    )
+                add_seed(groups[recipe, part, method, task, way], seed, predictions, run)
     cells = [cell for key, by_seed in groups.items() for cell in cells_of(*key, by_seed, choices.get(key[3]))]
     medians = {name: _medians(every) for name, every in costs.items()}
     return Table((*majorities(cells), *cells), medians, searches, letters)
