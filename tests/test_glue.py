@@ -270,10 +270,9 @@ def test_a_search_that_was_killed_goes_on(folder, tmp_path, monkeypatch):
     arguments = (_recipe(), "sst2", "bitfit", _subject(), Scope(data=folder), tmp_path / "search")
     with pytest.raises(KeyboardInterrupt):
         tuning.tuned(*arguments, progress=False)
-    setting = tuning.tuned(*arguments, progress=False)
+    found = tuning.tuned(*arguments, progress=False)
     assert len(done) == 10 and len(set(done)) == 10, "no setting twice"
-    again = tuning.tuned(*arguments, progress=False)
-    assert len(done) == 10 and again == setting
+    assert len(done) == 10 and tuning.tuned(*arguments, progress=False) == found
 
 
 def test_files_of_another_family_and_labels_outside_the_set_are_refused(folder, tmp_path):
@@ -303,9 +302,8 @@ def _search(folder, out, name="bitfit", subject=None, **scope):
     from reftlens.experiments import Scope
     from reftlens.experiments.runs import tuning
 
-    return tuning.tuned(
-        _recipe(), "sst2", name, subject or _subject(), Scope(data=folder, **scope), out, progress=False
-    )
+    settings = (_recipe(), "sst2", name, subject or _subject(), Scope(data=folder, **scope), out)
+    return tuning.tuned(*settings, progress=False)
 
 
 def test_a_search_of_other_rows_or_another_model_is_not_taken_for_this_one(folder, tmp_path, monkeypatch):
@@ -329,6 +327,7 @@ def test_a_setting_that_diverges_or_has_no_score_is_the_worst_of_a_search(folder
     from reftlens.errors import NotFinite, TrainingDiverged
     from reftlens.experiments.recipes.heads import HeadTrial
     from reftlens.experiments.runs import tuning
+    from reftlens.experiments.runs.searching import searches_in
 
     monkeypatch.setattr(tuning, "STEPS", 1)
     good, fit = {1e-3}, HeadTrial.fit
@@ -340,23 +339,26 @@ def test_a_setting_that_diverges_or_has_no_score_is_the_worst_of_a_search(folder
 
     monkeypatch.setattr(HeadTrial, "fit", diverging)
     monkeypatch.setattr(HeadTrial, "dev_score", lambda self: 0.1 if self.fit_config.lr in good else float("nan"))
-    assert _search(folder, tmp_path / "search") == {"lr": 1e-3}
+    found = _search(folder, tmp_path / "search")
+    assert found.best.setting == {"lr": 1e-3}
     told = json.loads((tmp_path / "search/search.json").read_text())
     assert len(told["tried"]) == 9 and [each["score"] for each in told["tried"]].count(None) == 8
-    (line,) = tuning.budgets(tmp_path)
-    assert "9 settings of 1 steps, 36 row-updates" in line and line.endswith("lr 0.001; 8 without a finite score")
+    ((_, read),) = searches_in(tmp_path)
+    assert read == found and "9 settings of 1 steps, 36 row-updates" in read.summary
+    assert read.summary.endswith("lr 0.001; 8 without a finite score")
     good.clear()
-    with pytest.raises(NotFinite, match="none of 9 settings of bitfit has a finite score"):
+    with pytest.raises(NotFinite, match="sst2/bitfit: none of 9 settings has a finite score"):
         _search(folder, tmp_path / "other")
 
 
 def test_a_search_that_is_not_finished_tells_the_row_updates_of_what_it_tried(folder, tmp_path, monkeypatch):
     from reftlens.experiments.recipes.heads import HeadTrial
     from reftlens.experiments.runs import tuning
+    from reftlens.experiments.runs.searching import searches_in
 
     monkeypatch.setattr(tuning, "STEPS", 1)
     scores = iter([0.1, 0.2])
     monkeypatch.setattr(HeadTrial, "dev_score", lambda self: next(scores))
     with pytest.raises(StopIteration):
         _search(folder, tmp_path / "search")
-    assert "2 settings of 1 steps, 8 row-updates" in tuning.budgets(tmp_path)[0]
+    assert "2 settings of 1 steps, 8 row-updates" in searches_in(tmp_path)[0][1].summary

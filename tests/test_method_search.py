@@ -14,12 +14,12 @@ def parts():
 
 
 def test_the_spaces_of_lora_and_reft_cost_the_same():
-    from reftlens.experiments.methods import METHODS
+    from reftlens.experiments.methods import Reft
     from reftlens.experiments.methods.spaces import lora_space, reft_space
 
     assert lora_space().trials == 9
-    for name, depth in product(("loreft", "direft", "red", "consreft"), (None, 2, 30)):
-        space = reft_space(METHODS[name], depth)
+    for name, depth in product(("LoReFT", "DiReFT", "RED", "ConsReFT"), (None, 2, 30)):
+        space = reft_space(Reft(name), depth)
         settings = list(space.settings(lambda some: some[-1]))
         assert space.trials == len(settings) == 9
         assert len({repr(sorted(each.items(), key=str)) for each in settings}) == 9
@@ -45,40 +45,33 @@ def test_a_staged_search_keeps_the_best_value_of_each_field():
 
 
 def test_the_setting_that_scores_most_on_dev_rows_is_chosen_and_trains_again(parts):
-    from reftlens.experiments.methods import Lora
-    from reftlens.experiments.methods.searching import search_settings
-    from reftlens.experiments.methods.spaces import Space
+    from reftlens.experiments import search_settings
+    from reftlens.experiments.methods import Lora, Space
 
     pytest.importorskip("peft")
     subject, data, dev = parts
-    space = Space(Lora(), {"rank": (1, 4), "lr": (1e-5, 1e-2)})
-    found = search_settings(space, subject, data, dev, _config(steps=5), seed=2, progress=False)
-    assert len(found.trials) == 4 and found.row_updates == 4 * 5 * 2 and found.seed == 2
-    assert found.best.score == max(t.score for t in found.trials)
-    again = found.method.fit(subject, data, _config(steps=5, lr=found.lr), seed=2, progress=False)
+    arguments = (Space(Lora(), {"rank": (1, 4), "lr": (1e-5, 1e-2)}), subject, data, dev, _config(steps=5))
+    found = search_settings(*arguments, seed=2, progress=False)
+    assert len(found.trials) == 4 and found.row_updates == 4 * 5 * 2 and found.dev_rows == 3
+    assert found.best.worth == max(t.worth for t in found.trials)
+    rank, lr = found.best.setting["rank"], found.best.setting["lr"]
+    again = Lora(rank=rank).fit(subject, data, _config(steps=5, lr=lr), seed=2, progress=False)
     score = (again.log_probs(dev).sum() / dev.target_mask.sum()).item()
     assert score == pytest.approx(found.best.score, abs=1e-6)
     assert f"{found.row_updates:,} row-updates" in str(found) and len(found.to_frame()) == 4
-    worst = search_settings(
-        space,
-        subject,
-        data,
-        dev,
-        _config(steps=5),
-        seed=2,
-        score=lambda trained: -trained.parameters,
-        measure="smallness",
-        progress=False,
-    )
-    assert worst.method.rank == 1 and worst.lr == 1e-5 and "chosen by smallness" in str(worst)
+    smallness = {"score": lambda trained: -trained.parameters, "measure": "smallness"}
+    worst = search_settings(*arguments, seed=2, **smallness, progress=False)
+    assert worst.best.setting == {"rank": 1, "lr": 1e-5} and "smallness of each" in str(worst)
 
 
 def test_a_search_that_was_killed_goes_on_and_a_finished_one_is_read(parts, tmp_path, monkeypatch):
-    from reftlens.experiments.methods import Reft, Space, searching
+    import reftlens as rl
+    from reftlens.experiments import search_settings
+    from reftlens.experiments.methods import Reft, Space
 
     subject, data, dev = parts
-    space = Space(Reft(rank=1), {"lr": (1e-3, 1e-2), "positions": ("f1+l1", "l1")}, staged=True)
-    whole = searching.search_settings(space, subject, data, dev, _config(), progress=False)
+    space = Space(Reft(rank=1), {"lr": (1e-3, 1e-2), "layers": ((0,), (0, 1))}, staged=True)
+    whole = search_settings(space, subject, data, dev, _config(), progress=False)
     fits, fit = [], Reft.fit
 
     def killed(self, *args, **settings):
@@ -90,20 +83,21 @@ def test_a_search_that_was_killed_goes_on_and_a_finished_one_is_read(parts, tmp_
     monkeypatch.setattr(Reft, "fit", killed)
     arguments = (space, subject, data, dev, _config())
     with pytest.raises(KeyboardInterrupt):
-        searching.search_settings(*arguments, folder=tmp_path, progress=False)
-    again = searching.search_settings(*arguments, folder=tmp_path, progress=False)
+        search_settings(*arguments, folder=tmp_path, progress=False)
+    again = search_settings(*arguments, folder=tmp_path, progress=False)
     assert len(fits) == 4 and [t.score for t in again.trials] == [t.score for t in whole.trials]
-    assert searching.search_settings(*arguments, folder=tmp_path, progress=False) == again and len(fits) == 4
-    assert not list(tmp_path.glob("*.checkpoint"))
-    other = searching.search_settings(*arguments, seed=5, folder=tmp_path, progress=False)
-    assert len(fits) == 7 and other.trials != again.trials
+    assert str(search_settings(*arguments, folder=tmp_path, progress=False)) == str(whole) and len(fits) == 4
+    with pytest.raises(rl.errors.StoreMismatch, match=r"search.json is of another search \(seed: 0 there, 5 now\)"):
+        search_settings(*arguments, seed=5, folder=tmp_path, progress=False)
+    wider = Space(Reft(rank=1), {"lr": (1e-3, 1e-2, 1e-1), "layers": ((0,), (0, 1))}, staged=True)
+    with pytest.raises(rl.errors.StoreMismatch, match=r"another search .space: "):
+        search_settings(wider, *arguments[1:], folder=tmp_path, progress=False)
 
 
 def test_settings_that_there_are_not_and_scores_that_are_no_numbers_are_refused(parts):
     import reftlens as rl
-    from reftlens.experiments.methods import Lora, Reft
-    from reftlens.experiments.methods.searching import search_settings
-    from reftlens.experiments.methods.spaces import Space
+    from reftlens.experiments import search_settings
+    from reftlens.experiments.methods import Lora, Reft, Space
 
     subject, data, dev = parts
     with pytest.raises(ValueError, match="LoRA has no setting 'positions', expected of rank"):
@@ -111,5 +105,5 @@ def test_settings_that_there_are_not_and_scores_that_are_no_numbers_are_refused(
     with pytest.raises(ValueError, match="choices name no lr"):
         Space(Lora(), {"rank": (1,)})
     space = Space(Reft(rank=1), {"lr": (1e-3,)})
-    with pytest.raises(rl.errors.NotFinite, match="expected a finite number"):
+    with pytest.raises(rl.errors.NotFinite, match="none of 1 settings has a finite score"):
         search_settings(space, subject, data, dev, _config(steps=1), score=lambda t: float("nan"), progress=False)

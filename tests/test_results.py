@@ -232,11 +232,12 @@ def _table():
 
 
 def _method_search():
-    from reftlens.experiments.methods import Lora
-    from reftlens.experiments.methods.searching import MethodSearch, Tried
+    from reftlens.experiments.runs.searching import MethodSearch, Tried
 
-    tried = tuple(Tried({"rank": r, "lr": lr}, -r * lr, 1.5, 100 * r, 2.0) for r in (2, 8) for lr in (1e-4, 1e-3))
-    return MethodSearch(Lora(rank=2), 1e-4, tried, 60, 1920, "log-probability per target", 100, 0)
+    tried = tuple(
+        Tried({"rank": r, "lr": lr}, None if r * lr > 5e-3 else -r * lr) for r in (2, 8) for lr in (1e-4, 1e-3)
+    )
+    return MethodSearch(tried, 60, 1920, 100, "log-probability per target")
 
 
 def _memorised():

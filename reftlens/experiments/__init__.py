@@ -7,10 +7,12 @@ from reftlens.experiments.recipes import RECIPES
 from reftlens.experiments.recipes.texts import Entry, TextRecipe
 from reftlens.experiments.rows.loading import TASKS, load_rows
 from reftlens.experiments.rows.task import Row, Task
+from reftlens.experiments.runs.batch_search import search_settings
 from reftlens.experiments.runs.recipe import Recipe, Scope
 from reftlens.experiments.runs.records import Prediction
 from reftlens.experiments.runs.rotating import Rotations
 from reftlens.experiments.runs.runner import run_recipe
+from reftlens.experiments.runs.searching import MethodSearch
 from reftlens.experiments.runs.tables import Table, table
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "TASKS",
     "Entry",
     "Method",
+    "MethodSearch",
     "Prediction",
     "Recipe",
     "Rotations",
@@ -32,5 +35,6 @@ __all__ = [
     "harness",
     "load_rows",
     "run_recipe",
+    "search_settings",
     "table",
 ]

@@ -84,6 +84,10 @@ class FitConfig:
         """How often each of so many rows is computed in the whole run, about."""
         return self.total_steps(rows) * self.batch_size * self.accumulate / rows
 
+    def row_updates(self, rows: int) -> int:
+        """How many of so many rows all optimizer steps together see, each as often as it is seen."""
+        return sum(len(part) for step in range(self.total_steps(rows)) for part in self.micro_batches(step, rows))
+
     def micro_batches(self, step: int, rows: int) -> list[tuple[int, ...]]:
         """Which of `rows` rows optimizer step `step` (from 0) sees: a function of the settings alone."""
         epoch, place = divmod(step, self.steps_per_epoch(rows))

@@ -5,7 +5,6 @@ from reftlens.experiments.methods.catalogue import METHODS, load, method_of
 from reftlens.experiments.methods.joint import ReftAndLora
 from reftlens.experiments.methods.method import Measured, Method, Trained
 from reftlens.experiments.methods.refts import OnHooks, Reft, Steering, Unedited
-from reftlens.experiments.methods.searching import MethodSearch, search_settings
 from reftlens.experiments.methods.spaces import Space, lora_space, reft_space
 from reftlens.experiments.methods.subjects import Subject
 
@@ -18,7 +17,6 @@ __all__ = [
     "Lora",
     "Measured",
     "Method",
-    "MethodSearch",
     "OnHooks",
     "Prefix",
     "Reft",
@@ -32,5 +30,4 @@ __all__ = [
     "lora_space",
     "method_of",
     "reft_space",
-    "search_settings",
 ]

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 from reftlens.experiments.methods.method import Method
-from reftlens.experiments.methods.searching import rows_seen
 from reftlens.experiments.methods.spaces import with_settings
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.rows.task import Row
@@ -49,7 +48,7 @@ class FittedTrial(Trial):
 
     @property
     def row_updates(self) -> int:
-        return rows_seen(self.fit_config, len(self.rows))
+        return self.fit_config.row_updates(len(self.rows))
 
     @property
     def identity(self) -> dict[str, Any]:

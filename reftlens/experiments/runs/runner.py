@@ -11,8 +11,9 @@ from reftlens.experiments.runs.alike import check_alike, plain
 from reftlens.experiments.runs.recipe import Recipe, Scope, Setting, Trial
 from reftlens.experiments.runs.records import CONFIG_FILE, METHOD_FOLDER, RunFolder
 from reftlens.experiments.runs.rotating import Rotations, ask_rotated, rotating_cost
+from reftlens.experiments.runs.searching import SEARCH_FILE
 from reftlens.experiments.runs.tables import Table, table
-from reftlens.experiments.runs.tuning import SEARCH_FILE, tuned
+from reftlens.experiments.runs.tuning import tuned
 from reftlens.files import exclusive, located, write_atomically
 from reftlens.numbers import Integers, whole_numbers
 from reftlens.training.result import library_versions
@@ -68,7 +69,8 @@ def run_recipe(
         own = folder / part / method
         if (part, method) not in chosen and (method in searched or (own / SEARCH_FILE).is_file()):
             with exclusive(own):
-                chosen[part, method] = tuned(recipe, part, method, subject, scope, own, progress=progress)
+                found = tuned(recipe, part, method, subject, scope, own, progress=progress)
+                chosen[part, method] = found.best.setting
         setting = chosen.get((part, method), {})
         trial, run = recipe.trial(part, method, seed, subject, scope, setting), RunFolder(own / f"seed-{seed}")
         if not run.config():  # before any work
@@ -78,9 +80,9 @@ def run_recipe(
             complete(trial, run, progress=progress)
             if request.tasks:
                 ask_rotated(trial, run, request, progress=progress)
-    found = table([folder])
-    write_report(found, folder)
-    return found
+    made = table([folder])
+    write_report(made, folder)
+    return made
 
 
 def write_report(found: Table, folder: Path) -> None:

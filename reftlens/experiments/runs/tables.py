@@ -13,7 +13,7 @@ from reftlens.experiments.runs.alike import check_alike
 from reftlens.experiments.runs.cells import MAJORITY, Cell, cells_of, majorities
 from reftlens.experiments.runs.letter_tables import LetterTable, letter_table
 from reftlens.experiments.runs.records import Prediction, add_seed, finished_runs, unpacked
-from reftlens.experiments.runs.tuning import budgets
+from reftlens.experiments.runs.searching import searches_in
 from reftlens.figures import Axes, DataFrame
 from reftlens.scoring.statistics import Estimate
 
@@ -177,7 +177,9 @@ def table(folders: Iterable[str | Path]) -> Table:
     costs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     choices: dict[str, tuple[str, ...]] = {}
     with unpacked(folders) as paths:
-        searches = tuple(line for path in paths for line in budgets(path))
+        searches = tuple(
+            f"{file.parent.relative_to(path)}: {search.summary}" for path in paths for file, search in searches_in(path)
+        )
         runs = finished_runs(paths)
         check_alike((run.path, run.config()) for run in runs)
         letters = letter_table(runs)
