@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm.auto import tqdm
 
@@ -87,6 +87,7 @@ class MethodSearch:
         return ax
 
 
+@runtime_checkable
 class Attempt(Protocol):
     """A method with a setting, before training."""
 
