@@ -19,7 +19,10 @@ def longer(question):
 
 @contextmanager
 def serving():
-    """It speaks the chat part of OpenAI's protocol; `.failures` are statuses it gives, `.reply` is what judges."""
+    """It speaks the chat part of OpenAI's protocol.
+
+    `.failures` are statuses it gives, `.bodies` what it sends in place of a reply, `.reply` is what judges.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -30,8 +33,9 @@ def serving():
             body = {"id": "1", "object": "chat.completion", "created": 0, "model": asked["model"], "choices": [choice]}
             status = self.server.failures.pop(0) if self.server.failures else 200
             data = json.dumps(body if status == 200 else {"error": {"message": "no such model"}}).encode()
+            data = self.server.bodies.pop(0) if self.server.bodies else data
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/html" if data[:1] == b"<" else "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.send_header("retry-after-ms", "1")
             self.end_headers()
@@ -41,7 +45,7 @@ def serving():
             pass
 
     served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.asked, served.failures, served.reply = [], [], longer
+    served.asked, served.failures, served.bodies, served.reply = [], [], [], longer
     thread = threading.Thread(target=served.serve_forever)
     thread.start()
     try:

@@ -98,6 +98,25 @@ def test_an_endpoint_is_asked_again_and_then_gives_up(server):
         Endpoint("small", max_tokens=0)
 
 
+@pytest.mark.parametrize(
+    ("body", "seen"),
+    [
+        (b'{"choices": []}', "expected a chat completion with a choice"),
+        (b'{"error": {"message": "overloaded"}}', "overloaded"),
+        (b'{"choices": [{"index": 0, "message": null}]}', "expected a chat completion with a choice"),
+        (b'{"choices": [{"index": 0, "message": {"content": [{"type": "text"}]}}]}', "type.*expected text"),
+        (b"<html>Log in</html>", "<html>Log in</html>"),
+        (b"", "Expecting value"),
+    ],
+)
+def test_what_an_endpoint_sends_in_place_of_a_reply_is_said(server, body, seen):
+    from reftlens.experiments.judges.judging import Endpoint
+
+    server.bodies, server.reply = [body], lambda question: ""
+    with pytest.raises(ConnectionError, match=rf"(?s)small at http.* gave no reply: .*{seen}.*; check base_url="):
+        Endpoint("small", f"http://127.0.0.1:{server.server_port}/v1", "a key", attempts=0)("Which?")
+
+
 # -- AxBench -------------------------------------------------------------------------------------------------
 
 

@@ -213,12 +213,25 @@ class Endpoint:
                     model=self.model, messages=[{"role": "user", "content": question}],
                     temperature=self.temperature, max_tokens=self.max_tokens,
                 )  # fmt: skip
-        except openai.OpenAIError as error:
+            return _content(reply)
+        except (openai.OpenAIError, ValueError) as error:  # what is no JSON is a ValueError
             raise ConnectionError(
                 f"{self.model} at {self.base_url or 'the default address'} gave no reply: {error}; check base_url=, "
                 "api_key= (or OPENAI_API_KEY) and the name of the model"
             ) from error
-        return reply.choices[0].message.content or ""
+
+
+def _content(reply: Any) -> str:
+    """The text of a reply, empty where the model wrote none; `ValueError` for what an endpoint sends in its place."""
+    try:
+        content = reply.choices[0].message.content
+    except (AttributeError, IndexError, TypeError):
+        raise ValueError(
+            f"it sent {str(getattr(reply, 'error', None) or reply)[:200]!r}, expected a chat completion with a choice"
+        ) from None
+    if not isinstance(content, str | None):
+        raise ValueError(f"its message holds {str(content)[:200]!r}, expected text")
+    return content or ""
 
 
 def _openai() -> Any:
