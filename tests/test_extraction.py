@@ -43,13 +43,13 @@ def test_labels(words, text, answer):
 
 @pytest.mark.parametrize(("reply", "verdict"), VERDICTS, ids=lambda v: ascii(v)[:60])
 def test_verdicts(reply, verdict):
-    from reftlens.experiments.judges.judging import verdict_in
+    from reftlens.experiments.judges.marks import verdict_in
 
     assert verdict_in(reply) == verdict
 
 
 @pytest.mark.parametrize(("reply", "rating"), RATINGS, ids=lambda v: ascii(v)[:60])
 def test_ratings(reply, rating):
-    from reftlens.experiments.judges.judging import rating_in
+    from reftlens.experiments.judges.marks import rating_in
 
     assert rating_in(reply) == rating

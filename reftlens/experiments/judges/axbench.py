@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reftlens.experiments.judges.judging import Judge, filled, rating_in, replies_to
+from reftlens.experiments.judges.judging import Judge, filled, replies_to
+from reftlens.experiments.judges.marks import rating_in
 from reftlens.numbers import whole
 from reftlens.scoring.statistics import Estimate, mean_of
 from reftlens.selection.splitting import split_groups

@@ -9,15 +9,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from reftlens.experiments.judges.marks import verdict_in
 from reftlens.numbers import real, whole
 from reftlens.scoring.statistics import Estimate, mean_of
 
 Judge = Callable[[str], str]
-Verdict = Literal["A", "B", "tie"]
 PAIRWISE = """Two assistants answered the same instruction. Decide which answer is better: more helpful, correct, \
 to the point and well written. Neither order nor length matters by itself.
 
@@ -32,14 +32,6 @@ to the point and well written. Neither order nor length matters by itself.
 
 Reason in a sentence or two. Then end with one mark: [[A]] if answer A is better, [[B]] if answer B is better, [[C]] \
 if they are equally good."""
-_VERDICTS: dict[str, Verdict] = {"a": "A", "b": "B", "c": "tie", "tie": "tie"}
-_MARK = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
-_BARE = re.compile(r"(?!\s*\[\[)\W*(?:(?:final\s+)?verdict\W+)?(A|B|C|tie)\W*", re.IGNORECASE)
-_RATING = re.compile(r"\[\[\s*(-?[\d.]+)\s*\]\]")
-_BARE_RATING = re.compile(
-    r"(?!\s*\[\[)[\s*]*(?:(?:rating|score)\s*:)?[\s*]*(?:\[(?=-?\d+\]))?(-?\d+)(?:/\d+)?\]?[\s.*]*(?:\n.*)?",
-    re.I | re.DOTALL,
-)
 
 
 @dataclass(frozen=True)
@@ -146,25 +138,6 @@ def reply_to(judge: Judge, question: str) -> str:
     if not isinstance(reply, str):
         raise TypeError(f"the judge replied {reply!r}, expected text")
     return reply
-
-
-def verdict_in(reply: str) -> Verdict | None:
-    """The last mark of a reply, or a reply that is nothing but a verdict; two marks that are joined are none."""
-    marks = list(_MARK.finditer(reply))
-    if len(marks) > 1 and re.fullmatch(r"\s*(?:/|,|or|and)\s*", reply[marks[-2].end() : marks[-1].start()]):
-        return None
-    found = marks[-1] if marks else _BARE.fullmatch(reply)
-    return _VERDICTS[found[1].lower()] if found else None
-
-
-def rating_in(reply: str, low: int = 0, high: int = 2) -> int | None:
-    """The last rating that a reply marks, or that it begins with, if it is a whole number of the range."""
-    marks = list(_RATING.finditer(reply))
-    if len(marks) > 1 and re.fullmatch(r"\s*(?:/|,|or|and)\s*", reply[marks[-2].end() : marks[-1].start()]):
-        return None
-    found = marks[-1] if marks else _BARE_RATING.fullmatch(reply)
-    number = int(found[1]) if found and re.fullmatch(r"-?\d+", found[1]) else None
-    return number if number is not None and low <= number <= high else None
 
 
 @dataclass(frozen=True)
