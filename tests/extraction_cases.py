@@ -257,6 +257,12 @@ GLUE = [
 VERDICTS = [
     ("[[A]] or [[B]]", None),
     ("[[A]]/[[B]]", None),
+    ("[[A]] > [[B]]", None),
+    ("[[A]], [[B]], or [[C]]", None),
+    ("[[A]] if answer A is better, [[B]] if answer B is better, [[C]] if they are equally good.", None),
+    ("I give [[A]] if answer A is better, [[C]] if they are equally good. So: [[B]]", "B"),
+    ("[[A]] if I must choose.", "A"),
+    ("[[A]], [[A]]", "A"),
     ("[[A]]. On reflection, B is more exact: [[B]]", "B"),
     ("Not [[A]] but [[B]]", "B"),
     ("Answer A is good, but answer B is better.", None),
@@ -282,6 +288,8 @@ VERDICTS = [
 # `(reply, rating)`: a whole number from 0 to 2, marked as it was asked for, "Rating: [[1]]".
 RATINGS = [
     ("[[0]] or [[1]]", None),
+    ("End with one mark, Rating: [[0]], Rating: [[1]] or Rating: [[2]].", None),
+    ("Of [[0]], [[1]] and [[2]] it is this. Rating: [[1]]", 1),
     ("[[0]] at first sight. Rating: [[2]]", 2),
     ("Rating: [[1]] out of 2", 1),
     ("1/2", 1),
