@@ -92,6 +92,14 @@ def test_what_is_not_read_and_what_has_no_text_is_counted(runs, server, tmp_path
     assert "left out, without a text of both: 1" in said
 
 
+def test_a_reply_cut_in_the_middle_of_a_character_is_stored_and_read_again(runs, server, tmp_path, capsys):
+    server.reply = lambda question: longer(question) + " \ud83d"
+    assert judge(server, runs, tmp_path / "judged.jsonl") == 0
+    said = capsys.readouterr().out
+    assert judge(server, runs, tmp_path / "judged.jsonl") == 0 and capsys.readouterr().out == said
+    assert len(server.asked) == 8
+
+
 def test_runs_that_cannot_be_compared_are_refused(runs, server, tmp_path, capsys):
     def refused(some, *more, file="judged.jsonl"):
         assert judge(server, some, tmp_path / file, *more) == 1

@@ -113,7 +113,8 @@ def judged(
     def ask(one: tuple[Pair, Key, str]) -> None:
         pair, key, question = one
         reply = reply_to(judge, question)
-        with lock, located(file).open("a", encoding="utf-8") as lines:
+        # Half a character, where a reply was cut, is no UTF-8; backslashreplace writes it as JSON does.
+        with lock, located(file).open("a", encoding="utf-8", errors="backslashreplace") as lines:
             told = dict(zip(_KEY, key, strict=True)) | {"instruction": pair.instruction, "judge": name}
             lines.write(json.dumps(told | {"question": question, "reply": reply}, ensure_ascii=False) + "\n")
 
