@@ -119,6 +119,25 @@ def test_texts_are_those_of_generate_and_the_model_is_as_it_was():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize("own", [None, "last"])
+def test_a_model_that_is_edited_already_is_refused(own):
+    """Its edit would take the whole row for the prompt, and the record would say that there is none."""
+    import reftlens as rl
+
+    reft, model = own and edit(own).float(), architectures.hf_model("llama")
+    lm = harnessed(reft, model)
+    expected = lm.loglikelihood(asked("loglikelihood", PAIRS))
+    with rl.attach(edit("f2+l2").float(), model, tokenizer=architectures.tokenizer()):
+        model(torch.tensor([[5, 6]]))
+        with pytest.raises(ValueError, match=r"edited by rl.attach.*call detach\(\), and give the ReFT to harness"):
+            harnessed(reft, model)
+        with pytest.raises(ValueError, match="the model is edited"):
+            lm.loglikelihood(asked("loglikelihood", PAIRS))
+        with pytest.raises(ValueError, match="the model is edited"):
+            lm.generate_until(asked("generate_until", [("the cat", {"until": ["<eos>"], "max_gen_toks": 3})]))
+    assert lm.loglikelihood(asked("loglikelihood", PAIRS)) == expected
+
+
 def task(folder, rows, **settings):
     """A task of multiple choice over a local file."""
     path = folder / "rows.jsonl"

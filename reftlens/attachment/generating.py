@@ -99,6 +99,11 @@ class Generating(Uncopied):
         there.users += 1
         return there
 
+    @classmethod
+    def edits(cls, model: nn.Module) -> bool:
+        """Whether a model is edited now."""
+        return isinstance(model.__dict__.get(_NAME), cls)
+
     def leave(self) -> None:
         """Put back what was there before the first, once nobody uses it."""
         self.users -= 1

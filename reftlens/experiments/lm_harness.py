@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from reftlens.attachment.attaching import attach
+from reftlens.attachment.generating import Generating
 from reftlens.bridge.protocol import is_bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
@@ -46,7 +47,8 @@ def harness(
 
     Raises:
         TypeError: for a bridge, or what else is no transformers model.
-        ValueError: for a model in train mode, or a tokenizer that does not do as `add_bos_token` says.
+        ValueError: for a model in train mode, or one that `attach` edits, here or in a call; for a tokenizer that does
+            not do as `add_bos_token` says.
         ModuleNotFoundError: without the extra `eval`.
     """
     if is_bridge(hf_model) or not isinstance(hf_model, nn.Module):
@@ -56,6 +58,7 @@ def harness(
         )
     if hf_model.training:
         raise ValueError("the model is in train mode: call model.eval()")
+    _check_unedited(hf_model)
     settings = {"batch_size": batch_size, "max_length": max_length, "add_bos_token": add_bos_token}
     lm = _class()(pretrained=hf_model, tokenizer=tokenizer, **settings)
     lm.reft, lm.variant = reft, variant
@@ -67,6 +70,15 @@ def harness(
             f"AutoTokenizer.from_pretrained(…, add_bos_token={add_bos_token})"
         )
     return lm
+
+
+def _check_unedited(model: Any) -> None:
+    """Raise for a model with an edit that no record names, and that takes whole rows for the prompt."""
+    if Generating.edits(model.get_base_model() if hasattr(model, "get_base_model") else model):
+        raise ValueError(
+            "the model is edited by rl.attach, which is not told what of a row is context: call detach(), and give the "
+            "ReFT to harness"
+        )
 
 
 def _record(lm: Any, tokenizer: Any) -> dict[str, Any]:
@@ -128,6 +140,7 @@ class EditedCalls:
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         inner: Any = super()
+        _check_unedited(self.model)
         if self.reft is None:
             return inner._model_call(inps, attn_mask, labels)
         with attach(self.reft, self.model, self.variant, tokenizer=self.tokenizer) as attachment:
@@ -138,6 +151,7 @@ class EditedCalls:
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         inner: Any = super()
+        _check_unedited(self.model)
         edited = nullcontext()
         if self.reft is not None:
             edited = attach(self.reft, self.model, self.variant, tokenizer=self.tokenizer)
