@@ -119,6 +119,14 @@ def test_texts_are_those_of_generate_and_the_model_is_as_it_was():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_a_continuation_that_is_empty_or_too_long_is_refused_by_name():
+    model = architectures.hf_model("llama")
+    with pytest.raises(ValueError, match="the continuation '' after 'the cat' has 0 tokens, expected 1 to max_length"):
+        harnessed(None, model).loglikelihood(asked("loglikelihood", [*PAIRS, ("the cat", "")]))
+    with pytest.raises(ValueError, match=r"' over the green hill' after .* has 4 tokens, expected 1 to max_length=3"):
+        harnessed(edit("last").float(), model, max_length=3).loglikelihood(asked("loglikelihood", PAIRS[1:2]))
+
+
 @pytest.mark.parametrize("own", [None, "last"])
 def test_a_model_that_is_edited_already_is_refused(own):
     """Its edit would take the whole row for the prompt, and the record would say that there is none."""

@@ -119,6 +119,7 @@ class EditedCalls:
     ) -> list[tuple[float, bool]]:
         inner: Any = super()
         answers: dict[int, tuple[float, bool]] = {}
+        _check_continuations(requests, self.max_length)
         for numbers, told in _rounds(requests, self.max_length):
             self.told = told
             try:
@@ -161,6 +162,17 @@ class EditedCalls:
     def get_model_info(self) -> dict[str, Any]:
         inner: Any = super()
         return {**inner.get_model_info(), "reftlens": self.record}
+
+
+def _check_continuations(requests: Sequence[_Request], most: int) -> None:
+    """Raise where `HFLM` would only assert; a request is `(context, continuation)` as texts, or None, and as tokens."""
+    for text, _, continuation in requests:
+        if not 0 < len(continuation) <= most:
+            shown = "" if text is None else f" {text[1][:60]!r} after {text[0][-60:]!r}"
+            raise ValueError(
+                f"the continuation{shown} has {len(continuation)} tokens, expected 1 to max_length={most}: see the "
+                "answers of the task, or raise max_length"
+            )
 
 
 def _key(row: Sequence[int]) -> _Row:
