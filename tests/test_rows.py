@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import hub_rows
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -365,6 +366,20 @@ def test_rows_whose_question_is_in_a_test_set_are_left_out():
     data = [{**question(i), "in_test": ["boolq"] * (i == 1)} for i in range(3)]
     assert [row.index for row in load_rows("boolq", data=data)] == [0, 2]
     assert [row.index for row in load_rows("boolq", data=data, leaks=True)] == [0, 1, 2]
+
+
+def test_what_a_test_set_holds_is_told_in_a_frame_and_a_csv_as_in_json(tmp_path):
+    from reftlens.experiments.rows.loading import load_rows
+
+    rows = [{"instruction": f"What is {i} and 1?", "input": "", "output": "", "answer": i + 1} for i in range(3)]
+    frame = pd.DataFrame([{**rows[0], "in_test": ["svamp"]}, rows[1], {**rows[2], "in_test": []}])
+    assert [row.index for row in load_rows("math10k", data=frame)] == [1, 2]
+    frame.to_csv(tmp_path / "lists.csv", index=False)
+    assert [row.index for row in load_rows("math10k", data=tmp_path / "lists.csv")] == [1, 2]
+    frame.assign(in_test=[True, False, False]).to_csv(tmp_path / "flags.csv", index=False)
+    assert [row.index for row in load_rows("math10k", data=tmp_path / "flags.csv")] == [1, 2]
+    arrays = [{**row, "in_test": np.array(["svamp", "mawps"][: 2 * (i == 0)])} for i, row in enumerate(rows)]
+    assert [row.index for row in load_rows("math10k", data=arrays)] == [1, 2]
 
 
 def test_a_split_keeps_rows_with_one_question_together():

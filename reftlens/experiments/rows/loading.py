@@ -2,7 +2,7 @@
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -52,7 +52,7 @@ def load_rows(
     rows = [
         _row(known, record, index, place)
         for index, (place, record) in enumerate(source)
-        if leaks or not (isinstance(record, Mapping) and record.get("in_test"))
+        if leaks or not (isinstance(record, Mapping) and _is_tested(record.get("in_test")))
     ]
     if not rows:
         place = known.hub if data is None else data if isinstance(data, str | Path) else type(data).__name__
@@ -113,6 +113,15 @@ def check_family(name: str, family: str) -> None:
     if name in TASKS and TASKS[name].family != family:
         expected = f"expected one of {', '.join(FAMILIES[family].tasks)}, or the name of a file of {family}"
         raise ValueError(f"{name} is a task of {TASKS[name].family}: {expected}")
+
+
+def _is_tested(value: Any) -> bool:
+    """Whether `in_test` names a test set, or says yes: as JSON has it, as text in a CSV, or NaN in a frame for none."""
+    if isinstance(value, str):
+        return value.strip().lower() not in ("", "[]", "false", "0", "nan", "none", "null")
+    if isinstance(value, float):
+        return value == value and bool(value)
+    return len(value) > 0 if isinstance(value, Sized) else bool(value)
 
 
 def _source(task: str | Task, split: str, data: Source | None) -> tuple[list[Placed], Task, list[Placed]]:
