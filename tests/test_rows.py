@@ -150,6 +150,17 @@ def test_a_number_is_right_within_a_thousandth():
     assert equal("B", "B") and not equal("B", "C") and not equal("3", "C")
 
 
+def test_commas_of_an_answer_stand_between_thousands():
+    from reftlens.experiments.rows.loading import load_rows
+
+    answers = {"1,000": "1000", "-12,345.50": "-12345.5", "1,234,567": "1234567", "+1,000": "1000"}
+    rows = load_rows("multiarith", data=[{"question": "How many?", "final_ans": answer} for answer in answers])
+    assert [row.answer for row in rows] == list(answers.values())
+    for answer in ("1,5", "1,00", "12,34.5", "1000,000"):
+        data = [{"question": "How many?", "final_ans": answer}]
+        refused(f"final_ans is '{answer}', expected a number", "multiarith", data=data)
+
+
 def test_truncated_completions_are_beginnings():
     from reftlens.experiments.rows.families.arithmetic import truncated
     from reftlens.experiments.rows.loading import load_rows

@@ -10,6 +10,7 @@ from reftlens.experiments.rows.task import Record, one_of, text_of
 
 LETTERS = tuple("ABCDE")
 FINAL = "The final answer is: "
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
@@ -125,8 +126,9 @@ def answer_of(value: Any, name: str, place: str) -> str:
 
 
 def _number(value: Any, name: str, place: str) -> Decimal:
+    text = str(value).strip()
     try:
-        number = Decimal(str(value).strip().replace(",", ""))
+        number = Decimal(text.replace(",", "") if _THOUSANDS.fullmatch(text) else text)
     except InvalidOperation:
         number = Decimal("nan")
     if isinstance(value, bool) or not number.is_finite():
