@@ -5,8 +5,9 @@
 
 Three ways of asking, so that texts differ: a few worked rows in front (`shots`), as a chat (`chat`), and after a short
 fit of LoReFT (`fit`). The first sample has 100 texts, to test rows; the rules of extraction were extended after it had
-been read. The second, `unseen`, has 50, to training rows that the fit does not see; no rule was changed after it. The
-labelled files are `tests/reference/written_answers.jsonl` and `written_answers_unseen.jsonl`; prompts are not in them.
+been read. The second, `unseen`, has 50, to training rows that the fit does not see; no rule was changed because
+of it. The labelled files are `tests/reference/written_answers.jsonl` and `written_answers_unseen.jsonl`; prompts are
+not in them.
 """
 
 import argparse

@@ -186,6 +186,9 @@ LETTERS = [
     ("Question now becomes how many.\nANS: D", "D", "A"),
     ("The answer is (A). The answer is not an exception to the rule.", "A", "A"),
     ("(A) 15\n(B) 42\n(C) 39", None, "A"),
+    ("(A) 15 (B) 42 (C) 39 (D) 12 (E) 8", None, "A"),
+    ("A) 15, B) 42, C) 39, D) 12, E) 8\nOption D is correct.", "D", "A"),
+    ("(A) 15, as (B) is odd.", "A", "A"),
     # no answer, or none of those
     ("", None, None),
     ("I cannot say.", None, None),

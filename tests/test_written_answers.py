@@ -3,7 +3,7 @@
 `reference/written_answers.jsonl` is made by `python benchmarks/written_answers.py --data ../shared/data --out FILE`;
 `label` was added by hand: the answer that a reader finds stated or concluded, null where there is none. The rules were
 extended after these 100 had been read. `written_answers_unseen.jsonl` (`--sample unseen --dtype bfloat16`) was labelled
-before any rule was run on it, and none was changed after it.
+before any rule was run on it, and none was changed because of it.
 """
 
 import json

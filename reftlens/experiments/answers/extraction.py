@@ -167,7 +167,8 @@ def stated_letter(text: str, choices: Sequence[str]) -> str | None:
             return None if joined else held[0][2]
     if cues:
         return None
-    listed = len(re.findall(r"^\s*\(?[A-E]\)", text, re.MULTILINE)) > 1
+    every = re.findall(r"(?<!\w)\(?([A-E])\)", text)[: len(choices)] == list(choices)
+    listed = every or len(re.findall(r"^\s*\(?[A-E]\)", text, re.MULTILINE)) > 1
     found = ([] if listed else list(_LETTER_ALONE.finditer(text))) or list(_LETTER_IS.finditer(text))
     letter = next(g for g in found[-1].groups() if g).upper() if found else ""
     return letter if letter in choices else None
