@@ -171,7 +171,7 @@ def test_what_looks_best_where_it_is_chosen_does_not_count_there():
 
 
 def test_unread_ratings_are_counted_and_left_out():
-    from reftlens.experiments.judges.axbench import rate, steering_score
+    from reftlens.experiments.judges.axbench import Ratings, _halves, rate, steering_score
 
     replies = iter(["none", *["Rating: [[2]]"] * 47])
     rated = rate(lambda question: next(replies), steered(0))
@@ -180,6 +180,10 @@ def test_unread_ratings_are_counted_and_left_out():
     silent = rate(lambda question: "none", steered(0))
     with pytest.raises(ValueError, match="no text of the half to choose on has all three ratings"):
         steering_score({1.0: silent}, steered(0))
+    half = Ratings(torch.full((16, 3), 2.0), (("", "", ""),) * 16)
+    half.values[_halves(steered(0), 0)[1], 0] = float("nan")
+    with pytest.raises(ValueError, match="no text of the half to report has all three ratings at factor 1, the best"):
+        steering_score({1.0: half}, steered(0))
     with pytest.raises(ValueError, match=r"ratings of {1.0: 16} texts, expected 2"):
         steering_score({1.0: rated}, steered(0)[:2])
     with pytest.raises(ValueError, match="concept 'sea' has one instruction"):

@@ -116,6 +116,11 @@ def steering_score(
     if not known:
         raise ValueError("no text of the half to choose on has all three ratings: look at the judge's replies")
     best = max(known, key=lambda factor: known[factor])
+    if rated[best].overall[report].isnan().all():
+        raise ValueError(
+            f"no text of the half to report has all three ratings at factor {best:g}, the best on the other half: look "
+            "at the judge's replies"
+        )
     columns = [*rated[best].values[report].unbind(dim=1), rated[best].overall[report]]
     concept, instruct, fluency, overall = (mean_of(column[~column.isnan()]) for column in columns)
     return SteeringScore(best, concept, instruct, fluency, overall, sum(ratings.failures for ratings in rated.values()))
