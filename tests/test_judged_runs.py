@@ -92,6 +92,13 @@ def test_what_is_not_read_and_what_has_no_text_is_counted(runs, server, tmp_path
     assert "left out, without a text of both: 1" in said
 
 
+@pytest.mark.parametrize("content", ['{\n "recipe": "instruct"\n}', "a note"])
+def test_a_file_that_holds_something_else_is_refused_and_left_as_it_is(runs, server, tmp_path, capsys, content):
+    (tmp_path / "config.json").write_text(content)
+    assert judge(server, runs, tmp_path / "config.json") == 1 and "is no reply of a judge" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_text() == content and not server.asked
+
+
 def test_a_reply_cut_in_the_middle_of_a_character_is_stored_and_read_again(runs, server, tmp_path, capsys):
     server.reply = lambda question: longer(question) + " \ud83d"
     assert judge(server, runs, tmp_path / "judged.jsonl") == 0

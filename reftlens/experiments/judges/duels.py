@@ -126,6 +126,8 @@ def judged(
 
 
 _KEY = ("task", "index", "swapped")
+_BEGINNING = b'{"task": '
+"""Of each line of a file of replies."""
 
 
 def duels_in(file: str | Path) -> list[Duel]:
@@ -145,9 +147,6 @@ def _stored(file: Path, name: str, questions: Mapping[Key, str]) -> set[Key]:
     """What was replied to already; a line that a kill cut off is taken away."""
     if not file.is_file():
         return set()
-    content = file.read_bytes()
-    if not content.endswith(b"\n"):
-        write_atomically(file, content[: content.rfind(b"\n") + 1])
     stored = set[Key]()
     for told in _lines(file):
         key = told["task"], told["index"], told["swapped"]
@@ -158,7 +157,18 @@ def _stored(file: Path, name: str, questions: Mapping[Key, str]) -> set[Key]:
                 f"{file} holds a reply about other texts to row {key[1]} of {key[0]}: choose another file"
             )
         stored.add(key)
+    _cut(file)
     return stored
+
+
+def _cut(file: Path) -> None:
+    """Take the beginning of a reply away in which a file ends; `StoreMismatch` where that is none."""
+    content = file.read_bytes()
+    whole_lines = content[: content.rfind(b"\n") + 1]
+    if last := content[len(whole_lines) :]:
+        if not (last.startswith(_BEGINNING) or _BEGINNING.startswith(last)):
+            raise StoreMismatch(f"{file} ends in {last[:60]!r}, which is no reply of a judge: choose another file")
+        write_atomically(file, whole_lines)
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
