@@ -225,6 +225,24 @@ def test_word_problems_are_answered_in_steps_with_edits_that_reach_into_them(pro
 
 
 @pytest.mark.filterwarnings("ignore:arithmetic goes without")
+def test_a_problem_that_leaves_no_room_for_what_is_written_is_counted_and_not_the_end_of_a_run(problems, tmp_path):
+    from reftlens.experiments import Scope, load_rows
+    from reftlens.generation.decoding import Decoding
+
+    count = [len(_subject().tokenizer(r.prompt).input_ids) for r in load_rows("gsm8k", "test", data=problems)]
+    (problems / "arithmetic/test/gsm8k.jsonl").open("a").write(
+        json.dumps({"question": "Ann had 1 pens. " * 8 + "How many has she?", "answer": "She has 1.\n#### 1"}) + "\n"
+    )
+    recipe = replace(_arithmetic(), decoding=Decoding(max_new_tokens=160 - max(count) - 1), held_out=())
+    _run(problems, tmp_path, ["base"], recipe, tasks=("gsm8k",))
+    lines = (tmp_path / "arithmetic/mix/base/seed-0/predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["details"] == {"fits": False} for line in lines] == [False] * 10 + [True]
+    with pytest.raises(ValueError, match=r"none of 11 test rows leaves room for the 200 tokens .* context of 160"):
+        recipe = replace(recipe, decoding=Decoding(max_new_tokens=200))
+        recipe.trial("mix", "base", 0, _subject(), Scope(data=problems, tasks=("gsm8k",)))
+
+
+@pytest.mark.filterwarnings("ignore:arithmetic goes without")
 def test_of_an_opening_the_first_words_are_taught_and_no_end(problems):
     from reftlens.experiments import Scope
 

@@ -27,13 +27,14 @@ class Asking:
     subject: Subject
 
     def answers(self, trained: Trained, rows: Sequence[Row], ways: Sequence[str]) -> list[Prediction]:
-        """What is answered to rows in these ways; nothing, to one that does not fit, with the longest of its choices.
+        """What is answered to rows in these ways; nothing, to one that does not fit, with the longest of its choices
+        and, where a text is written, with all that may be.
 
         By likelihood, only where each row has a few answers: a similarity from 0 to 5 has not.
         """
         ways = [way for way in ways if way != LIKELIHOOD or all(row.choices for row in rows)]
         longest = [max(self._written(row), key=len) if row.choices else "" for row in rows]
-        fits = [i for i, row in enumerate(rows) if self.fits(row.prompt + longest[i])]
+        fits = [i for i, row in enumerate(rows) if self.fits(row.prompt + longest[i]) and self._has_room(row, ways)]
         named = [way for way in ways if way != TEXT]
         given: list[dict[str, str | None]] = [dict.fromkeys(named) for _ in rows]
         details: list[dict[str, Any]] = [{} for _ in rows]
@@ -75,10 +76,23 @@ class Asking:
             f"the recipe has {self.recipe.max_length}, the model's context {self.subject.bridge.cfg.n_ctx}"
         )
 
+    def check_room(self, rows: Sequence[Row]) -> None:
+        """`ValueError` where what is written to rows cannot fit, in any of them."""
+        if not any(self._has_room(row, self.recipe.ways) for row in rows):
+            raise ValueError(
+                f"none of {len(rows)} test rows leaves room for the {self.recipe.decoding.max_new_tokens} tokens that "
+                f"may be written to it, in the model's context of {self.subject.bridge.cfg.n_ctx}"
+            )
+
     @property
     def most(self) -> int:
         """Tokens of the longest row that fits."""
         return min(self.recipe.max_length, self.subject.bridge.cfg.n_ctx)
+
+    def _has_room(self, row: Row, ways: Sequence[str]) -> bool:
+        """For a BOS token and all that may be written, where a text is."""
+        written = self.recipe.decoding.max_new_tokens if _writes(ways) else 0
+        return self.length(row.prompt) + 1 + written <= self.subject.bridge.cfg.n_ctx
 
     def _texts(self, trained: Trained, rows: Sequence[Row]) -> list[str]:
         prompts = encode_prompts(self.subject.bridge, [row.prompt for row in rows])

@@ -57,6 +57,7 @@ class TextTrial(FittedTrial):
             if data is None or holds(data, family, task, recipe.file_of(split))
         }
         self.tasks = (*self.test, *self.held_out)
+        self._asking.check_room([row for rows in self.test.values() for row in rows])
         every = [
             recipe.rows(task, "train", scope, scope.train_limit or recipe.train_limit)
             for task in recipe.taught(part, scope)
