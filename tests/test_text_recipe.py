@@ -150,6 +150,14 @@ def test_settings_are_chosen_by_rows_that_are_not_trained_on(folder, tmp_path, m
         assert _recipe().trial("mix", "red", 0, _subject(), Scope(data=folder)).dev
 
 
+def test_a_scope_takes_a_folder_and_a_task_as_text(folder):
+    from reftlens.experiments import Scope
+
+    assert Scope(str(folder), "piqa") == Scope(folder, ("piqa",)) == Scope(folder, ["piqa"])
+    trial = _recipe().trial("mix", "base", 0, _subject(), Scope(str(folder), "piqa", limit=2))
+    assert trial.tasks == ("piqa",)
+
+
 def test_rows_none_of_which_fits_are_refused(folder):
     from reftlens.experiments import Scope
 

@@ -58,9 +58,8 @@ def outcome(options: argparse.Namespace) -> str:
         return table(options.table).to_markdown()
     if options.recipe is None:
         raise ValueError(f"run needs a recipe, one of {', '.join(RECIPES)}, or --table DIR")
-    recipe, tasks = RECIPES[options.recipe], options.tasks
-    tasks = None if tasks is None else tuple(tasks)
-    scope = Scope(options.data, tasks, options.limit, options.train_limit, options.steps)
+    recipe = RECIPES[options.recipe]
+    scope = Scope(options.data, options.tasks, options.limit, options.train_limit, options.steps)
     subject = recipe.subject(options.model, options.dtype)
     rotate = Rotations(tuple(options.rotate), options.rotate_limit, tuple(options.rotate_ways))
     if options.dry_run:

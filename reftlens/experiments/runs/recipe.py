@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, SupportsIndex
 
 from reftlens.bridge.pretrained import DType
 from reftlens.experiments.methods import Method
@@ -13,6 +13,7 @@ from reftlens.experiments.methods.spaces import Space
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.rows.task import Row
 from reftlens.experiments.runs.records import Prediction
+from reftlens.files import located
 from reftlens.numbers import whole
 
 Setting = Mapping[str, Any]
@@ -23,19 +24,28 @@ Setting = Mapping[str, Any]
 class Scope:
     """How much of a recipe is run, and on what; None is what the recipe says."""
 
-    data: Path | None = None
+    data: Path | None
     """The folder of a family of data sets; without one they are loaded from the hub."""
-    tasks: tuple[str, ...] | None = None
-    limit: int | None = None
+    tasks: tuple[str, ...] | None
+    limit: int | None
     """Test rows of each task."""
-    train_limit: int | None = None
+    train_limit: int | None
     """Training rows of each task."""
-    steps: int | None = None
+    steps: int | None
 
-    def __post_init__(self) -> None:
-        for name in ("limit", "train_limit", "steps"):
-            if (count := getattr(self, name)) is not None:
-                whole(count, name, 1)
+    def __init__(
+        self,
+        data: str | Path | None = None,
+        tasks: str | Sequence[str] | None = None,
+        limit: SupportsIndex | None = None,
+        train_limit: SupportsIndex | None = None,
+        steps: SupportsIndex | None = None,
+    ) -> None:
+        tasks = (tasks,) if isinstance(tasks, str) else tasks
+        object.__setattr__(self, "data", None if data is None else located(data))
+        object.__setattr__(self, "tasks", None if tasks is None else tuple(tasks))
+        for name, count in {"limit": limit, "train_limit": train_limit, "steps": steps}.items():
+            object.__setattr__(self, name, None if count is None else whole(count, name, 1))
 
 
 class Trial(ABC):
