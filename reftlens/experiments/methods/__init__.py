@@ -2,8 +2,9 @@
 
 from reftlens.experiments.methods.adapters import IA3, BitFit, Dora, HeadOnly, Lora, Prefix
 from reftlens.experiments.methods.catalogue import METHODS, load, method_of
+from reftlens.experiments.methods.costs import Measured
 from reftlens.experiments.methods.joint import ReftAndLora
-from reftlens.experiments.methods.method import Measured, Method, Trained
+from reftlens.experiments.methods.method import Method, Trained
 from reftlens.experiments.methods.refts import OnHooks, Reft, Steering, Unedited
 from reftlens.experiments.methods.spaces import Space, lora_space, reft_space
 from reftlens.experiments.methods.subjects import Subject

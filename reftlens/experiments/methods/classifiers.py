@@ -17,10 +17,10 @@ from reftlens.editing.reft import ReFT, training_mode
 from reftlens.editing.site import Site, final_norm, resid_post
 from reftlens.errors import StoreMismatch
 from reftlens.experiments.methods.acting import size_on_disk
-from reftlens.experiments.methods.costs import measured
+from reftlens.experiments.methods.costs import Measured, measured, measures
 from reftlens.experiments.methods.joint import ReftAndLora
 from reftlens.experiments.methods.loop import Loop, train
-from reftlens.experiments.methods.method import Measured, Method, PlainMethod, frozen, measures
+from reftlens.experiments.methods.method import Method, PlainMethod, frozen
 from reftlens.experiments.methods.refts import OnHooks
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.files import write_atomically

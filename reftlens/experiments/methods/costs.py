@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+from reftlens.experiments.methods.subjects import Subject
+from reftlens.training.run import History
+
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -21,6 +24,25 @@ class Cost:
     peak_bytes: int | None = None
     """How far memory grew over what was held when the block began, at its largest: on CUDA what torch allocated, on
     Linux what the process held in RAM; None elsewhere."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a fit took and how it went."""
+
+    parameters: int = 0
+    """Numbers that were trained, tied ones once."""
+    percent: float = 0.0
+    """Of the parameters of the model."""
+    losses: tuple[float, ...] = ()
+    """Mean training loss per target at each optimizer step."""
+    validation: tuple[tuple[float, float], ...] = ()
+    """`(steps done, mean loss per target)`."""
+    seconds_per_step: float = 0.0
+    """Wall time of the whole fit, with what it captures first and its evaluations, over the steps it took; loading the
+    model is not in it."""
+    peak_bytes: int | None = None
+    """How far memory grew over what was held before training, model included: see `costs.measured`."""
 
 
 @contextmanager
@@ -43,6 +65,18 @@ def measured(device: torch.device) -> Iterator[Cost]:
         cost.seconds = time.perf_counter() - began
         after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _field("VmHWM")
         cost.peak_bytes = None if before is None or after is None else max(0, after - before)
+
+
+def measures(subject: Subject, count: int, history: History, cost: Cost, taken: int) -> Measured:
+    """What a fit of `count` numbers took; `cost` is of the steps that it has `taken`, without those of a checkpoint."""
+    return Measured(
+        parameters=count,
+        percent=100 * count / subject.parameters,
+        losses=tuple(history.losses),
+        validation=tuple(history.evaluations),
+        seconds_per_step=cost.seconds / taken if taken else history.seconds / max(1, len(history.losses)),
+        peak_bytes=cost.peak_bytes,
+    )
 
 
 def _held() -> int | None:

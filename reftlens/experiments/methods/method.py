@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reftlens.bridge.trial import check_predicts
 from reftlens.errors import StoreMismatch
 from reftlens.experiments.methods.acting import Acting, size_on_disk
-from reftlens.experiments.methods.costs import Cost, measured
+from reftlens.experiments.methods.costs import Measured, measured, measures
 from reftlens.experiments.methods.loop import Loop, train
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.files import located, write_atomically
@@ -21,28 +21,8 @@ from reftlens.generation.decoding import Decoding
 from reftlens.numbers import whole
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig
-from reftlens.training.run import History
 
 FILE = "method.json"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a fit took and how it went."""
-
-    parameters: int = 0
-    """Numbers that were trained, tied ones once."""
-    percent: float = 0.0
-    """Of the parameters of the model."""
-    losses: tuple[float, ...] = ()
-    """Mean training loss per target at each optimizer step."""
-    validation: tuple[tuple[float, float], ...] = ()
-    """`(steps done, mean loss per target)`."""
-    seconds_per_step: float = 0.0
-    """Wall time of the whole fit, with what it captures first and its evaluations, over the steps it took; loading the
-    model is not in it."""
-    peak_bytes: int | None = None
-    """How far memory grew over what was held before training, model included: see `costs.measured`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,18 +183,6 @@ class PlainMethod(Method):
         """What a checkpoint has to agree with."""
         model = subject.fingerprint
         return {"method": repr(self), "start": seed, "model": [model.name, model.config, model.weights]}
-
-
-def measures(subject: Subject, count: int, history: History, cost: Cost, taken: int) -> Measured:
-    """What a fit of `count` numbers took; `cost` is of the steps that it has `taken`, without those of a checkpoint."""
-    return Measured(
-        parameters=count,
-        percent=100 * count / subject.parameters,
-        losses=tuple(history.losses),
-        validation=tuple(history.evaluations),
-        seconds_per_step=cost.seconds / taken if taken else history.seconds / max(1, len(history.losses)),
-        peak_bytes=cost.peak_bytes,
-    )
 
 
 def load_trained(folder: str | Path, subject: Subject, methods: dict[str, type[Method]]) -> Trained:

@@ -9,8 +9,8 @@ from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site, resid_post
 from reftlens.errors import check_one_of
 from reftlens.experiments.methods.acting import Acting, OnBridge
-from reftlens.experiments.methods.costs import measured
-from reftlens.experiments.methods.method import Method, Trained, measures
+from reftlens.experiments.methods.costs import measured, measures
+from reftlens.experiments.methods.method import Method, Trained
 from reftlens.experiments.methods.subjects import Subject
 from reftlens.interventions import KINDS, RED, Intervention, SteeringVector
 from reftlens.interventions.family import Init
