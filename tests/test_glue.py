@@ -101,6 +101,8 @@ def test_every_method_stands_beside_the_same_head_and_its_own_numbers_are_counte
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_was_trained_is_stored_with_its_head(folder, tmp_path, name):
+    from safetensors.torch import load_file
+
     from reftlens.experiments import Scope
 
     recipe, scope = _recipe(), Scope(data=folder, limit=4)
@@ -109,6 +111,8 @@ def test_what_was_trained_is_stored_with_its_head(folder, tmp_path, name):
     expected = trial.predict("mnli", progress=False)
     untrained = again.predict("mnli", progress=False)
     trial.save(tmp_path / "method")
+    stored = [load_file(file) for file in (tmp_path / "method").rglob("*.safetensors")]
+    assert trial.trained.size == sum(t.numel() for tensors in stored for t in tensors.values())
     again.load(tmp_path / "method")
     assert again.predict("mnli", progress=False) == expected
     assert [p.details for p in untrained] != [p.details for p in expected]

@@ -155,6 +155,7 @@ def test_each_method_trains_is_stored_and_read_again(name, tmp_path):
     steps = 40 if name == "prefix" else 6  # prefixes begin with drawn numbers, far from the unedited model
     trained = methods.METHODS[name].fit(subject, data, _config(steps=steps), progress=False)
     assert bool(trained.parameters) == bool(trained.losses) == (name != "base")
+    assert trained.parameters == methods.METHODS[name].size(subject)
     if trained.losses:
         assert trained.losses[-1] < trained.losses[0] and trained.seconds_per_step > 0
     size = trained.save(tmp_path)

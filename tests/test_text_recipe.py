@@ -70,7 +70,9 @@ def test_all_eight_sets_are_trained_on_together_and_answered_in_both_ways(folder
     assert set(frame["task"]) == set(TASKS) and set(frame["answered by"]) == {"", "written", "likelihood"}
     assert {"base", "loreft", "lora", "format-only"} <= set(frame["method"])
     assert (frame["rows"] == 8).all()
-    run = tmp_path / "runs/commonsense/mix/loreft/seed-1"
+    mix = tmp_path / "runs/commonsense/mix"
+    assert not (mix / "base/seed-1").exists(), "what trains nothing is asked once"
+    run = mix / "loreft/seed-1"
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 64 and all(set(row["given"]) == {"written", "likelihood"} for row in lines)
     assert all(row["given"]["likelihood"] == max(v := row["details"]["log_probs"], key=v.get) for row in lines)
@@ -287,7 +289,7 @@ def test_instructions_are_held_out_of_the_one_file_and_texts_are_kept_for_a_judg
     written = [row for row in map(json.loads, lines) if row["task"] == "ultrafeedback"]
     assert len(written) == 4 and all(row["given"] == {} and isinstance(row["details"]["text"], str) for row in written)
     assert {row["details"]["instruction"].lower().strip(".") for row in written} == tested
-    runs = [finished_run(tmp_path / f"runs/instruct/mix/{name}/seed-1") for name in ("base", "red")]
+    runs = [finished_run(tmp_path / f"runs/instruct/mix/{run}") for run in ("base/seed-0", "red/seed-1")]
     pairs, left_out = pairs_of(*runs)
     assert len(pairs) == 4 and not left_out and pairs[0].texts[1] == written[0]["details"]["text"]
 
@@ -341,7 +343,12 @@ def test_the_command_line_says_what_it_would_take_and_makes_tables(folder, tmp_p
     arguments = ["run", "commonsense", "--data", str(folder), "--method", "base", "--seeds", "0", "--limit", "2"]
     assert main([*arguments, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "mix/base: 0 steps" in said and "minutes a seed" in said and not (tmp_path / "runs").exists()
+    assert (
+        "mix/base: 0 steps" in said
+        and " bytes on disk, about; " in said
+        and "minutes once" in said
+        and not (tmp_path / "runs").exists()
+    )
     assert main([*arguments, "--search", "red", "--train-limit", "6", "--dry-run"]) == 0
     said = capsys.readouterr().out
     trial = _recipe().trial("mix", "red", 0, _subject(), Scope(folder, train_limit=6, steps=60))

@@ -58,6 +58,11 @@ class Classifier(ABC):
     def scores(self, batch: Batch) -> Float[Tensor, "rows outputs"]:
         """What the head says of each row, dropout off."""
 
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many numbers are trained and stored, those of the head among them."""
+
     @abstractmethod
     def write(self, folder: Path) -> None: ...
 
@@ -133,6 +138,10 @@ class OnHook(Classifier):
     def scores(self, batch: Batch) -> Float[Tensor, "rows outputs"]:
         return head_scores(self.reft.eval(), self.subject.bridge, batch)
 
+    @property
+    def size(self) -> int:
+        return sum(m.stored_parameters for m in self.reft.distinct)
+
     def write(self, folder: Path) -> None:
         save(self.reft, folder / "reft", self.subject.bridge)
 
@@ -170,6 +179,10 @@ class InLoop(Classifier):
         with training_mode(self.both, training=False):
             pieces = [batch[i : i + 32].to(self.subject.device) for i in range(0, len(batch), 32)]
             return torch.cat([self._scores(piece).cpu() for piece in pieces])
+
+    @property
+    def size(self) -> int:
+        return sum(p.numel() for p in self.both.parameters() if p.requires_grad)
 
     def write(self, folder: Path) -> None:
         trained = {n: p.detach().cpu().contiguous() for n, p in self.both.named_parameters() if p.requires_grad}

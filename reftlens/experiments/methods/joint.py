@@ -56,6 +56,9 @@ class ReftAndLora(PlainMethod):
         """The model with the adapter in it."""
         return self.lora.prepared(inside, seed)
 
+    def size(self, subject: Subject) -> int:
+        return self.reft.size(subject) + self.lora.size(subject)
+
     def loop(
         self, inside: Any, subject: Subject, data: Batch, config: FitConfig, settings: Mapping[str, Any]
     ) -> tuple[Loop, Callable[[], Acting]]:

@@ -100,6 +100,10 @@ class Method(ABC):
         """What a table calls it."""
         return type(self).__name__
 
+    def size(self, subject: Subject) -> int:
+        """How many numbers are trained and stored, tied ones once."""
+        return 0
+
     def told(self) -> dict[str, Any]:
         """Its class and its settings, in plain values; those of a method in it are told alike."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -171,6 +175,9 @@ class PlainMethod(Method):
             history = train(loop, checkpoint=settings["checkpoint"], progress=settings["progress"])
         count = sum(p.numel() for p in loop.trained.values())
         return Trained(self, subject, acting(), measures(subject, count, history, cost, loop.taken))
+
+    def size(self, subject: Subject) -> int:
+        return sum(p.numel() for p in self.prepared(subject.plain(), 0).parameters() if p.requires_grad)
 
     def loop(
         self, inside: Any, subject: Subject, data: Batch, config: FitConfig, settings: Mapping[str, Any]

@@ -35,6 +35,9 @@ class OnHooks(Method):
         """The untrained `ReFT`, its start drawn from `seed`."""
         raise NotImplementedError
 
+    def size(self, subject: Subject) -> int:
+        return self.edit(subject, 0).parameter_count(subject.bridge).stored
+
     def _fitted(self, subject: Subject, data: Batch, config: FitConfig, settings: Mapping[str, Any]) -> Trained:
         """What `rl.fit` does with `edit(subject, seed)`."""
         reft, steps = self.edit(subject, config.seed), list[Step]()

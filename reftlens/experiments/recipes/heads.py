@@ -167,6 +167,7 @@ class HeadTrial(FittedTrial):
             "tokens of scoring": round(epochs * dev + test),
             "tokens written at most": 0,
             "rows cut": len(data.truncated),
+            "bytes on disk, about": self.disk(self.trained.size, len(self.test)),
         }
 
     def _encoded(self, rows: Sequence[Row]) -> Batch:

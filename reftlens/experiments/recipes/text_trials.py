@@ -173,6 +173,7 @@ class TextTrial(FittedTrial):
             "tokens of scoring": read + sum(self._asking.length(row.prompt + row.completion) for row in measured),
             "tokens written at most": written,
             "rows left out": self.left_out,
+            "bytes on disk, about": self.disk(self.method.size(self.subject), len(rows) + len(measured), written),
         }
 
     @property

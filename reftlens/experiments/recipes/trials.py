@@ -50,6 +50,10 @@ class FittedTrial(Trial):
     def row_updates(self) -> int:
         return self.fit_config.row_updates(len(self.rows))
 
+    def disk(self, numbers: int, rows: int, written: int = 0) -> int:
+        """Bytes of a finished run, about: each number, 300 bytes of each answered row, and four of each token."""
+        return numbers * max(4, self.subject.dtype.itemsize) + 300 * rows + 4 * written
+
     @property
     def identity(self) -> dict[str, Any]:
         """What the configuration of every run holds."""

@@ -14,7 +14,7 @@ from reftlens.experiments.methods.subjects import Subject
 from reftlens.experiments.recipes import RECIPES
 from reftlens.experiments.runs.recipe import Recipe, Scope
 from reftlens.experiments.runs.rotating import Rotations, rotating_cost
-from reftlens.experiments.runs.runner import methods_of, run_recipe
+from reftlens.experiments.runs.runner import methods_of, run_recipe, trains
 from reftlens.experiments.runs.tables import table
 from reftlens.experiments.runs.tuning import search_cost
 
@@ -90,7 +90,8 @@ def forecast(
             tokens = 3 * cost["tokens of training"] + cost["tokens of scoring"] + cost["tokens written at most"]
             cost, tokens = cost | more, tokens + sum(more.values())
             words = ", ".join(f"{value:,} {key}" for key, value in cost.items())
-            lines.append(f"{part}/{name}: {words}; at most {tokens * seconds / 60:.0f} minutes a seed, in full")
+            often = "a seed" if trains(recipe, name) else "once"
+            lines.append(f"{part}/{name}: {words}; at most {tokens * seconds / 60:.0f} minutes {often}, in full")
         for name in search:
             cost = search_cost(recipe, part, name, subject, scope)
             tokens = 3 * cost["tokens of training"] + cost["tokens of scoring"]

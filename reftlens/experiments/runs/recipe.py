@@ -89,7 +89,7 @@ class Trial(ABC):
 
     @abstractmethod
     def cost(self) -> Mapping[str, int]:
-        """Tokens of training, tokens of scoring, tokens written at most, steps."""
+        """Steps, tokens of training, of scoring and written at most, and bytes on disk, about."""
 
     @property
     def ways(self) -> Sequence[str]:
@@ -119,8 +119,8 @@ class Recipe(ABC):
     """An experiment of the paper: its data, its methods, and how answers are scored."""
 
     name: str
-    methods: Mapping[str, Method]
-    """By the name that the command line takes."""
+    methods: Mapping[str, Method | None]
+    """By the name that the command line takes; None is a head alone."""
     seeds: tuple[int, ...] = (0, 1, 2)
 
     @abstractmethod

@@ -42,7 +42,7 @@ def run_recipe(
     Args:
         methods: names of the recipe's methods; all of them by default.
         subject: the model under study; the recipe's own by default.
-        seeds: of initialisation and data order; the recipe's own by default.
+        seeds: of initialisation and data order; the recipe's own by default. What trains nothing runs with the first.
         scope: data, tasks and limits.
         search: methods whose settings are chosen on dev rows first, each with the same number of row-updates.
         rotate: tasks whose test rows every finished run is asked once for each rotation of their options, in the ways
@@ -59,7 +59,8 @@ def run_recipe(
     subject = recipe.subject(None) if subject is None else subject
     numbers = recipe.seeds if seeds is None else tuple(whole_numbers(seeds, "seed"))
     parts, folder, request = recipe.parts(scope), located(out) / recipe.name, Rotations.of(rotate)
-    every, chosen = [(p, m, s) for p in parts for s in numbers for m in named], dict[tuple[str, str], Setting]()
+    every = [(p, m, s) for p in parts for s in numbers for m in named if s == numbers[0] or trains(recipe, m)]
+    chosen = dict[tuple[str, str], Setting]()
     for part in parts if request.tasks else ():  # before any work
         rotating_cost(recipe.trial(part, named[0], numbers[0], subject, scope), request)
     searched = set(methods_of(recipe, search)) if search else set()
@@ -99,6 +100,12 @@ def methods_of(recipe: Recipe, methods: Sequence[str]) -> tuple[str, ...]:
         if name not in recipe.methods:
             raise ValueError(f"{recipe.name} has no method {name!r}, expected some of {', '.join(recipe.methods)}")
     return tuple(methods) or tuple(recipe.methods)
+
+
+def trains(recipe: Recipe, name: str) -> bool:
+    """Whether a method of a recipe trains anything, so that its seed makes a difference."""
+    method = recipe.methods[name]
+    return method is None or method.stored
 
 
 def complete(trial: Trial, folder: RunFolder, *, progress: bool) -> None:
