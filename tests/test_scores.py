@@ -151,6 +151,18 @@ def arc_rows():
     return load_rows("obqa", "test", data=obqa())
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "spearman"])
+def test_of_few_runs_that_differ_no_interval_goes_beyond_what_the_score_can_be(metric):
+    from reftlens.experiments.answers.scores import score_over_runs
+
+    gold = ["1", "0"] * 20
+    right, mixed = list(gold), ["1", "1", "0", "0"] * 10
+    found = score_over_runs(metric, [right, mixed], gold, ("0", "1"))
+    assert (found.low, found.high) == ({"accuracy": 0, "f1": 0}.get(metric, -1), 1)
+    close = score_over_runs(metric, [mixed, mixed], gold, ("0", "1"))
+    assert -0.5 < close.low < close.value < close.high < 1, "one that is well within stays as it is"
+
+
 def test_rotated_rows_ask_the_same_with_the_options_elsewhere():
     from hub_rows import COMMONSENSE
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -61,18 +62,26 @@ def score_over_runs(metric: str, runs: Sequence[Answers], gold: Sequence[str], c
     """The mean of a score over runs, with an interval over rows and runs.
 
     Accuracy's is by bootstrap over both. Of another score half the interval is `√(r² + s²)`, with `r` the mean half of
-    the runs' intervals over rows, which are the same rows in all, and `s` Student's over the runs.
+    the runs' intervals over rows, which are the same rows in all, and `s` Student's over the runs. No interval goes
+    beyond what the score can be, however much few runs differ.
     """
     if len(runs) == 1:
         return score(metric, runs[0], gold, choices)
     if metric == "accuracy":
-        return over_two(torch.tensor([[float(a == g) for a, g in zip(run, gold, strict=True)] for run in runs]))
+        found = over_two(torch.tensor([[float(a == g) for a, g in zip(run, gold, strict=True)] for run in runs]))
+        return _possible(found, metric)
     each = [score(metric, run, gold, choices) for run in runs]
     values = torch.tensor([e.value for e in each], dtype=torch.float64)
     rows = sum((e.high - e.low) / 2 for e in each) / len(each)
     seeds = student_t(len(runs) - 1) * values.std().item() / len(runs) ** 0.5
     mean, half = values.mean().item(), math.hypot(rows, seeds)
-    return Estimate(mean, mean - half, mean + half, len(gold))
+    return _possible(Estimate(mean, mean - half, mean + half, len(gold)), metric)
+
+
+def _possible(found: Estimate, metric: str) -> Estimate:
+    """The part of an interval in which the score can be; a bound that is NaN stays."""
+    least = 0.0 if metric in ("accuracy", "f1") else -1.0
+    return replace(found, low=max(found.low, least), high=min(found.high, 1.0))
 
 
 def accuracy(right: Bool[Tensor, " row"], interval: Literal["wilson", "bootstrap"] = "wilson") -> Estimate:
