@@ -34,6 +34,11 @@ def axes(ax: Axes | None = None, *, width: float = 6.0, height: float = 3.6) -> 
     return ax
 
 
+def look(number: int) -> tuple[str, str]:
+    """Colour and marker of the `number`-th of many series: a colour comes back with another marker."""
+    return CYCLE[number % len(CYCLE)], "osD^vPX"[number // len(CYCLE) % 7]
+
+
 def interval(
     ax: Axes,
     place: float,

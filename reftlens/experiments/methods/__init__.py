@@ -6,7 +6,7 @@ from reftlens.experiments.methods.costs import Measured
 from reftlens.experiments.methods.joint import ReftAndLora
 from reftlens.experiments.methods.method import Method, Trained
 from reftlens.experiments.methods.refts import OnHooks, Reft, Steering, Unedited
-from reftlens.experiments.methods.spaces import Space, lora_space, reft_space
+from reftlens.experiments.methods.spaces import Space, lora_space, reft_space, with_settings
 from reftlens.experiments.methods.subjects import Subject
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "lora_space",
     "method_of",
     "reft_space",
+    "with_settings",
 ]

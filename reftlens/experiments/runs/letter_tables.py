@@ -99,7 +99,8 @@ class LetterTable:
         for place, (_, bias) in enumerate(known):
             for i, share in enumerate(bias.shares.values()):
                 beside = place + 0.6 * ((i + 0.5) / len(bias.shares) - 0.5)
-                figures.interval(ax, beside, share, color=f"C{i}", label=f"option {i + 1}" if place == 0 else None)
+                label = f"option {i + 1}" if place == 0 else None
+                figures.interval(ax, beside, share, color=figures.look(i)[0], label=label)
             level = 1 / len(bias.shares)
             ax.plot([place - 0.4, place + 0.4], [level, level], color=figures.GREY, linestyle="--", linewidth=1)
         names = [f"{one.name}\n{one.task}" for one, _ in known]

@@ -112,18 +112,21 @@ class Table:
         return self.to_markdown()
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Scores with their intervals, tasks along the axis, a colour for each method and way of answering."""
+        """Scores with their intervals, tasks along the axis, a colour and marker for each method and way."""
         tasks = list(dict.fromkeys(c.column for c in self.cells if c.given))
-        ax = figures.axes(ax)
-        names = {name: cells for name, cells in self._by_row().items() if any(c.given for c in cells)}
+        answered = {name: [c for c in cells if c.given] for name, cells in self._by_row().items()}
+        names = {name: cells for name, cells in answered.items() if cells}
+        ax = figures.axes(ax, width=max(6.0, 3.0 + 0.12 * len(tasks) * len(names)))
         for i, (name, cells) in enumerate(names.items()):
+            color, marker = figures.look(i)
             for cell in cells:
                 place = tasks.index(cell.column) + 0.8 * ((i + 0.5) / len(names) - 0.5)
-                figures.interval(ax, place, cell.score, color=f"C{i}", label=name if cell.column == tasks[0] else None)
+                label = name if cell is cells[0] else None
+                figures.interval(ax, place, cell.score, color=color, marker=marker, label=label)
         ax.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
         ax.set_ylabel("score")
         if names:
-            ax.legend(fontsize="small")
+            ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
         return ax
 
     def _by_row(self) -> dict[str, list[Cell]]:
