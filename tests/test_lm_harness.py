@@ -202,6 +202,24 @@ def test_a_local_task_is_scored_row_by_row_as_here_and_the_record_says_how(tmp_p
     assert "white space that ends a context" in record["boundary"] and record["edited"] == [f"{reft.sites[0]}: LoReFT"]
 
 
+def test_a_file_of_answers_is_of_one_edit(tmp_path):
+    pytest.importorskip("sqlitedict")
+    from lm_eval.api.model import CachingLM
+
+    reft, model = edit("f2+l2").float(), architectures.hf_model("gpt2")
+    file, pairs = str(tmp_path / "answers.db"), asked("loglikelihood", PAIRS[:4])
+    expected = harnessed(reft, model).loglikelihood(pairs)
+    assert CachingLM(harnessed(reft, model), file).loglikelihood(pairs) == expected
+    calls, again = [], harnessed(reft, model)
+    again._model_call = calls.append
+    assert CachingLM(again, file).loglikelihood(pairs) == expected and not calls
+    for other in (None, edit("last").float(), reft.clone()):
+        if other is not None and other.sites == reft.sites:
+            other.reset(5)
+        with pytest.raises(ValueError, match="give each edit, and the model as it is, a file of its own"):
+            CachingLM(harnessed(other, model), file)
+
+
 def test_white_space_that_ends_a_context_is_scored_with_the_answer(tmp_path):
     rows = [{**row, "question": row["question"] + " "} for row in ROWS]
     reft, bridge, tokenizer = edit("last").float(), architectures.bridge("llama"), architectures.tokenizer()

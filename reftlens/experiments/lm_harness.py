@@ -1,5 +1,6 @@
 """Any task of lm-evaluation-harness on an edited model: its own `HFLM`, over a model that `attach` edits."""
 
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
@@ -13,8 +14,11 @@ from reftlens.attachment.generating import Generating
 from reftlens.bridge.protocol import is_bridge
 from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
+from reftlens.files import digest
 
 _BOUNDARY = "white space that ends a context is scored with the continuation"
+_CACHED = "answers are of"
+"""Under this name a file of `use_cache` tells the record."""
 _Request = tuple[Any, list[int], list[int]]
 _Row = tuple[int, ...]
 
@@ -48,7 +52,7 @@ def harness(
     Raises:
         TypeError: for a bridge, or what else is no transformers model.
         ValueError: for a model in train mode, or one that `attach` edits, here or in a call; for a tokenizer that does
-            not do as `add_bos_token` says.
+            not do as `add_bos_token` says; for a `use_cache` of lm-eval with the answers of another edit in it.
         ModuleNotFoundError: without the extra `eval`.
     """
     if is_bridge(hf_model) or not isinstance(hf_model, nn.Module):
@@ -62,7 +66,6 @@ def harness(
     settings = {"batch_size": batch_size, "max_length": max_length, "add_bos_token": add_bos_token}
     lm = _class()(pretrained=hf_model, tokenizer=tokenizer, **settings)
     lm.reft, lm.variant = reft, variant
-    lm.record = _record(lm, tokenizer)
     if add_bos_token not in (None, lm.record["add_bos_token"]):
         does = "puts" if lm.record["add_bos_token"] else "does not put"
         raise ValueError(
@@ -79,18 +82,6 @@ def _check_unedited(model: Any) -> None:
             "the model is edited by rl.attach, which is not told what of a row is context: call detach(), and give the "
             "ReFT to harness"
         )
-
-
-def _record(lm: Any, tokenizer: Any) -> dict[str, Any]:
-    edited = [] if lm.reft is None else [f"{site}: {module.label}" for site, module in lm.reft.items()]
-    bos = lm.tok_encode("a")[:1] == [tokenizer.bos_token_id]
-    return {
-        "edited": edited,
-        "variant": str(lm.variant),
-        "boundary": _BOUNDARY,
-        "add_bos_token": bos,
-        "lm_eval": version("lm_eval"),
-    }
 
 
 @cache
@@ -110,9 +101,22 @@ class EditedCalls:
     max_length: int
     reft: ReFT | None = None
     variant: Variant = Variant()
-    record: dict[str, Any]
     told: dict[_Row, int] | None = None
     """Of rows without the zeros that end them: how many tokens are context."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is edited now, and how texts are read."""
+        inner: Any = self
+        sites = {} if self.reft is None else self.reft
+        return {
+            "edited": [f"{site}: {module.label}" for site, module in sites.items()],
+            "weights": "" if self.reft is None else digest(self.reft.state_dict()),
+            "variant": str(self.variant),
+            "boundary": _BOUNDARY,
+            "add_bos_token": inner.tok_encode("a")[:1] == [self.tokenizer.bos_token_id],
+            "lm_eval": version("lm_eval"),
+        }
 
     def _loglikelihood_tokens(
         self, requests: Sequence[_Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -158,6 +162,19 @@ class EditedCalls:
             edited = attach(self.reft, self.model, self.variant, tokenizer=self.tokenizer)
         with edited:
             return inner._model_generate(context, max_length, stop, **generation_kwargs)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Refuse a file with answers of another edit: it knows them by their requests alone."""
+        inner: Any = super()
+        stored, own = cache_hook.dbdict, json.dumps(self.record, sort_keys=True)
+        known = stored.get(_CACHED, None if len(stored) else own)
+        if known != own:
+            raise ValueError(
+                f"the answers in this file of use_cache are of {known or 'a model that it does not name'}, and this "
+                f"model is {own}: give each edit, and the model as it is, a file of its own"
+            )
+        stored[_CACHED] = own
+        inner.set_cache_hook(cache_hook)
 
     def get_model_info(self) -> dict[str, Any]:
         inner: Any = super()
