@@ -24,6 +24,10 @@ class NotFinite(FloatingPointError):
     """A number became NaN or infinite; the message names where, and under which edit."""
 
 
+class ProcessLost(RuntimeError):
+    """One of several processes that train together has ended."""
+
+
 class SiteNeverFired(RuntimeError):
     """A site was to be edited and no hidden state passed through it."""
 

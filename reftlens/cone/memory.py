@@ -171,11 +171,11 @@ class Memory:
 
 
 def free_memory() -> int:
-    """Bytes of memory that are available."""
+    """Bytes of memory that are available, to each of the processes that a launcher started on this machine."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             available = next(line for line in lines if line.startswith("MemAvailable"))
-        return int(available.split()[1]) * 1024
+        return int(available.split()[1]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 2**31
 

@@ -178,12 +178,19 @@ def losses_of(
 
 
 @torch.no_grad()
-def mean_loss(scorer: Scorer, criterion: Criterion, *, batch_size: int) -> float:
-    """Mean loss per target under the plans of the criterion, the same at every call, dropout off."""
+def summed_loss(
+    scorer: Scorer, criterion: Criterion, *, batch_size: int, part: slice = slice(None)
+) -> tuple[float, int]:
+    """Sum of the losses under the plans of the criterion, and their number; the same at every call, dropout off.
+
+    Args:
+        part: of the rows under each plan.
+    """
     total, weight, whole = 0.0, 0, not criterion.objective.per_target
     plans = criterion.drawn(range(len(scorer.data)), torch.Generator().manual_seed(0))
-    settings: dict[str, Any] = {"batch_size": batch_size * criterion.objective.group, "rows": list(plans.values())}
+    rows = [own[part] for own in plans.values()]
+    settings: dict[str, Any] = {"batch_size": batch_size * criterion.objective.group, "rows": rows}
     for scored in scored_batches(scorer, list(plans), **settings, whole=whole):
         values = criterion(scored)
         total, weight = total + values.sum().item(), weight + values.numel()
-    return total / weight
+    return total, weight

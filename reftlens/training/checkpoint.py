@@ -51,7 +51,7 @@ class Checkpoint:
     def after_step(self) -> None:
         """Write the file, if it is time to."""
         run = self.run
-        if self.path is None or not (run.finished or run.done % self.every == 0):
+        if self.path is None or run.processes.number or not (run.finished or run.done % self.every == 0):
             return
         tensors = {f"reft.{n}": p for n, p in run.reft.state_dict().items()}
         tensors |= {f"best.{n}": p for n, p in run.best.items()}

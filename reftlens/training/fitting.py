@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from reftlens.scoring.objectives import Loss, Objective, as_objective, cross_ent
 from reftlens.text.batch import Batch
 from reftlens.training.checkpoint import Checkpoint
 from reftlens.training.config import FitConfig, replaced
+from reftlens.training.processes import Processes
 from reftlens.training.result import FitResult
 from reftlens.training.run import Run, Step, advance, decayed
 
@@ -39,6 +41,7 @@ def fit(
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 20,
     reuse: bool | Reuse = True,
+    together: bool = True,
     progress: bool = True,
     **settings: Any,
 ) -> FitResult:
@@ -57,23 +60,32 @@ def fit(
             from it, and ends with the weights of a run that was never interrupted (bit-identical on a CPU).
         reuse: compute at each step only what the edits can change, and take the rest from what was captured once;
             False computes everything. `FitResult.computation` tells what was done.
+        together: train in all processes of the default group of `torch.distributed`, where there is one, as under
+            `torchrun` or `accelerate launch`: `batch_size` is that of all, each computes its share of the rows of a
+            step, and gradients are summed over targets. Without dropout the losses are those of one process. Every
+            process starts from the weights of the first, which alone writes the checkpoint. False trains a run of its
+            own in each.
         settings: fields of `FitConfig` by name, in place of those of `config`: `fit(…, epochs=100, lr=4e-3)`.
 
     Raises:
+        ProcessLost: where another process of the run has ended.
         TrainingDiverged: on the first loss or gradient that is not finite.
         CheckpointMismatch: if the file belongs to other settings, data, model or sites.
         TypeError: for a setting that does not exist.
         ValueError: if a row has no target, nothing can be trained, a site is unusable, dropout of the model is active,
-            or rows and sources are equal up to what is exchanged, as at a BOS token.
+            or rows and sources are equal up to what is exchanged, as at a BOS token; or where processes differ in what
+            they train, or are more than the micro-batches of a step whose rows are compared.
     """
     checkpoint_every = whole(checkpoint_every, "checkpoint_every", 1)
     path = None if checkpoint is None else destination(checkpoint)
-    run = _run(reft, model, data, replaced(config, settings), validation, as_objective(objective))
+    processes = Processes.here(together)
+    run = _run(reft, model, data, replaced(config, settings), validation, as_objective(objective), processes)
     preflight(reft, model)
     if all(module.variables for _, module in reft.items()):
         check_differs(reft.sites, data)
     saved = Checkpoint(run, path, checkpoint_every)
     saved.resume()
+    processes.check_same({"steps done (is the checkpoint where all can read it?)": run.done})
 
     def after(step: Step) -> None:
         if on_step is not None:
@@ -93,6 +105,7 @@ def fit_many(
     validation: Batch | None = None,
     objective: Objective | Loss = cross_entropy,
     reuse: bool | Reuse = True,
+    together: bool = True,
     progress: bool = True,
     **settings: Any,
 ) -> dict[str, FitResult]:
@@ -105,6 +118,7 @@ def fit_many(
     Args:
         config: one for all, or `{name: FitConfig}`. A copy that `reft.seeds` made has its own seed in place of the
             config's.
+        together: as in `fit`.
         settings: fields of `FitConfig` by name, for all.
 
     Raises:
@@ -112,9 +126,9 @@ def fit_many(
     """
     if not isinstance(refts, Mapping) or not refts:
         raise TypeError(f"expected {{name: ReFT, …}} with one or more, such as reft.seeds([0, 1, 2]), got {refts!r}")
-    judge = as_objective(objective)
+    judge, processes = as_objective(objective), Processes.here(together)
     runs = [
-        _run(refts[name], model, data, each, validation, judge)
+        _run(refts[name], model, data, each, validation, judge, processes)
         for name, each in _configs(refts, config, settings).items()
     ]
     preflight(runs[0].reft, model, *(run.reft for run in runs[1:]))
@@ -143,7 +157,13 @@ def _configs(
 
 
 def _run(
-    reft: ReFT, model: Bridge, data: Batch, config: FitConfig, validation: Batch | None, objective: Objective
+    reft: ReFT,
+    model: Bridge,
+    data: Batch,
+    config: FitConfig,
+    validation: Batch | None,
+    objective: Objective,
+    processes: Processes,
 ) -> Run:
     """A run that can start, or an error."""
     batches = {"data": data} if validation is None else {"data": data, "validation": validation}
@@ -165,7 +185,23 @@ def _run(
         raise ValueError(f"nothing to train: {kinds} has no trainable parameter")
     if config.weight_decay and not decayed(reft):
         raise ValueError(f"weight_decay={config.weight_decay} reaches no parameter: all are orthonormal frames")
-    return Run(reft.to(device_of(model)), model, data, config, validation, objective)
+    run = Run(reft.to(device_of(model)), model, data, config, validation, objective, processes=processes)
+    _join(run)
+    return run
+
+
+def _join(run: Run) -> None:
+    """Make sure that all processes train one run, from one start."""
+    processes, accumulate = run.processes, run.config.accumulate
+    if not run.objective.per_target and accumulate < processes.count:
+        raise ValueError(
+            f"{run.objective.name} compares the rows of a micro-batch, which stays in one process: accumulate="
+            f"{accumulate}, expected a micro-batch for each of {processes.count} processes, or together=False"
+        )
+    sites = [f"{site}: {module!r}" for site, module in run.reft.items()]
+    batches = {"rows": run.data.fingerprint, "validation": run.validation and run.validation.fingerprint}
+    processes.check_same({**asdict(run.config), **batches, "objective": run.objective.name, "sites": sites})
+    processes.start_alike(run.reft)
 
 
 def _train(
@@ -173,6 +209,7 @@ def _train(
 ) -> list[FitResult]:
     """Take all runs to their end side by side; `after` is called with each step of the first."""
     first = runs[0]
+    progress = progress and not first.processes.number
     with ExitStack() as stack:
         stack.enter_context(gradients_on())
         stack.enter_context(frozen(first.model))
@@ -198,7 +235,8 @@ def _train(
 
 def _scorer(runs: Sequence[Run], reuse: Reuse | None, progress: bool) -> Scorer:
     """Of the data of all runs, under the plans of each, which are numbered one run after the other."""
-    first, uses, plans = runs[0], sum(run.config.uses(run.units) for run in runs), list[Plan]()
+    first, plans = runs[0], list[Plan]()
+    uses = sum(run.config.uses(run.units) / run.processes.count for run in runs)
     for run in runs:
         run.number, own = len(plans), run.objective.plans(run.reft)
         plans += own

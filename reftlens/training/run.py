@@ -19,12 +19,13 @@ from reftlens.editing.reft import ReFT
 from reftlens.files import digest
 from reftlens.interventions.subspace import Frame
 from reftlens.scoring.criterion import Criterion
-from reftlens.scoring.evaluation import mean_loss
+from reftlens.scoring.evaluation import summed_loss
 from reftlens.scoring.objectives import Objective
 from reftlens.text.batch import Batch
 from reftlens.training.config import FitConfig, derived_seed
 from reftlens.training.drawing import step_jobs
 from reftlens.training.failure import diverged
+from reftlens.training.processes import ALONE, Processes
 from reftlens.training.result import FitResult, encoding_of, library_versions
 
 
@@ -46,11 +47,11 @@ def decayed(reft: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in reft.parameters() if p.requires_grad and id(p) not in frames]
 
 
-def seed_step(config: FitConfig, step: int, device: torch.device) -> None:
-    """Random numbers of optimizer step `step` (from 0), such as those of dropout: a function of seed and step only."""
+def seed_step(config: FitConfig, step: int, device: torch.device, process: int = 0) -> None:
+    """Random numbers of optimizer step `step` (from 0), such as those of dropout: a function of these numbers only."""
     # torch.manual_seed also notes its stack for every kind of device that is not in use: milliseconds
     seed_all = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
-    seed_all(derived_seed(config.seed, "step", step))
+    seed_all(derived_seed(config.seed, f"step of process {process}" if process else "step", step))
 
 
 @dataclass
@@ -87,6 +88,7 @@ class Run:
     objective: Objective
     number: int = 0
     """Of its first plan among those of the scorers, of the data and of the validation set."""
+    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         self.history = History()
@@ -97,10 +99,8 @@ class Run:
         self.parameters = [p for p in self.reft.parameters() if p.requires_grad]
         with_decay = decayed(self.reft)
         rest = [p for p in self.parameters if all(p is not q for q in with_decay)]
-        groups = [(with_decay, self.config.weight_decay), (rest, 0.0)]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": ps, "weight_decay": wd} for ps, wd in groups if ps], lr=self.config.lr
-        )
+        groups = [{"params": with_decay, "weight_decay": self.config.weight_decay}, {"params": rest, "weight_decay": 0}]
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.config.lr)
 
     @property
     def done(self) -> int:
@@ -128,13 +128,14 @@ class Run:
     # -- one optimizer step ------------------------------------------------------------------------------
 
     def open_step(self) -> list[list[Job]]:
-        """Make ready for the next optimizer step; its jobs, by micro-batch: a function of seed and step only."""
-        seed_step(self.config, self.done, self.device)
+        """Make ready for the next optimizer step; its jobs here, by micro-batch: a function of seed and step only."""
+        seed_step(self.config, self.done, self.device, self.processes.number)
         self.optimizer.zero_grad(set_to_none=True)
         for module in self.modules:
             module.anneal(self.done / max(1, self.total - 1))
         self._losses, self.targets = [], 0
-        return step_jobs(self.config, self.objective, self.done, len(self.data), self.number)
+        jobs = step_jobs(self.config, self.objective, self.done, len(self.data), self.number)
+        return self.processes.share(jobs, self.objective.per_target)
 
     def loss_of(self, scored: Scored) -> Tensor:
         """Sum of the losses of a micro-batch; the step's mean is over all targets, whatever micro-batch they are in."""
@@ -147,6 +148,7 @@ class Run:
 
     def measured(self) -> Float[Tensor, " parts_and_norm"]:
         """The losses gathered since `open_step`, and the norm of their mean's gradient, which is clipped now."""
+        losses, self.targets = self.processes.gathered(self.parameters, self._losses, self.targets)
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad /= self.targets
@@ -155,7 +157,7 @@ class Run:
             if penalty is not None:
                 penalty.backward()
         norm = clip_grad_norm_(self.parameters, self.config.clip or math.inf)
-        return torch.cat([torch.stack(self._losses), norm[None].to(self.device)])  # in the wider of their dtypes
+        return torch.cat([losses, norm[None].to(self.device)])  # in the wider of their dtypes
 
     def close_step(self, loss: float, norm: float, validator: Scorer | None) -> Step:
         """Take the optimizer step with the gradients that were `measured`; `validator` scores `validation`."""
@@ -174,7 +176,10 @@ class Run:
         every = self.config.eval_every or self.config.steps_per_epoch(self.units)
         if self.done % every and self.done < self.total:
             return
-        loss = mean_loss(validator, self.criteria[1], batch_size=self.config.batch_size)
+        own, size = self.processes.part(self.objective.per_target), self.config.batch_size
+        sums = summed_loss(validator, self.criteria[1], batch_size=size, part=own)
+        total, targets = self.processes.totals(sums, self.device)
+        loss = total / targets
         evaluations = self.history.evaluations
         if not evaluations or loss < min(value for _, value in evaluations):
             self.best = {n: p.detach().clone() for n, p in self.reft.named_parameters()}
