@@ -115,7 +115,7 @@ def _changed(dtype):
 @pytest.mark.parametrize("weight", ["embed_tokens", "q_proj", "down_proj", "norm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_change_of_a_weight_is_noticed_whatever_way_it_is_made(change, weight, dtype):
-    from reftlens.bridge.protocol import weights_state
+    from reftlens.bridge.weights import weights_state
 
     model = _changed(dtype)
     w = next(p for n, p in model.original_model.named_parameters() if weight in n)

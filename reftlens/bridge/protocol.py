@@ -191,41 +191,6 @@ def parameter_total(model: Bridge | nn.Module) -> int:
     return sum(p.numel() for p in parameters_of(underlying(model)))
 
 
-def version_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """Changes whenever a tensor is written to, replaced or moved (tensors of inference mode: replaced or moved)."""
-    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
-
-
-def weights_versions(model: Bridge) -> tuple[int, ...]:
-    """Changes whenever torch counts a change of a weight, which it does not of one through `.data`."""
-    return _versions(parameters_of(model.original_model))
-
-
-def _versions(parameters: list[nn.Parameter]) -> tuple[int, ...]:
-    return tuple(n for p in parameters for n in version_of(p))
-
-
-def weights_state(model: Bridge) -> tuple[int, ...]:
-    """Changes whenever a weight of the model is written to, replaced or moved.
-
-    torch counts no change that is made through `.data`: some 32 numbers of each weight are compared beside its version,
-    which shows an update of a whole weight. A few other numbers written through `.data` are not noticed.
-    """
-    parameters = parameters_of(model.original_model)
-    return *_versions(parameters), *_sampled(parameters)
-
-
-def _sampled(parameters: list[nn.Parameter]) -> Iterator[int]:
-    """For each device a hash of some numbers of every weight there."""
-    pieces: dict[torch.device, list[torch.Tensor]] = {}
-    for p in parameters:
-        step = max(1, p.numel() // 32) | 1  # odd, so that it does not stay in one column of a matrix
-        piece = p.detach().reshape(-1)[::step]
-        pieces.setdefault(p.device, []).append(piece if piece.element_size() > 1 else piece.float())
-    for of_device in pieces.values():
-        yield hash(torch.cat(of_device).view(torch.uint8).cpu().numpy().tobytes())
-
-
 @contextmanager
 def gradients_on() -> Iterator[None]:
     """Inside the block gradients are computed, whatever was switched off around it."""

@@ -19,8 +19,9 @@ from reftlens.bridge.classes import missing_head
 from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import muted
 from reftlens.bridge.parts import originals
-from reftlens.bridge.protocol import Bridge, device_of, weights_state
+from reftlens.bridge.protocol import Bridge, device_of
 from reftlens.bridge.weightless import is_weightless
+from reftlens.bridge.weights import weights_state
 from reftlens.errors import in_brief
 
 _SHORT, _LONG = 7, 23

@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary, finalize
 import torch
 from torch import nn
 
-from reftlens.bridge.protocol import Bridge, weights_state
+from reftlens.bridge.protocol import Bridge
+from reftlens.bridge.weights import weights_state
 from reftlens.cone.captured import Captured
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span

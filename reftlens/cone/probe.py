@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reftlens.bridge.protocol import Bridge, device_of, weights_state
+from reftlens.bridge.protocol import Bridge, device_of
+from reftlens.bridge.weights import weights_state
 from reftlens.cone.full import Full
 from reftlens.cone.light_cone import Cone
 from reftlens.cone.plans import Job, Unsound, Way

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reftlens.bridge.protocol import device_of, version_of, weights_versions
+from reftlens.bridge.protocol import device_of
+from reftlens.bridge.weights import version_of, weights_versions
 from reftlens.cone.capture import Capture
 from reftlens.cone.captured import Captured, Pool, packed, together
 from reftlens.cone.extension import extended

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import torch
 
 from reftlens.bridge.exclusive import exclusive
-from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, weights_state
+from reftlens.bridge.protocol import Bridge, check_deterministic, device_of
 from reftlens.bridge.trial import check_predicts
+from reftlens.bridge.weights import weights_state
 from reftlens.cone.spans import first_block
 from reftlens.editing.reft import ReFT, check_types
 from reftlens.editing.site import Site
