@@ -131,6 +131,7 @@ def _probed(root: nn.Module) -> dict[str, list[float]]:
 
 def _probes(weight: torch.Tensor) -> list[float]:
     """`‖W‖` and `uᵀ W v` for each pair of vectors; some rows at a time."""
+    weight = weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight
     matrix = weight.reshape(-1, weight.shape[-1])
     rows, columns = matrix.shape
     left, right = _directions(rows, 0).to(matrix.device), _directions(columns, 1).to(matrix.device)

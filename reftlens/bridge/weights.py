@@ -19,7 +19,15 @@ def weights_versions(model: Bridge) -> tuple[int, ...]:
 
 
 def _versions(parameters: list[nn.Parameter]) -> tuple[int, ...]:
-    return tuple(n for p in parameters for n in version_of(p))
+    return tuple(n for p in parameters for part in kept_as(p) for n in version_of(part))
+
+
+def kept_as(weight: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that hold a weight: itself; of one that torchao quantised, its codes, scales and zero points."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return [weight]
+    names, _ = getattr(weight, "__tensor_flatten__")()  # noqa: B009
+    return [part for name in names for part in kept_as(getattr(weight, name))]
 
 
 def weights_state(model: Bridge) -> tuple[int, ...]:
@@ -35,7 +43,7 @@ def weights_state(model: Bridge) -> tuple[int, ...]:
 def _sampled(parameters: list[nn.Parameter]) -> Iterator[int]:
     """For each device a hash of some numbers of every weight there."""
     pieces: dict[torch.device, list[torch.Tensor]] = {}
-    for p in parameters:
+    for p in (part for weight in parameters for part in kept_as(weight)):
         step = max(1, p.numel() // 32) | 1  # odd, so that it does not stay in one column of a matrix
         piece = p.detach().reshape(-1)[::step]
         pieces.setdefault(p.device, []).append(piece if piece.element_size() > 1 else piece.float())
