@@ -6,19 +6,22 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from reftlens.errors import check_one_of
 from reftlens.interventions.fixed import checked_tensor
 from reftlens.interventions.interchange import DAS, Exchange
 from reftlens.interventions.subspace import Frame
-from reftlens.numbers import tensor_of
+from reftlens.numbers import tensor_of, whole
 
 Temperature = Sequence[float]
 """First and last."""
+
+Activation = Literal["relu", "jumprelu", "topk"]
 
 
 class GatedExchange(Exchange):
@@ -155,13 +158,16 @@ class SigmoidMask(LogitGates):
 class SAEMask(LogitGates):
     """A mask over the latents of a sparse autoencoder; what the autoencoder does not explain stays as it is.
 
-    `h' = h + strength · (m ⊙ (z(source) - z(h))) W_dec` with `z(h) = relu((h - b_dec) W_enc + b_enc)` and
+    `h' = h + strength · (m ⊙ (z(source) - z(h))) W_dec` with `z(h) = f((h - b_dec) W_enc + b_enc)` and
     `m = σ(l / T)`, `l` trained from 0. The reconstruction error of `h` is kept (pyvene's version drops it).
+    `f` is `relu`; where it is 0 up to a threshold of each latent, a jumprelu (Rajamanoharan et al. 2024, 2407.14435);
+    where only the `k` largest of a token are kept, a top-k (Gao et al. 2024, 2406.04093).
 
     Args:
         encoder: `[d, latents]`. decoder: `[latents, d]`. Given as tensors, of any autoencoder of this form; its
-            biases are 0 where they are not given.
+            biases are 0 where they are not given. `storage.load_sae` reads those of `sae_lens`.
         latents: only for loading: how many there are, filled in later.
+        activation: `f`: `"relu"`, `"jumprelu"` with its `threshold`, or `"topk"` with its `k`.
     """
 
     kind = "SAEMask"
@@ -175,6 +181,9 @@ class SAEMask(LogitGates):
         decoder_bias: Float[Tensor, " _"] | None = None,
         *,
         latents: SupportsIndex | None = None,
+        activation: Activation = "relu",
+        threshold: Float[Tensor, " _"] | None = None,
+        k: SupportsIndex | None = None,
         temperature: Temperature = (1.0, 0.01),
         sparsity: float = 0.0,
     ) -> None:
@@ -183,17 +192,37 @@ class SAEMask(LogitGates):
         if latents is None:
             raise ValueError("SAEMask needs the autoencoder: encoder [d, latents] and decoder [latents, d]")
         super().__init__(d, latents, temperature, sparsity)
+        check_one_of("activation", activation, ("relu", "jumprelu", "topk"))
+        for name, value, of in (("threshold", threshold, "jumprelu"), ("k", k, "topk")):
+            if value is not None and activation != of:
+                raise ValueError(f"{name}= is of activation={of!r}, and activation is {activation!r}")
         d, latents = self.d, self.rank
+        self.activation, self.k = activation, whole(k, "k", 1) if activation == "topk" else None
+        if self.k is not None and self.k > latents:
+            raise ValueError(f"k={self.k}, and there are {latents} latents")
         shapes = {"encoder": (d, latents), "decoder": (latents, d), "encoder_bias": (latents,), "decoder_bias": (d,)}
-        tensors = (encoder, decoder, encoder_bias, decoder_bias)
+        tensors = [encoder, decoder, encoder_bias, decoder_bias]
+        if activation == "jumprelu":
+            shapes["threshold"], tensors = (latents,), [*tensors, threshold]
         for (name, shape), values in zip(shapes.items(), tensors, strict=True):
             x = torch.zeros(shape, dtype=torch.float32) if values is None else tensor_of(values, name).detach().float()
             self.register_buffer(name, checked_tensor(name, x, shape))
 
     def latents(self, h: Float[Tensor, "*units {self.d}"]) -> Float[Tensor, "*units {self.rank}"]:
-        """`relu((h - b_dec) W_enc + b_enc)`."""
+        """`z(h) = f((h - b_dec) W_enc + b_enc)`."""
         encoder, bias = self.get_buffer("encoder").to(h.dtype), self.get_buffer("encoder_bias").to(h.dtype)
-        return torch.relu((h - self.get_buffer("decoder_bias").to(h.dtype)) @ encoder + bias)
+        x = (h - self.get_buffer("decoder_bias").to(h.dtype)) @ encoder + bias
+        if self.activation == "jumprelu":
+            return torch.relu(x) * (x > self.get_buffer("threshold").to(h.dtype))
+        if self.k is not None:
+            values, places = torch.topk(x, self.k, dim=-1)
+            return torch.zeros_like(x).scatter(-1, places, torch.relu(values))
+        return torch.relu(x)
+
+    def reconstruction(self, h: Float[Tensor, "*units {self.d}"]) -> Float[Tensor, "*units {self.d}"]:
+        """`z(h) W_dec + b_dec`: what the autoencoder makes of `h`."""
+        decoder, bias = self.get_buffer("decoder").to(h.dtype), self.get_buffer("decoder_bias").to(h.dtype)
+        return self.latents(h) @ decoder + bias
 
     def exchanged(self, h: Tensor, basis: Tensor | None, away: Tensor) -> Tensor:
         return self.gate().to(h.dtype) * (self.latents(h + away[..., 0, :]) - self.latents(h))
@@ -206,4 +235,6 @@ class SAEMask(LogitGates):
         return self.get_buffer("decoder").T
 
     def settings(self) -> dict[str, Any]:
-        return {"d": self.d, "latents": self.rank, **self._gate_settings}
+        told = {} if self.activation == "relu" else {"activation": self.activation}
+        told |= {} if self.k is None else {"k": self.k}
+        return {"d": self.d, "latents": self.rank, **told, **self._gate_settings}

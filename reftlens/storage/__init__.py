@@ -4,5 +4,16 @@ from reftlens.storage.folder import load, load_run, save
 from reftlens.storage.hub import from_hub, push_to_hub
 from reftlens.storage.merge import merged_weights
 from reftlens.storage.pyreft import load_pyreft
+from reftlens.storage.sae import SparseAutoencoder, load_sae
 
-__all__ = ["from_hub", "load", "load_pyreft", "load_run", "merged_weights", "push_to_hub", "save"]
+__all__ = [
+    "SparseAutoencoder",
+    "from_hub",
+    "load",
+    "load_pyreft",
+    "load_run",
+    "load_sae",
+    "merged_weights",
+    "push_to_hub",
+    "save",
+]
