@@ -1,5 +1,6 @@
 """What is kept of a trained `ReFT`: folders, the hub, other libraries' formats, merged weights."""
 
+from reftlens.storage.control_vector import save_control_vector
 from reftlens.storage.folder import load, load_run, save
 from reftlens.storage.hub import from_hub, push_to_hub
 from reftlens.storage.merge import merged_weights
@@ -16,4 +17,5 @@ __all__ = [
     "merged_weights",
     "push_to_hub",
     "save",
+    "save_control_vector",
 ]

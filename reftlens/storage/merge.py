@@ -17,6 +17,7 @@ from reftlens.bridge.protocol import Bridge, resolve_hook
 from reftlens.editing.reft import ReFT, training_mode
 from reftlens.editing.site import Site
 from reftlens.interventions import Intervention
+from reftlens.interventions.base import Strength
 from reftlens.text.positions import All
 
 _LINEAR_OUTPUT = re.compile(r"(blocks\.\d+)\.(attn|attn\.o|mlp|mlp\.out)\.hook_out")
@@ -82,7 +83,7 @@ def _submodule(model: Bridge, path: str) -> nn.Module | None:
 
 def _fold(place: _Place, module: Intervention, strength: float, exact: dict[str, Tensor]) -> None:
     """Put one edit after the layer, as `exact` has it so far, into its weight and bias; in float64."""
-    matrix, constant = (t.to(place.layer.weight.device) for t in _affine(place.hook, module, strength))
+    matrix, constant = (t.to(place.layer.weight.device) for t in affine_map(place.hook, module, strength))
     columns = isinstance(place.layer, nn.Linear)  # its weight is [out, in]; that of Conv1D is [in, out]
     name, bias = f"{place.name}.weight", place.layer.bias
     weight = exact.get(name, place.layer.weight.double())
@@ -96,8 +97,8 @@ def _fold(place: _Place, module: Intervention, strength: float, exact: dict[str,
         )
 
 
-def _affine(hook: str, module: Intervention, strength: float) -> tuple[Tensor, Tensor]:
-    """`M` and `c` of `h' = h M + c`, in float64."""
+def affine_map(hook: str, module: Intervention, strength: Strength) -> tuple[Tensor, Tensor]:
+    """`M` and `c` of `h' = h M + c`, in float64; `ValueError` where the edit is another map."""
     device = next(iter(module.state_dict().values())).device
     eye = torch.eye(module.d, dtype=torch.float64, device=device)
     constant = module(torch.zeros_like(eye[0]), strength=strength)

@@ -99,11 +99,18 @@ def load_sae(folder: str | Path) -> SparseAutoencoder:
     if cfg.get("rescale_acts_by_decoder_norm", False):
         norms = decoder.norm(dim=-1).clamp(min=1e-8)
         encoder, b_enc, decoder = encoder * norms, b_enc * norms, decoder / norms[:, None]
-    hook, model = told.get("hook_name"), told.get("model_name")
-    weights = (t.float().contiguous() for t in (encoder, decoder, b_enc, b_dec))
-    threshold = tensors["threshold"].float() if "threshold" in tensors else None
     activation = _ACTIVATIONS[cfg["architecture"]]
-    return SparseAutoencoder(hook, model, *weights, activation, threshold, cfg["k"] if activation == "topk" else None)
+    return SparseAutoencoder(
+        told.get("hook_name"),
+        told.get("model_name"),
+        encoder.float(),
+        decoder.float(),
+        b_enc.float(),
+        b_dec.float(),
+        activation,
+        threshold=tensors["threshold"].float() if activation == "jumprelu" else None,
+        k=cfg["k"] if activation == "topk" else None,
+    )
 
 
 def _modern(cfg: dict[str, Any]) -> dict[str, Any]:
