@@ -40,7 +40,7 @@ def save_control_vector(reft: ReFT, path: str | Path, model: Bridge, *, variant:
 
     Raises:
         ValueError: for what llama.cpp could not say: a place other than `resid_post(N)` with `N >= 1`, positions other
-            than all tokens, an edit that is no constant, another width, or a bridge whose weights TransformerLens has processed.
+            than all tokens, an edit that is no constant, or a bridge whose weights TransformerLens has processed.
     """
     check_types(reft, model)
     if weights_processed(model):
