@@ -3,7 +3,7 @@
 from reftlens.storage.control_vector import save_control_vector
 from reftlens.storage.folder import load, load_run, save
 from reftlens.storage.hub import from_hub, push_to_hub
-from reftlens.storage.merge import merged_weights
+from reftlens.storage.merge import merged_weights, save_merged
 from reftlens.storage.pyreft import load_pyreft, save_pyreft
 from reftlens.storage.sae import SparseAutoencoder, load_sae
 
@@ -18,5 +18,6 @@ __all__ = [
     "push_to_hub",
     "save",
     "save_control_vector",
+    "save_merged",
     "save_pyreft",
 ]

@@ -5,17 +5,22 @@ layer: `x (W M) + (w M + c)`. On the residual stream there is no such layer, and
 neither; there merging is refused, not approximated.
 """
 
+import copy
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from reftlens.bridge.fingerprint import plain_modules, weights_processed
-from reftlens.bridge.protocol import Bridge, resolve_hook
+from reftlens.bridge.protocol import Bridge, resolve_hook, underlying
+from reftlens.bridge.wheel import partial_folder
 from reftlens.editing.reft import ReFT, training_mode
 from reftlens.editing.site import Site
+from reftlens.files import located
 from reftlens.interventions import Intervention
 from reftlens.interventions.base import Strength
 from reftlens.text.positions import All
@@ -57,6 +62,60 @@ def merged_weights(reft: ReFT, model: Bridge, *, strength: float = 1.0) -> dict[
             _fold(place, module, strength, exact)
     parameters = {f"{place.name}.{n}": p for place, _ in placed for n, p in place.layer.named_parameters()}
     return {name: value.to(parameters[name].dtype).contiguous() for name, value in exact.items()}
+
+
+@torch.no_grad()
+def save_merged(reft: ReFT, folder: str | Path, model: Bridge, *, strength: float = 1.0) -> Path:
+    """Write the model with the edit as part of its weights to a new folder, with its tokenizer; returns the folder.
+
+    `load_model(folder)` and transformers' `from_pretrained(folder)` load it, and no hook is needed any more: logits
+    are those of the edited model, up to rounding of the weights to their dtype. The model itself is not changed.
+
+    Raises:
+        ValueError: where `merged_weights` does; for a folder that is not empty; and for a model whose weights are not
+            those of its class: quantised, or with adapters of `peft` that are not merged.
+    """
+    folder, root = located(folder), underlying(model)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already: a merged model is written to a folder of its own")
+    state = _state(root) | merged_weights(reft, model, strength=strength)
+    plain = _filled(root, state)
+    with partial_folder(folder) as scratch:
+        plain.save_pretrained(scratch)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(scratch)
+        if folder.exists():
+            folder.rmdir()
+        scratch.rename(folder)
+    return folder
+
+
+def _state(root: nn.Module) -> dict[str, Tensor]:
+    """What the transformers model behind a bridge would store, by the names it has there."""
+    return {
+        f"{name}.{key}" if name else key: tensor.detach()
+        for name, module in plain_modules(root)
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if tensor is not None and key not in module._non_persistent_buffers_set
+    }
+
+
+def _filled(root: Any, state: dict[str, Tensor]) -> Any:
+    """A model of the class of `root` that holds the tensors of `state` themselves."""
+    if getattr(root, "hf_quantizer", None) is not None:
+        raise ValueError(f"the weights of this {type(root).__name__} are quantised: merge on one that is not")
+    with torch.device("meta"):
+        plain = type(root)(copy.deepcopy(root.config))
+    told = plain.load_state_dict(state, strict=False, assign=True)
+    added = {name for name in told.unexpected_keys if name.endswith(".bias") and not state[name].any()}  # by a bridge
+    if unlike := sorted({*told.missing_keys, *told.unexpected_keys} - added):
+        raise ValueError(
+            f"the weights of this model are not those of a {type(root).__name__} as transformers makes it "
+            f"({', '.join(unlike[:3])}): merge adapters first, load_model(peft_model.merge_and_unload())"
+        )
+    plain.tie_weights()
+    plain.generation_config = getattr(root, "generation_config", None)
+    return plain
 
 
 def _place(site: Site, module: Intervention, model: Bridge) -> _Place:
