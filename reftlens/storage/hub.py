@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reftlens.editing.reft import ReFT
-from reftlens.storage.card import CARD_FILE, model_card
+from reftlens.storage.card import check_picture, write_card
 from reftlens.storage.folder import SETTINGS_FILE, load, save
 from reftlens.storage.record import Kinds
 from reftlens.training.result import FitResult
@@ -19,17 +19,22 @@ def push_to_hub(
     *,
     run: FitResult | None = None,
     scores: Mapping[str, Any] | None = None,
+    picture: Any = None,
     private: bool = False,
     token: str | None = None,
 ) -> str:
-    """Save `reft` with a model card to the hub repository `repo_id`, made if need be; returns its address."""
+    """Save `reft` with a model card to the hub repository `repo_id`, made if need be; returns its address.
+
+    `run`, `scores` and `picture` are those of `save`: the card shows the loss curve, a table of the scores, those that
+    are numbers as metrics of the hub too, what the result draws, and code that runs.
+    """
     from huggingface_hub import HfApi
 
+    check_picture(picture)
     with tempfile.TemporaryDirectory() as scratch:
         folder = save(reft, scratch, model, run=run)
         record = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        card = model_card(reft, record, model, run=run, scores=scores, repo_id=repo_id)
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        write_card(folder, reft, record, model, run=run, scores=scores, result=picture, repo_id=repo_id)
         api = HfApi(token=token)
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message="Save a reftlens intervention")

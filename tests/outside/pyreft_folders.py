@@ -38,15 +38,20 @@ ROWS, TOKENS, MOST = 3, 11, 1e-5
 
 
 def models(smollm2):
-    """Bridges by name."""
+    """Bridges by name, each with its plain model."""
     import sys
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    import transformers
+
     import architectures
     import reftlens as rl
 
-    found = {name: architectures.fresh_bridge(name) for name in ("gpt2", "llama")}
-    return found | ({"smollm2": rl.load_model()} if smollm2 else {})
+    found = {name: (architectures.fresh_bridge(name), architectures.hf_model(name)) for name in ("gpt2", "llama")}
+    if smollm2:
+        model = rl.load_model()
+        found["smollm2"] = model, transformers.AutoModelForCausalLM.from_pretrained(model.original_model.name_or_path)
+    return found
 
 
 def edited(kind, model):
@@ -166,9 +171,8 @@ def read(folder):
                 differences[label] = ((logits - ours[f"{kind}.{label}"]).abs().max() / scale).item()
             moved = ((ours[f"{kind}.as_it_is"] - ours["base"]).abs().max() / scale).item()
             by = "by hand" if kind in WITHOUT_LOAD else "ReftModel.load"
-            print(
-                f"| {at.name} | {kind} | {by} | {differences['rounded']:.1e} | {differences['as_it_is']:.1e} | {moved:.2f} |"
-            )
+            shown = [f"{differences[label]:.1e}" for label in ("rounded", "as_it_is")]
+            print("|", " | ".join([at.name, kind, by, *shown, f"{moved:.2f}"]), "|")
             worst = max(worst, differences["rounded"])
     print(f"\nlargest difference of the rounded ones: {worst:.1e} of the largest logit")
     if not worst < MOST:
