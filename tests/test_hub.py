@@ -306,6 +306,27 @@ def test_the_hub_reads_the_metrics_and_the_picture_is_that_of_the_result(llama, 
     assert (folder / "README.md").read_text() == "# mine"
 
 
+def test_huggingface_hub_itself_sends_it(llama, tmp_path, monkeypatch):
+    """No fake in memory: the client's own requests, to a server on the loopback."""
+    import hub_server
+    import huggingface_hub
+
+    import reftlens as rl
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    reft = _stream()
+    with hub_server.hub() as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.address)
+        address = rl.storage.push_to_hub(reft, "me/emoji", llama, scores={"accuracy": 0.5}, token="hf_secret")
+    assert address == f"{server.address}/me/emoji" and server.commits == ["Save a reftlens intervention"]
+    assert {token for path, token in server.asked if "validate" not in path} == {"Bearer hf_secret"}
+    for name, content in server.files.items():
+        (tmp_path / name).write_bytes(content)
+    assert _same(rl.load(tmp_path, llama), reft)
+    card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == "meta-llama/Llama-3.2-1B" and 'from_hub("me/emoji", model)' in card.text
+
+
 def test_a_model_out_of_a_wheel_has_no_name_that_transformers_could_load(llama, hub, monkeypatch):
     import reftlens as rl
     from reftlens.bridge import fingerprint
