@@ -148,7 +148,7 @@ def test_processed_weights_and_other_objects_are_refused(tmp_path, gpt2):
     _refused(
         rl.resid_post(1, "all"), narrow, gpt2, tmp_path, f"width {D}, and its SteeringVector was made for d={D - 1}"
     )
-    with pytest.raises(TypeError, match="expected a ReFT"):
+    with pytest.raises(TypeError):  # jaxtyping's own, where it looks first
         rl.storage.save_control_vector(vector, tmp_path / "v.gguf", gpt2)
     with pytest.raises(ValueError, match="is a folder"):
         rl.storage.save_control_vector(rl.ReFT({rl.resid_post(1, "all"): vector}), tmp_path, gpt2)

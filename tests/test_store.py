@@ -946,6 +946,7 @@ class _Killed(BaseException):
 def test_a_save_that_dies_leaves_the_old_intervention_or_the_new_one(gpt2, tmp_path, monkeypatch, writes, first):
     """Dying before write 0 to 4 of five (weights, record, run, its picture, card); 5 stands for not dying."""
     import reftlens as rl
+    from reftlens.storage import card
     from reftlens.storage import folder as store
 
     (old, old_run), (new, new_run) = _runs()
@@ -960,7 +961,8 @@ def test_a_save_that_dies_leaves_the_old_intervention_or_the_new_one(gpt2, tmp_p
         real(path, payload)
 
     with monkeypatch.context() as patch, pytest.raises(_Killed) if writes < 5 else nullcontext():
-        patch.setattr(store, "write_atomically", dying)
+        for module in (store, card):
+            patch.setattr(module, "write_atomically", dying)
         rl.save(new, tmp_path, gpt2, run=new_run)
     if first and writes == 0:
         with pytest.raises(FileNotFoundError):

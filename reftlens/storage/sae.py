@@ -93,12 +93,7 @@ def load_sae(folder: str | Path) -> SparseAutoencoder:
             "those that it knows",
             stacklevel=2,
         )
-    encoder, decoder, b_enc, b_dec = (tensors[name] for name in _SHAPES)
-    if not cfg.get("apply_b_dec_to_input", True):
-        b_enc = b_enc + b_dec @ encoder  # (h - b_dec) W + this is h W + b_enc
-    if cfg.get("rescale_acts_by_decoder_norm", False):
-        norms = decoder.norm(dim=-1).clamp(min=1e-8)
-        encoder, b_enc, decoder = encoder * norms, b_enc * norms, decoder / norms[:, None]
+    encoder, decoder, b_enc, b_dec = _folded(cfg, tensors)
     activation = _ACTIVATIONS[cfg["architecture"]]
     return SparseAutoencoder(
         told.get("hook_name"),
@@ -111,6 +106,17 @@ def load_sae(folder: str | Path) -> SparseAutoencoder:
         threshold=tensors["threshold"].float() if activation == "jumprelu" else None,
         k=cfg["k"] if activation == "topk" else None,
     )
+
+
+def _folded(cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Encoder, decoder and their biases, with what is done to inputs and latents made part of them."""
+    encoder, decoder, b_enc, b_dec = (tensors[name] for name in _SHAPES)
+    if not cfg.get("apply_b_dec_to_input", True):
+        b_enc = b_enc + b_dec @ encoder  # (h - b_dec) W + this is h W + b_enc
+    if cfg.get("rescale_acts_by_decoder_norm", False):
+        norms = decoder.norm(dim=-1).clamp(min=1e-8)
+        encoder, b_enc, decoder = encoder * norms, b_enc * norms, decoder / norms[:, None]
+    return encoder, decoder, b_enc, b_dec
 
 
 def _modern(cfg: dict[str, Any]) -> dict[str, Any]:
