@@ -57,6 +57,20 @@ def test_it_comes_back_exactly(gpt2, tmp_path, kind, settled):
     assert [(m.kind, m.rank, m.dropout.p) for _, m in again.items()] == [(kind, r, 0.25) for r in (3, 1, D)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_dtypes_come_back_with_the_same_numbers(gpt2, tmp_path, kind, dtype):
+    import reftlens as rl
+
+    module = _kind(kind)(D, 3).to(dtype)
+    reft = rl.ReFT({rl.resid_post(1, "last"): module}).eval()
+    again = rl.storage.load_pyreft(rl.storage.save_pyreft(reft, tmp_path, gpt2))[0]
+    assert {p.dtype for p in again.parameters()} == {torch.promote_types(dtype, torch.float32)}
+    h = torch.randn(5, D, dtype=torch.promote_types(dtype, torch.float32))
+    # bfloat16 columns are orthonormal to their rounding only: what acts is their QR factor, which is written
+    torch.testing.assert_close(again(h), module(h), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind, folder", [("LoReFT", "pyreft_saved"), ("DiReFT", "pyreft_saved_nodireft")])
 def test_the_files_are_those_that_pyreft_wrote(gpt2, tmp_path, kind, folder):
     """The same keys, shapes and settings as in the folders of tests/reference, which pyreft saved."""

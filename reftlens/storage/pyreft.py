@@ -209,4 +209,5 @@ def _state(module: Any) -> dict[str, Tensor]:
 def _basis(frame: Frame) -> Tensor:
     """The basis; the parameter itself where it is that up to rounding, so that it comes back bit for bit."""
     basis = frame()
-    return frame.matrix if torch.allclose(frame.matrix, basis, rtol=0.0, atol=1e-6) else basis
+    matrix = frame.matrix.to(basis.dtype)
+    return matrix if torch.allclose(matrix, basis, rtol=0.0, atol=1e-6) else basis

@@ -93,17 +93,13 @@ def load_sae(folder: str | Path) -> SparseAutoencoder:
             "those that it knows",
             stacklevel=2,
         )
-    encoder, decoder, b_enc, b_dec = _folded(cfg, tensors)
     activation = _ACTIVATIONS[cfg["architecture"]]
     return SparseAutoencoder(
         told.get("hook_name"),
         told.get("model_name"),
-        encoder.float(),
-        decoder.float(),
-        b_enc.float(),
-        b_dec.float(),
+        *_folded(cfg, tensors),
         activation,
-        threshold=tensors["threshold"].float() if activation == "jumprelu" else None,
+        threshold=tensors.get("threshold"),
         k=cfg["k"] if activation == "topk" else None,
     )
 
@@ -150,7 +146,7 @@ def _refuse(folder: Path, cfg: Mapping[str, Any]) -> None:
 
 
 def _checked(folder: Path, cfg: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in float64, those of the architecture and no others, of the shapes that cfg.json tells."""
+    """The tensors in float32, those of the architecture and no others, of the shapes that cfg.json tells."""
     shapes = _SHAPES | ({"threshold": ("d_sae",)} if cfg["architecture"] == "jumprelu" else {})
     scale = tensors.pop("scaling_factor", None)  # of fine-tuning, in folders before sae_lens 6
     if scale is not None and not torch.equal(scale, torch.ones_like(scale)):
@@ -165,4 +161,4 @@ def _checked(folder: Path, cfg: Mapping[str, Any], tensors: dict[str, Tensor]) -
             raise ValueError(
                 f"{folder / WEIGHTS_FILE}: {name} has shape {list(tensors[name].shape)}, expected {expected}"
             )
-    return {name: tensor.double() for name, tensor in tensors.items()}
+    return {name: tensor.float() for name, tensor in tensors.items()}
