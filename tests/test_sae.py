@@ -47,6 +47,12 @@ def test_latents_and_outputs_are_those_that_sae_lens_computed(name):
     assert all((mask.latents(h) - OUTPUTS[f"{n}.latents"]).abs().max() > 0.1 for n in others)
 
 
+def test_a_setting_that_sae_lens_does_not_look_at_changes_nothing(tmp_path):
+    """`rescale_acts_by_decoder_norm` is one of top-k: the config class of the others has no such field."""
+    sae = rl.storage.load_sae(_copy("jumprelu", tmp_path, rescale_acts_by_decoder_norm=True))
+    torch.testing.assert_close(sae.mask().latents(OUTPUTS["h"]), OUTPUTS["jumprelu.latents"], atol=1e-5, rtol=1e-5)
+
+
 def test_each_setting_and_the_threshold_change_what_is_computed(tmp_path):
     """The twin: a reader that overlooked one of them would not pass above."""
     h = OUTPUTS["h"]

@@ -109,7 +109,7 @@ def _folded(cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Tens
     encoder, decoder, b_enc, b_dec = (tensors[name] for name in _SHAPES)
     if not cfg.get("apply_b_dec_to_input", True):
         b_enc = b_enc + b_dec @ encoder  # (h - b_dec) W + this is h W + b_enc
-    if cfg.get("rescale_acts_by_decoder_norm", False):
+    if cfg["architecture"] == "topk" and cfg.get("rescale_acts_by_decoder_norm", False):  # sae_lens: of no other
         norms = decoder.norm(dim=-1).clamp(min=1e-8)
         encoder, b_enc, decoder = encoder * norms, b_enc * norms, decoder / norms[:, None]
     return encoder, decoder, b_enc, b_dec
