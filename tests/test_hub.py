@@ -288,7 +288,7 @@ def test_the_hub_reads_the_metrics_and_the_picture_is_that_of_the_result(llama, 
     assert hub.files("me/emoji")["picture.png"].startswith(b"\x89PNG") and (folder / "picture.png").is_file()
     for text, name in ((hub.card("me/emoji"), "me/emoji"), ((folder / "README.md").read_text(), "intervention")):
         card = huggingface_hub.ModelCard(text)
-        assert card.data.model_name == name and "](picture.png)" in text and "](loss.png)" in text
+        assert card.data.model_name == name and "![Dose response](picture.png)" in text and "](loss.png)" in text
         told = {(r.metric_name, r.metric_type): r.metric_value for r in card.data.eval_results}
         best = min(loss for _, loss in run.validation)
         assert told == {

@@ -99,7 +99,7 @@ def write_card(
             return
     shown = None
     if result is not None:
-        shown = (type(result).__doc__ or type(result).__name__).strip().splitlines()[0].rstrip(".")
+        shown = re.sub(r"(?<!^)(?=[A-Z])", " ", type(result).__name__).capitalize()  # DoseResponse: Dose response
         write_atomically(folder / PICTURE_FILE, png_of(result))
     elif ours:  # the picture of what was here before goes
         (folder / PICTURE_FILE).unlink(missing_ok=True)
