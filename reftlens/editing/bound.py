@@ -65,7 +65,8 @@ class Place:
         """What acts here on `tokens` in one forward pass. Every edit is made by this function, whole.
 
         Args:
-            steps, decided: as `Origin` has them, for an intervention that looks around.
+            steps: as `Origin` has them, for an intervention that looks around.
+            decided: likewise.
         """
         origin = Origin(tokens.rows, steps, decided) if self.looks_around else None
         part = Part(self.intervention, len(tokens.rows), strength, basis, source, origin)

@@ -130,7 +130,8 @@ class Sigmoid(_Scored):
 
     Args:
         temperature: `T`: the lower, the sharper.
-        per, by: as in `Threshold`; of the scores `w · h + b`.
+        per: as in `Threshold`.
+        by: as in `Threshold`, of the scores `w · h + b`.
     """
 
     kind = "Sigmoid"

@@ -86,7 +86,8 @@ class Evaluation:
 
         Args:
             measure: "loss" or "accuracy".
-            label, color: of this result where several are drawn on `ax`; by default the next of its colours.
+            label: of this result where several are drawn on `ax`.
+            color: likewise; by default the next of the colours of `ax`.
         """
         ax = figures.axes(ax)
         numbers = [v.strength for v in self.variants if isinstance(v.strength, float)]

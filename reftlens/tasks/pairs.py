@@ -78,8 +78,8 @@ class Pairs:
         take; `pairs[:80]` and `pairs[80:]` are train and test. Columns that have no part in this are `pairs.others`.
 
         Args:
-            base, source: the columns that hold the prompts, text or chat messages; of several variables
-                `{variable: column of its source}`.
+            base: the column that holds the prompts, text or chat messages.
+            source: likewise; of several variables `{variable: column of its source}`.
             answer: the column with the answer after the exchange, with the space that it begins with. It is
                 the source's own answer where the exchange carries all that the answer depends on.
             base_answer: the column with the answer to the base itself; without it there is no `encode_base`.

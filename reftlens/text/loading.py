@@ -36,7 +36,9 @@ def load_examples(
     the whole chat.
 
     Args:
-        prompt, completion, messages: the names of the fields.
+        prompt: the name of the field.
+        completion: likewise.
+        messages: likewise, of chats.
         turns: "every" makes an example of each turn of the assistant, after all that precedes it, as it is generated.
 
     Raises:

@@ -98,7 +98,8 @@ class FitResult:
         """Training loss over steps, with the validation loss (dashed) where there is one.
 
         Args:
-            label, color: of this run where several are drawn on `ax`; by default the next of its colours.
+            label: of this run where several are drawn on `ax`.
+            color: likewise; by default the next of the colours of `ax`.
         """
         ax = figures.axes(ax)
         name = figures.entry(ax, label, "training")

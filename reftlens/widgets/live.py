@@ -32,7 +32,8 @@ def slider(
 
     Args:
         strength: where the panel starts.
-        low, high: ends of the strength slider; 1 is the edit as trained, 0 the unedited model.
+        low: the lower end of the strength slider; 0 is the unedited model.
+        high: its upper end; 1 is the edit as trained.
         decoding: how text is written; the panel starts at its temperature (0 is greedy) and seed.
         live: True for the panel, False for the grid; None: the panel in a Jupyter kernel, the grid elsewhere.
 

@@ -156,7 +156,8 @@ def subspace_illusion(
     Args:
         data: held-out pairs, targets the answers after the exchange, with sources (`pairs.encode(model)`).
         variable: which of several variables the question is about; its own columns and pairs are then looked at.
-        readers, share: see `seen_split`.
+        readers: see `seen_split`.
+        share: likewise.
 
     Raises:
         ValueError: for an intervention other than DAS, a site without known readers, or pairs without a source.

@@ -51,7 +51,8 @@ def dose_response(
         unrelated: prompts with completions that the edit should leave alone (with sources, for an exchange): their
             per-token KL is the drift.
         score: what a text is worth, such as the share of emoji in it.
-        among, sites: of the edited tokens and of the sites only these, as in `Variant`.
+        among: of the edited tokens only these, as in `Variant`.
+        sites: of the sites only these, likewise.
         chat: put the prompts into the tokenizer's chat template; a batch comes with the one it was encoded with.
         decoding: how texts are written.
 

@@ -122,7 +122,8 @@ class IA3(_Peft):
     """Keys, values and MLP activations, each number times a trained one (Liu et al. 2022, arXiv 2205.05638).
 
     Args:
-        targets, feedforward: names of linear maps whose outputs, or inputs, are scaled; None is what `peft` takes.
+        targets: names of linear maps whose outputs are scaled; None is what `peft` takes.
+        feedforward: those of them whose inputs are scaled in place of outputs.
     """
 
     targets: Sequence[str] | None = None

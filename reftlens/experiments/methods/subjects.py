@@ -28,7 +28,8 @@ class Subject:
     Args:
         name: a folder, a hub id, or None for the default model, as `load_model` takes it; or a plain transformers model
             in memory, with its `tokenizer`, which stays as it is.
-        dtype, device: of a model that is loaded; one in memory has its own.
+        dtype: of a model that is loaded; one in memory has its own.
+        device: likewise.
     """
 
     def __init__(

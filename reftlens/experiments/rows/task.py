@@ -49,12 +49,14 @@ class Task:
     """A data set: how its records become rows, and how what a model writes becomes an answer.
 
     Args:
-        name, family: "piqa" of the family "commonsense". A family shares a form of files, and a rule of extraction.
+        name: "piqa", say.
+        family: "commonsense", say; a family shares a form of files, and a rule of extraction.
         row: `(record, index, place)` → `Row`; raises `ValueError`, with the place, for a record it cannot be.
         extract: `(text, row)` → the canonical answer that a model's text gives, or None.
         equal: `(answer, gold)` → whether they are the same.
         written: `(answer, row)` → the completion that says this canonical answer.
-        hub, config: the data set on the Hugging Face hub, and which of its configurations; None where it has none.
+        hub: the data set on the Hugging Face hub.
+        config: which of its configurations; None where it has none.
         splits: the names on the hub of "train", "test", … where they differ.
         files: files below the family's folder, by split, where they are not named by its layout.
         metrics: what it is scored by: accuracy, f1 (of the last of its choices), matthews, pearson, spearman.
