@@ -88,7 +88,7 @@ def ending(error: Exception) -> tuple[str, str]:
     slip = type(error) in (AttributeError, KeyError, IndexError, AssertionError)
     if ours and not slip and (last.line or "").startswith("raise ") and "\n" not in text and len(text) <= SENTENCE:
         return "refused", text
-    return "raw", f"{type(error).__name__}: {text} [{'/'.join(Path(last.filename).parts[-2:])}:{last.lineno}]"
+    return "raw", f"{type(error).__name__}: {text} ({'/'.join(Path(last.filename).parts[-2:])}:{last.lineno})"
 
 
 def check(name: str) -> dict[str, Any]:
