@@ -22,6 +22,7 @@ from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import stream
 from reftlens.reports.page import report
+from reftlens.selection.commandline import add_search
 from reftlens.selection.searching import SEARCH, search
 from reftlens.storage.folder import RUN_FILE, SETTINGS_FILE, StoreMismatch, load, load_run, save
 from reftlens.tasks import emoji
@@ -70,31 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     about.add_argument("--seed", type=int, default=0, help="of resampling tests (default: 0)")
     about.add_argument("--quiet", action="store_true", help="no progress bars")
     about.set_defaults(run=run_report)
-    _add_search(commands)
+    add_search(commands, run_search)
     add_run(commands, run_experiment)
     add_judge(commands, run_judge)
     for command in (chat, about):
         command.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
         command.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
     return parser
-
-
-def _add_search(commands: Any) -> None:
-    look = commands.add_parser("search", help="find where to edit and how strongly, and save the edit")
-    look.add_argument("data", type=Path, metavar="FILE", help="JSONL with prompt and completion; split 60/20/20")
-    look.add_argument("--out", type=Path, default=Path("runs/search"), help="folder to write to (default: runs/search)")
-    look.add_argument("--chat", action="store_true", help="the prompts of FILE go into the chat template")
-    look.add_argument(
-        "--among", nargs="+", metavar="ANSWER", help="answers of one token each, which alone are scored among"
-    )
-    look.add_argument("--metric", choices=("loss", "accuracy"), default="loss", help="to choose by (default: loss)")
-    look.add_argument("--kl", type=float, metavar="NATS", help="budget of KL from the unedited model, per token")
-    look.add_argument("--budget", type=int, metavar="STEPS", help="optimizer steps of single candidates, in all")
-    look.add_argument("--steps", type=int, default=SEARCH.steps, help="of a whole training (default: 60)")
-    look.add_argument("--seed", type=int, default=0, help="of the split, initialisation and data order (default: 0)")
-    look.add_argument("--model", help="folder or hub id (default: SmolLM2-135M-Instruct)")
-    look.add_argument("--quiet", action="store_true", help="no progress bars")
-    look.set_defaults(run=run_search)
 
 
 def run_demo(options: argparse.Namespace) -> int:
