@@ -1,7 +1,7 @@
 """The command line: `demo` trains the emoji chatbot, `chat DIR` talks to a saved one, `report DIR` writes about it.
 
 `search FILE` looks for the layer, tokens, rank and strength of an edit that learns what stands in a file; `run RECIPE`
-runs an experiment of the ReFT paper, `judge RUN_A RUN_B` compares what two of its runs wrote.
+runs an experiment of the paper, `judge RUN_A RUN_B` compares what two of its runs wrote. `doctor` says what is here.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from reftlens.experiments.runs.commandline import add_run, outcome
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import stream
+from reftlens.reports.doctor import add_doctor, diagnosis
 from reftlens.reports.page import report
 from reftlens.selection.commandline import add_search
 from reftlens.selection.searching import SEARCH, search
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add_search(commands, run_search)
     add_run(commands, run_experiment)
     add_judge(commands, run_judge)
+    add_doctor(commands, run_doctor)
     for command in (chat, about):
         command.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
         command.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
@@ -185,6 +187,13 @@ def run_judge(options: argparse.Namespace) -> int:
     """Compare the texts of two runs by a judge, and print the win rate."""
     print(verdict(options))
     return 0
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """Say what is installed, and whether it works."""
+    text, passed = diagnosis(options.model)
+    print(text)
+    return 0 if passed else 1
 
 
 def _script(options: argparse.Namespace, reading: dict[str, Any], code: str) -> str:

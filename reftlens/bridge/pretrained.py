@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -167,6 +167,18 @@ def find_model(model_id: str, *, note: Callable[[str], Any] = lambda _: None) ->
         except Exception as error:  # any failure of one source means: say so and try the next
             failures.append(f"  {label}: {reason_of(error)}")
     raise ModelNotAvailable(f"cannot find {model_id!r}:\n" + "\n".join(failures))
+
+
+def stored_model(model_id: str) -> Path | None:
+    """The folder with the model's files where they are on this machine; nothing is fetched."""
+    if Path(model_id).is_dir():
+        return Path(model_id)
+    in_wheel = model_id in (DEFAULT_MODEL, *_IN_WHEELS)
+    module = encoder_wheel if model_id == encoder_wheel.WHEEL else wheel
+    for source in (lambda: _from_hub_cache(model_id), *([module.from_own_cache] if in_wheel else [])):
+        with suppress(Exception):  # not there, or not whole
+            return source()
+    return None
 
 
 def _from_hub_cache(model_id: str) -> Path:
