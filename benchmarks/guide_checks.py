@@ -1,4 +1,4 @@
-"""Runs the guide, or notebook 09, and computes its numbers a second time, with transformers' own forward hooks alone.
+"""Runs the guides, or notebook 09, and computes their numbers again, with transformers' own forward hooks alone.
 
 What was trained there (vectors, frames, masks) is taken as it is; tokens, positions, sources, edits and scores are made
 anew from the texts, without reftlens and one row at a time. Exits with 1 where a number differs.
@@ -9,6 +9,8 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +19,55 @@ from notebook_numbers import NotebookChecks
 from plain_rows import PlainRows
 
 ROOT = Path(__file__).parent.parent
-GUIDE, NOTEBOOK = ROOT / "docs" / "guide.md", ROOT / "notebooks" / "09_your_own.ipynb"
+DOCS, NOTEBOOK = ROOT / "docs", ROOT / "notebooks" / "09_your_own.ipynb"
+NAMES = ("train", "das", "strength", "positions", "subspaces", "your_own", "large_models", "other_tools", "moving")
+PAGES = {"start": DOCS / "index.md"} | {name: DOCS / "guide" / f"{name}.md" for name in NAMES}
+"""In the order in which they run; `other_tools` loads what `train` saves."""
+CHECKED = {
+    ("train", "Chats of several turns"): Checks.of_chats,
+    ("das", "From a table, with a map and controls"): Checks.of_exchanges,
+    ("das", "Heads, keys and neurons"): Checks.of_heads_and_neurons,
+    ("das", "A report of a DAS"): Checks.of_report,
+    ("strength", "Sentiment at equal KL"): Checks.of_equal_kl,
+    ("strength", "A dose study over three seeds"): Checks.of_doses,
+    ("your_own", "A gate"): Checks.of_preferences,
+    ("other_tools", "Without reftlens"): Checks.of_outside,
+}
+"""The sections whose numbers are computed twice, from what all blocks up to their end have left."""
 
 
-def sections() -> dict[str, list[str]]:
-    """The blocks of each section of the guide, by its title; what stands before the first belongs to it."""
-    parts = re.split(r"^## ", GUIDE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    blocks = {part.splitlines()[0]: re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL) for part in parts}
-    (_, setup), *rest = blocks.items()
-    return {title: [*(setup if i == 0 else []), *own] for i, (title, own) in enumerate(rest)}
+def sections(page: str) -> dict[str, list[str]]:
+    """The blocks of each section of a page, by its title; what stands before the first, by the page's own."""
+    parts = re.split(r"^##? ", PAGES[page].read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {part.splitlines()[0]: re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL) for part in parts}
 
 
-def check(wanted: list[int]) -> bool:
-    """Run sections by their number, print each number beside its second computation; whether all agree."""
+def check(page: str, *, numbers: bool = True, write: bool = False) -> bool:
+    """Run the blocks of a page in a session of its own, print each number beside its second; whether all agree."""
     names: dict[str, Any] = {}
-    plain, agree = None, True
-    for number, (title, blocks) in enumerate(sections().items(), start=1):
-        print(f"\n## {title}", flush=True)
+    agree, printed = True, []
+    for title, blocks in sections(page).items():
+        print(f"\n## {page}: {title}", flush=True)
         for block in blocks:
-            exec(compile(block, str(GUIDE), "exec"), names)
-        plain = plain or PlainRows(names["model"].original_model.config.name_or_path)
-        if number in wanted:
-            agree &= compared(getattr(Checks(names, plain), f"section_{number}")())
+            with redirect_stdout(StringIO()) as out:
+                exec(compile(block, str(PAGES[page]), "exec"), names)
+            printed.append("".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines()))
+            print(printed[-1], end="", flush=True)
+        if numbers and (made := CHECKED.get((page, title))):
+            agree &= compared(made(Checks(names, PlainRows(names["model"].original_model.config.name_or_path))))
+    if write:
+        PAGES[page].write_text(with_outputs(PAGES[page].read_text(encoding="utf-8"), iter(printed)), encoding="utf-8")
     return agree
+
+
+def with_outputs(text: str, printed: Iterator[str]) -> str:
+    """A page in which the text that stands right below a block is what that block printed."""
+
+    def filled(found: re.Match[str]) -> str:
+        output = next(printed)
+        return found[1] + (f"\n\n```text\n{output}```" if found[2] else "")
+
+    return re.sub(r"(```python\n.*?```)(\n\n```text\n.*?```)?", filled, text, flags=re.DOTALL)
 
 
 def check_notebook() -> bool:
@@ -67,10 +95,11 @@ def compared(numbers: Iterator[Number]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sections", type=int, nargs="+", default=list(range(1, 9)), help="whose numbers are checked")
-    parser.add_argument("--notebook", action="store_true", help="notebook 09 in place of the guide")
+    parser.add_argument("--pages", choices=PAGES, nargs="+", default=list(PAGES), help="which (default: all)")
+    parser.add_argument("--notebook", action="store_true", help="notebook 09 in place of the guides")
+    parser.add_argument("--write", action="store_true", help="put what blocks print below them")
     args, begin = parser.parse_args(), time.process_time()
-    agree = check_notebook() if args.notebook else check(args.sections)
+    agree = check_notebook() if args.notebook else all([check(page, write=args.write) for page in args.pages])
     print(
         f"\n{'all numbers agree' if agree else 'some numbers differ'}; {time.process_time() - begin:.0f} s of CPU time"
     )

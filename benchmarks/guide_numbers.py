@@ -1,4 +1,4 @@
-"""The numbers of docs/guide.md, computed from its texts and weights without reftlens."""
+"""The numbers of docs/guide, computed from its texts and weights without reftlens."""
 
 import json
 import re
@@ -59,7 +59,7 @@ class Checks:
             gained.append((after - before)[targets].mean())
         return torch.stack(kl).mean().item(), torch.stack(gained).mean().item()
 
-    def section_1(self) -> Iterator[Number]:
+    def of_equal_kl(self) -> Iterator[Number]:
         last = {good: [] for good in (True, False)}
         for text, good in self.said:
             last[good].append(self.plain.states(self.plain.ids(text), "model.layers.20", enters=False)[-1])
@@ -73,7 +73,7 @@ class Checks:
             yield Number(f"{name}: KL", dose.kl.mean().item(), kl)
             yield Number(f"{name}: effect", dose.effect.mean().item(), effect)
 
-    def section_3(self) -> Iterator[Number]:
+    def of_preferences(self) -> Iterator[Number]:
         good, bad = ([self.plain.ids(f" {w}", bos=False)[0] for w in words] for words in (self.GOOD, self.BAD))
         prompts = self.opinions_on(self.FILMS[4:] + self.FOODS[4:])
         before = [self.plain.log_probs(ids) for ids in prompts]
@@ -90,7 +90,7 @@ class Checks:
         yield Number("true openings", self.opened.true().value, over[4:].mean().item())
         yield Number("false openings", self.opened.false().value, over[:4].mean().item())
 
-    def section_6(self) -> Iterator[Number]:
+    def of_doses(self) -> Iterator[Number]:
         found: dict[str, list[list[float]]] = {"kl": [], "effect": []}
         things, words = self.FILMS[4:] + self.FOODS[4:], self.GOOD[2:]
         for dose in self.doses:
@@ -132,7 +132,7 @@ class Checks:
         given = values[:, torch.arange(len(rows)), answers]
         return (values.argmax(dim=2) == answers).double(), given - given[:1]
 
-    def section_2(self) -> Iterator[Number]:
+    def of_exchanges(self) -> Iterator[Number]:
         rows = self.sentences(slice(10, None), 48, 1)
         cells = [(f"model.layers.{c.layer}", False, c.position, slice(None)) for c in self.where.cells]
         hits, _ = self.table(rows[1::2], cells)
@@ -156,7 +156,7 @@ class Checks:
             yield Number(f"{name}: accuracy", controls[name].accuracy.value, accuracy)
             yield Number(f"{name}: log p gained", controls[name].log_prob.value, gain)
 
-    def section_4(self) -> Iterator[Number]:
+    def of_heads_and_neurons(self) -> Iterator[Number]:
         rows, width = self.sentences(slice(10, None), 48, 1), self.model.cfg.d_head
         for name, row in [*self.does_table.head(6).iterrows(), *self.does_table.filter(like="keys", axis=0).iterrows()]:
             kind, place = name.split(" ")
@@ -177,7 +177,7 @@ class Checks:
         hits, gains = self.table(rows, [("model.layers.27.mlp.down_proj", True, "last", gate)])
         yield Number("their interchange accuracy", self.by_neurons.accuracy.value, hits[1].mean().item())
 
-    def section_8(self) -> Iterator[Number]:
+    def of_report(self) -> Iterator[Number]:
         text, rows = self.page.read_text(), self.sentences(slice(10, None), 48, 1)
         (frame,) = self.das.interventions.state_dict().values()
         hits, gains = self.table(rows, [("model.layers.16", False, "subject", frame)])
@@ -189,7 +189,7 @@ class Checks:
 
     # -- 5, 7: chats -----------------------------------------------------------------------------------------
 
-    def section_5(self) -> Iterator[Number]:
+    def of_chats(self) -> Iterator[Number]:
         losses: list[list[float]] = [[], []]
         hits: list[list[float]] = [[], []]
         weights = low_rank(self.sailor)
@@ -217,7 +217,7 @@ class Checks:
             yield Number(f"loss at {strength}", self.marks.loss[side].mean().item(), mean(losses[side]))
             yield Number(f"accuracy at {strength}", self.marks.accuracy[side].mean().item(), mean(hits[side]))
 
-    def section_7(self) -> Iterator[Number]:
+    def of_outside(self) -> Iterator[Number]:
         record = json.loads((self.folder / "reft.json").read_text())
         yield Number("interventions in the folder", 1, len(record["interventions"]))
         same = (self.same == self.written).double().mean().item()

@@ -1,4 +1,4 @@
-"""The guide keeps its promises: its blocks run, and each of its numbers is what transformers' own hooks give."""
+"""The guides keep their promises: every block runs, and what is computed twice is what transformers' own hooks give."""
 
 import re
 import sys
@@ -8,11 +8,25 @@ import pytest
 import stand_in
 
 ROOT = Path(__file__).parents[1]
+PAGES = [
+    "start",
+    "train",
+    "das",
+    "strength",
+    "positions",
+    "subspaces",
+    "your_own",
+    "large_models",
+    "other_tools",
+    "moving",
+]
+NEEDS = {"other_tools": ["train"]}
+"""Pages that load what another one saves."""
 
 
 @pytest.fixture
 def guide_checks(monkeypatch):
-    """The script that runs the guide and computes its numbers a second time."""
+    """The script that runs the guides and computes their numbers a second time."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import guide_checks
 
@@ -21,26 +35,64 @@ def guide_checks(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_each_job_is_short(guide_checks):
-    sections = guide_checks.sections()
-    assert len(sections) == 8
-    for title, blocks in sections.items():
-        assert blocks, title
-        own = blocks[1:] if title.startswith("1.") else blocks  # the first block is for all of them
-        assert sum(len([line for line in block.splitlines() if line.strip()]) for block in own) <= 25, title
+def test_no_page_is_left_out(guide_checks):
+    assert list(guide_checks.PAGES) == PAGES
+    assert {path.stem for path in (ROOT / "docs" / "guide").glob("*.md")} == {*PAGES} - {"start"} | {"index"}
+    assert all(title in guide_checks.sections(page) for page, title in guide_checks.CHECKED)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_job_is_short(guide_checks, page):
+    (_, setup), *jobs = guide_checks.sections(page).items()
+    assert jobs and (setup or page in ("start", "moving"))
+    for title, blocks in jobs:
+        lines = [line for block in blocks for line in block.splitlines() if line.strip()]
+        assert len(lines) <= 25, f"{title}: {len(lines)} lines"
         for block in blocks:
             assert not re.search(r"\._[a-z]|import reftlens\.|from reftlens", block), f"{title}: public names only"
 
 
-def test_the_guide_runs_on_a_stand_in_and_its_numbers_are_found_again(guide_checks, monkeypatch, capsys, tmp_path):
+def test_every_name_in_the_docs_is_there():
+    import reftlens as rl
+
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    names = {name for page in pages for name in re.findall(r"\brl\.([A-Za-z_][\w.]*\w)", page.read_text("utf-8"))}
+    assert len(names) > 100 and not [name for name in names if not _there(rl, name)]
+    assert not _there(rl, "training.fitt"), "the twin"
+
+
+def _there(module, name):
+    for part in name.split("."):
+        if not hasattr(module, part):
+            return False
+        module = getattr(module, part)
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_guide_runs_on_a_stand_in_and_its_numbers_are_found_again(
+    guide_checks, page, monkeypatch, capsys, tmp_path, request
+):
+    from transformers.utils import logging
+
     import reftlens as rl
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rl, "load_model", stand_in.model)
-    assert guide_checks.check([1, 3, 5, 6, 7]), capsys.readouterr().out  # 2, 4 and 8: below
+    request.addfinalizer(logging.enable_progress_bar)
+    for name in [*NEEDS.get(page, []), page]:
+        assert guide_checks.check(name, numbers=page != "das"), capsys.readouterr().out  # those of das: below
 
 
 @pytest.mark.slow
-def test_the_guides_numbers_are_found_again_on_the_model(guide_checks, smol, capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize("page", PAGES)
+def test_a_guides_numbers_are_found_again_on_the_model(guide_checks, page, smol, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert guide_checks.check([1, 2, 3, 4, 5, 6, 7, 8]), capsys.readouterr().out
+    for name in [*NEEDS.get(page, []), page]:
+        assert guide_checks.check(name), capsys.readouterr().out
+
+
+def test_what_a_block_prints_is_written_below_it_and_nowhere_else(guide_checks):
+    page = "```python\nprint(1)\n```\n\n```text\nold\n```\n\n```python\nprint(2)\n```\n\nand\n\n```text\nkept\n```\n"
+    filled = guide_checks.with_outputs(page, iter(["1\n", "2\n"]))
+    assert filled == page.replace("old", "1")
