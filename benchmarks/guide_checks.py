@@ -20,9 +20,9 @@ from plain_rows import PlainRows
 
 ROOT = Path(__file__).parent.parent
 DOCS, NOTEBOOK = ROOT / "docs", ROOT / "notebooks" / "09_your_own.ipynb"
-NAMES = ("train", "das", "strength", "positions", "subspaces", "your_own", "large_models", "other_tools", "moving")
+NAMES = ("train", "das", "strength", "positions", "subspaces", "your_own", "large_models", "outside", "moving")
 PAGES = {"start": DOCS / "index.md"} | {name: DOCS / "guide" / f"{name}.md" for name in NAMES}
-"""In the order in which they run; `other_tools` loads what `train` saves."""
+"""In the order in which they run; `outside` loads what `train` saves."""
 CHECKED = {
     ("train", "Chats of several turns"): Checks.of_chats,
     ("das", "From a table, with a map and controls"): Checks.of_exchanges,
@@ -31,7 +31,7 @@ CHECKED = {
     ("strength", "Sentiment at equal KL"): Checks.of_equal_kl,
     ("strength", "A dose study over three seeds"): Checks.of_doses,
     ("your_own", "A gate"): Checks.of_preferences,
-    ("other_tools", "Without reftlens"): Checks.of_outside,
+    ("outside", "Without reftlens"): Checks.of_outside,
 }
 """The sections whose numbers are computed twice, from what all blocks up to their end have left."""
 

@@ -17,10 +17,10 @@ PAGES = [
     "subspaces",
     "your_own",
     "large_models",
-    "other_tools",
+    "outside",
     "moving",
 ]
-NEEDS = {"other_tools": ["train"]}
+NEEDS = {"outside": ["train"]}
 """Pages that load what another one saves."""
 
 
