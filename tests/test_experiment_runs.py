@@ -30,7 +30,9 @@ def _classes():
 
         @property
         def methods(self):
-            return self.accuracy
+            from reftlens.experiments.methods import Reft
+
+            return dict.fromkeys(self.accuracy, Reft())
 
         def parts(self, scope):
             return list(self.parameters)
