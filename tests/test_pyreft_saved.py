@@ -5,19 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from outside.pyreft_folders import KINDS
 
 import architectures
 
 D = architectures.D
 HERE = Path(__file__).parent / "reference"
-KINDS = {
-    "LoReFT": "Loreft",
-    "DiReFT": "Nodireft",
-    "OrthoDiReFT": "Direft",
-    "NoReFT": "Noreft",
-    "ConsReFT": "Consreft",
-    "LobiReFT": "Lobireft",
-}
 
 
 def _kind(name):
