@@ -120,12 +120,17 @@ class Objective(ABC):
         return f"{type(self).__qualname__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if k != 'sites')})"
 
 
+def per_target(loss: Loss) -> bool:
+    """Whether each of the losses is known to come from its own row of logits alone."""
+    return loss is cross_entropy or getattr(loss, "per_target", False) is True
+
+
 class _OfLogits(Objective):
     """A function of logits as an objective."""
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
-        self.per_target = loss is cross_entropy or getattr(loss, "per_target", False) is True
+        self.per_target = per_target(loss)
 
     @property
     def name(self) -> str:

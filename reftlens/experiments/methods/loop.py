@@ -25,7 +25,7 @@ from reftlens.cone.spans import by_length
 from reftlens.editing.reft import training_mode
 from reftlens.errors import TrainingDiverged
 from reftlens.files import destination, write_atomically
-from reftlens.scoring.objectives import cross_entropy
+from reftlens.scoring.objectives import cross_entropy, per_target
 from reftlens.text.batch import Batch
 from reftlens.training.checkpoint import read_checkpoint
 from reftlens.training.config import FitConfig
@@ -134,7 +134,7 @@ class Loop:
 
     def _groups(self, data: Batch, rows: Sequence[int]) -> list[list[int]]:
         """The rows of a micro-batch as they are computed: by length, where each loss comes from its own row alone."""
-        if not (self.losses is cross_entropy or getattr(self.losses, "per_target", False) is True):
+        if not per_target(self.losses):
             return [list(rows)]
         return by_length(data, rows, None, self.device)
 
