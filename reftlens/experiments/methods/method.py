@@ -62,6 +62,10 @@ class Trained:
         """
         return self.acting.log_probs(batch, whole(batch_size, "batch_size", 1))
 
+    def mean_log_prob(self, batch: Batch) -> float:
+        """Mean log-probability of all targets, in nats per target."""
+        return float(self.log_probs(batch).sum() / batch.target_mask.sum())
+
     def texts(self, prompts: Batch, decoding: Decoding = Decoding()) -> list[str]:
         """What is written after each prompt of `encode_prompts`."""
         return self.acting.texts(prompts, decoding)

@@ -140,7 +140,7 @@ class TextTrial(FittedTrial):
 
     def dev_score(self) -> float:
         """Mean log-probability of the answers of the dev rows, in nats per token."""
-        return float(self._trained.log_probs(self.dev).sum() / self.dev.target_mask.sum())
+        return self._trained.mean_log_prob(self.dev)
 
     @property
     def dev_rows(self) -> int:

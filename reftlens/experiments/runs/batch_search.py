@@ -39,7 +39,7 @@ def search_settings(
         StoreMismatch: where the folder holds a search of other data, another model or other settings.
         NotFinite: where no setting has a finite score.
     """
-    judge = _mean_log_prob(dev) if score is None else score
+    judge = score or (lambda trained: trained.mean_log_prob(dev))
     of = {"data": data.fingerprint, "dev": dev.fingerprint, "config": asdict(config), "seed": seed, "by": measure}
     of |= {"weights": subject.fingerprint.weights, "method": repr(space.method)}
 
@@ -79,7 +79,3 @@ class _OnBatches:
     def dev_score(self) -> float:
         assert self.trained is not None
         return float(self.judge(self.trained))
-
-
-def _mean_log_prob(dev: Batch) -> Callable[[Trained], float]:
-    return lambda trained: float(trained.log_probs(dev).sum() / dev.target_mask.sum())
