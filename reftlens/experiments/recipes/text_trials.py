@@ -58,10 +58,7 @@ class TextTrial(FittedTrial):
         }
         self.tasks = (*self.test, *self.held_out)
         self._asking.check_room([row for rows in self.test.values() for row in rows])
-        every = [
-            recipe.rows(task, "train", scope, scope.train_limit or recipe.train_limit)
-            for task in recipe.taught(part, scope)
-        ]
+        every = [self._taught(task, scope.train_limit or recipe.train_limit) for task in recipe.taught(part, scope)]
         rows = [row for rows in every for row in (self._dealt_out(rows) if self.entry.shuffled else rows)]
         if self.entry.opening is not None:
             rows = truncated(rows, self.entry.opening)
@@ -69,6 +66,19 @@ class TextTrial(FittedTrial):
         self.left_out = len(rows) - len(self.rows)
         warn_of_leaks(self.rows, [row for some in (*self.test.values(), *self.held_out.values()) for row in some])
         self.trained: Trained | None = None
+
+    @property
+    def _has_dev(self) -> bool:
+        """Whether the recipe makes a split to choose settings by."""
+        return self.recipe.file_of("dev") != "dev"
+
+    def _taught(self, task: str, most: int) -> list[Row]:
+        """So many training rows, but not all of them where no others could choose settings: sixteen are kept, of few a
+        tenth."""
+        if not self._has_dev:
+            count = len(self.recipe.rows(task, "train", self.scope))
+            most = min(most, count - min(_DEV, count // 10))
+        return self.recipe.rows(task, "train", self.scope, most)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -129,7 +139,7 @@ class TextTrial(FittedTrial):
         """Rows that are not trained on, no question of those that are: the dev split of each task, where the recipe
         makes one, or else sixteen of its training file."""
         taught, rows = {row.question for row in self.rows}, list[Row]()
-        split, most = ("train", _DEV) if self.recipe.file_of("dev") == "dev" else ("dev", None)
+        split, most = ("dev", None) if self._has_dev else ("train", _DEV)
         for task in dict.fromkeys(row.task for row in self.rows):
             left = [row for row in self.recipe.rows(task, split, self.scope) if row.question not in taught]
             rows += [r for r in left if self._asking.fits(r.prompt + r.completion)][:most]
