@@ -317,6 +317,13 @@ def _path():
     return rl.places.edit_path(reft, model, data, **QUIET)
 
 
+def _streams():
+    import reftlens as rl
+
+    model, data, reft = _texts()
+    return rl.places.stream_effects(reft, model, data, 1)
+
+
 def _forecast():
     import reftlens as rl
 
@@ -371,6 +378,7 @@ RESULTS = {
     "SkillShares": _composed,
     "Sparsity": _sparsity,
     "Stability": _stability,
+    "StreamEffects": _streams,
     "Table": _table,
     "VariantEffects": _variants,
     "WeightOverlap": lambda: _of_a_subspace("weight_overlap"),

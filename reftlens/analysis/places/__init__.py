@@ -7,6 +7,8 @@ from reftlens.analysis.places.measuring import effects
 from reftlens.analysis.places.path import EditPath, edit_path
 from reftlens.analysis.places.site_gates import every_head, gated_sites, open_sites, pruned
 from reftlens.analysis.places.sparsity_curve import Sparsity, SparsityPoint, sparsity
+from reftlens.analysis.places.stream_results import StreamEffects
+from reftlens.analysis.places.streams import stream_effects
 from reftlens.analysis.places.units import RankedUnits, Unit, ranked_units
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "RankedUnits",
     "Sparsity",
     "SparsityPoint",
+    "StreamEffects",
     "Unit",
     "VariantEffects",
     "composition",
@@ -29,4 +32,5 @@ __all__ = [
     "pruned",
     "ranked_units",
     "sparsity",
+    "stream_effects",
 ]
