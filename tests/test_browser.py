@@ -66,12 +66,39 @@ def test_the_slider_of_the_report_moves_the_text(driver, page):
     assert seen["0"][0].split("\n", 1)[1] != seen["2"][0].split("\n", 1)[1]
 
 
+def layers(driver):
+    """What is shown of the tokens: the sentence of each panel that is seen."""
+    panels = driver.find_elements("css selector", "#stream [data-token]")
+    return [panel.find_element("tag name", "p").text for panel in panels if panel.is_displayed()]
+
+
+def test_a_click_or_an_arrow_shows_the_layers_of_a_token(driver, page):
+    from selenium.webdriver.common.keys import Keys
+
+    driver.get(page)
+    tokens = driver.find_elements("css selector", "#stream input[type=radio]")
+    last = len(tokens) - 1
+    (first,) = layers(driver)
+    assert "next token moved by" in first
+    tokens[last].click()
+    (clicked,) = layers(driver)
+    assert f"token {last}:" in clicked and clicked != first
+    assert driver.find_element("css selector", f"#stream [data-token='{last}'] table").is_displayed()
+    tokens[last].send_keys(Keys.ARROW_LEFT)
+    assert f"token {last - 1}:" in layers(driver)[0] and len(layers(driver)) == 1
+    tokens[0].click()
+    assert layers(driver)[0].endswith("unchanged at every layer.")
+    sides = driver.execute_script("return [...document.querySelectorAll('#stream label')].map(e => e.offsetHeight)")
+    assert min(sides) >= 24, "large enough for a finger"
+
+
 def test_without_scripts_every_strength_is_shown(driver, page):
     driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         driver.get(page)
         assert len(texts(driver)) == 8
         assert not driver.find_element("css selector", "#texts input[type=range]").is_displayed()
+        assert len(layers(driver)) == len(driver.find_elements("css selector", "#stream input[type=radio]")) > 20
     finally:
         driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
@@ -85,7 +112,7 @@ def test_the_numbers_can_be_saved(driver, page, tmp_path):
     assert "strength" in json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("width", [1280, 420])
+@pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_and_nothing_sticks_out(driver, page, scheme, width):
     browsing.needed(axe=True)

@@ -12,7 +12,8 @@ import pytest
 
 import architectures
 
-SECTIONS = ("summary", "texts", "strength", "where", "geometry", "directions", "controls", "training", "provenance")
+SECTIONS = ("summary", "texts", "strength", "where", "stream", "geometry", "directions", "controls", "training")
+SECTIONS = (*SECTIONS, "provenance")
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 EVIL = '<script>alert("x")</script> & the cat'
 
@@ -163,6 +164,18 @@ def test_the_slider_holds_what_generate_gives(page):
     assert dial["type"] == "range" and dial["max"] == "3"
 
 
+def test_a_text_is_shown_token_by_token(page):
+    import reftlens as rl
+
+    model, _, reft, _ = trained()
+    written = rl.generate(reft, model, [EVIL, "the dog"], rl.Decoding(max_new_tokens=6))
+    effects = rl.places.stream_effects(reft, model, written.batch())
+    rows = numbers(page)["stream"]
+    assert effects.html() in page and len(rows) == int(((effects.change > 0) | (effects.divergence > 0)).sum()) > 0
+    frame = effects.to_frame().set_index(["position", "layer"])
+    assert all(row["kl"] == frame.loc[(row["position"], row["layer"]), "kl"] for row in rows)
+
+
 def test_text_of_the_data_and_of_the_model_is_escaped(page):
     assert 'alert("x")' not in re.sub(r'<script type="application/json".*?</script>', "", page, flags=re.DOTALL)
     assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; the cat" in page
@@ -288,7 +301,7 @@ def test_an_exchange_gets_a_report_that_says_what_does_not_apply(tmp_path, witho
     assert "DAS copies from a source" in said["texts"]
     assert "None were given: run controls" in said["controls"] and "No controls were given" in said["summary"]
     assert "No record of the training was given" in said["training"]
-    assert "<input" not in text
+    assert 'type="range"' not in text and "The first row of the data" in said["stream"]
 
 
 def test_a_vector_moves_every_token_alike_and_every_strength_is_shown(tmp_path, monkeypatch, without_charts):

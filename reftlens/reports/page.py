@@ -10,6 +10,7 @@ from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from reftlens.analysis.causal.control_table import Controls
+from reftlens.analysis.places import stream_results
 from reftlens.bridge.protocol import Bridge, check_deterministic
 from reftlens.editing.reft import ReFT, check_types
 from reftlens.files import destination, templates
@@ -18,7 +19,7 @@ from reftlens.numbers import reals
 from reftlens.reports.directions import directions_section, geometry_section
 from reftlens.reports.parts import number, records
 from reftlens.reports.provenance import controls_section, provenance_section, training_section
-from reftlens.reports.sections import strength_section, texts_section, where_section
+from reftlens.reports.sections import stream_section, strength_section, texts_section, where_section
 from reftlens.reports.subject import Subject
 from reftlens.reports.summary import summary_section, title_of, warnings_of
 from reftlens.text.batch import Batch
@@ -50,10 +51,10 @@ def report(
 ) -> Path:
     """Write one HTML file about `reft` to `path` and return the path.
 
-    What it does at several strengths, with a slider; what it costs; which layers and positions carry it; its
-    directions, beside the chance level; controls, training and provenance; and warnings in plain words. A section that
-    does not apply says why. Where the same is remembered (`forget`), the same call writes the same bytes, but for the
-    time in the element `stamp`.
+    What it does at several strengths, with a slider; what it costs; which layers and positions carry it; a text,
+    token by token; its directions, beside the chance level; controls, training and provenance; and warnings in plain
+    words. A section that does not apply says why. Where the same is remembered (`forget`), the same call writes the
+    same bytes, but for the time in the element `stamp`.
 
     Args:
         data: what `reft` was trained on; of an edit that was not, prompts with completions to measure it on.
@@ -118,8 +119,8 @@ def _encoded(prompts: Sequence[Prompt] | Batch | None, model: Bridge, data: Batc
 
 
 def _page(subject: Subject, stamp: datetime) -> str:
-    makers = (texts_section, strength_section, where_section, geometry_section, directions_section)
-    makers = (*makers, controls_section, training_section, provenance_section)
+    makers = (texts_section, strength_section, where_section, stream_section, geometry_section)
+    makers = (*makers, directions_section, controls_section, training_section, provenance_section)
     sections = [make(subject) for make in tqdm(makers, desc="report", unit="section", disable=not subject.progress)]
     warnings = [*warnings_of(subject, subject.results), *(w for s in sections for w in s.warnings)]
     return (
@@ -130,8 +131,8 @@ def _page(subject: Subject, stamp: datetime) -> str:
             stamp=stamp.isoformat(timespec="seconds"),
             sections=[summary_section(subject, warnings), *sections],
             numbers={name: records(frame) for section in sections for name, frame in section.frames.items()},
-            style=Markup(STYLE + _file("report.css")),
-            script=Markup(SCRIPT + _file("report.js")),
+            style=Markup(STYLE + stream_results.STYLE + _file("report.css")),
+            script=Markup(SCRIPT + stream_results.SCRIPT + _file("report.js")),
         )
     )
 

@@ -1,17 +1,20 @@
 """What the edit does: texts at several strengths, the strength curve, and the places that carry the effect."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
 
 from reftlens.analysis.places.effect_tables import CellEffects
+from reftlens.analysis.places.streams import stream_effects
 from reftlens.analysis.strength.doses import MEASURES, DoseResponse
-from reftlens.reports.parts import Section, figure, table
+from reftlens.reports.parts import Section, figure, or_reason, table
 from reftlens.reports.subject import Subject
 from reftlens.widgets.grid import Grid, prompt_text
 
 _BESIDE, _MOST_BESIDE = (0.0, 0.5, 1.0, 2.0), 5
+_STREAM = "Change of the residual stream at each layer and token, at strength 1; a dot: edited there."
 _MAP = "Log-probability gained by each layer and position alone; a dot: differs from 0 (sign flips, Holm, 5 %)."
 
 
@@ -92,6 +95,20 @@ def where_section(subject: Subject) -> Section:
     counts = {"sites": len(subject.reft), "edited": len(subject.positions), "shown": len(subject.shown_positions)}
     values = counts | {"figures": figures}
     return Section("where", "Where", values, frames)
+
+
+def stream_section(subject: Subject) -> Section:
+    """One text, token by token: what the edit changes at each layer, and in what is predicted next."""
+    grid, title = subject.results.grid, "Token by token"
+    text = subject.data[[0]] if grid is None else grid.at(1.0).batch()
+    found = or_reason("What is changed at each token", partial(stream_effects, subject.reft, subject.model, text))
+    if isinstance(found, str):
+        return Section("stream", title, absent=found)
+    frame = found.to_frame()
+    frames = {"stream": frame.query("change > 0 or kl > 0")}
+    drawn = figure(found.plot, "stream", _STREAM, wide=True)
+    values = {"written": grid is not None, "view": Markup(found.html()), "figure": drawn}
+    return Section("stream", title, values, frames)
 
 
 def _sentence(text: str) -> str:
