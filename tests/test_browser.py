@@ -79,7 +79,7 @@ def test_a_click_or_an_arrow_shows_the_layers_of_a_token(driver, page):
     tokens = driver.find_elements("css selector", "#stream input[type=radio]")
     last = len(tokens) - 1
     (first,) = layers(driver)
-    assert "next token moved by" in first
+    assert "next token's KL" in first
     tokens[last].click()
     (clicked,) = layers(driver)
     assert f"token {last}:" in clicked and clicked != first

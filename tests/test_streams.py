@@ -227,7 +227,7 @@ def test_the_view_has_each_number_as_text_and_texts_stay_text():
     last = len(found.tokens) - 1
     names = re.findall(r'aria-label="(\d+: [^"]*)"', page)
     assert len(names) == len(found.tokens)
-    assert f"moved by {frame.loc[(last, '2'), 'kl']:.3g} nats" in unescape(names[last])
+    assert f"next token's KL {frame.loc[(last, '2'), 'kl']:.3g} nats" in unescape(names[last])
     assert "unchanged at every layer" in names[0] and "⏎" in page
     cells = re.findall(r"</span>([^<]* %)</td><td>([^<]*)</td>", page.split(f'data-token="{last}"')[1])
     rows = frame.loc[last][::-1]

@@ -93,7 +93,7 @@ class StreamEffects:
     def __repr__(self) -> str:
         """The tokens whose next token is moved most."""
         reached = int((self.change > 0).any(dim=0).sum())
-        lines = [f"{reached} of {len(self.tokens)} tokens are changed; the next token, where it is moved most:"]
+        lines = [f"{reached} of {len(self.tokens)} tokens are changed; most, by the KL of the next token:"]
         for position in self.divergence[-1].argsort(descending=True, stable=True)[:8].tolist():
             lines.append(f"{position:>4} {_shown(self.tokens[position])!r}: {self._sentence(position)}")
         return figures.screenful(lines)
@@ -144,7 +144,7 @@ class StreamEffects:
         moved = f"{before!r} stays likeliest" if before == after else f"likeliest {before!r} → {after!r}"
         at = self.layers[int(self.change[:, position].argmax())]
         kl = self.divergence[-1, position].item()
-        return f"next token moved by {kl:.3g} nats, {moved}; stream changed by up to {_percent(largest)}, at layer {at}"
+        return f"next token's KL {kl:.3g} nats, {moved}; stream changed by up to {_percent(largest)}, at layer {at}"
 
     def _text(self, token: int) -> str:
         return f"#{token}" if self.tokenizer is None else token_text(self.tokenizer, token)
