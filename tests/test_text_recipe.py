@@ -77,7 +77,7 @@ def test_all_eight_sets_are_trained_on_together_and_answered_in_both_ways(folder
     assert len(lines) == 64 and all(set(row["given"]) == {"written", "likelihood"} for row in lines)
     assert all(row["given"]["likelihood"] == max(v := row["details"]["log_probs"], key=v.get) for row in lines)
     cost = json.loads((run / "metrics.json").read_text())
-    assert cost["rows"] == 80 and cost["rows_left_out"] == 0 and cost["bytes_on_disk"] > 0
+    assert cost["rows"] == 72 and cost["rows_left_out"] == 0 and cost["bytes_on_disk"] > 0
     assert len(cost["losses"]) == 3 and cost["parameters"] == 2 * (2 * 16 * 8 + 8)
     assert (run / "method/reft/reft.json").is_file()
     report = (tmp_path / "runs/commonsense/report.md").read_text()
@@ -148,6 +148,17 @@ def test_settings_are_chosen_by_rows_that_are_not_trained_on(folder, tmp_path, m
     (tmp_path / "commonsense/mix/red/search.json").write_text("{")
     with pytest.raises(StoreMismatch, match=r"search.json is damaged .*: take its folder away"):
         run_recipe(_recipe(), ["red"], **settings)
+
+
+def test_a_limit_that_takes_all_rows_leaves_some_to_choose_settings_by(folder):
+    from reftlens.experiments import Scope
+
+    trial = _recipe().trial("mix", "red", 0, _subject(), Scope(data=folder))
+    taught = {row.prompt for row in trial.rows}
+    assert trial.dev_rows == 8 and len(trial.rows) == 72, "a tenth of ten"
+    assert not taught & {example.prompt for example in trial.dev.examples}
+    for path in (folder / "commonsense/train").iterdir():
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:9]))
     with pytest.raises(ValueError, match="no rows are left to choose settings by"):
         assert _recipe().trial("mix", "red", 0, _subject(), Scope(data=folder)).dev
 
@@ -163,7 +174,7 @@ def test_a_scope_takes_a_folder_and_a_task_as_text(folder):
 def test_rows_none_of_which_fits_are_refused(folder):
     from reftlens.experiments import Scope
 
-    with pytest.raises(ValueError, match=r"none of 80 training rows fits into 12 tokens, two of them to spare"):
+    with pytest.raises(ValueError, match=r"none of 72 training rows fits into 12 tokens, two of them to spare"):
         _recipe(max_length=12).trial("mix", "base", 0, _subject(), Scope(data=folder))
 
 
@@ -209,7 +220,7 @@ def test_training_rows_that_ask_what_a_test_row_asks_are_told(problems):
     with (problems / "arithmetic/train/math10k_sample.jsonl").open("a") as file:
         file.write(json.dumps(told) + "\n")
     with pytest.warns(
-        UserWarning, match="1 of 12 training rows ask what a test row asks, the first is row 12 of math10k"
+        UserWarning, match="1 of 11 training rows ask what a test row asks, the first is row 12 of math10k"
     ):
         _arithmetic().trial("mix", "base", 0, _subject(), Scope(data=problems))
 
@@ -226,8 +237,8 @@ def test_word_problems_are_answered_in_steps_with_edits_that_reach_into_them(pro
         run = tmp_path / f"runs/arithmetic/mix/{name}/seed-0"
         (first, *_) = json.loads((run / "method/reft/reft.json").read_text())["sites"]
         sites[name] = json.dumps(first["positions"])
-        assert json.loads((run / "metrics.json").read_text())["rows"] == 11, (
-            "a row whose question is tested is left out"
+        assert json.loads((run / "metrics.json").read_text())["rows"] == 10, (
+            "a row whose question is tested is left out, and one is kept to choose settings by"
         )
     assert len({sites["loreft"], sites["loreft-4"], sites["loreft-all"]}) == 3
     assert sites["loreft"] == sites["loreft-opening"] and "response" not in sites["loreft"]
@@ -282,7 +293,7 @@ def test_instructions_are_held_out_of_the_one_file_and_texts_are_kept_for_a_judg
     recipe = replace(RECIPES["instruct"], entries={**entries, "red": red}, **small)
     trial = recipe.trial("mix", "red", 0, _subject(), Scope(data=tmp_path))
     tested = {row.question for row in trial.test["ultrafeedback"]}
-    assert len(tested) == 4 and len(trial.rows) == 36 and not tested & {row.question for row in trial.rows}
+    assert len(tested) == 4 and len(trial.rows) == 33 and not tested & {row.question for row in trial.rows}
     frame = _run(tmp_path, tmp_path / "runs", ["base", "red"], recipe).to_frame()
     assert set(frame["metric"]) == {"mean"} and (frame["score"] < 0).all() and set(frame["rows"]) == {4}
     lines = (tmp_path / "runs/instruct/mix/red/seed-1/predictions.jsonl").read_text().splitlines()
