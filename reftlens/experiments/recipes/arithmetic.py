@@ -10,7 +10,7 @@ from reftlens.experiments.recipes.texts import WRITTEN, Entry, TextRecipe
 from reftlens.generation.decoding import Decoding
 from reftlens.training.config import FitConfig
 
-_REFT = {"lr": 9e-4}
+_REFT = {"lr": 3e-3}
 TASKS = ("mawps", "singleeq", "multiarith", "gsm8k", "aqua", "svamp", "addsub")
 REACHES = (4, 8, 16, 32)
 
