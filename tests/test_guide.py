@@ -81,7 +81,8 @@ def test_a_guide_runs_on_a_stand_in_and_its_numbers_are_found_again(
     import reftlens as rl
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rl, "load_model", stand_in.model)
+    load = rl.load_model
+    monkeypatch.setattr(rl, "load_model", lambda *given, **more: load(*given, **more) if given else stand_in.model())
     request.addfinalizer(logging.enable_progress_bar)
     for name in [*NEEDS.get(page, []), page]:
         assert guide_checks.check(name, numbers=page != "das"), capsys.readouterr().out  # those of das: below

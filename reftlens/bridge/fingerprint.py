@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from reftlens.bridge.offload import fetched
 from reftlens.bridge.protocol import bos_of, underlying
 from reftlens.bridge.source import Source, source_of
 
@@ -121,12 +122,12 @@ def plain_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.M
 def _probed(root: nn.Module) -> dict[str, list[float]]:
     """Norm and probes of every weight, four digits each."""
     named = {
-        f"{name}.{key}": parameter.detach()
+        f"{name}.{key}": (module, key, parameter.detach())
         for name, module in plain_modules(root)
         for key, parameter in module._parameters.items()
         if parameter is not None and parameter.is_floating_point() and parameter.numel()
     }
-    return {name: [float(f"{x:.4g}") for x in _probes(named[name])] for name in sorted(named)}
+    return {name: [float(f"{x:.4g}") for x in _probes(fetched(*named[name]))] for name in sorted(named)}
 
 
 def _probes(weight: torch.Tensor) -> list[float]:

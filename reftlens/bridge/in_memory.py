@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from reftlens.bridge.classes import class_of, name_class
+from reftlens.bridge.offload import spread
+from reftlens.bridge.protocol import device_of
 from reftlens.bridge.trial import LIMITS, check_agrees
 
 _TOKENS = 23
@@ -43,11 +45,11 @@ def boot_in_memory(inside: nn.Module, tokenizer: Any, device: torch.device | Non
 
     root: Any = base_of(inside)
     _check_class(root)
-    root = root.to(device or next(root.parameters()).device).eval()
+    root = _placed(root, device).eval()
     expected = _logits(root)
     name = str(getattr(root.config, "_name_or_path", "") or type(root).__name__)
     made: Any = TransformerBridge.boot_transformers(
-        name, hf_model=root, tokenizer=tokenizer, device=str(root.device), dtype=root.dtype
+        name, hf_model=root, tokenizer=tokenizer, device=str(device_of(root)), dtype=root.dtype
     ).eval()
     if expected is not None and (differs := _difference(_logits(made), expected)) > LIMITS.get(root.dtype, 0.1):
         raise ValueError(
@@ -57,6 +59,22 @@ def boot_in_memory(inside: nn.Module, tokenizer: Any, device: torch.device | Non
         )
     check_agrees(made)
     return made
+
+
+def _placed(root: Any, device: torch.device | None) -> Any:
+    """The model on the device asked for; one that a `device_map` has spread stays as it is."""
+    if not spread(root):
+        return root.to(device or device_of(root))
+    if device is not None:
+        raise ValueError(
+            f"device={str(device)!r} is asked for a model that its device_map has spread over {_places(root)}: leave "
+            "device out, and it stays there, or load the model without a device_map"
+        )
+    return root
+
+
+def _places(root: Any) -> str:
+    return ", ".join(sorted({str(place) for place in getattr(root, "hf_device_map", {}).values()})) or "several places"
 
 
 def _check_class(root: Any) -> None:
@@ -75,7 +93,7 @@ def _logits(runs: Any) -> Tensor | None:
     """Of a few tokens; None where a model gives none."""
     high = min(int(runs.config.get_text_config().vocab_size if hasattr(runs, "config") else runs.cfg.d_vocab), 1000)
     tokens = torch.randint(min(5, high - 1), high, (1, _TOKENS), generator=torch.Generator().manual_seed(0))
-    output = runs(tokens.to(next(runs.parameters()).device))
+    output = runs(tokens.to(device_of(runs)))
     logits = getattr(output, "logits", output)
     return logits if isinstance(logits, Tensor) else None
 

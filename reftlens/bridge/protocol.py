@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -12,6 +12,7 @@ from transformer_lens.hook_points import HookPoint
 
 from reftlens.bridge.classes import check_reads_text
 from reftlens.bridge.exclusive import exclusive
+from reftlens.bridge.offload import runs_on
 from reftlens.errors import HookNotFound
 
 
@@ -154,7 +155,17 @@ def bos_of(tokenizer: Any) -> int | None:
 
 
 def device_of(model: Bridge | nn.Module) -> torch.device:
-    return next(iter(underlying(model).parameters())).device
+    """The device that a model's first weight computes on, which is where its inputs go."""
+    return next(iter(_devices(underlying(model).modules())))
+
+
+def devices_of(root: nn.Module) -> set[torch.device]:
+    """The devices that a model computes on; a weight that accelerate keeps elsewhere is fetched to one of them."""
+    return set(_devices(modules_of(root)))
+
+
+def _devices(modules: Iterable[nn.Module]) -> Iterator[torch.device]:
+    return (runs_on(m, p) for m in modules if m._parameters for p in m._parameters.values() if p is not None)
 
 
 def check_deterministic(model: Bridge) -> None:
@@ -200,14 +211,20 @@ def gradients_on() -> Iterator[None]:
 
 @contextmanager
 def frozen(model: Bridge) -> Iterator[None]:
-    """The model's parameters take no gradient inside the block; their flags are put back after it."""
-    parameters = parameters_of(model.original_model)
+    """The model's parameters take no gradient inside the block; their flags are put back after it.
+
+    They are known by their places: accelerate puts others there whenever it fetches weights that it keeps elsewhere.
+    """
+    tables = [m._parameters for m in modules_of(model.original_model) if m._parameters]
+    places = [(table, name, p) for table in tables for name, p in table.items() if p is not None]
     with exclusive(model):
-        flags = [p.requires_grad for p in parameters]
+        flags = [p.requires_grad for _, _, p in places]
         try:
-            for p in parameters:
+            for _, _, p in places:
                 p.requires_grad_(False)
             yield
         finally:
-            for p, flag in zip(parameters, flags, strict=True):
-                p.requires_grad_(flag)
+            for (table, name, before), flag in zip(places, flags, strict=True):
+                now = table[name] if before.is_meta else before
+                if now is not None:
+                    now.requires_grad_(flag)

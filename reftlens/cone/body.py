@@ -20,7 +20,7 @@ from reftlens.bridge.exclusive import exclusive
 from reftlens.bridge.foreign import foreign_hook, hook_points, modules
 from reftlens.bridge.lengths import text_config
 from reftlens.bridge.parts import Slot, slots, swapped
-from reftlens.bridge.protocol import Bridge, device_of, modules_of, parameters_of
+from reftlens.bridge.protocol import Bridge, device_of, devices_of, modules_of
 from reftlens.bridge.trial import trial
 
 
@@ -97,7 +97,7 @@ class Body:
             return "its upper blocks attend to keys and values of lower ones"
         if tried.minds_padding:
             return "padding on the left changes what is computed of the tokens after it"
-        return "the model is spread over several devices" if len({p.device for p in parameters_of(hf)}) > 1 else ""
+        return "the model is spread over several devices" if len(devices_of(hf)) > 1 else ""
 
     @contextmanager
     def arranged(

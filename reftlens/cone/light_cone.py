@@ -158,8 +158,8 @@ class Cone:
 
     @property
     def _like(self) -> Tensor:
-        """Has the dtype of hidden states."""
-        return next(self.body.head.original.parameters())
+        """Has the dtype of hidden states, and the device of passes."""
+        return torch.empty(0, dtype=next(self.body.head.original.parameters()).dtype, device=self.device)
 
     def _parts(
         self,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from reftlens.bridge.protocol import Bridge
-from reftlens.bridge.weights import kept_as, weights_state
+from reftlens.bridge.weights import kept_by, weights_state
 from reftlens.cone.captured import Captured
 from reftlens.cone.reuse import Reuse
 from reftlens.cone.spans import Span
@@ -186,8 +186,7 @@ _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def _check_sum(root: nn.Module) -> tuple[int, ...]:
     """Changes with any number of any weight: the sum of their bits, taken for whole numbers, of each."""
-    kept = [part.detach() for t in (*root.parameters(), *root.buffers()) for part in kept_as(t)]
-    weights = [t for t in kept if t.numel() and not t.is_complex()]
+    weights = [t.detach() for t in kept_by(root, buffers=True)[0] if t.numel() and not t.is_complex()]
     sums = [t.view(_WHOLE[t.element_size()]).sum(dtype=torch.int32) for t in weights]
     by_device = [torch.stack([s for s in sums if s.device == device]) for device in {s.device for s in sums}]
     return tuple(n for some in by_device for n in some.tolist())

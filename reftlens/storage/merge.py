@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from reftlens.bridge.fingerprint import plain_modules, weights_processed
+from reftlens.bridge.offload import fetched
 from reftlens.bridge.protocol import Bridge, resolve_hook, underlying
 from reftlens.bridge.wheel import partial_folder
 from reftlens.editing.reft import ReFT, training_mode
@@ -93,7 +94,7 @@ def save_merged(reft: ReFT, folder: str | Path, model: Bridge, *, strength: floa
 def _state(root: nn.Module) -> dict[str, Tensor]:
     """What the transformers model behind a bridge would store, by the names it has there."""
     return {
-        f"{name}.{key}" if name else key: tensor.detach()
+        f"{name}.{key}" if name else key: fetched(module, key, tensor).detach()
         for name, module in plain_modules(root)
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]
         if tensor is not None and key not in module._non_persistent_buffers_set
@@ -142,10 +143,11 @@ def _submodule(model: Bridge, path: str) -> nn.Module | None:
 
 def _fold(place: _Place, module: Intervention, strength: float, exact: dict[str, Tensor]) -> None:
     """Put one edit after the layer, as `exact` has it so far, into its weight and bias; in float64."""
-    matrix, constant = (t.to(place.layer.weight.device) for t in affine_map(place.hook, module, strength))
+    kept = {key: fetched(place.layer, key, p) for key, p in place.layer.named_parameters()}
+    matrix, constant = (t.to(kept["weight"].device) for t in affine_map(place.hook, module, strength))
     columns = isinstance(place.layer, nn.Linear)  # its weight is [out, in]; that of Conv1D is [in, out]
-    name, bias = f"{place.name}.weight", place.layer.bias
-    weight = exact.get(name, place.layer.weight.double())
+    name, bias = f"{place.name}.weight", kept.get("bias")
+    weight = exact.get(name, kept["weight"].double())
     exact[name] = matrix.T @ weight if columns else weight @ matrix
     if bias is not None:
         name = f"{place.name}.bias"

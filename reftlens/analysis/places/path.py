@@ -13,6 +13,7 @@ from transformer_lens.hook_points import HookPoint
 
 from reftlens import figures
 from reftlens.analysis.subspaces.readers import folded_in
+from reftlens.bridge.offload import numbers_of
 from reftlens.bridge.protocol import Bridge, check_deterministic, device_of, resolve_hook
 from reftlens.cone.spans import first_block
 from reftlens.editing.bound import Place
@@ -242,4 +243,4 @@ def _states(
 def _directions(model: Bridge, ids: Int[Tensor, " targets"]) -> Float[Tensor, "targets d"]:
     """The column of the unembedding of each token, the gain of the final norm (and its centring) folded in."""
     bridge: Any = model
-    return folded_in(bridge.ln_final, bridge.W_U.detach()[:, ids].cpu().double()).T
+    return folded_in(bridge.ln_final, numbers_of(bridge.W_U[:, ids])).T

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens.analysis.subspaces.readers import folded_in
+from reftlens.bridge.offload import numbers_of
 from reftlens.bridge.protocol import Bridge
 from reftlens.editing.site import Site
 from reftlens.numbers import tensor_of
@@ -93,8 +94,8 @@ def causal_metric(model: Bridge) -> Metric:
     if getattr(norm, "weight", None) is None:
         raise ValueError("the metric takes the gain of the model's final norm, ln_final, and this model has none there")
     total, gram, count = torch.zeros(model.cfg.d_model, dtype=torch.float64), 0.0, bridge.W_U.shape[1]
-    for part in bridge.W_U.detach().split(8192, dim=1):
-        folded = folded_in(norm, part.cpu().double())
+    for part in bridge.W_U.split(8192, dim=1):
+        folded = folded_in(norm, numbers_of(part))
         total, gram = total + folded.sum(dim=1), gram + folded @ folded.T
     mean = total / count
     return _whitening(gram / count - torch.outer(mean, mean), "causal inner product", stream_only=True)

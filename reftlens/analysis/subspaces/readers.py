@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reftlens import figures
+from reftlens.bridge.offload import numbers_of
 from reftlens.bridge.protocol import Bridge, resolve_hook
 from reftlens.editing.site import Site
 from reftlens.figures import Axes, DataFrame
@@ -126,14 +127,14 @@ def stream_readers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tenso
         yield f"{name}.mlp.in", _through(block, norm, weight_of(block, f"{name}.mlp", "W_in"))
         if getattr(block.mlp, "W_gate", None) is not None:
             yield f"{name}.mlp.gate", _through(block, norm, weight_of(block, f"{name}.mlp", "W_gate"))
-    yield "unembed", _through(bridge, "ln_final", bridge.W_U.detach().cpu().double())
+    yield "unembed", _through(bridge, "ln_final", numbers_of(bridge.W_U))
 
 
 def _direct(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tensor, "d out"]]]:
     """The one weight that reads a site which is not part of the residual stream; nothing for one that is."""
     bridge: Any = model
     if resolve_hook(model, site.hook).name == "ln_final.hook_out":
-        yield "unembed", bridge.W_U.detach().cpu().double()
+        yield "unembed", numbers_of(bridge.W_U)
     elif (projection := projection_at(model, site)) is not None:
         yield projection
 
@@ -211,7 +212,7 @@ def _through(parent: Any, name: str, weight: Float[Tensor, "d out"]) -> Float[Te
 
 def gain_of(norm: Any) -> Float[Tensor, " d"]:
     """What a norm multiplies each dimension with; float64 on the CPU."""
-    return norm.weight.detach().cpu().double() + float(norm.uses_weight_offset)
+    return numbers_of(norm.weight) + float(norm.uses_weight_offset)
 
 
 def folded_in(norm: Any, weight: Float[Tensor, "d out"]) -> Float[Tensor, "d out"]:
@@ -227,7 +228,7 @@ def weight_of(block: Any, where: str, name: str) -> Tensor:
         raise ValueError(
             f"{where} has no single {name} (a mixture of experts, or no attention): what it does is not known"
         )
-    return weight.detach().cpu().double()
+    return numbers_of(weight)
 
 
 def _span(columns: Float[Tensor, "d rank"]) -> Float[Tensor, "d _"]:

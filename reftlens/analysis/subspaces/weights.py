@@ -14,6 +14,7 @@ from torch import Tensor
 from reftlens import figures
 from reftlens.analysis.subspaces.geometry import Chance, chance_overlap, columns_of, overlap_of, site_index, span
 from reftlens.analysis.subspaces.readers import first_reader, gain_of, projection_at, stream_readers, weight_of
+from reftlens.bridge.offload import numbers_of
 from reftlens.bridge.protocol import Bridge, resolve_hook
 from reftlens.editing.reft import ReFT
 from reftlens.editing.site import Site
@@ -163,7 +164,7 @@ def stream_writers(model: Bridge, site: Site) -> Iterator[tuple[str, Float[Tenso
     for name in ("embed", "pos_embed"):
         table = getattr(getattr(bridge, name, None), "weight", None)
         if isinstance(table, Tensor):
-            yield name, table.detach().cpu().double().T
+            yield name, numbers_of(table).T
     for i in range(layer if attention else layer + 1):
         yield from _output(bridge.blocks[i], i, "attn")
         if i < layer:

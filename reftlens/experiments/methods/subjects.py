@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from reftlens.bridge.fingerprint import Fingerprint, fingerprint
+from reftlens.bridge.offload import spread
 from reftlens.bridge.pretrained import (
     DEFAULT_MODEL,
     DTYPES,
@@ -45,6 +46,11 @@ class Subject:
             dtype = DTYPES[dtype]
         if isinstance(name, nn.Module) and tokenizer is None:
             raise ValueError("a model in memory comes with its tokenizer: Subject(model, tokenizer=…)")
+        if isinstance(name, nn.Module) and spread(name):
+            raise ValueError(
+                "methods train copies of a model in memory, and a device_map has spread this one over several places: "
+                "load it without"
+            )
         self._inside, self._tokenizer = (name if isinstance(name, nn.Module) else None), tokenizer
         if isinstance(name, nn.Module):
             first = next(name.parameters())
