@@ -5,6 +5,7 @@ from multiprocessing import get_context
 
 import pytest
 import torch
+from least_executor import LeastExecutor
 from planted import VALUES, pairs, planted
 
 CONFIG = dict(steps=15, lr=5e-2, batch_size=64)
@@ -90,6 +91,14 @@ def test_two_runs_may_fill_one_folder(tmp_path):
         list(pool.map(lambda _: write_cells(tmp_path, 3, "equal settings", cells), range(64)))
     assert [path.name for path in tmp_path.iterdir()] == ["layer_003.json"]
     assert read_cells(tmp_path, 3, "equal settings") == cells
+
+
+def test_what_submits_work_and_gives_its_result_is_an_executor():
+    from reftlens.bridge.protocol import loader_of
+
+    assert _map(_loaded, executor=LeastExecutor(), layers=(2,), ranks=(0,)) == _map(layers=(2,), ranks=(0,))
+    with pytest.raises(TypeError, match=r"executor is a int, expected one with submit\(f, x\)"):
+        loader_of(_loaded, 4)
 
 
 @pytest.mark.slow

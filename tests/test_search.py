@@ -8,6 +8,7 @@ from functools import cache, partial
 
 import pytest
 import torch
+from least_executor import LeastExecutor
 from planted import ANSWERS, pairs, planted
 
 QUIET = {"progress": False}
@@ -165,6 +166,10 @@ def test_a_search_goes_on_where_it_was_stopped_and_an_executor_changes_nothing(t
     (tmp_path / "other").write_text("no search")
     with pytest.raises(CheckpointMismatch, match="no checkpoint that search wrote"):
         _search(checkpoint=tmp_path / "other")
+
+
+def test_what_submits_work_and_gives_its_result_is_an_executor():
+    same(_search(_model, executor=LeastExecutor()), whole())
 
 
 def test_a_checkpoint_belongs_to_the_settings_of_its_objective(tmp_path, monkeypatch):

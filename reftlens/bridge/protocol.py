@@ -35,6 +35,14 @@ class Bridge(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
+@runtime_checkable
+class Executor(Protocol):
+    """What work is given to: any `concurrent.futures.Executor`, and all else with `submit(f, x)` that gives something
+    with `.result()`."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Any: ...
+
+
 def is_bridge(model: object) -> TypeGuard[Bridge]:
     """`isinstance(model, Bridge)`, which up to Python 3.11 reads every attribute, and `hook_dict` lists all hooks."""
     names = ("hook_dict", "original_model", "check_hooks_to_add")
@@ -43,6 +51,11 @@ def is_bridge(model: object) -> TypeGuard[Bridge]:
 
 def loader_of(model: Bridge | Callable[[], Bridge], executor: object) -> Callable[[], Bridge]:
     """What loads a model where work is done: a function itself; of a model at hand, which no executor takes, itself."""
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise TypeError(
+            f"executor is a {type(executor).__name__}, expected one with submit(f, x), which gives something with "
+            ".result(), such as a concurrent.futures.Executor"
+        )
     if not isinstance(model, Bridge):
         return model
     if executor is not None:

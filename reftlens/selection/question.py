@@ -1,13 +1,12 @@
 """What a search is asked: model, rows, space, and how candidates are trained and compared."""
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from reftlens.bridge.fingerprint import fingerprint
-from reftlens.bridge.protocol import Bridge
+from reftlens.bridge.protocol import Bridge, Executor
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.preflight import Sites, hooks
 from reftlens.editing.variant import Variant

@@ -1,13 +1,12 @@
 """`search`: where to edit, how, and how strongly, chosen on some rows and reported on others."""
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import SupportsIndex
 
 from tqdm.auto import tqdm
 
-from reftlens.bridge.protocol import Bridge, check_model, loader_of
+from reftlens.bridge.protocol import Bridge, Executor, check_model, loader_of
 from reftlens.cone.reuse import Reuse
 from reftlens.files import destination
 from reftlens.generation.decoding import Decoding
@@ -74,7 +73,8 @@ def search(
         config: of the training of the best settings; each learning rate is the space's.
         seeds: how many of them train each of the best settings; `seed`, `seed + 1`, …
         checkpoint: a file; a search that was stopped goes on from it.
-        executor: any `concurrent.futures.Executor`; what it gives is equal to what is computed without.
+        executor: any `concurrent.futures.Executor`, or whatever has a `submit(f, x)` that gives something with a
+            `.result()`; what it gives is equal to what is computed without.
 
     Raises:
         ValueError: for fewer than 30 dev rows or 4 groups of them, a budget that is too small, one of `dev` and `test`

@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from reftlens.analysis.causal.ledger import Ledger, without_exchange
 from reftlens.analysis.causal.map_layers import LayerWork, cells_of
 from reftlens.analysis.causal.map_results import Cell, InterchangeMap
 from reftlens.bridge.fingerprint import fingerprint
-from reftlens.bridge.protocol import Bridge, loader_of
+from reftlens.bridge.protocol import Bridge, Executor, loader_of
 from reftlens.cone.plans import Plan
 from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
@@ -60,7 +59,8 @@ def interchange_map(
         positions: a list, or `{label: positions}`.
         ranks: of DAS; 0 stands for vanilla interchange of the whole vector, where nothing is trained.
         folder: one file per layer is written there, and read instead of computed by the next call of equal settings.
-        executor: any `concurrent.futures.Executor`; each layer is one task for it.
+        executor: any `concurrent.futures.Executor`, or whatever has a `submit(f, x)` that gives something with a
+            `.result()`; each layer is one task for it.
 
     Raises:
         ValueError: with an executor and a model instead of a function that loads it, too few held-out pairs, or a
