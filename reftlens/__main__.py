@@ -21,6 +21,7 @@ from reftlens.experiments.runs.commandline import add_run, outcome
 from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import stream
+from reftlens.reports.commandline import add_report
 from reftlens.reports.doctor import add_doctor, diagnosis
 from reftlens.reports.page import report
 from reftlens.selection.commandline import add_search
@@ -59,26 +60,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     demo.set_defaults(run=run_demo)
     chat = commands.add_parser("chat", help="talk to a model with a saved intervention")
+    chat.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
+    chat.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
     chat.add_argument("--strength", type=float, default=1.0, help="0 is the unedited model (default: 1)")
     chat.add_argument("--max-new-tokens", type=int, default=128)
     chat.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     chat.set_defaults(run=run_chat)
-    about = commands.add_parser("report", help="write one HTML file about a saved intervention")
-    about.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: DIR/report.html)")
-    trained_on = "what it was trained on, JSONL with prompt and completion (default: the demo's examples)"
-    about.add_argument("--data", type=Path, metavar="FILE", help=trained_on)
-    about.add_argument("--chat", action="store_true", help="the prompts of FILE go into the chat template")
-    about.add_argument("--prompts", nargs="+", metavar="TEXT", help="what texts are written from")
-    about.add_argument("--seed", type=int, default=0, help="of resampling tests (default: 0)")
-    about.add_argument("--quiet", action="store_true", help="no progress bars")
-    about.set_defaults(run=run_report)
+    add_report(commands, run_report)
     add_search(commands, run_search)
     add_run(commands, run_experiment)
     add_judge(commands, run_judge)
     add_doctor(commands, run_doctor)
-    for command in (chat, about):
-        command.add_argument("folder", type=Path, metavar="DIR", help="what `save` or `demo` wrote")
-        command.add_argument("--model", help="folder or hub id (default: the one it was trained on)")
     return parser
 
 
@@ -208,13 +200,18 @@ def _script(options: argparse.Namespace, reading: dict[str, Any], code: str) -> 
 
 def _loaded(folder: Path, name: str | None, *, progress: bool) -> tuple[Any, ReFT]:
     """The model that a saved intervention was trained on (or another one), and the intervention."""
+    model = _model_of(folder, name, progress=progress)
+    return model, load(folder, model)
+
+
+def _model_of(folder: Path, name: str | None, *, progress: bool) -> Any:
+    """The model that a saved intervention was trained on, or another one."""
     settings = folder / SETTINGS_FILE
     if not settings.is_file():
         raise FileNotFoundError(f"{folder} holds no {SETTINGS_FILE}: run `reftlens demo` first, or save() one")
     trained_on = json.loads(settings.read_text(encoding="utf-8"))["model"]
     default = None if trained_on["name"] == DEFAULT_MODEL else trained_on["name"]
-    model = load_model(name or trained_on["source"].get("wheel") or default, progress=progress)
-    return model, load(folder, model)
+    return load_model(name or trained_on["source"].get("wheel") or default, progress=progress)
 
 
 def _explanation(reft: ReFT, strength: float) -> str:
