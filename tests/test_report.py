@@ -190,7 +190,7 @@ def test_labels_and_names_are_escaped():
     from jinja2 import Environment
 
     from reftlens import figures
-    from reftlens.reports.page import _templates
+    from reftlens.reports.layout import page_templates
     from reftlens.reports.parts import figure, table
 
     evil, frame = '"><img src=x>', pd.DataFrame({"<b>": ["<i>x</i>"]})
@@ -214,8 +214,8 @@ def test_labels_and_names_are_escaped():
         elements = Page(str(html)).elements
         return not {"img", "b", "i"} & {tag for tag, _ in elements} and "src" not in {k for _, a in elements for k in a}
 
-    assert all(map(is_text, written(_templates())))
-    careless = Environment(loader=_templates().loader, trim_blocks=True, lstrip_blocks=True)
+    assert all(map(is_text, written(page_templates())))
+    careless = Environment(loader=page_templates().loader, trim_blocks=True, lstrip_blocks=True)
     careless.filters["number"] = str
     assert not any(map(is_text, written(careless)))  # the twin: without escaping, each of them would let it through
 

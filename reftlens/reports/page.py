@@ -5,19 +5,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import SupportsFloat
 
-from jinja2 import Environment
-from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from reftlens.analysis.causal.control_table import Controls
-from reftlens.analysis.places import stream_results
 from reftlens.bridge.protocol import Bridge, check_deterministic
 from reftlens.editing.reft import ReFT, check_types
-from reftlens.files import destination, templates
+from reftlens.files import destination
 from reftlens.generation.decoding import Decoding
 from reftlens.numbers import reals
 from reftlens.reports.directions import directions_section, geometry_section
-from reftlens.reports.parts import number, records
+from reftlens.reports.layout import page_of
 from reftlens.reports.provenance import controls_section, provenance_section, training_section
 from reftlens.reports.sections import stream_section, strength_section, texts_section, where_section
 from reftlens.reports.subject import Subject
@@ -26,7 +23,7 @@ from reftlens.text.batch import Batch
 from reftlens.text.encoding import encode_prompts
 from reftlens.text.template import Prompt, Template
 from reftlens.training.result import FitResult
-from reftlens.widgets.grid import SCRIPT, STRENGTHS, STYLE
+from reftlens.widgets.grid import STRENGTHS
 
 _PROMPTS = 4
 
@@ -85,7 +82,7 @@ def report(
         model=model,
         trained_on=data,
         heldout=heldout,
-        prompts=_encoded(prompts, model, data if heldout is None else heldout),
+        prompts=encoded(prompts, model, data if heldout is None else heldout),
         strengths=tuple(sorted({0.0, 1.0, *reals(strengths, "strengths")})),
         run=run,
         controls=controls,
@@ -100,7 +97,7 @@ def report(
     return path
 
 
-def _encoded(prompts: Sequence[Prompt] | Batch | None, model: Bridge, data: Batch) -> Batch | None:
+def encoded(prompts: Sequence[Prompt] | Batch | None, model: Bridge, data: Batch) -> Batch | None:
     """What texts are written from, put as the prompts of the data are; None where there is nothing to write from."""
     if isinstance(prompts, Batch):
         return prompts
@@ -123,27 +120,4 @@ def _page(subject: Subject, stamp: datetime) -> str:
     makers = (*makers, directions_section, controls_section, training_section, provenance_section)
     sections = [make(subject) for make in tqdm(makers, desc="report", unit="section", disable=not subject.progress)]
     warnings = [*warnings_of(subject, subject.results), *(w for s in sections for w in s.warnings)]
-    return (
-        _templates()
-        .get_template("page.html.j2")
-        .render(
-            title=title_of(subject),
-            stamp=stamp.isoformat(timespec="seconds"),
-            sections=[summary_section(subject, warnings), *sections],
-            numbers={name: records(frame) for section in sections for name, frame in section.frames.items()},
-            style=Markup(STYLE + stream_results.STYLE + _file("report.css")),
-            script=Markup(SCRIPT + stream_results.SCRIPT + _file("report.js")),
-        )
-    )
-
-
-def _templates() -> Environment:
-    """The page and its sections."""
-    environment = templates(Path(__file__).parent)
-    environment.filters["number"] = number
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False}
-    return environment
-
-
-def _file(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return page_of(title_of(subject), [summary_section(subject, warnings), *sections], stamp)
