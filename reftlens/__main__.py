@@ -22,13 +22,15 @@ from reftlens.generation.decoding import Decoding
 from reftlens.generation.result import Generation
 from reftlens.generation.writing import stream
 from reftlens.reports.commandline import add_report
+from reftlens.reports.comparing import comparison
 from reftlens.reports.doctor import add_doctor, diagnosis
 from reftlens.reports.page import report
-from reftlens.selection.commandline import add_search
+from reftlens.reports.saved import check_one_model, named
+from reftlens.selection.commandline import add_search, script_of
 from reftlens.selection.searching import SEARCH, search
 from reftlens.storage.folder import RUN_FILE, SETTINGS_FILE, StoreMismatch, load, load_run, save
 from reftlens.tasks import emoji
-from reftlens.text.encoding import encode
+from reftlens.text.encoding import encode, encode_prompts
 from reftlens.text.loading import load_examples
 
 STRENGTHS = (0.0, 0.5, 1.0)
@@ -133,8 +135,10 @@ def run_chat(options: argparse.Namespace) -> int:
 
 
 def run_report(options: argparse.Namespace) -> int:
-    """Write the report of a saved intervention."""
-    progress, folder = not options.quiet, options.folder
+    """Write the report of a saved intervention, or of several side by side."""
+    if len(options.folders) > 1:
+        return _compare(options)
+    progress, (folder,) = not options.quiet, options.folders
     model, reft = _loaded(folder, options.model, progress=progress)
     run = load_run(folder) if (folder / RUN_FILE).is_file() else None
     demo, chat = options.data is None, options.chat or options.data is None
@@ -146,6 +150,26 @@ def run_report(options: argparse.Namespace) -> int:
     path = options.out or folder / "report.html"
     report(reft, model, data, path, run=run, seed=options.seed, progress=progress, **settings)
     print(path)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """On the demo's examples where all were trained on them; without data, what the folders alone tell."""
+    folders, progress, data, settings = named(options.folders), not options.quiet, None, {}
+    check_one_model(folders)  # before a model, which takes long
+    model = _model_of(options.folders[0], options.model, progress=progress)
+    if options.data is not None:
+        data = encode(model, load_examples(options.data), chat=options.chat)
+    else:
+        demo = encode(model, load_examples(emoji.data_file("emoji.jsonl")), chat=True)
+        runs = [load_run(folder) if (folder / RUN_FILE).is_file() else None for folder in folders.values()]
+        if all(run is not None and run.data_hash == demo.fingerprint for run in runs):
+            data, settings = demo, {"prompts": emoji.questions()[:4], "decoding": emoji.DECODING}
+    if options.prompts:
+        alone = None if data is not None else encode_prompts(model, options.prompts, chat=options.chat)
+        settings["prompts"] = alone or options.prompts
+    path = options.out or options.folders[0] / "comparison.html"
+    print(comparison(folders, model, path, data=data, progress=progress, **settings))
     return 0
 
 
@@ -161,7 +185,7 @@ def run_search(options: argparse.Namespace) -> int:
     result = search(model, data, config=config, checkpoint=checkpoint, progress=progress, **settings)
     save(result.recommended, options.out, model)
     result.to_frame().to_csv(options.out / "search.csv", index=False)
-    (options.out / "search.py").write_text(_script(options, reading, result.code), encoding="utf-8")
+    (options.out / "search.py").write_text(script_of(options, reading, result.code), encoding="utf-8")
     print(result)
     print(f"\nsaved edit    {options.out}, to be used at strength {result.variant.strength}")
     print(f"all that was tried   {options.out / 'search.csv'}")
@@ -186,16 +210,6 @@ def run_doctor(options: argparse.Namespace) -> int:
     text, passed = diagnosis(options.model)
     print(text)
     return 0 if passed else 1
-
-
-def _script(options: argparse.Namespace, reading: dict[str, Any], code: str) -> str:
-    """What trains the recommended edit anew, with the model and the data that it was found with."""
-    arguments = ", ".join(f"{name}={value!r}" for name, value in reading.items())
-    lines = [
-        f"model = rl.load_model({options.model!r})",
-        f"data = rl.encode(model, rl.load_examples({str(options.data.resolve())!r}), {arguments})",
-    ]
-    return code.replace("import reftlens as rl\n", "\n".join(["import reftlens as rl", "", *lines, ""]), 1) + "\n"
 
 
 def _loaded(folder: Path, name: str | None, *, progress: bool) -> tuple[Any, ReFT]:

@@ -1,1 +1,5 @@
-"""One HTML file about an intervention: what it edits, what it does, how strongly, where, and what speaks against it."""
+"""HTML files about interventions: what one edits and does, `report`, and several side by side, `comparison`."""
+
+from reftlens.reports.comparing import comparison
+
+__all__ = ["comparison"]

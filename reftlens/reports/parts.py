@@ -16,7 +16,7 @@ class Section:
     """A part of the report."""
 
     name: str
-    """Of the anchor, and of the template that writes `values`."""
+    """Of the anchor, and of the template that writes `values`, where that has no other."""
     title: str
     values: Mapping[str, Any] = field(default_factory=dict)
     frames: Mapping[str, DataFrame] = field(default_factory=dict)
@@ -24,6 +24,8 @@ class Section:
     absent: str = ""
     """Why the section does not apply, which then stands in its place."""
     warnings: tuple[str, ...] = ()
+    template: str = ""
+    """Of another name than the section's, or ""."""
 
 
 class Table(NamedTuple):
@@ -64,6 +66,38 @@ def table(frame: DataFrame, caption: str) -> Table:
     whole = _whole(frame)
     columns = [(str(c), whole[c].dtype.kind in "if") for c in whole.columns]
     return Table(caption, columns, whole.to_dict("split")["data"])
+
+
+def tabled(
+    name: str,
+    title: str,
+    frames: dict[str, DataFrame],
+    *,
+    lead: Sequence[str] = (),
+    care: Sequence[str] = (),
+    drawn: Sequence[Figure] = (),
+    captions: dict[str, str],
+    folded: Sequence[str] = (),
+) -> Section:
+    """A section of sentences, warnings, figures and the frames that have a caption, as tables; some of them fold out.
+
+    Args:
+        care: warnings.
+        folded: names of the frames that fold out.
+    """
+    tables = {key: table(frames[key], caption) for key, caption in captions.items()}
+    values = {"lead": lead, "care": care, "figures": drawn}
+    values["tables"] = [each for key, each in tables.items() if key not in folded]
+    values["folded"] = [tables[key] for key in folded if key in tables]
+    return Section(name, title, values, frames, template="compared")
+
+
+def stacked(frames: Sequence[DataFrame], first: Sequence[str]) -> DataFrame:
+    """The rows of all, with these columns in front."""
+    import pandas as pd
+
+    frame = pd.concat(list(frames), ignore_index=True)
+    return frame.reindex(columns=[*first, *(column for column in frame.columns if column not in first)])
 
 
 def records(frame: DataFrame) -> list[dict[str, Any]]:

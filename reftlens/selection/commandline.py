@@ -25,3 +25,13 @@ def add_search(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     look.add_argument("--model", help="folder or hub id (default: SmolLM2-135M-Instruct)")
     look.add_argument("--quiet", action="store_true", help="no progress bars")
     look.set_defaults(run=run)
+
+
+def script_of(options: argparse.Namespace, reading: dict[str, Any], code: str) -> str:
+    """What trains the recommended edit anew, with the model and the data that it was found with."""
+    arguments = ", ".join(f"{name}={value!r}" for name, value in reading.items())
+    lines = [
+        f"model = rl.load_model({options.model!r})",
+        f"data = rl.encode(model, rl.load_examples({str(options.data.resolve())!r}), {arguments})",
+    ]
+    return code.replace("import reftlens as rl\n", "\n".join(["import reftlens as rl", "", *lines, ""]), 1) + "\n"

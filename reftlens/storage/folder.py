@@ -122,6 +122,11 @@ def load(folder: str | Path, model: Any, *, kinds: Kinds | None = None, other_mo
     return reft.to(device_of(model)).eval()
 
 
+def model_of(folder: str | Path) -> Fingerprint:
+    """The model that an intervention was trained on; raises as `load` where `save` did not write the folder."""
+    return Fingerprint(**_read(located(folder)).record["model"])
+
+
 def load_run(folder: str | Path) -> FitResult:
     """The record of the training that `save(…, run=…)` kept beside an intervention.
 

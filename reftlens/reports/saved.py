@@ -1,0 +1,115 @@
+"""Saved edits that are compared: what each is, and what all of them are asked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from reftlens.bridge.protocol import Bridge
+from reftlens.editing.bound import Place, Places
+from reftlens.editing.reft import ReFT
+from reftlens.errors import StoreMismatch
+from reftlens.files import digest, located
+from reftlens.generation.decoding import Decoding
+from reftlens.storage.folder import RUN_FILE, load, load_run, model_of
+from reftlens.text.batch import Batch
+from reftlens.training.result import FitResult
+
+
+@dataclass(frozen=True, eq=False)
+class SavedEdit:
+    """An edit, with what its folder says of its training."""
+
+    name: str
+    folder: Path
+    reft: ReFT
+    run: FitResult | None
+    places: Places
+
+    @property
+    def weights(self) -> str:
+        """SHA-256 of its numbers."""
+        return digest(self.reft.interventions.state_dict())
+
+    def at(self, spot: tuple[object, ...]) -> Place | None:
+        """What it has at a hook, positions and heads, if anything."""
+        return next((place for place in self.places if place.spot == spot), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Edits of one model, and what they are compared on."""
+
+    edits: tuple[SavedEdit, ...]
+    model: Bridge
+    data: Batch | None
+    prompts: Batch | None
+    strengths: tuple[float, ...]
+    decoding: Decoding
+    progress: bool
+
+    @property
+    def names(self) -> list[str]:
+        return [edit.name for edit in self.edits]
+
+    def pairs(self) -> list[tuple[SavedEdit, Place, SavedEdit, Place]]:
+        """Sites of two edits that edit the same vectors: one hook, the same heads; at whatever positions."""
+
+        def vectors(place: Place) -> tuple[object, ...]:
+            return place.point.name, place.carry is None, place.site.heads
+
+        return [
+            (a, here, b, there)
+            for a, b in combinations(self.edits, 2)
+            for here in a.places
+            for there in b.places
+            if vectors(here) == vectors(there)
+        ]
+
+
+def named(folders: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Path]:
+    """Folders by name; by their own where none are given, or by the whole path where two have the same.
+
+    Raises:
+        ValueError: for fewer than two, or one that is there twice.
+    """
+    if isinstance(folders, str | Path):
+        raise TypeError(f"folders={folders!r} is one folder, expected two or more that save() wrote")
+    given = list(folders.values() if isinstance(folders, Mapping) else folders)
+    paths = [located(folder) for folder in given]
+    if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"folders={[str(path) for path in paths]}, expected two or more, each of them once")
+    if isinstance(folders, Mapping):
+        return dict(zip(folders, paths, strict=True))
+    own = [path.resolve().name for path in paths]
+    return dict(zip(own if len(set(own)) == len(own) else map(str, paths), paths, strict=True))
+
+
+def check_one_model(folders: Mapping[str, Path]) -> None:
+    """Raise where the edits in these folders are of different models; no model is needed for it.
+
+    Raises:
+        FileNotFoundError: for a folder that holds no edit.
+        StoreMismatch: saying what differs.
+    """
+    (name, first), *others = ((name, model_of(folder)) for name, folder in folders.items())
+    for other_name, other in others:
+        if differences := first.differences(other):
+            raise StoreMismatch(
+                f"edits of one model are compared, and {name!r} was trained on {first.name}, {other_name!r} on "
+                f"{other.name}: {'; '.join(differences)} (the first word of each is {name!r}'s)"
+            )
+
+
+def opened(folders: Mapping[str, Path], model: Bridge) -> tuple[SavedEdit, ...]:
+    """The edits in these folders, on their model.
+
+    Raises:
+        StoreMismatch: where this is not the model that they were trained on.
+    """
+    edits = []
+    for name, folder in folders.items():
+        reft = load(folder, model)
+        run = load_run(folder) if (folder / RUN_FILE).is_file() else None
+        edits.append(SavedEdit(name, folder, reft, run, reft.bind(model)))
+    return tuple(edits)

@@ -1,0 +1,200 @@
+"""Saved edits side by side: each number is that of the edit alone, and what cannot be compared is refused."""
+
+import re
+from functools import cache
+
+import pytest
+import torch
+from test_report import EVIL, NOW, Page, numbers, trained, without_charts
+
+import architectures
+
+__all__ = ["without_charts"]
+SECTIONS = ["summary", "texts", "strength", "subspaces", "training", "provenance"]
+
+
+@cache
+def other():
+    """A second edit of the same model: one hook that `trained()` edits too, under another name, and one of its own."""
+    import reftlens as rl
+
+    model, data, _, _ = trained()
+    lo, di = rl.LoReFT(architectures.D, rank=3), rl.DiReFT(architectures.D, rank=1)
+    reft = rl.ReFT({rl.Site("blocks.1.hook_out", "l2"): lo, rl.mlp_out(0, "last"): di})
+    reft.reset(seed=1)
+    return reft, rl.fit(reft, model, data[:12], steps=8, lr=1e-2, seed=4, progress=False)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    import reftlens as rl
+
+    model, _, reft, run = trained()
+    rl.save(reft, tmp_path / "wide", model, run=run)
+    rl.save(other()[0], tmp_path / "narrow", model, run=other()[1])
+    return [tmp_path / "wide", tmp_path / "narrow"]
+
+
+def compare(folders, path, **options):
+    import reftlens as rl
+
+    model, data, _, _ = trained()
+    given = {"data": data, "prompts": [EVIL, "the dog"], "decoding": rl.Decoding(max_new_tokens=5), "now": NOW}
+    text = rl.reports.comparison(folders, model, path, progress=False, **{**given, **options})
+    return text.read_text(encoding="utf-8")
+
+
+def test_each_number_is_that_of_the_edit_alone(folders, tmp_path):
+    import reftlens as rl
+
+    model, data, reft, run = trained()
+    page = compare(folders, tmp_path / "c.html")
+    found, edits = numbers(page), {"wide": (reft, run), "narrow": other()}
+    assert [a["id"] for tag, a in Page(page).elements if tag == "section"] == SECTIONS
+    for name, (each, record) in edits.items():
+        losses = [row["loss"] for row in found["training"] if row["edit"] == name]
+        assert losses == list(record.losses)
+        scored = rl.evaluate(each, model, data, [0, 1], progress=False)
+        gained = [row["effect"] for row in found["strength"] if row["edit"] == name and row["strength"] == 1.0]
+        before, after = (e.value for e in scored.estimate("loss"))
+        assert gained == [pytest.approx(before - after, abs=1e-5)]
+        written = rl.generate(each, model, [EVIL, "the dog"], rl.Decoding(max_new_tokens=5))
+        assert tuple(row["text"] for row in found["texts"] if row["edit"] == name) == written.texts
+        (row,) = (row for row in found["edits"] if row["edit"] == name)
+        assert row["parameters"] == each.parameter_count(model).stored and row["last loss"] == record.loss
+    unedited = rl.generate(reft, model, [EVIL, "the dog"], rl.Decoding(max_new_tokens=5), variant=0)
+    assert tuple(row["text"] for row in found["texts"] if row["edit"] == "unedited") == unedited.texts
+
+
+def test_the_paired_difference_is_that_of_the_examples(folders, tmp_path, without_charts):
+    model, data, reft, _ = trained()
+    said = Page(compare(folders, tmp_path / "c.html")).text["strength"]
+    losses = []
+    for each in (reft, other()[0]):
+        with torch.no_grad(), each.on(model, data):
+            logits = model(data.tokens, attention_mask=data.attention_mask.long(), return_type="logits")
+        lp = logits.log_softmax(-1)[data.predicting].gather(1, data.target_ids[:, None])[:, 0]
+        losses.append(torch.stack([lp[data.target_rows == row].mean() for row in range(len(data))]))
+    assert f"narrow less that of wide is {(losses[1] - losses[0]).mean().item():.2f} [" in said
+
+
+def test_subspaces_are_compared_where_both_edit_the_same_vectors(folders, tmp_path, without_charts):
+    """Under two names of one hook, at other positions; and not where only one of them edits."""
+    page = compare(folders, tmp_path / "c.html")
+    (row,) = numbers(page)["overlap"]
+    a, b = (torch.linalg.qr(m.basis().detach().double()).Q for m in (trained()[2][1], other()[0][0]))
+    cosines = torch.linalg.svdvals(a.T @ b)
+    assert row["overlap"] == pytest.approx(cosines.square().mean().item(), abs=1e-6)
+    angles = torch.rad2deg(cosines.clamp(max=1).acos())
+    assert row["smallest_angle"] == pytest.approx(angles.min().item(), abs=1e-3)
+    assert row["largest_angle"] == pytest.approx(angles.max().item(), abs=1e-3)
+    assert (row["a"], row["b"], row["positions"]) == ("wide", "narrow", "Last(n=1) | Last(n=2)")
+    sites = numbers(page)["sites"]
+    assert [(s["wide"] == "–", s["narrow"] == "–") for s in sites].count((False, False)) == 0, "no positions agree"
+    assert len(sites) == 4
+
+
+def test_two_without_a_hook_in_common_say_so(tmp_path, without_charts):
+    import reftlens as rl
+
+    model, _, reft, _ = trained()
+    elsewhere = rl.ReFT({rl.attn_out(2, "last"): rl.LoReFT(architectures.D, rank=1)})
+    folders = {"here": rl.save(reft, tmp_path / "a", model), "there": rl.save(elsewhere, tmp_path / "b", model)}
+    said = Page(compare(folders, tmp_path / "c.html", data=None, prompts=None)).text
+    assert "there is no hook that both have" in said["subspaces"]
+    assert "No record of a training" in said["training"] and "here, there is in its folder" in said["summary"]
+    assert "No data were given" in said["strength"] and "no prompts to write from" in said["texts"]
+
+
+def test_what_speaks_against_a_comparison_is_said(folders, tmp_path, without_charts):
+    import reftlens as rl
+
+    model, data, reft, run = trained()
+    care = Page(compare(folders, tmp_path / "c.html")).text["summary"]
+    assert "trained on different data" in care and "may be of the seed" in care and "same weights" not in care
+    assert "the data that wide was trained on" in care and "Only 13 examples" in care
+    rl.save(reft, tmp_path / "copy", model, run=run)
+    twin = compare([folders[0], tmp_path / "copy"], tmp_path / "t.html", data=data[:3])
+    care = Page(twin).text["summary"]
+    assert "wide and copy have the same weights." in care and "different data" not in care
+    assert "was trained on, not" not in care
+    assert all(row["overlap"] == pytest.approx(1) for row in numbers(twin)["overlap"])
+    assert "copy less that of wide is 0.00 [" in Page(twin).text["strength"]
+
+
+def test_settings_that_differ_stand_apart_from_those_alike(folders, tmp_path, without_charts):
+    found = numbers(compare(folders, tmp_path / "c.html"))
+    differing = {row["setting"]: (row["wide"], row["narrow"]) for row in found["differing"]}
+    assert differing["steps"] == ("12", "8") and differing["lr"] == ("0.02", "0.01") and "data" in differing
+    alike = {row["setting"] for row in found["alike"]}
+    assert "objective" in alike and "batch_size" in alike and not alike & differing.keys()
+
+
+def test_nothing_is_loaded_texts_stay_text_and_the_bytes_repeat(folders, tmp_path):
+    page = compare(folders, tmp_path / "c.html")
+    assert not re.findall(r"https?://", page) and "default-src 'none'" in page
+    assert [tag for tag, _ in Page(page).elements].count("script") == 2
+    assert 'alert("x")' not in re.sub(r'<script type="application/json".*?</script>', "", page, flags=re.DOTALL)
+    ids = [a["id"] for _, a in Page(page).elements if "id" in a]
+    assert len(ids) == len(set(ids)) and page.count("<svg") == 5
+    assert compare(folders, tmp_path / "d.html") == page
+
+
+def test_what_cannot_be_compared_is_refused_in_a_sentence(folders, tmp_path):
+    import reftlens as rl
+    from reftlens.errors import StoreMismatch
+
+    model, out = trained()[0], tmp_path / "c.html"
+    with pytest.raises(ValueError, match="expected two or more"):
+        compare(folders[:1], out)
+    with pytest.raises(ValueError, match="each of them once"):
+        compare([folders[0], folders[0]], out)
+    with pytest.raises(TypeError, match="is one folder"):
+        compare(str(folders[0]), out)
+    with pytest.raises(FileNotFoundError, match=r"holds no reft.json"):
+        compare([folders[0], tmp_path], out)
+    foreign = architectures.fresh_bridge("llama", seed=7)
+    rl.save(trained()[2], tmp_path / "foreign", foreign)
+    with pytest.raises(
+        StoreMismatch, match=r"edits of one model are compared, and 'wide' was trained on .* are others"
+    ):
+        compare([folders[0], tmp_path / "foreign"], out)
+    with pytest.raises(StoreMismatch, match="this model differs"):
+        rl.reports.comparison(folders, foreign, out, progress=False)
+    assert not out.exists() and not any(point.fwd_hooks for point in model.hook_dict.values())
+
+
+def test_an_exchange_writes_no_text_and_is_compared_all_the_same(tmp_path, without_charts):
+    import reftlens as rl
+
+    model, data, _, _ = trained()
+    pairs = data[:12].with_sources(data[[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0]])
+    folders = {}
+    for seed in (0, 1):
+        das = rl.ReFT({rl.resid_post(1, "last"): rl.DAS(architectures.D, rank=1)})
+        das.reset(seed)
+        folders[f"seed {seed}"] = rl.save(das, tmp_path / str(seed), model)
+    page = compare(folders, tmp_path / "c.html", data=pairs)
+    assert "Texts: not shown, because" in Page(page).text["texts"]
+    assert len(numbers(page)["overlap"]) == 1 and len(numbers(page)["strength"]) == 8
+
+
+def test_the_command_compares_the_folders_that_it_is_given(folders, tmp_path, monkeypatch, capsys, without_charts):
+    from reftlens import __main__ as cli
+
+    model, _, _, _ = trained()
+    monkeypatch.setattr(cli, "load_model", lambda name, progress: model)
+    asked = ["report", *map(str, folders), "--quiet"]
+    assert cli.main([*asked, "--prompts", "the cat"]) == 0
+    path = folders[0] / "comparison.html"
+    assert capsys.readouterr().out.strip() == str(path)
+    page = path.read_text(encoding="utf-8")
+    assert [row["prompt"] for row in numbers(page)["texts"]] == ["the cat"] * 3
+    assert "No data were given" in Page(page).text["strength"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "the cat", "completion": " ran by"}\n{"prompt": "a", "completion": " dog"}')
+    assert cli.main([*asked, "--data", str(rows), "--out", str(tmp_path / "out.html")]) == 0
+    assert "Measured on 2 examples." in Page((tmp_path / "out.html").read_text(encoding="utf-8")).text["strength"]
+    monkeypatch.delattr(cli, "load_model")
+    assert cli.main([*asked[:2], str(tmp_path)]) == 1
+    assert "holds no reft.json" in capsys.readouterr().err, "before a model is loaded"
