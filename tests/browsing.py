@@ -54,6 +54,7 @@ def chromium(*, width=1280, height=900):
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
         try:
+            driver.set_script_timeout(120)  # seconds, on a busy machine
             driver.get("about:blank")
             requests(driver)  # of the page that a new window shows
             yield driver

@@ -313,6 +313,37 @@ def times_to_first_text(driver, strengths):
     return times
 
 
+STICKS_OUT = """
+const output = document.querySelector(".reftlens-slider").closest(".jp-OutputArea-output");
+const edge = Math.min(document.documentElement.clientWidth, output.getBoundingClientRect().right);
+const parts = [...document.querySelectorAll(".reftlens-slider, .reftlens-slider *")].filter(e => e.offsetWidth > 0);
+return Math.max(...parts.map(e => e.getBoundingClientRect().right)) - edge;
+"""
+
+
+def check_on_a_phone(driver):
+    """At 380 pixels, the sidebar shut, nothing of the panel sticks out of its cell; without its limit it does."""
+    metrics = {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    command(driver, "application:toggle-left-area")
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        wait(lambda: driver.execute_script(STICKS_OUT) <= 0, "a panel within the page", 20)
+        if folder := os.environ.get("REFTLENS_PICTURES"):
+            driver.save_screenshot(str(Path(folder) / "slider_phone.png"))
+        handle = driver.find_element("css selector", ".reftlens-slider .noUi-target")
+        assert handle.size["width"] > 80, "wide enough to be moved"
+        driver.execute_script(
+            "document.querySelectorAll('.reftlens-slider .widget-slider').forEach(e => { e.style.maxWidth = 'none'; })"
+        )
+        assert driver.execute_script(STICKS_OUT) > 0, "the twin"
+    finally:
+        driver.execute_script(
+            "document.querySelectorAll('.reftlens-slider .widget-slider').forEach(e => { e.style.maxWidth = '100%'; })"
+        )
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        command(driver, "application:toggle-left-area")
+
+
 @on_a_busy_machine
 def test_the_slider_in_jupyterlab_writes_anew_and_still_slides_without_a_kernel(driver, tmp_path):
     from selenium.webdriver.common.keys import Keys
@@ -321,6 +352,7 @@ def test_the_slider_in_jupyterlab_writes_anew_and_still_slides_without_a_kernel(
     call = 'slider(reft, model, "the cat sat on the mat", rl.Decoding(max_new_tokens=8))'
     with lab(tmp_path) as server:
         run_slider(driver, server, tmp_path, TINY.format(tests=str(TESTS)), call)
+        check_on_a_phone(driver)
         driver.execute_script(WATCH)
         before = driver.find_element("css selector", ".reftlens-slider").text
         times_to_first_text(driver, [1.05, 1.1])

@@ -71,7 +71,8 @@ class Slider:
 
     def _build(self, low: float, strength: float, high: float) -> None:
         w, decoding = widgets(), self._decoding
-        look = {"style": {"description_width": "7em"}, "layout": w.Layout(width="32em")}
+        narrow = {"max_width": "calc(100% - 4px)", "flex_flow": "row wrap", "height": "auto"}  # on a phone: two lines
+        look = {"style": {"description_width": "7em"}, "layout": w.Layout(width="32em", **narrow)}
         self.strength = w.FloatSlider(strength, min=low, max=high, step=0.05, description="strength", **look)
         self.positions = w.Dropdown(options=list(self.places), description="positions", **look)
         self.temperature = w.FloatSlider(
