@@ -27,6 +27,15 @@ def page(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    from test_comparison import compare, saved
+
+    folder = tmp_path_factory.mktemp("comparison")
+    compare(saved(folder), folder / "comparison.html")
+    return (folder / "comparison.html").as_uri()
+
+
+@pytest.fixture(scope="module")
 def driver():
     browsing.needed()
     with browsing.chromium() as made:
@@ -114,8 +123,13 @@ def test_the_numbers_can_be_saved(driver, page, tmp_path):
 
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_and_nothing_sticks_out(driver, page, scheme, width):
+def test_axe_finds_nothing_serious_and_nothing_sticks_out(driver, page, comparison, scheme, width):
     browsing.needed(axe=True)
+    for address in (page, comparison):
+        check_page(driver, address, scheme, width)
+
+
+def check_page(driver, page, scheme, width):
     browsing.scheme(driver, scheme)
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -124,6 +138,7 @@ def test_axe_finds_nothing_serious_and_nothing_sticks_out(driver, page, scheme, 
         driver.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
         assert browsing.violations(driver) == []
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        assert driver.get_log("browser") == []
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

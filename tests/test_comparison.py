@@ -27,6 +27,11 @@ def other():
 
 @pytest.fixture
 def folders(tmp_path):
+    return saved(tmp_path)
+
+
+def saved(tmp_path):
+    """The two edits, each in a folder."""
     import reftlens as rl
 
     model, _, reft, run = trained()
