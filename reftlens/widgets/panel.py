@@ -71,16 +71,18 @@ class Slider:
 
     def _build(self, low: float, strength: float, high: float) -> None:
         w, decoding = widgets(), self._decoding
-        narrow = {"max_width": "calc(100% - 4px)", "flex_flow": "row wrap", "height": "auto"}  # on a phone: two lines
-        look = {"style": {"description_width": "7em"}, "layout": w.Layout(width="32em", **narrow)}
-        self.strength = w.FloatSlider(strength, min=low, max=high, step=0.05, description="strength", **look)
+        style, fits = {"description_width": "7em"}, {"width": "32em", "max_width": "calc(100% - 4px)"}
+        look = {"style": style, "layout": w.Layout(**fits)}
+        on_a_phone = {"flex_flow": "row wrap", "height": "auto"}  # name and slider in a line each
+        slides = {"style": style, "layout": w.Layout(**fits, **on_a_phone)}
+        self.strength = w.FloatSlider(strength, min=low, max=high, step=0.05, description="strength", **slides)
         self.positions = w.Dropdown(options=list(self.places), description="positions", **look)
         self.temperature = w.FloatSlider(
-            decoding.temperature, min=0, max=2, step=0.1, description="temperature", **look
+            decoding.temperature, min=0, max=2, step=0.1, description="temperature", **slides
         )
         self.seed = w.IntText(decoding.seed, description="seed", disabled=decoding.temperature == 0, **look)
         self.directions = [
-            w.FloatSlider(1.0, min=-2, max=3, step=0.1, description=f"direction {i}", **look)
+            w.FloatSlider(1.0, min=-2, max=3, step=0.1, description=f"direction {i}", **slides)
             for i in range(_shared_rank(self.reft))
         ]
         self.prompt_view, self.base_view, self.edited_view, self.status = (w.HTML() for _ in range(4))
