@@ -27,7 +27,10 @@ def quantized(folder, kind):
         config = transformers.TorchAoConfig(quantization.Int8WeightOnlyConfig())
     else:
         pytest.importorskip("bitsandbytes")
-        config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+        bits = (
+            {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32} if "4" in kind else {"load_in_8bit": True}
+        )
+        config = transformers.BitsAndBytesConfig(**bits)
     load = transformers.AutoModelForCausalLM.from_pretrained
     return load(folder, quantization_config=config, device_map="cpu").eval()
 
@@ -55,7 +58,27 @@ def test_a_quantized_base_is_edited_and_trained_on_as_it_is(folder, kind):
     assert losses[True][-1] < losses[True][0] - 0.01
 
 
-@pytest.mark.parametrize("kind", ["torchao int8"])
+KINDS = ["bitsandbytes 4-bit", "bitsandbytes 8-bit", "torchao int8"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_packed_weights_are_part_of_what_a_base_is_known_by(folder, kind, tmp_path):
+    """A base that was fine-tuned before it was quantised is another one, and the same one is the same."""
+    from reftlens.bridge.fingerprint import fingerprint
+
+    tuned = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        weight = tuned.model.layers[1].mlp.up_proj.weight
+        weight.add_(0.2 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    tuned.save_pretrained(tmp_path)
+    known, same, other = (fingerprint(quantized(path, kind)) for path in (folder, folder, tmp_path))
+    assert len(known.weights) == len(fingerprint(tuned).weights)
+    assert not known.differences(same)
+    (told,) = known.differences(other)
+    assert "1 of " in told and "layers.1.mlp.up_proj.weight" in told
+
+
+@pytest.mark.parametrize("kind", ["bitsandbytes 4-bit", "torchao int8"])
 def test_a_changed_weight_of_a_quantized_base_is_noticed(folder, kind):
     import reftlens as rl
     from reftlens.bridge.fingerprint import fingerprint

@@ -122,17 +122,31 @@ def plain_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.M
 def _probed(root: nn.Module) -> dict[str, list[float]]:
     """Norm and probes of every weight, four digits each."""
     named = {
-        f"{name}.{key}": (module, key, parameter.detach())
+        f"{name}.{key}": (module, key, parameter)
         for name, module in plain_modules(root)
         for key, parameter in module._parameters.items()
-        if parameter is not None and parameter.is_floating_point() and parameter.numel()
+        if parameter is not None and (parameter.is_floating_point() or _packed(parameter)) and parameter.numel()
     }
-    return {name: [float(f"{x:.4g}") for x in _probes(fetched(*named[name]))] for name in sorted(named)}
+    return {name: [float(f"{x:.4g}") for x in _probes(_unpacked(*named[name]))] for name in sorted(named)}
+
+
+def _packed(weight: nn.Parameter) -> bool:
+    """Whether bitsandbytes holds a weight in 4 or 8 bits, as whole numbers."""
+    return type(weight).__name__ in ("Params4bit", "Int8Params")
+
+
+def _unpacked(module: nn.Module, key: str, weight: nn.Parameter) -> torch.Tensor:
+    """The numbers that a weight stands for, wherever it is and however it is quantised."""
+    if _packed(weight):
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        return dequantize_bnb_weight(weight, getattr(module, "state", None)).detach()
+    numbers = fetched(module, key, weight).detach()
+    return numbers.dequantize() if hasattr(numbers, "__tensor_flatten__") else numbers
 
 
 def _probes(weight: torch.Tensor) -> list[float]:
     """`‖W‖` and `uᵀ W v` for each pair of vectors; some rows at a time."""
-    weight = weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight
     matrix = weight.reshape(-1, weight.shape[-1])
     rows, columns = matrix.shape
     left, right = _directions(rows, 0).to(matrix.device), _directions(columns, 1).to(matrix.device)

@@ -40,9 +40,10 @@ def versions_of_files(files: list[Path]) -> tuple[int, ...]:
 
 
 def kept_as(weight: Tensor) -> list[Tensor]:
-    """The tensors that hold a weight: itself; of one that torchao quantised, its codes, scales and zero points."""
+    """The tensors that hold a weight: itself; of one that torchao or bitsandbytes quantised, codes and scales."""
     if not hasattr(weight, "__tensor_flatten__"):
-        return [weight]
+        scales = [getattr(getattr(weight, "quant_state", None), "absmax", None), getattr(weight, "SCB", None)]
+        return [weight, *(scale for scale in scales if isinstance(scale, Tensor))]
     names, _ = getattr(weight, "__tensor_flatten__")()  # noqa: B009
     return [part for name in names for part in kept_as(getattr(weight, name))]
 
