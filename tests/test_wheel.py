@@ -68,6 +68,11 @@ def test_the_command_line_starts_and_the_doctor_is_content(installed, tmp_path):
     assert "reftlens 0." in said and "tiny random model: trained 2 steps" in said
 
 
+def test_the_demo_runs_from_there(installed, smol, tmp_path):
+    said = run(installed / "reftlens", "demo", "--steps", "2", "--quiet", "--out", tmp_path / "emoji", cwd=tmp_path)
+    assert "strength" in said and (tmp_path / "emoji" / "reft.json").is_file()
+
+
 def test_the_wheel_holds_all_of_the_package_and_nothing_else(built):
     tracked = run("git", "ls-files", "reftlens", "data", cwd=ROOT).split()
     wanted = {name if name.startswith("reftlens/") else f"reftlens/data_files/{name[5:]}" for name in tracked}
