@@ -143,7 +143,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_an_executor_changes_nothing(t
     from reftlens.errors import CheckpointMismatch
     from reftlens.selection import work
 
-    real, calls = work.outcomes_of, []
+    real, calls, uninterrupted = work.outcomes_of, [], whole()
 
     def failing(*arguments):
         calls.append(arguments)
@@ -157,7 +157,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_an_executor_changes_nothing(t
     calls.clear()
     monkeypatch.setattr(work, "outcomes_of", lambda piece: calls.append(0) or real(pickle.loads(pickle.dumps(piece))))
     with ThreadPoolExecutor(2) as executor:
-        same(_search(_model, checkpoint=tmp_path / "search.ckpt", executor=executor), whole())
+        same(_search(_model, checkpoint=tmp_path / "search.ckpt", executor=executor), uninterrupted)
         assert len(calls) == 2, "two rungs were there, one and the finals were not"
         with pytest.raises(ValueError, match="an executor needs model="):
             _search(executor=executor)
