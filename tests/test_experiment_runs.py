@@ -203,6 +203,23 @@ def test_better_is_what_beats_the_best_baseline_beyond_its_interval(tmp_path):
     assert {method for method, _ in gains} == {"good", "chance"}
 
 
+def test_methods_are_set_against_one_of_them_row_by_row(tmp_path):
+    from reftlens.experiments.answers.scores import difference
+    from reftlens.experiments.runs.tables import table
+
+    _run(planted({"good": 0.97, "bad": 0.5, "same": 0.5}, seeds=(0, 1, 2)), tmp_path)
+    found = table([tmp_path])
+    against = {(g.method, g.task): g for g in found.against("bad")}
+    assert against.keys() == {(f"{name}, written", task) for name in ("good", "same") for task in ("boolq", "piqa")}
+    assert against["good, written", "boolq"].to == "bad, written" and against["good, written", "piqa"].better
+    assert not against["same, written", "piqa"].better
+    rights = {c.method: c.rights for c in found.cells if c.task == "boolq"}
+    assert against["good, written", "boolq"].difference == difference(rights["good"], rights["bad"])
+    assert "less bad" in found.to_markdown("bad") and "less bad" not in found.to_markdown()
+    with pytest.raises(ValueError, match="no method 'worst' in this table, expected one of majority answer, bad"):
+        found.against("worst")
+
+
 def test_a_table_has_a_picture_and_seeds_of_other_rows_are_refused(tmp_path):
     from reftlens.experiments.runs.tables import table
 

@@ -48,6 +48,7 @@ def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
         metavar="DIR",
         help="make the table of finished runs alone; DIR may be a zip file",
     )
+    command.add_argument("--against", metavar="NAME", help="what every other method has more than this one, paired")
     command.add_argument("--quiet", action="store_true", help="no progress bars")
     command.set_defaults(run=run)
 
@@ -55,7 +56,7 @@ def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
 def outcome(options: argparse.Namespace) -> str:
     """Run a recipe, or find out what it would take, or make a table of what is there; what is to be said of it."""
     if options.table:
-        return table(options.table).to_markdown()
+        return table(options.table).to_markdown(options.against)
     if options.recipe is None:
         raise ValueError(f"run needs a recipe, one of {', '.join(RECIPES)}, or --table DIR")
     recipe = RECIPES[options.recipe]
@@ -68,8 +69,8 @@ def outcome(options: argparse.Namespace) -> str:
         return forecast(recipe, subject, scope, named, seeds, rotate, searched)
     settings: dict[str, Any] = {"subject": subject, "seeds": options.seeds, "scope": scope, "out": options.out}
     settings |= {"search": options.search, "rotate": rotate}
-    found = run_recipe(recipe, options.method, **settings, progress=not options.quiet)
-    return f"{found.to_markdown()}\n\nconfigurations, predictions and methods   {options.out / recipe.name}"
+    found = run_recipe(recipe, options.method, **settings, progress=not options.quiet).to_markdown(options.against)
+    return f"{found}\n\nconfigurations, predictions and methods   {options.out / recipe.name}"
 
 
 def forecast(

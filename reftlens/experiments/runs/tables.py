@@ -27,13 +27,13 @@ COSTS = ("parameters", "percent", "seconds_per_step", "peak_bytes", "bytes_on_di
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much more often a method is right than the best of what knows nothing of the task, paired by row."""
+    """By how much more often a method is right than another, paired by row."""
 
     recipe: str
     task: str
     method: str
     to: str
-    """The best of the `BASELINES` on this task."""
+    """The best of the `BASELINES` on this task, or what was asked for; with its way of answering."""
     difference: Estimate
     """With an interval by bootstrap over rows and seeds."""
 
@@ -85,9 +85,27 @@ class Table:
                     gains.append(Gain(cell.recipe, cell.task, cell.method, best.name, cell.less(best)))
         return tuple(gains)
 
-    def to_markdown(self) -> str:
+    def against(self, method: str) -> tuple[Gain, ...]:
+        """For each task what every other method has more than `method`, answering in the same way: accuracy, or the
+        mean of a number of each row; paired by row and seed. Correlations have no difference row by row.
+
+        Raises:
+            ValueError: for a method that is not here, or one that answered other rows or has none of the seeds.
+        """
+        if method not in (names := dict.fromkeys(c.method for c in self.cells)):
+            raise ValueError(f"no method {method!r} in this table, expected one of {', '.join(names)}")
+        paired = [c for c in self.cells if c.metric in ("accuracy", "mean")]
+        others = {(c.recipe, c.part, c.column, c.way): c for c in paired if c.method == method}
+        return tuple(
+            Gain(cell.recipe, cell.column, cell.name, other.name, cell.less(other))
+            for cell in paired
+            if (other := others.get((cell.recipe, cell.part, cell.column, cell.way))) and cell.method != method
+        )
+
+    def to_markdown(self, against: str | None = None) -> str:
         """Scores, a task in each column, with their mean, to which a task with several scores gives its first; costs,
-        from the least to the most of several parts; gains over what knows nothing of the task; `letters`."""
+        from the least to the most of several parts; gains over what knows nothing of the task, and over the method
+        `against`; `letters`."""
         tasks = list(dict.fromkeys(c.column for c in self.cells))
         lines = ["| method | " + " | ".join(tasks) + " | mean | parameters | % | s per step |"]
         lines.append("|---" * (len(tasks) + 5) + "|")
@@ -99,7 +117,9 @@ class Table:
             lines += ["", "Settings were chosen for these, for the others they are the recipe's:", ""]
             lines += [f"- {line}" for line in self.searches]
         letters = ["", self.letters.to_markdown()] if self.letters else []
-        return "\n".join([*lines, *self._gain_lines(), *letters])
+        lines += self._gain_lines(self.gains(), "the best that knows nothing of the task")
+        lines += self._gain_lines(self.against(against), against) if against else []
+        return "\n".join([*lines, *letters])
 
     def __repr__(self) -> str:
         recipes = ", ".join(dict.fromkeys(c.recipe for c in self.cells))
@@ -156,13 +176,9 @@ class Table:
             words.append(" to ".join(ends))
         return words
 
-    def _gain_lines(self) -> list[str]:
-        lines = [
-            "",
-            "| method | task | less the best that knows nothing of the task | which | better |",
-            "|---|---|---|---|---|",
-        ]
-        for gain in (gains := self.gains()):
+    def _gain_lines(self, gains: Sequence[Gain], to: str) -> list[str]:
+        lines = ["", f"| method | task | less {to} | which | better |", "|---|---|---|---|---|"]
+        for gain in gains:
             word, name = "yes" if gain.better else "not shown", f"{self._prefix(gain.recipe)}{gain.method}"
             lines.append(f"| {name} | {gain.task} | {gain.difference:+.3f} | {gain.to} | {word} |")
         return lines if gains else []
