@@ -71,6 +71,7 @@ class Memorisation:
             line: Any = ax.plot(list(found), list(found.values()), style, marker="o", color=color, label=name)[0]
             color = line.get_color()
         ax.set(xlabel="block", ylabel="longest text recalled (tokens)", ylim=(0, None))
+        ax.locator_params(axis="x", integer=True)
         ax.legend(frameon=False)
         return ax
 
