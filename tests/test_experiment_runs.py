@@ -215,6 +215,9 @@ def test_methods_are_set_against_one_of_them_row_by_row(tmp_path):
     assert not against["same, written", "piqa"].better
     rights = {c.method: c.rights for c in found.cells if c.task == "boolq"}
     assert against["good, written", "boolq"].difference == difference(rights["good"], rights["bad"])
+    assert {g.worse for g in found.against("good") if g.task == "piqa"} == {
+        True
+    } and "| no, worse |" in found.to_markdown("good")
     assert "less bad" in found.to_markdown("bad") and "less bad" not in found.to_markdown()
     with pytest.raises(ValueError, match="no method 'worst' in this table, expected one of majority answer, bad"):
         found.against("worst")

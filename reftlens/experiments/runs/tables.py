@@ -42,6 +42,11 @@ class Gain:
         """Whether the whole interval is above 0."""
         return self.difference.low > 0
 
+    @property
+    def worse(self) -> bool:
+        """Whether the whole interval is below 0."""
+        return self.difference.high < 0
+
 
 @dataclass(frozen=True)
 class Table:
@@ -179,7 +184,8 @@ class Table:
     def _gain_lines(self, gains: Sequence[Gain], to: str) -> list[str]:
         lines = ["", f"| method | task | less {to} | which | better |", "|---|---|---|---|---|"]
         for gain in gains:
-            word, name = "yes" if gain.better else "not shown", f"{self._prefix(gain.recipe)}{gain.method}"
+            word = "yes" if gain.better else "no, worse" if gain.worse else "not shown"
+            name = f"{self._prefix(gain.recipe)}{gain.method}"
             lines.append(f"| {name} | {gain.task} | {gain.difference:+.3f} | {gain.to} | {word} |")
         return lines if gains else []
 
