@@ -25,10 +25,10 @@ from reftlens.reports.commandline import add_report
 from reftlens.reports.comparing import comparison
 from reftlens.reports.doctor import add_doctor, diagnosis
 from reftlens.reports.page import report
-from reftlens.reports.saved import check_one_model, named
+from reftlens.reports.saved import check_one_model, named, run_of
 from reftlens.selection.commandline import add_search, script_of
 from reftlens.selection.searching import SEARCH, search
-from reftlens.storage.folder import RUN_FILE, SETTINGS_FILE, StoreMismatch, load, load_run, save
+from reftlens.storage.folder import SETTINGS_FILE, StoreMismatch, load, save
 from reftlens.tasks import emoji
 from reftlens.text.encoding import encode, encode_prompts
 from reftlens.text.loading import load_examples
@@ -140,7 +140,7 @@ def run_report(options: argparse.Namespace) -> int:
         return _compare(options)
     progress, (folder,) = not options.quiet, options.folders
     model, reft = _loaded(folder, options.model, progress=progress)
-    run = load_run(folder) if (folder / RUN_FILE).is_file() else None
+    run = run_of(folder)
     demo, chat = options.data is None, options.chat or options.data is None
     data = encode(model, load_examples(options.data or emoji.data_file("emoji.jsonl")), chat=chat)
     if demo and (run is None or run.data_hash != data.fingerprint):
@@ -162,7 +162,7 @@ def _compare(options: argparse.Namespace) -> int:
         data = encode(model, load_examples(options.data), chat=options.chat)
     else:
         demo = encode(model, load_examples(emoji.data_file("emoji.jsonl")), chat=True)
-        runs = [load_run(folder) if (folder / RUN_FILE).is_file() else None for folder in folders.values()]
+        runs = [run_of(folder) for folder in folders.values()]
         if all(run is not None and run.data_hash == demo.fingerprint for run in runs):
             data, settings = demo, {"prompts": emoji.questions()[:4], "decoding": emoji.DECODING}
     if options.prompts:

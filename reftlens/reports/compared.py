@@ -13,7 +13,7 @@ from reftlens.figures import Axes
 from reftlens.generation.result import Generation
 from reftlens.generation.site_edits import check_writes
 from reftlens.generation.writing import generate
-from reftlens.reports.parts import Section, figure, or_reason, stacked, tabled
+from reftlens.reports.parts import Section, figure, how_written, or_reason, stacked, tabled
 from reftlens.reports.saved import Compared, SavedEdit
 from reftlens.scoring.statistics import mean_of
 from reftlens.widgets.grid import marked_text, prompt_text
@@ -84,7 +84,7 @@ def _care(compared: Compared) -> Iterator[str]:
 
 def texts_section(compared: Compared) -> Section:
     """What each edit makes of the same prompts at strength 1, beside the unedited model."""
-    title, prompts, decoding = "Texts side by side", compared.prompts, compared.decoding
+    title, prompts = "Texts side by side", compared.prompts
     if prompts is None:
         return Section("texts", title, absent="There are no prompts to write from: pass prompts=.")
     written = or_reason("Texts", partial(_written, compared))
@@ -92,8 +92,7 @@ def texts_section(compared: Compared) -> Section:
         return Section("texts", title, absent=written)
     asked = [prompt_text(example.prompt) for example in prompts.examples]
     values = {
-        "how": "greedily" if decoding.temperature == 0 else f"by sampling with seed {decoding.seed}",
-        "max_new_tokens": decoding.max_new_tokens,
+        **how_written(compared.decoding),
         "columns": [("prompt", False), *((name, False) for name in written)],
         "rows": [{"prompt": text, "texts": [_cell(g, i) for g in written.values()]} for i, text in enumerate(asked)],
     }

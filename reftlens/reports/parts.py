@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from reftlens.figures import Axes, DataFrame
+from reftlens.generation.decoding import Decoding
 from reftlens.reports.charts import Chart, chart
 
 T = TypeVar("T")
@@ -52,6 +53,13 @@ def or_reason(what: str, make: Callable[[], T]) -> T | str:
         return make()
     except ValueError as error:
         return f"{what}: not shown, because {error}."
+
+
+def how_written(decoding: Decoding) -> dict[str, Any]:
+    """How texts were written, for a sentence about them."""
+    greedy = decoding.temperature == 0
+    how = "greedily" if greedy else f"by sampling with seed {decoding.seed}"
+    return {"how": how, "max_new_tokens": decoding.max_new_tokens}
 
 
 def figure(

@@ -85,6 +85,11 @@ def named(folders: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str,
     return dict(zip(own if len(set(own)) == len(own) else map(str, paths), paths, strict=True))
 
 
+def run_of(folder: Path) -> FitResult | None:
+    """The record of the training in a folder, if there is one."""
+    return load_run(folder) if (folder / RUN_FILE).is_file() else None
+
+
 def check_one_model(folders: Mapping[str, Path]) -> None:
     """Raise where the edits in these folders are of different models; no model is needed for it.
 
@@ -110,6 +115,5 @@ def opened(folders: Mapping[str, Path], model: Bridge) -> tuple[SavedEdit, ...]:
     edits = []
     for name, folder in folders.items():
         reft = load(folder, model)
-        run = load_run(folder) if (folder / RUN_FILE).is_file() else None
-        edits.append(SavedEdit(name, folder, reft, run, reft.bind(model)))
+        edits.append(SavedEdit(name, folder, reft, run_of(folder), reft.bind(model)))
     return tuple(edits)

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from reftlens.analysis.places.effect_tables import CellEffects
 from reftlens.analysis.places.streams import stream_effects
 from reftlens.analysis.strength.doses import MEASURES, DoseResponse
-from reftlens.reports.parts import Section, figure, or_reason, table
+from reftlens.reports.parts import Section, figure, how_written, or_reason, table
 from reftlens.reports.subject import Subject
 from reftlens.widgets.grid import Grid, prompt_text
 
@@ -20,15 +20,13 @@ _MAP = "Log-probability gained by each layer and position alone; a dot: differs 
 
 def texts_section(subject: Subject) -> Section:
     """The slider, then some strengths side by side."""
-    results, decoding = subject.results, subject.decoding
-    grid = results.grid
+    results, grid = subject.results, subject.results.grid
     if grid is None:
         return Section("texts", "Texts", absent=f"There are no texts here. {results.no_grid}")
     few = len(grid.strengths) <= _MOST_BESIDE
     strengths = [s for s in grid.strengths if few or s in _BESIDE]
     values = {
-        "how": "greedily" if decoding.temperature == 0 else f"by sampling with seed {decoding.seed}",
-        "max_new_tokens": decoding.max_new_tokens,
+        **how_written(subject.decoding),
         "slider": Markup(grid.html()),
         "strengths": [(f"{s:g}{' (unedited)' * (s == 0)}", False) for s in strengths],
         "rows": [_row(grid, row, strengths) for row in range(len(grid.prompts))],
