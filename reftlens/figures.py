@@ -75,9 +75,14 @@ def curve(ax: Axes, x: Sequence[float], estimates: Sequence[Any], name: str, col
 
 def entry(ax: Axes, *names: str | None) -> str:
     """The names that there are as an entry of the legend, with a number where the axes have that entry already."""
-    text, taken = ", ".join(filter(None, names)), ax.get_legend_handles_labels()[1]
+    text, taken = plain(", ".join(filter(None, names))), ax.get_legend_handles_labels()[1]
     numbered = (text if n == 1 else f"{text} ({n})" for n in count(1))
     return next(name for name in numbered if name not in taken)
+
+
+def plain(text: str) -> str:
+    """A text that matplotlib draws as it is: dollars make no formula, and a first "_" hides no entry of a legend."""
+    return "\u200b" * text.startswith("_") + text.replace("$", r"\$")
 
 
 def level(ax: Axes, value: float, label: str | None = None, *, horizontal: bool = True) -> None:

@@ -74,3 +74,19 @@ def test_numbers_on_a_logarithmic_axis_are_there_and_do_not_overlap(low):
     boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
     assert len(boxes) >= 3
     assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+
+
+def test_names_are_drawn_as_they_are():
+    """A dollar makes no formula of them, and a "_" hides none from the legend."""
+    from reftlens import figures
+    from reftlens.reports.charts import chart
+
+    def plot():
+        ax = figures.axes()
+        for name in ("_a", "$b$"):
+            ax.plot([0, 1], label=figures.entry(ax, name))
+        ax.legend()
+        return ax
+
+    drawing = chart(plot, "names").drawing
+    assert "_a</text>" in drawing and ">$b$</text>" in drawing

@@ -233,3 +233,48 @@ def test_the_view_has_each_number_as_text_and_texts_stay_text():
     rows = frame.loc[last][::-1]
     rows = rows[(rows["change"] > 0) | (rows["kl"] > 0)]
     assert cells == [(f"{100 * c:.3g} %", f"{k:.3g}") for c, k in zip(rows["change"], rows["kl"], strict=True)]
+
+
+class _Letters:
+    """Tokens that are letters of Hebrew."""
+
+    def decode(self, ids):
+        return "אב"[ids[0]]
+
+
+def _made(change, tokens=("א",)):
+    """Effects at one token, of two layers, that change what is likeliest at the last one."""
+    from reftlens.analysis.places.stream_results import StreamEffects
+
+    divergence, acts = torch.tensor([[0.0], [0.5]]), torch.zeros(2, 1, dtype=torch.bool)
+    top = torch.tensor([0, 0, 0, 1]).reshape(2, 2, 1, 1)
+    return StreamEffects(
+        tokens, ("embed", "0"), acts, torch.tensor(change), divergence, top, torch.ones(2, 2, 1, 1), _Letters()
+    )
+
+
+def test_before_and_after_keep_their_order_where_letters_run_from_right_to_left():
+    found = _made([[0.0], [1.0]])
+    for text in (repr(found), unescape(found.html())):
+        assert "likeliest \u2068'א'\u2069 → \u2068'ב'\u2069; stream" in text
+    assert "unicode-bidi: isolate" in found._repr_html_()
+
+
+def test_an_edit_after_the_stream_changes_a_token_and_no_stream():
+    found = _made([[0.0], [0.0]])
+    assert repr(found).startswith("1 of 1 tokens are changed") and repr(found).endswith("; stream unchanged")
+
+
+def test_what_has_no_shape_is_shown():
+    page = _made([[0.0], [1.0]], ("\x00\n\r\x1b\x7f",)).html()
+    assert page.count("␀⏎␍␛␡") == 3
+
+
+def test_a_change_of_nothing_is_infinite_and_leaves_the_others_their_bars():
+    from reftlens.analysis.places.streams import _compared, _Layer
+
+    after = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    layer = _Layer(torch.zeros(2, 2), after, torch.tensor([1]), torch.zeros(2, 5), torch.zeros(1, 5))
+    assert _compared(layer, 1).change.tolist() == [0, float("inf")]
+    page = _made([[float("inf")], [0.5]]).html()
+    assert not re.search(r"/(nan|inf)|width:(nan|inf)", page) and page.count("width:100.0%") == 2

@@ -1,8 +1,10 @@
 """What an edit changes in the residual stream of one text, at each token and layer; with a view to click in."""
 
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from unicodedata import bidirectional
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -17,6 +19,8 @@ SCRIPT, STYLE = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("toke
 _MEASURES = {"change": "change of the residual stream ‖h' - h‖ / ‖h‖", "kl": "KL of what is read there (nats)"}
 _WIDEST = 14.0
 """Of a figure, in inches."""
+_SHOWN = {code: 0x2400 + code for code in range(32)} | dict(zip(map(ord, "\n\t\x7f"), "⏎⇥␡", strict=True))
+"""What stands for a character that has no shape."""
 
 
 class Read(NamedTuple):
@@ -83,7 +87,7 @@ class StreamEffects:
         figures.colour_bar(ax, image, _MEASURES[measure])
         for layer, position in self.acts.nonzero().tolist():
             ax.plot(position, layer, ".", color="white", markeredgecolor="black", markersize=7)
-        ax.set_xticks(range(len(self.tokens)), [_shown(t).replace("$", r"\$") for t in self.tokens], rotation=90)
+        ax.set_xticks(range(len(self.tokens)), [figures.plain(_shown(t)) for t in self.tokens], rotation=90)
         every = max(1, len(self.layers) // 8)
         ax.set_yticks(range(0, len(self.layers), every), self.layers[::every])
         ax.set(xlabel="token", ylabel="layer")
@@ -92,20 +96,20 @@ class StreamEffects:
 
     def __repr__(self) -> str:
         """The tokens whose next token is moved most."""
-        reached = int((self.change > 0).any(dim=0).sum())
+        reached = int(((self.change > 0) | (self.divergence > 0)).any(dim=0).sum())
         lines = [f"{reached} of {len(self.tokens)} tokens are changed; most, by the KL of the next token:"]
         for position in self.divergence[-1].argsort(descending=True, stable=True)[:8].tolist():
-            lines.append(f"{position:>4} {_shown(self.tokens[position])!r}: {self._sentence(position)}")
+            lines.append(f"{position:>4} {_quoted(self.tokens[position])}: {self._sentence(position)}")
         return figures.screenful(lines)
 
     def html(self) -> str:
         """The view without style and script; with them one token is shown at a time, and without them every one."""
-        most, chosen = self.change.max().item() or 1.0, int(self.divergence[-1].argmax())
+        most, chosen = _largest(self.change) or 1.0, int(self.divergence[-1].argmax())
         tokens = [
             {
                 "text": _shown(token),
                 "name": f"{position}: {_shown(token)}, {self._sentence(position)}",
-                "layers": [round(x / most, 2) for x in self.change[:, position].tolist()],
+                "layers": [round(min(1.0, x / most), 2) for x in self.change[:, position].tolist()],
                 "acts": bool(self.acts[:, position].any()),
                 "sentence": self._sentence(position),
                 "rows": self._rows(position, most),
@@ -125,7 +129,7 @@ class StreamEffects:
                 "layer": self.layers[layer] + " (next token)" * (layer == len(self.layers) - 1),
                 "acts": bool(self.acts[layer, position]),
                 "change": _percent(self.change[layer, position].item()),
-                "bar": round(100 * self.change[layer, position].item() / most, 1),
+                "bar": round(min(100.0, 100 * self.change[layer, position].item() / most), 1),
                 "kl": f"{self.divergence[layer, position].item():.3g}",
                 "reads": [self._listed(self.read(run, layer, position)) for run in ("unedited", "edited")],
             }
@@ -140,11 +144,11 @@ class StreamEffects:
         largest = self.change[:, position].max().item()
         if not largest and not self.divergence[-1, position]:
             return "unchanged at every layer"
-        before, after = (_shown(self.read(run, -1, position).tokens[0]) for run in ("unedited", "edited"))
-        moved = f"{before!r} stays likeliest" if before == after else f"likeliest {before!r} → {after!r}"
+        before, after = (_quoted(self.read(run, -1, position).tokens[0]) for run in ("unedited", "edited"))
+        moved = f"{before} stays likeliest" if before == after else f"likeliest {before} → {after}"
         at = self.layers[int(self.change[:, position].argmax())]
-        kl = self.divergence[-1, position].item()
-        return f"next token's KL {kl:.3g} nats, {moved}; stream changed by up to {_percent(largest)}, at layer {at}"
+        stream = f"changed by up to {_percent(largest)}, at layer {at}" if largest else "unchanged"
+        return f"next token's KL {self.divergence[-1, position].item():.3g} nats, {moved}; stream {stream}"
 
     def _text(self, token: int) -> str:
         return f"#{token}" if self.tokenizer is None else token_text(self.tokenizer, token)
@@ -152,7 +156,18 @@ class StreamEffects:
 
 def _shown(token: str) -> str:
     """A token's text on one line."""
-    return token.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    return token.translate(_SHOWN)
+
+
+def _quoted(token: str) -> str:
+    """A token's text in a sentence, whose order it leaves alone where it is read from right to left."""
+    text = repr(_shown(token))
+    return f"\u2068{text}\u2069" if any(bidirectional(c) in ("R", "AL") for c in token) else text
+
+
+def _largest(change: Float[Tensor, "layer position"]) -> float:
+    """Of the changes that are finite."""
+    return max((x for x in change.flatten().tolist() if isfinite(x)), default=0.0)
 
 
 def _percent(share: float) -> str:

@@ -37,7 +37,8 @@ def stream_effects(
     (`logit_readout` of TransformerLens; logit lens, nostalgebraist 2020). At the last layer `p` is the model's own
     prediction of the next token. What a middle layer reads is what the unembedding would make of it, had the later
     blocks nothing to add: it says where a change shows, not what it causes. Both are exactly 0 outside the edit's light
-    cone, and at strength 0. Two forward passes; what is read of an unchanged stream is not computed again.
+    cone, and at strength 0; a change of `h = 0` is infinite. Two forward passes; what is read of an unchanged stream is
+    not computed again.
 
     Args:
         data: a text: `encode_prompts(model, [prompt])`; with a given continuation, `encode(model, examples)`; with what
@@ -139,7 +140,8 @@ class _Read(NamedTuple):
 
 def _compared(layer: _Layer, top: int) -> _Read:
     h, moved = layer.before.double(), layer.moved
-    change = (layer.after.double() - h).norm(dim=1) / h.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    size = (layer.after.double() - h).norm(dim=1)
+    change = torch.where(size == 0, size, size / h.norm(dim=1))
     unedited = softmax_of(layer.logits)
     divergence, likeliest = torch.zeros_like(change), _likeliest(unedited, top)
     ids, probability = (part[:, None].repeat(1, 2, 1) for part in likeliest)

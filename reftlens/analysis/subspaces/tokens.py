@@ -83,7 +83,7 @@ class DirectionTokens:
         ax.barh(range(len(rows)), [r.logit for r in rows], color=colours)
         for side in (-1, 1):
             figures.level(ax, side * self.chance, horizontal=False)
-        ax.set_yticks(range(len(rows)), [repr(r.token).replace("$", r"\$") for r in rows])
+        ax.set_yticks(range(len(rows)), [figures.plain(repr(r.token)) for r in rows])
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
         ax.set(xlabel=f"logit, {self.lens} (dashed: 95 % of random directions)", title=f"direction {direction}")
