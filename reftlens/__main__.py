@@ -139,10 +139,10 @@ def run_report(options: argparse.Namespace) -> int:
     if len(options.folders) > 1:
         return _compare(options)
     progress, (folder,) = not options.quiet, options.folders
-    model, reft = _loaded(folder, options.model, progress=progress)
-    run = run_of(folder)
     demo, chat = options.data is None, options.chat or options.data is None
-    data = encode(model, load_examples(options.data or emoji.data_file("emoji.jsonl")), chat=chat)
+    examples = load_examples(options.data or emoji.data_file("emoji.jsonl"))  # before a model, which takes long
+    model, reft = _loaded(folder, options.model, progress=progress)
+    run, data = run_of(folder), encode(model, examples, chat=chat)
     if demo and (run is None or run.data_hash != data.fingerprint):
         raise StoreMismatch(f"{folder} was not trained on the demo's examples: pass what it was trained on as --data")
     of_demo = {"prompts": emoji.questions()[:4], "score": emoji.emoji_share, "decoding": emoji.DECODING} if demo else {}
@@ -157,13 +157,13 @@ def _compare(options: argparse.Namespace) -> int:
     """On the demo's examples where all were trained on them; without data, what the folders alone tell."""
     folders, progress, data, settings = named(options.folders), not options.quiet, None, {}
     check_one_model(folders)  # before a model, which takes long
+    examples = None if options.data is None else load_examples(options.data)
     model = _model_of(options.folders[0], options.model, progress=progress)
-    if options.data is not None:
-        data = encode(model, load_examples(options.data), chat=options.chat)
-    else:
+    if examples is not None:
+        data = encode(model, examples, chat=options.chat)
+    elif model.tokenizer is not None and model.tokenizer.chat_template is not None:
         demo = encode(model, load_examples(emoji.data_file("emoji.jsonl")), chat=True)
-        runs = [run_of(folder) for folder in folders.values()]
-        if all(run is not None and run.data_hash == demo.fingerprint for run in runs):
+        if all(run is not None and run.data_hash == demo.fingerprint for run in map(run_of, folders.values())):
             data, settings = demo, {"prompts": emoji.questions()[:4], "decoding": emoji.DECODING}
     if options.prompts:
         alone = None if data is not None else encode_prompts(model, options.prompts, chat=options.chat)

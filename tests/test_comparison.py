@@ -106,8 +106,8 @@ def test_two_without_a_hook_in_common_say_so(tmp_path, without_charts):
     elsewhere = rl.ReFT({rl.attn_out(2, "last"): rl.LoReFT(architectures.D, rank=1)})
     folders = {"here": rl.save(reft, tmp_path / "a", model), "there": rl.save(elsewhere, tmp_path / "b", model)}
     said = Page(compare(folders, tmp_path / "c.html", data=None, prompts=None)).text
-    assert "there is no hook that both have" in said["subspaces"]
-    assert "No record of a training" in said["training"] and "here, there is in its folder" in said["summary"]
+    assert "No two of them edit the same vectors" in said["subspaces"]
+    assert "No record of a training" in said["training"] and "in the folder of here, there:" in said["summary"]
     assert "No data were given" in said["strength"] and "no prompts to write from" in said["texts"]
 
 
@@ -203,3 +203,54 @@ def test_the_command_compares_the_folders_that_it_is_given(folders, tmp_path, mo
     monkeypatch.delattr(cli, "load_model")
     assert cli.main([*asked[:2], str(tmp_path)]) == 1
     assert "holds no reft.json" in capsys.readouterr().err, "before a model is loaded"
+
+
+def test_no_edit_takes_the_name_of_a_column():
+    """Which would then hold what the edit wrote, in place of the unedited model's text, say."""
+    from reftlens.reports.saved import COLUMNS, named
+
+    for taken in COLUMNS:
+        assert list(named([f"runs/{taken}", "runs/other"])) == [f"runs/{taken}", "runs/other"]
+        with pytest.raises(ValueError, match=f"'{taken}'.* other than hook"):
+            named({taken: "runs/a", "b": "runs/b"})
+    first, second = named(["hook", "runs/other"])
+    assert first.endswith("/hook") and second.endswith("/runs/other"), "where a path is such a name, too"
+    assert list(named(["x/runs", "y/runs"])) == ["x/runs", "y/runs"]
+    with pytest.raises(TypeError, match=r"\{1: …\}, expected a text"):
+        named({1: "a", 2: "b"})
+
+
+def test_the_command_compares_edits_of_a_model_without_chat_template(tmp_path, monkeypatch, capsys, without_charts):
+    import reftlens as rl
+    from reftlens import __main__ as cli
+    from reftlens.reports.page import encoded
+
+    model = architectures.bridge("llama")
+    monkeypatch.setattr(model.tokenizer, "chat_template", None)
+    for name in ("a", "b"):
+        edit = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(architectures.D, rank=1)})
+        rl.save(edit, tmp_path / name, model)
+    monkeypatch.setattr(cli, "load_model", lambda name, progress: model)
+    asked = ["report", str(tmp_path / "a"), str(tmp_path / "b"), "--quiet"]
+    assert cli.main(asked) == 0, capsys.readouterr().err
+    page = (tmp_path / "a" / "comparison.html").read_text(encoding="utf-8")
+    assert "None" not in Page(page).text["summary"], "of what is not known"
+    with pytest.raises(TypeError, match="expected a list"):
+        encoded("the cat", model, rl.encode(model, [rl.Example("a", " dog")]))
+    monkeypatch.delattr(cli, "load_model")
+    (tmp_path / "rows.jsonl").write_text('{"question": "the cat"}')
+    for asked_of in (asked, asked[:2]):
+        assert cli.main([*asked_of, "--data", str(tmp_path / "rows.jsonl")]) == 1, "before a model is loaded"
+        assert "prompt" in capsys.readouterr().err
+
+
+def test_one_example_is_one_and_what_is_not_finite_says_so_in_its_place():
+    from reftlens.errors import NotFinite
+    from reftlens.reports.parts import few_measured, or_reason
+
+    def fails():
+        raise NotFinite("the logits: NaN")
+
+    assert list(few_measured(1)) == ["Only 1 example was measured: the intervals are rough."]
+    assert not list(few_measured(50))
+    assert or_reason("Effects of a", fails) == "Effects of a: not shown, because the logits: NaN."

@@ -19,6 +19,7 @@ def add_report(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     about.add_argument("--data", type=Path, metavar="FILE", help=measured)
     about.add_argument("--chat", action="store_true", help="prompts go into the chat template")
     about.add_argument("--prompts", nargs="+", metavar="TEXT", help="what texts are written from")
-    about.add_argument("--seed", type=int, default=0, help="of resampling tests (default: 0)")
+    seeded = "of resampling tests, of which a comparison has none (default: 0)"
+    about.add_argument("--seed", type=int, default=0, help=seeded)
     about.add_argument("--quiet", action="store_true", help="no progress bars")
     about.set_defaults(run=run)

@@ -13,12 +13,10 @@ from reftlens.figures import Axes
 from reftlens.generation.result import Generation
 from reftlens.generation.site_edits import check_writes
 from reftlens.generation.writing import generate
-from reftlens.reports.parts import Section, figure, how_written, or_reason, stacked, tabled
+from reftlens.reports.parts import Section, few_measured, figure, how_written, or_reason, stacked, tabled
 from reftlens.reports.saved import Compared, SavedEdit
 from reftlens.scoring.statistics import mean_of
 from reftlens.widgets.grid import marked_text, prompt_text
-
-_SMALL = 50
 
 
 def summary_section(compared: Compared) -> Section:
@@ -63,7 +61,7 @@ def _care(compared: Compared) -> Iterator[str]:
     """What speaks against reading a difference as one between the edits."""
     runs = {edit.name: edit.run for edit in compared.edits}
     if missing := [name for name, run in runs.items() if run is None]:
-        yield f"No record of the training of {', '.join(missing)} is in its folder: save(…, run=…) keeps it."
+        yield f"There is no record of training in the folder of {', '.join(missing)}: save(…, run=…) keeps it."
     known = {name: run for name, run in runs.items() if run is not None}
     if len({run.data_hash for run in known.values()}) > 1:
         yield "They were trained on different data: what differs may be of the data."
@@ -78,8 +76,7 @@ def _care(compared: Compared) -> Iterator[str]:
         fingerprint_here = compared.data.fingerprint
         if seen := [name for name, run in known.items() if run.data_hash == fingerprint_here]:
             yield f"Effects were measured on the data that {', '.join(seen)} was trained on, not on unseen prompts."
-        if len(compared.data) < _SMALL:
-            yield f"Only {len(compared.data)} examples were measured: the intervals are rough."
+        yield from few_measured(len(compared.data))
 
 
 def texts_section(compared: Compared) -> Section:
@@ -139,7 +136,7 @@ def strength_section(compared: Compared) -> Section:
         figure(lambda: _frontier(doses), "compared-frontier", frontier),
     ]
     captions = {"strength": "Means by strength, with 95 % intervals over examples"}
-    lead = [f"Measured on {len(data)} examples.", *_differences(doses)]
+    lead = [f"Measured on {len(data)} example{'s' * (len(data) != 1)}.", *_differences(doses)]
     return tabled(
         "strength", title, {"strength": frame}, lead=lead, drawn=drawn, captions=captions, folded=["strength"]
     )
@@ -171,7 +168,7 @@ def _frontier(doses: dict[str, DoseResponse]) -> Axes:
     ax = figures.axes()
     for name, dose in doses.items():
         gain, cost = ([e.value for e in dose.estimate(measure)] for measure in ("effect", "kl"))
-        ax.plot(cost, gain, marker="o", markersize=4, label=name)
+        ax.plot(cost, gain, marker="o", markersize=4, label=figures.entry(ax, name))
     first = next(iter(doses.values()))
     ax.set(xlabel=first.unit("kl"), ylabel=first.unit("effect"))
     ax.legend(frameon=False)

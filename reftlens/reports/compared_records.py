@@ -35,7 +35,7 @@ def subspaces_section(compared: Compared) -> Section:
         where = " | ".join(dict.fromkeys(positions))
         rows.append(found.to_frame().assign(hook=here.site.vectors, positions=where))
     if not overlaps:
-        absent = " ".join(reasons) or "No two of them edit the same vectors: there is no hook that both have."
+        absent = " ".join(reasons) or "No two of them edit the same vectors: one hook, and there the same heads."
         return Section("subspaces", title, absent=absent)
     frame = stacked(rows, ["hook", "positions", "a", "b"])
     caption = "Overlap of the two edits at each hook that both have."
@@ -51,7 +51,7 @@ def _overlaps(overlaps: list[tuple[str, Overlap]]) -> Axes:
         low, high = max(0.0, chance.mean - 2 * chance.spread), min(1.0, chance.mean + 2 * chance.spread)
         ax.plot([low, high], [y, y], color=figures.GREY, linewidth=6, alpha=0.5, solid_capstyle="butt")
         ax.plot(found.overlap[0, 1].item(), y, "o", color=figures.BLUE)
-    ax.set_yticks(range(len(overlaps)), [figures.short(name) for name, _ in overlaps])
+    ax.set_yticks(range(len(overlaps)), [figures.plain(figures.short(name)) for name, _ in overlaps])
     ax.set(xlabel="overlap (grey: chance)", xlim=(-0.03, 1.03))
     ax.invert_yaxis()
     return ax

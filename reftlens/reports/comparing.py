@@ -56,7 +56,8 @@ def comparison(
     Raises:
         FileNotFoundError: for a folder that holds no edit.
         StoreMismatch: where they were trained on different models, or on another than this one.
-        ValueError: for fewer than two folders, or a path that cannot be written to.
+        ValueError: for fewer than two folders, a name that a column of the tables has, or a path that cannot be written
+            to.
     """
     by_name = named(folders)
     check_one_model(by_name)

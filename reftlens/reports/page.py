@@ -101,8 +101,8 @@ def encoded(prompts: Sequence[Prompt] | Batch | None, model: Bridge, data: Batch
     """What texts are written from, put as the prompts of the data are; None where there is nothing to write from."""
     if isinstance(prompts, Batch):
         return prompts
-    texts = [e.prompt for e in data.examples[:_PROMPTS] if e.prompt] if prompts is None else list(prompts)
-    if model.tokenizer is None or not texts:
+    texts = [e.prompt for e in data.examples[:_PROMPTS] if e.prompt] if prompts is None else prompts
+    if model.tokenizer is None or not len(texts):
         return None
     template = data.template or Template()
     return encode_prompts(

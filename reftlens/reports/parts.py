@@ -1,15 +1,17 @@
 """What the templates are given: sections with their figures and tables, in plain values."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from reftlens.errors import NotFinite
 from reftlens.figures import Axes, DataFrame
 from reftlens.generation.decoding import Decoding
 from reftlens.reports.charts import Chart, chart
 
 T = TypeVar("T")
+_FEW = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +50,10 @@ class Figure(NamedTuple):
 
 
 def or_reason(what: str, make: Callable[[], T]) -> T | str:
-    """What `make` gives; where it raises `ValueError`, a sentence that says why it does not apply here."""
+    """What `make` gives; where it raises `ValueError` or `NotFinite`, a sentence that says why it does not apply."""
     try:
         return make()
-    except ValueError as error:
+    except (ValueError, NotFinite) as error:
         return f"{what}: not shown, because {error}."
 
 
@@ -60,6 +62,12 @@ def how_written(decoding: Decoding) -> dict[str, Any]:
     greedy = decoding.temperature == 0
     how = "greedily" if greedy else f"by sampling with seed {decoding.seed}"
     return {"how": how, "max_new_tokens": decoding.max_new_tokens}
+
+
+def few_measured(count: int) -> Iterator[str]:
+    """A warning, where so few examples were measured that their intervals are rough."""
+    if count < _FEW:
+        yield f"Only {count} example{'s were' if count != 1 else ' was'} measured: the intervals are rough."
 
 
 def figure(

@@ -15,6 +15,9 @@ from reftlens.storage.folder import RUN_FILE, load, load_run, model_of
 from reftlens.text.batch import Batch
 from reftlens.training.result import FitResult
 
+COLUMNS = ("hook", "positions", "prompt", "setting", "unedited")
+"""Of tables in which each edit has a column, too: no edit has one of these names."""
+
 
 @dataclass(frozen=True, eq=False)
 class SavedEdit:
@@ -68,10 +71,11 @@ class Compared:
 
 
 def named(folders: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, Path]:
-    """Folders by name; by their own where none are given, or by the whole path where two have the same.
+    """Folders by name; where none are given by their own, or by their paths where two have the same or one is taken.
 
     Raises:
-        ValueError: for fewer than two, or one that is there twice.
+        TypeError: for one folder, or a name that is no text.
+        ValueError: for fewer than two, one that is there twice, or a name that stands for something else.
     """
     if isinstance(folders, str | Path):
         raise TypeError(f"folders={folders!r} is one folder, expected two or more that save() wrote")
@@ -80,9 +84,20 @@ def named(folders: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str,
     if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"folders={[str(path) for path in paths]}, expected two or more, each of them once")
     if isinstance(folders, Mapping):
+        for name in folders:
+            _check_name(name)
         return dict(zip(folders, paths, strict=True))
-    own = [path.resolve().name for path in paths]
-    return dict(zip(own if len(set(own)) == len(own) else map(str, paths), paths, strict=True))
+    whole = [path.resolve() for path in paths]
+    choices = [[path.name for path in whole], list(map(str, paths)), list(map(str, whole))]
+    names = next(some for some in choices if len({*some, *COLUMNS}) == len(some) + len(COLUMNS))
+    return dict(zip(names, paths, strict=True))
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"folders={{{name!r}: …}}, expected a text as the name of an edit")
+    if not name or name in COLUMNS:
+        raise ValueError(f"folders={{{name!r}: …}}: an edit needs a name, other than {', '.join(COLUMNS)}")
 
 
 def run_of(folder: Path) -> FitResult | None:

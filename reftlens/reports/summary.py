@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from reftlens.reports.parts import Section
+from reftlens.reports.parts import Section, few_measured
 from reftlens.reports.subject import Measured, Subject
 from reftlens.widgets.grid import prompt_text
 
-_SMALL, _FAR, _DRIFT, _WRONG = 50, 1.0, 0.1, 0.05
+_FAR, _DRIFT, _WRONG = 1.0, 0.1, 0.05
 _GAINED = "nats per target token, strength 1 against 0"
 _DISTANCE = "KL at strength 1, nats per token"
 
@@ -88,7 +88,7 @@ def warnings_of(subject: Subject, results: Measured) -> list[str]:
 
 
 def _of_data(subject: Subject) -> Iterator[str]:
-    run, count = subject.run, len(subject.data)
+    run = subject.run
     if run is None:
         yield "No record of a training was given (run=), so it is not known what the edit was made from."
     elif run.data_hash != subject.trained_on.fingerprint:
@@ -98,8 +98,7 @@ def _of_data(subject: Subject) -> Iterator[str]:
             "Effects were measured on the data that the edit was trained on: they say how well it was learned, not "
             "how well it carries over to other prompts."
         )
-    if count < _SMALL:
-        yield f"Only {count} example{'s were' if count != 1 else ' was'} measured: the intervals are rough."
+    yield from few_measured(len(subject.data))
 
 
 def _of_effect(results: Measured) -> Iterator[str]:
