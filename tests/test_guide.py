@@ -22,6 +22,8 @@ PAGES = [
 ]
 CHECKED = ["train", "das", "strength", "your_own", "outside"]
 """Those with numbers that are computed twice; the others run on the model by `benchmarks/guide_checks.py`."""
+LONG = ["das"]
+"""Of these the numbers take minutes: `python benchmarks/guide_checks.py --pages das` computes them again."""
 NEEDS = {"outside": ["train"]}
 """Pages that load what another one saves."""
 
@@ -85,11 +87,11 @@ def test_a_guide_runs_on_a_stand_in_and_its_numbers_are_found_again(
     monkeypatch.setattr(rl, "load_model", lambda *given, **more: load(*given, **more) if given else stand_in.model())
     request.addfinalizer(logging.enable_progress_bar)
     for name in [*NEEDS.get(page, []), page]:
-        assert guide_checks.check(name, numbers=page != "das"), capsys.readouterr().out  # those of das: below
+        assert guide_checks.check(name, numbers=page not in LONG), capsys.readouterr().out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", CHECKED)
+@pytest.mark.parametrize("page", [page for page in CHECKED if page not in LONG])
 def test_a_guides_numbers_are_found_again_on_the_model(guide_checks, page, smol, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in [*NEEDS.get(page, []), page]:
