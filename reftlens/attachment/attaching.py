@@ -19,7 +19,7 @@ from reftlens.attachment.history import History
 from reftlens.attachment.reading import Known, begun, continued
 from reftlens.bridge.protocol import is_bridge
 from reftlens.editing.reft import ReFT
-from reftlens.editing.variant import Variant
+from reftlens.editing.variant import Variant, check_variant
 from reftlens.interventions.base import Intervention
 from reftlens.numbers import Integers, whole_numbers
 from reftlens.text.batch import Batch
@@ -199,8 +199,7 @@ def _check(reft: Any, hf_model: Any, variant: Any) -> None:
         raise ValueError(
             "torch.compile runs past hooks that come or go after it has seen a model: attach to the original"
         )
-    if not isinstance(variant, Variant):
-        raise TypeError(f"variant={variant!r}, expected a Variant, such as Variant(strength=0.5)")
+    check_variant(variant)
 
 
 def _reads_text(positions: Positions) -> bool:

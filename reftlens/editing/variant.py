@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 from reftlens.editing.site import Site, Where
 from reftlens.numbers import Integers, is_one, reals, whole_numbers
@@ -69,3 +69,9 @@ class Variant:
         """Whether a token after the prompt can be edited at `site`."""
         among = self.among is None or self.among.reaches_response
         return among and site.positions.reaches_response
+
+
+def check_variant(variant: Any) -> None:
+    """Raise `TypeError` for what is no `Variant`."""
+    if not isinstance(variant, Variant):
+        raise TypeError(f"variant={variant!r}, expected a Variant, such as Variant(strength=0.5)")
