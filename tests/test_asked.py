@@ -83,6 +83,10 @@ CASES = {
         lambda rl, m: rl.generate(_reft(), m, ["a"], variant="strong"),
         r"'strong', expected a Variant",
     ),
+    "a number for a variant of a pass": (
+        lambda rl, m: rl.places.stream_effects(_reft(), m, _data(m), variant=0.5),
+        r"variant=0.5, expected a Variant",
+    ),
     "a number for a decoding": (lambda rl, m: rl.generate(_reft(), m, ["a"], 8), r"decoding=8, .*Decoding\(max_new"),
     "an intervention to prefill for": (
         lambda rl, m: rl.generation.prefill(rl.LoReFT(D, 2), m, ["a"]),

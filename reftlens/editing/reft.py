@@ -12,7 +12,7 @@ from reftlens.bridge.protocol import Bridge, check_model, device_of, parameter_t
 from reftlens.editing.bound import Bound, Place, Places, bound_to, skip_of
 from reftlens.editing.engine import Hook, attached, check_fired, hooked
 from reftlens.editing.site import Site, check_site
-from reftlens.editing.variant import Variant
+from reftlens.editing.variant import Variant, check_variant
 from reftlens.interventions.base import Intervention, check_reset
 from reftlens.interventions.fixed import SteeringVector
 from reftlens.numbers import Integers, is_one, seeded, whole, whole_numbers
@@ -198,6 +198,7 @@ class ReFT(nn.Module):
             ValueError: if a site chooses no token in any row, or what a site exchanges has no source.
         """
         check_vocabulary(model, data)
+        check_variant(variant)
         variant.require(self.sites, data.view)
         return bound_to(model, data, [(self.to(device_of(model)).bind(model), variant)])[0]
 
