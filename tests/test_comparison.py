@@ -254,3 +254,20 @@ def test_one_example_is_one_and_what_is_not_finite_says_so_in_its_place():
     assert list(few_measured(1)) == ["Only 1 example was measured: the intervals are rough."]
     assert not list(few_measured(50))
     assert or_reason("Effects of a", fails) == "Effects of a: not shown, because the logits: NaN."
+
+
+def test_an_edit_that_overflows_is_named_and_the_rest_stands(tmp_path, without_charts):
+    import reftlens as rl
+    from reftlens.reports.compared import _difference
+
+    model, data, reft, _ = trained()
+    huge = reft.clone()
+    for module in huge.distinct:
+        module.b.data.fill_(1e37)
+    folders = {"fine": rl.save(reft, tmp_path / "a", model), "huge": rl.save(huge, tmp_path / "b", model)}
+    said = Page(compare(folders, tmp_path / "c.html", data=data[:3], prompts=[])).text
+    assert "Effects of huge: not shown, because" in said["strength"] and "no number on any example" in said["strength"]
+    assert "Overlap" in said["subspaces"]
+    nan = float("nan")
+    assert " is 2.00 [" in _difference("it", torch.tensor([nan, 2.0]))
+    assert "is not known" in _difference("it", torch.tensor([nan, nan]))

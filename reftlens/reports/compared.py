@@ -5,7 +5,9 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
+from jaxtyping import Float
 from markupsafe import Markup
+from torch import Tensor
 
 from reftlens import figures
 from reftlens.analysis.strength import DoseResponse, dose_response
@@ -120,13 +122,14 @@ def strength_section(compared: Compared) -> Section:
         absent = "No data were given to measure effects on: pass data=, or --data FILE."
         return Section("strength", title, absent=absent)
     ask = partial(dose_response, data=data, strengths=compared.strengths, progress=compared.progress)
-    doses: dict[str, DoseResponse] = {}
+    doses, frames = dict[str, DoseResponse](), list[figures.DataFrame]()
     for edit in compared.edits:
-        dose = or_reason(f"Effects of {edit.name}", lambda e=edit: ask(e.reft, compared.model))
-        if isinstance(dose, str):
-            return Section("strength", title, absent=dose)
-        doses[edit.name] = dose
-    frame = stacked([d.by_strength().reset_index().assign(edit=name) for name, d in doses.items()], ["edit"])
+        found = or_reason(f"Effects of {edit.name}", lambda e=edit: _tabled(ask(e.reft, compared.model)))
+        if isinstance(found, str):
+            return Section("strength", title, absent=found)
+        doses[edit.name], frame = found
+        frames.append(frame.assign(edit=edit.name))
+    frame = stacked(frames, ["edit"])
     effect = "Log-probability gained (nats per target token), by strength."
     cost = "KL(edited ‖ unedited) (nats per token), by strength."
     frontier = "What is gained against what it costs: each point a strength. At the same cost, higher is better."
@@ -142,15 +145,23 @@ def strength_section(compared: Compared) -> Section:
     )
 
 
+def _tabled(dose: DoseResponse) -> tuple[DoseResponse, figures.DataFrame]:
+    """With its means, which are not there where nothing is finite."""
+    return dose, dose.by_strength().reset_index()
+
+
 def _differences(doses: dict[str, DoseResponse]) -> list[str]:
     """At strength 1, example by example, beside the first."""
     at = {name: dose.measure("effect")[dose.strengths.index(1.0)] for name, dose in doses.items()}
     (first, base), *others = at.items()
-    return [
-        f"At strength 1 the effect of {name} less that of {first} is {mean_of(effect - base)} nats per target token, "
-        "example by example."
-        for name, effect in others
-    ]
+    return [_difference(f"the effect of {name} less that of {first}", effect - base) for name, effect in others]
+
+
+def _difference(name: str, by_example: Float[Tensor, " example"]) -> str:
+    known = by_example[~by_example.isnan()]
+    if not len(known):
+        return f"At strength 1 {name} is not known: no example has a finite effect of both."
+    return f"At strength 1 {name} is {mean_of(known)} nats per target token, example by example."
 
 
 def _curves(doses: dict[str, DoseResponse], measure: str) -> Axes:

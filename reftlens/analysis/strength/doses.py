@@ -88,10 +88,20 @@ class DoseResponse:
         """Mean of a measure at each strength, bootstrapped over examples; of perplexity the geometric mean.
 
         Of an accuracy that is 0 or 1 on every example, the interval is exact (Clopper-Pearson).
+
+        Raises:
+            ValueError: where it is no number on any example.
         """
         if name != "perplexity":
             mean = accuracy_of if name == "accuracy" else mean_of
-            return [mean(row[~row.isnan()]) for row in self.measure(name)]
+            known = [row[~row.isnan()] for row in self.measure(name)]
+            for strength, row in zip(self.strengths, known, strict=True):
+                if not len(row):
+                    raise ValueError(
+                        f"{name} is no number on any example at strength {strength:g}: leave that strength out, or "
+                        "load a wider dtype, where logits overflow"
+                    )
+            return [mean(row) for row in known]
         logs = [mean_of(row.log()) for row in self.measure(name)]
         return [Estimate(math.exp(e.value), math.exp(e.low), math.exp(e.high), e.count) for e in logs]
 
