@@ -1,5 +1,6 @@
 """load_model: which source is asked, in which order, how long, and that half a model is never left or taken."""
 
+import copy
 import hashlib
 import json
 import os
@@ -197,6 +198,26 @@ def test_what_the_wheel_gave_is_kept_and_found_the_next_time(world):
     with torch.no_grad():
         assert torch.equal(first(tokens), second(tokens))
     assert sorted(p.name for p in world.own.parent.iterdir()) == [world.own.name]
+
+
+def test_texts_end_in_the_token_that_the_wheel_names_whatever_transformers_takes_for_it(world, monkeypatch):
+    """transformers 5.17 gives the tokenizer of the same GGUF file the token that begins a turn as its end."""
+    import reftlens as rl
+
+    other = copy.deepcopy(architectures.tokenizer())
+    other.eos_token, other.pad_token = "<turn>", None
+    monkeypatch.setattr(architectures, "tokenizer", lambda: other)
+    world.put_gguf_reader()
+    world.put_wheel()
+    model = rl.load_model(progress=False)
+    config = architectures.hf_model("llama").config
+    words = transformers.AutoTokenizer.from_pretrained(world.own)
+    assert (words.bos_token_id, words.eos_token_id, words.pad_token_id) == (
+        config.bos_token_id,
+        config.eos_token_id,
+        config.pad_token_id,
+    )
+    assert model.tokenizer.eos_token == "<eos>"
 
 
 def test_a_folder_is_taken_without_asking_anyone(world):

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -79,6 +80,7 @@ def _convert(gguf: Path, target: Path) -> Path:
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    _name_special(tokenizer, loaded.config)
     config = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(config))
     plain.load_state_dict(loaded.state_dict())
@@ -87,6 +89,17 @@ def _convert(gguf: Path, target: Path) -> Path:
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return published(folder, target)
+
+
+def _name_special(tokenizer: Any, config: Any) -> None:
+    """Give the tokenizer the special tokens of the file, which the model's configuration has from it.
+
+    transformers 5.17 reads another tokenizer from the same file: its texts end in the token that begins a turn.
+    """
+    for name in ("bos_token", "eos_token", "pad_token"):
+        number = getattr(config, f"{name}_id", None)
+        if number is not None:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(number))
 
 
 @contextmanager
