@@ -95,3 +95,13 @@ def test_answers_preferences_and_states_that_are_looked_at_follow_the_cpu():
             losses += rl.fit(reft, model, some, steps=2, batch_size=2, objective=objective, progress=False).losses
         results.append(losses)
     assert results[0] == pytest.approx(results[1], rel=1e-3)  # kernels of CPU and GPU round differently
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_has_the_same_fingerprint_as_on_the_cpu(dtype):
+    """To the last digit: a checkpoint or a run begun on the one goes on on the other."""
+    from reftlens.bridge.fingerprint import fingerprint
+
+    here = architectures.fresh_bridge("llama", dtype=dtype)
+    known = fingerprint(here)
+    assert fingerprint(here.to("cuda")) == known

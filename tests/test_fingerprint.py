@@ -191,3 +191,18 @@ def test_chats_are_recorded_as_such():
     data = rl.encode(model, [rl.Example("the cat", "sat")], chat=True, system="S")
     encoding = rl.fit(reft, model, data, steps=1, progress=False).encoding
     assert encoding["chat"] and encoding["system"] == "S" and encoding["bos"] == "<bos>"  # its template begins with it
+
+
+def test_a_large_weight_has_the_numbers_that_every_device_gives():
+    """In float32 a CPU's norm of so many numbers is 1 % too small, and another device's is not."""
+    from reftlens.bridge.fingerprint import _probes
+
+    weight = torch.full((4096, 4096), 0.1)
+    norm, *products = _probes(weight)
+    assert norm == pytest.approx(4096 * weight[0, 0].double().item(), rel=1e-9)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert _probes(weight.T) == pytest.approx([norm, *products], rel=1e-9)
+    finally:
+        torch.set_num_threads(threads)

@@ -21,7 +21,7 @@ from reftlens.bridge.protocol import bos_of, underlying
 from reftlens.bridge.source import Source, source_of
 
 _PAIRS = 3
-_ELEMENTS = 2**24  # of a weight, in float32 at once
+_ELEMENTS = 2**23  # of a weight, in float64 at once
 _CONFIG_KEYS = (
     *("model_type", "vocab_size", "tie_word_embeddings", "sliding_window"),
     *("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "intermediate_size"),
@@ -146,24 +146,28 @@ def _unpacked(module: nn.Module, key: str, weight: nn.Parameter) -> torch.Tensor
 
 
 def _probes(weight: torch.Tensor) -> list[float]:
-    """`‖W‖` and `uᵀ W v` for each pair of vectors; some rows at a time."""
+    """`‖W‖` and `uᵀ W v` for each pair of vectors, some rows at a time.
+
+    In float64, so that four digits are the same on every device: what is stored with a checkpoint or a run is compared
+    exactly, and sums of millions in float32 differ in the fourth digit between a CPU and a GPU.
+    """
     matrix = weight.reshape(-1, weight.shape[-1])
     rows, columns = matrix.shape
     left, right = _directions(rows, 0).to(matrix.device), _directions(columns, 1).to(matrix.device)
     norms, sums = [], torch.zeros(_PAIRS, dtype=torch.float64)
     at_once = max(1, _ELEMENTS // columns)
     for piece, towards in zip(matrix.split(at_once), left.split(at_once), strict=True):
-        piece = piece.float()
+        piece = piece.double()
         norms.append(torch.linalg.vector_norm(piece))
-        sums += ((piece @ right) * towards).sum(dim=0, dtype=torch.float64).cpu()
-    return [torch.stack(norms).double().norm().item(), *sums.tolist()]
+        sums += ((piece @ right) * towards).sum(dim=0).cpu()
+    return [torch.stack(norms).norm().item(), *sums.tolist()]
 
 
 @cache
 def _directions(count: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(count, _PAIRS, generator=generator, dtype=torch.float32)
-    return drawn * (count**0.5 / drawn.norm(dim=0))
+    return (drawn * (count**0.5 / drawn.norm(dim=0))).double()
 
 
 def _other(first: dict[str, list[float]], second: dict[str, list[float]]) -> list[str]:
