@@ -22,6 +22,10 @@ from reftlens.bridge.lengths import text_config
 from reftlens.bridge.parts import Slot, slots, swapped
 from reftlens.bridge.protocol import Bridge, device_of, devices_of, modules_of
 from reftlens.bridge.trial import trial
+from reftlens.text.beginnings import PASS
+
+_LAUNCHED = 3.3e11
+"""Multiply-adds in 16 bits for which a GPU takes as long as a processor takes to launch a block, forward and back."""
 
 
 class Body:
@@ -77,6 +81,19 @@ class Body:
         """Why nothing goes on from stored keys and values of earlier tokens, or ""; blocks may still be skipped."""
         kinds = set(getattr(self.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
         return f"it has layers of the kind {', '.join(sorted(kinds))}" if kinds else ""
+
+    @property
+    def pass_cost(self) -> float:
+        """What one more pass through the blocks costs at a step, in tokens.
+
+        On a GPU that is the time in which a block is launched, whatever its size: 3 ms on an H200, in which one of
+        Llama-3-8B takes 1500 tokens forward and back (docs/performance.md).
+        """
+        if self.kind == "cpu":
+            return PASS["cpu"]
+        weights = list(self.blocks[0].original.parameters())
+        tokens = _LAUNCHED / max(1, sum(w.numel() for w in weights))
+        return max(PASS[self.kind], tokens if all(w.element_size() <= 2 for w in weights) else tokens / 6)
 
     def obstacle(self) -> str:
         """Why nothing of this model, as it is now, can be reused, or ""."""

@@ -18,7 +18,6 @@ from reftlens.cone.sharing import Sharing, shared_cones
 from reftlens.cone.spans import Span, Window, first_block, window, within_block
 from reftlens.editing.edits import Edit, joined, used_points
 from reftlens.text.batch import Batch
-from reftlens.text.beginnings import PASS
 
 
 class Row(NamedTuple):
@@ -98,7 +97,7 @@ class Planner:
 
     def _sections(self, rows: Sequence[Row]) -> list[Section]:
         lengths, before = [row.span.length for row in rows], [row.span.start for row in rows]
-        first, overhead = rows[0].plan.first, PASS[self.body.kind]
+        first, overhead = rows[0].plan.first, self.body.pass_cost
         able = self.reuse.beginnings and self.reuse.tokens and first < self.body.depth and len(rows) > 1
         shares = able and (self.way is None or self.way.shared)
         known = [(row.job, row.number, self._sharing[id(row.plan)]) for row in rows]
