@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from shapes import SHAPES, edited_places, rows_of
+from shapes import RANDOM, SHAPES, edited_places, rows_of
 from torch.nn import functional as F
 
 LR = 4e-3
@@ -16,8 +16,27 @@ def padded(rows, value=0):
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
 
 
+def random_model(name):
+    """A Llama of the shape of `RANDOM[name]` in bfloat16 with random weights, on the GPU where there is one."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**RANDOM[name], attn_implementation="sdpa")
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            return LlamaForCausalLM(config).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(usual)
+
+
 def plain_model(folder):
-    """The transformers of the peers, before 5, does not read where newer ones write the base of the rotary angles."""
+    """A model in a folder, in float32, or one of the names in `RANDOM`.
+
+    The transformers of the peers, before 5, does not read where newer ones write the base of the rotary angles.
+    """
+    if str(folder) in RANDOM:
+        return random_model(str(folder))
     from transformers import AutoConfig, AutoModelForCausalLM, __version__
 
     config = AutoConfig.from_pretrained(folder)
@@ -28,7 +47,7 @@ def plain_model(folder):
 
 
 class LowRank(torch.nn.Module):
-    """The bare edit of the floor: `h + (h A + b) B`, no constraint."""
+    """The bare edit of the floor: `h + (h A + b) B`, no constraint, in float32."""
 
     def __init__(self, d, rank):
         super().__init__()
@@ -37,7 +56,7 @@ class LowRank(torch.nn.Module):
         self.b = torch.nn.Parameter(torch.zeros(rank))
 
     def forward(self, h):
-        return h + (h @ self.A + self.b) @ self.B
+        return h + ((h.to(self.A.dtype) @ self.A + self.b) @ self.B).to(h.dtype)
 
 
 class Stored:
@@ -58,7 +77,7 @@ def floor_step(shape, folder):
     at = tuple(torch.tensor(x) for x in zip(*places, strict=True))
     targets = [(i, t) for i, (p, c) in enumerate(spec["rows"]) for t in range(p, p + c)]
     rows, columns = (torch.tensor(x) for x in zip(*targets, strict=True))
-    edits = {layer: LowRank(576, spec["rank"]) for layer in spec["layers"]}
+    edits = {layer: LowRank(model.config.hidden_size, spec["rank"]) for layer in spec["layers"]}
 
     def hook_for(edit):
         def hook(module, args, output):
@@ -93,17 +112,19 @@ def floor_reuse_step(shape, folder):
     if len(spec["layers"]) > 1:  # every layer is edited from its first tokens on: there is nothing to reuse
         return floor_step(shape, folder)
     (layer,) = spec["layers"]
-    edit = LowRank(576, spec["rank"])
+    d, dtype = model.config.hidden_size, model.dtype
+    edit = LowRank(d, spec["rank"])
     optimizer = torch.optim.AdamW(edit.parameters(), lr=LR)
     ids, lengths = rows_of(shape), spec["rows"]
     groups = []
     for rows in buckets([c for _, c in lengths], [p - 1 for p, _ in lengths], 3, 16.0):
         longest, width = max(lengths[r][0] for r in rows) - 1, max(lengths[r][1] for r in rows)
         depth, count = model.config.num_hidden_layers, len(rows)
-        stream = torch.zeros(count, width, 576)
+        cached = (count, model.config.num_key_value_heads, longest, model.config.head_dim)
+        stream = torch.zeros(count, width, d, dtype=dtype)
         place = torch.zeros(count, width, dtype=torch.long)
-        keys = [torch.zeros(count, 3, longest, 64) for _ in range(depth)]
-        values = [torch.zeros(count, 3, longest, 64) for _ in range(depth)]
+        keys = [torch.zeros(cached, dtype=dtype) for _ in range(depth)]
+        values = [torch.zeros(cached, dtype=dtype) for _ in range(depth)]
         allowed = torch.zeros(count, 1, width, longest + width, dtype=torch.bool)
         at, targets = [], []
         for i, r in enumerate(rows):
@@ -116,7 +137,7 @@ def floor_reuse_step(shape, folder):
                 model.model(input_ids=torch.tensor([ids[r]]), past_key_values=cache, use_cache=True)
                 handle.remove()
             start = prompt - 1
-            stream[i, :completion] = seen["h"].view(-1, 576)[start : start + completion]
+            stream[i, :completion] = seen["h"].view(-1, d)[start : start + completion]
             place[i] = (start + torch.arange(width)).clamp(max=start + completion - 1)
             for n in range(depth):
                 keys[n][i, :, longest - start :] = cache.layers[n].keys[0, :, :start]

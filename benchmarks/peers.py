@@ -11,12 +11,15 @@ TOGETHER = 2048  # tokens of a micro-batch on real text: whole batches in one pa
 def reft_of(model, spec, kind):
     import pyreft
 
+    d = model.config.hidden_size
     representations = [
         {
             "layer": layer,
             "component": "block_output",
             "low_rank_dimension": spec["rank"],
-            "intervention": kind(embed_dim=576, low_rank_dimension=spec["rank"], add_bias=True, dtype=torch.float32),
+            "intervention": kind(embed_dim=d, low_rank_dimension=spec["rank"], add_bias=True, dtype=model.dtype).to(
+                model.device
+            ),
         }
         for layer in spec["layers"]
     ]

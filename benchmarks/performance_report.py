@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import counted
+import gpu_report
 import text_report
 from shapes import SHAPES, TEXTS
 
@@ -74,9 +75,6 @@ the other side does more than the operations counted (logits and loss at every t
 
 {counted}
 
-## On a GPU
-
-Not yet measured. The CUDA tests (`tests/test_cuda.py`) skip where there is none.
 """
 
 
@@ -197,6 +195,8 @@ def write(results: dict, out: Path) -> None:
         for every in [counted.ratios(size) | {shape: ratio[size.name] for shape, ratio in texts.items()}]
     )
     parts.append("\n" + TAIL.format(counted=counts))
+    if (on_gpu := out / "performance_gpu.json").exists():
+        parts.append(gpu_report.section(json.loads(on_gpu.read_text(encoding="utf-8"))))
     (out / "performance.md").write_text("".join(parts), encoding="utf-8")
     draw(results, out / "performance.png")
 

@@ -5,6 +5,28 @@ import random
 DEPTH = 30  # blocks of SmolLM2-135M
 TINY_RATE = 1e-12  # steps on real text learn nothing, so that the losses of all contenders can be compared at each
 
+# models with random weights, by name, in place of a folder
+RANDOM = {
+    "llama-8b": dict(
+        hidden_size=4096,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=14336,
+        vocab_size=128256,
+    ),
+    "llama-tiny": dict(
+        hidden_size=64,
+        num_hidden_layers=30,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=96,
+        vocab_size=49152,
+    ),
+}
+
 # layers, positions, rank, and the length of prompt and completion of each row
 SHAPES = {
     "a": dict(

@@ -48,7 +48,7 @@ def build_peers(folder: Path) -> Path:
 
 
 class Worker:
-    """A contender in its own process, ready for its turn."""
+    """A contender in its own process, which waits for its turn once it is ready."""
 
     def __init__(self, contender: str, shape: str, options: argparse.Namespace, *texts: str) -> None:
         python = options.peers if contender.startswith("pyreft") else sys.executable
@@ -56,7 +56,8 @@ class Worker:
         name = contender.replace("before", "reftlens")
         command = [python, HERE / "worker.py", name, shape, options.model, *texts]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        environment["PYTHONPATH"] = str(checkout)
+        paths = [options.peers_path] if contender.startswith("pyreft") else [checkout, os.environ.get("PYTHONPATH")]
+        environment["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
         self.process = subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.PIPE,
@@ -66,7 +67,10 @@ class Worker:
             env=environment,
             cwd=HERE,
         )
+
+    def ready(self) -> "Worker":
         self._answer("ready")
+        return self
 
     def step(self, threads: int) -> dict[str, float]:
         self._say(f"step {threads}")
@@ -93,7 +97,7 @@ class Worker:
 
 
 def measure(shape: str, contenders: list[str], options: argparse.Namespace) -> dict:
-    workers = {name: Worker(name, shape, options) for name in contenders}
+    workers = {name: Worker(name, shape, options).ready() for name in contenders}
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     wall: dict[str, list[float]] = {name: [] for name in contenders}
     load = [os.getloadavg()[0]]
@@ -117,7 +121,7 @@ def measure_texts(shape: str, contenders: list[str], options: argparse.Namespace
         json.dump(batches, file)
         file.flush()
         whole = [name for name in contenders if name.endswith("-whole")]
-        workers = {name: Worker(name, shape, options, file.name) for name in contenders if name not in whole}
+        workers = {name: Worker(name, shape, options, file.name).ready() for name in contenders if name not in whole}
         for turn in range(options.repeats):
             going = {n: w for n, w in workers.items() if turn < options.peer_repeats or not n.startswith("pyreft")}
             answers = [{name: worker.step(1) for name, worker in going.items()} for _ in batches]
@@ -125,7 +129,7 @@ def measure_texts(shape: str, contenders: list[str], options: argparse.Namespace
                 cpu[name].append(sum(answer[name]["cpu"] for answer in answers))
                 losses[name] = [answer[name]["loss"] for answer in answers]
             for name in whole:
-                worker = Worker(name, shape, options, file.name)
+                worker = Worker(name, shape, options, file.name).ready()
                 cpu[name].append(worker.step(1)["cpu"])
                 worker.finish()
             load.append(os.getloadavg()[0])

@@ -2,10 +2,13 @@
 
 The shapes `g1` and `g8` are the generation of 64 tokens instead, for 1 and 8 prompts.
 
-    python worker.py CONTENDER SHAPE MODEL_FOLDER [TEXTS]
+    python worker.py CONTENDER SHAPE MODEL [TEXTS]
 
-Contenders: `reftlens` (its own environment; `reftlens-whole` is capture, check and 20 steps as one), `floor` and
-`floor-reuse` (plain transformers, same environment), `pyreft-loreft` and `pyreft-nodireft` (the peers' environment).
+The model is a folder or the name of a shape in `RANDOM`, whose random weights lie on the GPU where there is one.
+
+Contenders: `reftlens` (its own environment; `reftlens-whole` is capture, check and 20 steps as one, `reftlens-full`
+computes everything at every step), `floor` and `floor-reuse` (plain transformers, same environment), `pyreft-loreft`
+and `pyreft-nodireft` (the peers' environment).
 Shapes on real text take one of five batches after the other from the file TEXTS, and answer with the loss as well.
 Started by `step_time.py`.
 """
@@ -22,31 +25,55 @@ from pathlib import Path
 
 import torch
 from floors import LR, LowRank, floor_reuse_step, floor_step, plain_model
-from shapes import SHAPES, TEXTS, TINY_RATE, WHOLE, rows_of, start_of
+from shapes import RANDOM, SHAPES, TEXTS, TINY_RATE, WHOLE, rows_of, start_of
 
 warnings.filterwarnings("ignore")
 LARGE = 2 * 2**30  # bytes that a waiting contender holds: unused ones are handed back, as several of them wait at once
 
 
-def reftlens_fit(shape, folder, batches):
+def bridge_of(folder):
+    import reftlens as rl
+
+    if folder not in RANDOM:
+        return rl.load_model(folder, progress=False)
+    from transformers import PreTrainedTokenizerFast
+
+    return rl.load_model(plain_model(folder), tokenizer=PreTrainedTokenizerFast(tokenizer_object=any_tokenizer()))
+
+
+def any_tokenizer():
+    """Some tokenizer, where tokens are given as numbers."""
+    from tokenizers import Tokenizer, models
+
+    return Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+
+
+def reftlens_fit(shape, folder, batches, reuse=True):
     """The public `fit`, ready to be called; what it trains starts at `start_of` on real text."""
     import reftlens as rl
     from reftlens.text.batch import batch_from_rows
 
-    model, spec = rl.load_model(folder, progress=False), TEXTS.get(shape) or SHAPES[shape]
+    model, spec = bridge_of(folder), TEXTS.get(shape) or SHAPES[shape]
     rows = [row for batch in batches for row in batch] or zip(rows_of(shape), (p for p, _ in spec["rows"]), strict=True)
     ids, prompts = zip(*rows, strict=True)
     data = batch_from_rows(ids, [[1] * p + [2] * (len(row) - p) for row, p in zip(ids, prompts, strict=True)])
     sites = [rl.resid_post(layer, spec["positions"]) for layer in spec["layers"]]
     reft = rl.ReFT({site: rl.LoReFT(model.cfg.d_model, rank=spec["rank"]) for site in sites})
-    settings = dict(lr=LR, batch_size=len(data))
+    settings = dict(lr=LR, batch_size=len(data), reuse=reuse)
     if batches:
         settings = dict(lr=TINY_RATE, batch_size=spec["batch"], shuffle=False)
         for layer, (_, module) in zip(spec["layers"], reft.items(), strict=True):
             R, W, b = start_of(layer, module.d, module.rank)
             module.frame.set(R), module.W.data.copy_(W), module.b.data.copy_(b)
     rl.training.preflight(reft, model)
+    reft.to(next(model.original_model.parameters()).device)
     return lambda **more: rl.fit(reft, model, data, **settings, **more, progress=False)
+
+
+def done():
+    """Wait for the GPU."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 class Clock:
@@ -56,9 +83,11 @@ class Clock:
         self.started = None
 
     def start(self):
+        done()
         self.started = (time.process_time(), time.perf_counter())
 
     def read(self):
+        done()
         return {"cpu": time.process_time() - self.started[0], "wall": time.perf_counter() - self.started[1]}
 
 
@@ -110,7 +139,10 @@ def steps(step, batches):
     for number in count():
         if not handle(clock, loss):
             return
-        loss = step(number % len(batches)) if batches else step() and None
+        if batches:
+            loss = step(number % len(batches))
+        else:
+            step()
 
 
 def generate_step(contender, folder, batch):
@@ -120,16 +152,16 @@ def generate_step(contender, folder, batch):
         import reftlens as rl
         from reftlens.text.batch import batch_from_rows
 
-        model = rl.load_model(folder, progress=False)
+        model = bridge_of(folder)
         model.original_model.generation_config.eos_token_id = None
         model.tokenizer.eos_token = None
         data = batch_from_rows(prompts.tolist(), [[1] * 40] * batch)
-        reft = rl.ReFT({rl.resid_post(8, "last"): rl.LoReFT(576, rank=4)})
+        reft = rl.ReFT({rl.resid_post(8, "last"): rl.LoReFT(model.cfg.d_model, rank=4)})
         return lambda: rl.generate(reft, model, data, rl.Decoding(max_new_tokens=64))
     settings = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False, "pad_token_id": 0}
     model = plain_model(folder)
     if contender == "floor":
-        edit = LowRank(576, 4)
+        edit = LowRank(model.config.hidden_size, 4)
 
         def hook(module, args, output):
             h = output[0] if isinstance(output, tuple) else output
@@ -141,7 +173,8 @@ def generate_step(contender, folder, batch):
         return lambda: model.generate(prompts, attention_mask=torch.ones_like(prompts), **settings)
     import pyreft
 
-    kind = pyreft.LoreftIntervention(embed_dim=576, low_rank_dimension=4, dtype=torch.float32)
+    d = model.config.hidden_size
+    kind = pyreft.LoreftIntervention(embed_dim=d, low_rank_dimension=4, dtype=model.dtype).to(model.device)
     spec = {"layer": 8, "component": "block_output", "low_rank_dimension": 4, "intervention": kind}
     reft = pyreft.get_reft_model(model, pyreft.ReftConfig(representations=spec), set_device=False)
     inputs = {"input_ids": prompts, "attention_mask": torch.ones_like(prompts)}
@@ -173,23 +206,31 @@ def resident():
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
+def held():
+    """Bytes that are held now, and at most so far: of the GPU, once it is in use."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    return resident(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def main():
     contender, shape, folder, *texts = sys.argv[1:]
     torch.set_num_threads(1)
+    if folder in RANDOM and torch.cuda.is_available() and not contender.startswith("reftlens"):
+        torch.set_default_device("cuda")
     batches = json.loads(Path(texts[0]).read_text(encoding="utf-8")) if texts else []
     if contender.startswith("reftlens") and (shape in SHAPES or batches):
-        fit = reftlens_fit(shape, folder, batches)
-        before = resident()
+        fit = reftlens_fit(shape, folder, batches, reuse=contender != "reftlens-full")
+        before, _ = held()
         if contender == "reftlens-whole":
             reftlens_whole(fit)
         else:
             reftlens_steps(fit, max(1, len(batches)))
     else:
         step = step_of(contender, shape, folder, batches)
-        before = resident()
+        before, _ = held()
         steps(step, batches)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"growth": peak - before}), flush=True)
+    print(json.dumps({"growth": held()[1] - before}), flush=True)
 
 
 if __name__ == "__main__":
