@@ -15,8 +15,8 @@ pyreft with transformers 4.57.6). *Full* is reftlens with `reuse=False`. Memory 
 {table}
 
 A step there is as long as its arithmetic or as the time in which the processor launches its blocks, whichever is more:
-about 3 ms a block, forward and back, in every one of the contenders. What the light cone saves is arithmetic and memory,
-so (d), without most of its arithmetic, takes as long as launching the 16 blocks above its edit, and (a) and (e) are no
+about 3 ms a block, forward and back, in each of the contenders. What the light cone saves is arithmetic and memory:
+(d), without most of its arithmetic, takes as long as launching the 16 blocks above its edit, and (a) and (e) are no
 shorter than those who compute everything: a pass over two hundred tokens takes as long as one over fifteen hundred. The
 shapes are those that were made for a small model on a CPU; (c) edits the first {edited} of the {depth} blocks. Since
 then the number of groups of similar length on a GPU follows from this time; that was not measured again.
