@@ -28,7 +28,7 @@ from reftlens.reports.page import report
 from reftlens.reports.saved import check_one_model, named, run_of
 from reftlens.selection.commandline import add_search, script_of
 from reftlens.selection.searching import SEARCH, search
-from reftlens.storage.folder import SETTINGS_FILE, StoreMismatch, load, save
+from reftlens.storage.folder import StoreMismatch, load, model_of, save
 from reftlens.tasks import emoji
 from reftlens.text.encoding import encode, encode_prompts
 from reftlens.text.loading import load_examples
@@ -220,12 +220,9 @@ def _loaded(folder: Path, name: str | None, *, progress: bool) -> tuple[Any, ReF
 
 def _model_of(folder: Path, name: str | None, *, progress: bool) -> Any:
     """The model that a saved intervention was trained on, or another one."""
-    settings = folder / SETTINGS_FILE
-    if not settings.is_file():
-        raise FileNotFoundError(f"{folder} holds no {SETTINGS_FILE}: run `reftlens demo` first, or save() one")
-    trained_on = json.loads(settings.read_text(encoding="utf-8"))["model"]
-    default = None if trained_on["name"] == DEFAULT_MODEL else trained_on["name"]
-    return load_model(name or trained_on["source"].get("wheel") or default, progress=progress)
+    trained_on = model_of(folder)
+    default = None if trained_on.name == DEFAULT_MODEL else trained_on.name
+    return load_model(name or trained_on.source.get("wheel") or default, progress=progress)
 
 
 def _explanation(reft: ReFT, strength: float) -> str:
