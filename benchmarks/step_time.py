@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=BATCHES, help="how many of the fixed batches of real text")
     parser.add_argument("--wall-repeats", type=int, default=2)
     parser.add_argument("--peers", type=Path, help="python of the peers' environment (built where not given)")
+    parser.add_argument("--peers-path", type=Path, help="a folder that is put before the packages of the peers")
     parser.add_argument("--before", type=Path, help="another checkout, as one more contender")
     parser.add_argument("--only", nargs="+", help="only these contenders; nothing is written")
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="folder of real texts")

@@ -153,11 +153,12 @@ def _probes(weight: torch.Tensor) -> list[float]:
     """
     matrix = weight.reshape(-1, weight.shape[-1])
     rows, columns = matrix.shape
-    left, right = _directions(rows, 0).to(matrix.device), _directions(columns, 1).to(matrix.device)
+    place = "cpu" if matrix.device.type == "mps" else matrix.device  # which has no float64
+    left, right = _directions(rows, 0).to(place), _directions(columns, 1).to(place)
     norms, sums = [], torch.zeros(_PAIRS, dtype=torch.float64)
     at_once = max(1, _ELEMENTS // columns)
     for piece, towards in zip(matrix.split(at_once), left.split(at_once), strict=True):
-        piece = piece.double()
+        piece = piece.to(place).double()
         norms.append(torch.linalg.vector_norm(piece))
         sums += ((piece @ right) * towards).sum(dim=0).cpu()
     return [torch.stack(norms).norm().item(), *sums.tolist()]
