@@ -21,7 +21,7 @@ from reftlens.bridge.protocol import bos_of, underlying
 from reftlens.bridge.source import Source, source_of
 
 _PAIRS = 3
-_ELEMENTS = 2**23  # of a weight, in float64 at once
+_ELEMENTS = 2**20  # of a weight, in float64 at once
 _CONFIG_KEYS = (
     *("model_type", "vocab_size", "tie_word_embeddings", "sliding_window"),
     *("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "intermediate_size"),
@@ -155,12 +155,12 @@ def _probes(weight: torch.Tensor) -> list[float]:
     rows, columns = matrix.shape
     place = "cpu" if matrix.device.type == "mps" else matrix.device  # which has no float64
     left, right = _directions(rows, 0).to(place), _directions(columns, 1).to(place)
-    norms, sums = [], torch.zeros(_PAIRS, dtype=torch.float64)
+    norms, sums = [], torch.zeros(_PAIRS, dtype=torch.float64, device=place)
     at_once = max(1, _ELEMENTS // columns)
     for piece, towards in zip(matrix.split(at_once), left.split(at_once), strict=True):
         piece = piece.to(place).double()
         norms.append(torch.linalg.vector_norm(piece))
-        sums += ((piece @ right) * towards).sum(dim=0).cpu()
+        sums += ((piece @ right) * towards).sum(dim=0)
     return [torch.stack(norms).norm().item(), *sums.tolist()]
 
 
