@@ -12,15 +12,16 @@ import nbformat
 import pytest
 import stand_in
 
-LONG = ("01", "02", "04", "05", "06", "08")
+LONG = ("01", "02", "04", "05", "06", "07", "08")
 """The slow job runs them with the model; what they call, the fast tests call, too."""
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture
 def scratch(tmp_path):
-    """A folder for a notebook, with the data beside it."""
-    (tmp_path / "data").symlink_to(NOTEBOOKS[0].parents[1] / "data")
+    """A folder for a notebook, with the data and the pages beside it."""
+    for name in ("data", "docs"):
+        (tmp_path / name).symlink_to(NOTEBOOKS[0].parents[1] / name)
     folder = tmp_path / "notebooks"
     folder.mkdir()
     return folder
