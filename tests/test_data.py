@@ -340,7 +340,7 @@ def test_no_rows_and_a_bare_text_are_refused(rl, gpt2):
         rl.encode(gpt2, [])
     with pytest.raises(ValueError, match="expected a list with at least one row"):
         rl.encode_prompts(gpt2, [])
-    with pytest.raises(TypeError, match=r"expected a list, got one str: write \['the cat'\]"):
+    with pytest.raises(TypeError, match=r"expected a list, got one str: write \['the cat'\], or load_examples"):
         rl.encode_prompts(gpt2, "the cat")
 
 

@@ -69,7 +69,7 @@ def test_tables_in_memory(source):
     [
         (
             TABLE.rename(columns={"prompt": "question"}),
-            "row 0 has no field 'prompt', it has: question, completion: name the one that holds it by its argument",
+            "row 0 has no field 'prompt', it has: question, completion: say which are the prompts and the completions",
         ),
         (TABLE.assign(completion=[" a", None]), "row 1: completion is .*, expected text"),
         ({"prompt": ["a"], "completion": ["b"]}, r"a dict of prompt, completion, .*source\['train'\]"),

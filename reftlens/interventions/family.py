@@ -126,7 +126,17 @@ class _Family(Intervention):
 
 
 class LoReFT(_Family):
-    """`h' = h + Rᵀ( f(W h + b) - R h )`, R orthonormal (paper, eq. 2)."""
+    """`h' = h + Rᵀ( f(W h + b) - R h )`, R orthonormal (paper, eq. 2).
+
+    Args:
+        d: width of the hidden states.
+        rank: directions that are edited, rows of `R`.
+        activation: `f`, by its name in transformers.
+        dropout: share of the edited numbers that are dropped in training.
+        init: `"paper"` draws `R`, `W` and `b`, so that an edit acts before it is trained; with `"identity"` it does
+            nothing at first. Other kinds have the same choice where they can begin so.
+        generator: of what is drawn.
+    """
 
     kind = "LoReFT"
     orthonormal, reads, replaces = True, True, True

@@ -129,7 +129,7 @@ def _of_texts(results: Measured) -> Iterator[str]:
         yield f"Texts at strength 1 repeat {loops[at]:.0%} of their 3-grams; at strength 0, {loops[base]:.0%}."
     if unlikely[at] > 10 * unlikely[base]:
         yield (
-            f"The unedited model finds the texts at strength 1 unlikely (perplexity {unlikely[at]:.0f}, at 0 "
+            f"The unedited model finds the texts at strength 1 unlikely (perplexity {unlikely[at]:.0f}; at strength 0, "
             f"{unlikely[base]:.0f}): look at them, whether that is the style that was wanted or broken text."
         )
     if len(texts) > 1 and len(set(texts)) == 1:

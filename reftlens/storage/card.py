@@ -13,6 +13,7 @@ from reftlens.editing.reft import ReFT
 from reftlens.files import templates, write_atomically
 from reftlens.interventions import GATES, KINDS
 from reftlens.storage.record import kinds_in
+from reftlens.training.config import FitConfig
 from reftlens.training.result import FitResult
 
 CARD_FILE, LOSS_FILE, PICTURE_FILE = "README.md", "loss.png", "picture.png"
@@ -59,11 +60,17 @@ def model_card(
         system=encoding.get("system"),
         encoding=encoding,
         run=run,
-        settings={} if run is None else {k: v for k, v in asdict(run.config).items() if v is not None},
+        settings={} if run is None else _settings(run.config),
         scores=scores or {},
         metrics=_metrics(run, scores or {}),
         shown=shown,
     )
+
+
+def _settings(config: FitConfig) -> dict[str, Any]:
+    """The settings that had a say: `steps` overrides `epochs`."""
+    told = {name: value for name, value in asdict(config).items() if value is not None}
+    return {name: value for name, value in told.items() if name != "epochs" or config.steps is None}
 
 
 def _of_stream(record: Mapping[str, Any]) -> bool:

@@ -122,7 +122,8 @@ def encode_prompts(
 
 def _some(rows: Sequence[Any]) -> Sequence[Any]:
     if isinstance(rows, str | Example):
-        raise TypeError(f"expected a list, got one {type(rows).__name__}: write [{rows!r}]")
+        file = f", or load_examples({rows!r}) for the rows of a file" if isinstance(rows, str) else ""
+        raise TypeError(f"expected a list, got one {type(rows).__name__}: write [{rows!r}]{file}")
     if hasattr(rows, "columns") or isinstance(rows, Mapping):  # its rows would be the names of its columns
         raise TypeError(
             f"expected rows, got a {type(rows).__name__}: one column of it is prompts, encode_prompts(model, "

@@ -74,8 +74,9 @@ def _example(record: Mapping[str, Any], prompt: str, completion: str, place: str
     missing = [f for f in (prompt, completion) if f not in record]
     if missing:
         raise ValueError(
-            f"{place} has no field {missing[0]!r}, it has: {', '.join(map(str, record))}: name the one that holds "
-            "it by its argument (prompts without completions: encode_prompts)"
+            f"{place} has no field {missing[0]!r}, it has: {', '.join(map(str, record))}: say which are the prompts "
+            "and the completions, load_examples(…, prompt='question', completion='answer') (prompts without "
+            "completions: encode_prompts)"
         )
     if not isinstance(record[completion], str):
         raise ValueError(
