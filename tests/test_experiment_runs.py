@@ -236,6 +236,18 @@ def test_a_table_has_a_picture_and_seeds_of_other_rows_are_refused(tmp_path):
         table([tmp_path])
 
 
+def test_a_picture_has_room_for_the_names_of_many_methods(tmp_path, recwarn):
+    """matplotlib gives up its layout where a legend is higher than the picture, and the axes are a strip."""
+    from reftlens.experiments.runs.tables import table
+
+    _run(planted({f"method {i}": 0.5 for i in range(25)}), tmp_path)
+    figure = table([tmp_path]).plot().figure
+    figure.savefig(tmp_path / "scores.png")
+    (ax,) = figure.axes
+    assert ax.get_window_extent().height > 0.6 * figure.bbox.height
+    assert not [str(w.message) for w in recwarn if "layout" in str(w.message)]
+
+
 def test_the_same_run_twice_is_no_table_of_twice_the_rows(tmp_path):
     from reftlens.experiments.runs.tables import table
 

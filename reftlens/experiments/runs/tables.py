@@ -141,7 +141,8 @@ class Table:
         tasks = list(dict.fromkeys(c.column for c in self.cells if c.given))
         answered = {name: [c for c in cells if c.given] for name, cells in self._by_row().items()}
         names = {name: cells for name, cells in answered.items() if cells}
-        ax = figures.axes(ax, width=max(6.0, 3.0 + 0.12 * len(tasks) * len(names)))
+        size = {"width": max(6.0, 3.0 + 0.12 * len(tasks) * len(names)), "height": max(3.6, 1.0 + 0.2 * len(names))}
+        ax = figures.axes(ax, **size)  # with room for the legend beside it
         for i, (name, cells) in enumerate(names.items()):
             color, marker = figures.look(i)
             for cell in cells:
