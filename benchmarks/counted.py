@@ -9,6 +9,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import shapes
 from shapes import DEPTH, SHAPES, TEXTS, edited_of
 from transformers import LlamaConfig
 
@@ -24,29 +25,12 @@ class Named(Size):
     name: str = ""
 
 
-def llama(name: str, depth: int, **shape: int) -> Named:
-    one = size_of(Body(weightless(LlamaConfig(num_hidden_layers=1, **shape))))
-    return Named(**vars(one) | {"blocks": one.blocks * depth}, name=name)
+def named(name: str, shape: dict[str, int]) -> Named:
+    one = size_of(Body(weightless(LlamaConfig(**shape | {"num_hidden_layers": 1}))))
+    return Named(**vars(one) | {"blocks": one.blocks * shape["num_hidden_layers"]}, name=name)
 
 
-SMOL = llama(
-    "SmolLM2-135M",
-    30,
-    hidden_size=576,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    intermediate_size=1536,
-    vocab_size=49152,
-)
-LLAMA = llama(
-    "Llama-3-8B",
-    32,
-    hidden_size=4096,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    intermediate_size=14336,
-    vocab_size=128256,
-)
+SMOL, LLAMA = named("SmolLM2-135M", shapes.SMOL), named("Llama-3-8B", shapes.LLAMA)
 
 
 def full(size: Size, shape: str) -> float:

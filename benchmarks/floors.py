@@ -108,10 +108,10 @@ def floor_reuse_step(shape, folder):
 
     from reftlens.cone.spans import buckets
 
-    model, spec = plain_model(folder), SHAPES[shape]
+    spec = SHAPES[shape]
     if len(spec["layers"]) > 1:  # every layer is edited from its first tokens on: there is nothing to reuse
         return floor_step(shape, folder)
-    (layer,) = spec["layers"]
+    model, (layer,) = plain_model(folder), spec["layers"]
     d, dtype = model.config.hidden_size, model.dtype
     edit = LowRank(d, spec["rank"])
     optimizer = torch.optim.AdamW(edit.parameters(), lr=LR)

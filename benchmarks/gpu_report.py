@@ -3,6 +3,7 @@
 from statistics import median
 
 from shapes import RANDOM, SHAPES
+from text_report import head
 
 TEXT = """## On a GPU
 
@@ -29,8 +30,7 @@ NAMES = ("pyreft LoReFT", "floor, all", "floor, same reuse", "full", "**reftlens
 def section(results: dict) -> str:
     """Of performance_gpu.json."""
     shapes = [shape for shape in SHAPES if shape in results]
-    head = ["shape", *NAMES, "LoReFT / reftlens", "GB, pyreft", "GB, full", "GB, **reftlens**"]
-    lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    lines = head(["shape", *NAMES, "LoReFT / reftlens", "GB, pyreft", "GB, full", "GB, **reftlens**"])
     for shape in shapes:
         wall, growth = results[shape]["wall"], results[shape]["growth"]
         ratio = median(a / b for a, b in zip(wall["pyreft-loreft"], wall["reftlens"], strict=True))

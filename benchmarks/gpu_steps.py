@@ -26,7 +26,9 @@ def measured(shape: str, options: argparse.Namespace) -> dict:
     for turn in range(-2, options.repeats):  # the first turns load and warm up
         for name in [name for name in names if name not in failed]:
             try:
-                seconds = workers[name].ready().step(1)["wall"] if turn == -2 else workers[name].step(1)["wall"]
+                if turn == -2:
+                    workers[name].ready()
+                seconds = workers[name].step(1)["wall"]
             except (RuntimeError, BrokenPipeError) as error:
                 failed[name] = str(error)
             else:

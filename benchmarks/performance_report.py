@@ -82,10 +82,6 @@ def median(results: dict, shape: str, name: str, kind: str = "cpu") -> float:
     return statistics.median(results[shape][kind][name])
 
 
-def _head(columns: list[str]) -> list[str]:
-    return [f"| {' | '.join(columns)} |", "|---" + "|--:" * (len(columns) - 1) + "|"]
-
-
 def table(results: dict) -> str:
     columns = [
         "shape",
@@ -99,7 +95,7 @@ def table(results: dict) -> str:
         "reftlens / floor",
         "counted",
     ]
-    lines = _head(columns)
+    lines = text_report.head(columns)
     bound = counted.ratios(counted.SMOL)
     for shape in (s for s in SHAPES if s in results):
         m = {name: median(results, shape, name) for name in NAMES}
@@ -122,7 +118,7 @@ def wall_and_memory(results: dict) -> str:
         "peak MB, reftlens",
         "share",
     ]
-    lines = _head(columns)
+    lines = text_report.head(columns)
     for shape in (s for s in SHAPES if s in results):
         theirs, ours = (median(results, shape, name, "wall") for name in ("pyreft-loreft", "reftlens"))
         grown = results[shape]["growth"]
@@ -134,7 +130,7 @@ def wall_and_memory(results: dict) -> str:
 
 
 def generation(results: dict) -> str:
-    lines = _head(["prompts", "pyreft", "plain transformers", "reftlens", "reftlens / plain"])
+    lines = text_report.head(["prompts", "pyreft", "plain transformers", "reftlens", "reftlens / plain"])
     for shape in (s for s in ("g1", "g8") if s in results):
         batch = int(shape[1:])
         speed = {name: 64 * batch / median(results, shape, name) for name in results[shape]["cpu"]}

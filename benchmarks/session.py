@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from text_report import head
+
 HERE = Path(__file__).resolve().parent
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 NAMES = {"before": "before", "now": "now", "forgetful": "now, without a memory"}
@@ -123,8 +125,7 @@ def page(results: dict, options: argparse.Namespace, load: tuple[float, float]) 
         f"own: CPU seconds of one thread, medians of {options.rounds} interleaved rounds, ratios medians of those of "
         f"each round (`{command}`; load of the machine {load[0]:.1f} to {load[1]:.1f}, one of it our own).",
         "",
-        f"| {' | '.join(columns)} |",
-        "|---" + "|--:" * (len(columns) - 1) + "|",
+        *head(columns),
     ]
     calls = list(results["now"]["seconds"])
     for each in results.values():

@@ -5,27 +5,23 @@ import random
 DEPTH = 30  # blocks of SmolLM2-135M
 TINY_RATE = 1e-12  # steps on real text learn nothing, so that the losses of all contenders can be compared at each
 
+
+def llama(blocks, d, heads, key_value_heads, hidden, vocabulary):
+    """Fields of a `LlamaConfig`."""
+    return dict(
+        num_hidden_layers=blocks,
+        hidden_size=d,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=d // heads,
+        intermediate_size=hidden,
+        vocab_size=vocabulary,
+    )
+
+
+SMOL, LLAMA = llama(DEPTH, 576, 9, 3, 1536, 49152), llama(32, 4096, 32, 8, 14336, 128256)
 # models with random weights, by name, in place of a folder
-RANDOM = {
-    "llama-8b": dict(
-        hidden_size=4096,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        intermediate_size=14336,
-        vocab_size=128256,
-    ),
-    "llama-tiny": dict(
-        hidden_size=64,
-        num_hidden_layers=30,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=96,
-        vocab_size=49152,
-    ),
-}
+RANDOM = {"llama-8b": LLAMA, "llama-tiny": llama(DEPTH, 64, 4, 2, 96, 49152)}
 
 # layers, positions, rank, and the length of prompt and completion of each row
 SHAPES = {

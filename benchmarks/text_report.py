@@ -1,5 +1,6 @@
 """The part of docs/performance.md on real text, of what `step_time.py` measured."""
 
+from collections.abc import Sequence
 from statistics import median
 
 from shapes import TEXTS, WHOLE
@@ -28,6 +29,11 @@ COLUMNS = ("shape", "batches", "rounds", "padding", "pyreft LoReFT", "floor", "b
 RATIOS = ("LoReFT / reftlens", "before / reftlens", "reftlens / floor", "counted")
 
 
+def head(columns: Sequence[str]) -> list[str]:
+    """The first two lines of a table of numbers, whose first column holds words."""
+    return [f"| {' | '.join(columns)} |", "|---" + "|--:" * (len(columns) - 1) + "|"]
+
+
 def section(results: dict) -> str:
     shapes = [shape for shape in TEXTS if shape in results]
     if not shapes:
@@ -35,8 +41,7 @@ def section(results: dict) -> str:
     before = BEFORE if any("before" in results[s]["cpu"] for s in shapes) else ""
     text = HEAD.format(before=before)
     columns = (*COLUMNS, *RATIOS)
-    rows = [f"| {' | '.join(columns)} |", "|---" + "|--:" * (len(columns) - 1) + "|"]
-    rows += [line(shape, results[shape]) for shape in shapes]
+    rows = [*head(columns), *(line(shape, results[shape]) for shape in shapes)]
     return text + "\n".join(rows) + whole(results) + ("" if "i" in results else ONCE) + memory(results, shapes)
 
 

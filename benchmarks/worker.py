@@ -36,16 +36,11 @@ def bridge_of(folder):
 
     if folder not in RANDOM:
         return rl.load_model(folder, progress=False)
+    from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    return rl.load_model(plain_model(folder), tokenizer=PreTrainedTokenizerFast(tokenizer_object=any_tokenizer()))
-
-
-def any_tokenizer():
-    """Some tokenizer, where tokens are given as numbers."""
-    from tokenizers import Tokenizer, models
-
-    return Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # none are read: tokens are given as numbers
+    return rl.load_model(plain_model(folder), tokenizer=PreTrainedTokenizerFast(tokenizer_object=words))
 
 
 def reftlens_fit(shape, folder, batches, reuse=True):
