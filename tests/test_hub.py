@@ -173,9 +173,8 @@ def test_the_card_says_what_it_is_where_it_acts_and_how_to_load_it(llama, hub):
     card = hub.card("me/emoji")
     head = card.split("---\n")[1]
     assert "library_name: reftlens\n" in head and "base_model: meta-llama/Llama-3.2-1B\n" in head
-    assert "| `blocks.1.hook_out` | `Union(left=First(n=2), right=Last(n=1))` | LoReFT, rank 3 |" in card
-    hook = llama.hook_dict["blocks.0.attn.hook_z"].name
-    assert f"| `{hook}` heads [2] | `All()` | DiReFT, rank 1 |" in card
+    assert "| `blocks.1.hook_resid_post` | `Union(left=First(n=2), right=Last(n=1))` | LoReFT, rank 3 |" in card
+    assert "| `blocks.0.attn.hook_z` heads [2] | `All()` | DiReFT, rank 1 |" in card
     assert str(reft.parameter_count(llama)) in card
     assert 'rl.load_model("meta-llama/Llama-3.2-1B")' in card and 'rl.storage.from_hub("me/emoji", model)' in card
 
@@ -247,6 +246,7 @@ def test_the_code_on_the_card_runs_for_its_own_kind(llama, hub, tmp_path, monkey
     if pushed:
         rl.storage.push_to_hub(reft, "me/emoji", llama, run=run, scores=scores)
         card = hub.card("me/emoji")
+    assert all(f"| `{site.hook}`" in card for site in reft.sites)  # as the report names them
     assert line in card and f"loss {run.losses[0]:.4f} → {run.loss:.4f} nats" in card and run.data_hash in card
     assert "epochs 1" in card or "steps 2" in card
     assert "0.83 [0.71, 0.91]" in card and "](loss.png)" in card and (folder / "loss.png").is_file()

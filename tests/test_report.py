@@ -239,6 +239,13 @@ def test_no_script_comes_in_by_a_prompt_a_completion_or_the_name_of_a_hook(tmp_p
     assert evil in seen["texts"] and evil in seen["summary"] and evil in numbers(page)["texts"][0]["prompt"]
 
 
+def test_what_p_and_holm_are_stands_by_the_tables_that_have_them(page):
+    tables = re.findall(r"<caption>(.*?)</caption>.*?<thead>(.*?)</thead>", page, flags=re.S)
+    explained = {caption for caption, _ in tables if "corrected for the number of tests" in caption}
+    assert explained == {caption for caption, head in tables if "holm" in head} and len(explained) < len(tables)
+    assert explained
+
+
 def test_nothing_is_loaded_from_anywhere(page):
     assert not re.findall(r"https?://", page)
     for tag, attributes in Page(page).elements:

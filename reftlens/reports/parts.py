@@ -12,6 +12,7 @@ from reftlens.reports.charts import Chart, chart
 
 T = TypeVar("T")
 _FEW = 50
+_P_VALUES = " (p: by sign flips; holm: corrected for the number of tests, by Holm's rule)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +79,11 @@ def figure(
 
 
 def table(frame: DataFrame, caption: str) -> Table:
-    """A data frame as a table."""
+    """A data frame as a table; its caption explains p-values."""
     whole = _whole(frame)
     columns = [(str(c), whole[c].dtype.kind in "if") for c in whole.columns]
-    return Table(caption, columns, whole.to_dict("split")["data"])
+    note = _P_VALUES if any(name.endswith("_holm") for name, _ in columns) else ""
+    return Table(caption + note, columns, whole.to_dict("split")["data"])
 
 
 def tabled(

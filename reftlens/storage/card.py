@@ -50,7 +50,7 @@ def model_card(
         plain=None if "wheel" in source or not _of_stream(record) else source.get("hub") or loadable,
         weights_from=in_words(source),
         bos=of_model["bos"],
-        rows=zip(record["sites"], reft.items(), strict=True),
+        rows=reft.items(),
         parameters=reft.parameter_count(model),
         versions=record["versions"],
         arguments="" if not own else ", kinds={" + ", ".join(f'"{kind}": {kind}' for kind in own) + "}",
