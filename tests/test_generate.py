@@ -555,6 +555,28 @@ def test_chat_ends_with_the_turn_and_a_plain_prompt_does_not():
         assert rl.generate(reft, model, prompts, rl.Decoding(max_new_tokens=4)).ids == chat.ids
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_prompts_in_another_form_than_those_of_the_training_warn_also_after_loading(llama, tmp_path, chat):
+    import reftlens as rl
+
+    reft = rl.ReFT({rl.resid_post(1, "last"): rl.LoReFT(D)})
+    few = rl.Decoding(max_new_tokens=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rl.generate(reft, llama, ["the cat"], few, chat=not chat)  # not trained on either
+    rl.fit(reft, llama, rl.encode(llama, [rl.Example("the cat", " sat")], chat=chat), steps=1, progress=False)
+    for edit in (reft, rl.load(rl.save(reft, tmp_path, llama), llama)):
+        with pytest.warns(UserWarning, match=f"pass chat={chat}") as caught:
+            rl.generate(edit, llama, ["the cat"], few, chat=not chat)
+        assert caught[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            rl.generate(edit, llama, ["the cat"], few, chat=chat)
+            rl.generate(None, llama, ["the cat"], few, chat=not chat)
+        with pytest.warns(UserWarning, match=f"pass chat={chat}"):
+            list(rl.generation.stream(edit, llama, "the cat", few, chat=not chat))
+
+
 @pytest.mark.parametrize("settings", [{"chat": True}, {"system": "sat"}])
 def test_a_batch_comes_with_its_template(llama, settings):
     import reftlens as rl

@@ -66,6 +66,8 @@ class ReFT(nn.Module):
         """For each site the index of its intervention in `interventions`."""
         self.seed: int | None = None
         """Of a copy that `seeds` made."""
+        self.chat: bool | None = None
+        """Whether the prompts that it was last trained on stood in the chat template; None where that is not known."""
 
     def __getitem__(self, site: Site | SupportsIndex) -> Intervention:
         """The intervention at a site, given itself or by its index."""

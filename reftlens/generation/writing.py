@@ -5,6 +5,7 @@ all; each later token is run alone, with the edits whose positions choose it. Ho
 forward pass and no longer.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, SupportsFloat, overload
@@ -22,6 +23,7 @@ from reftlens.generation.probe import checked
 from reftlens.generation.prompt_cache import PromptCache, Prompts, encoded
 from reftlens.generation.result import Generation, TextStream
 from reftlens.generation.session import Session
+from reftlens.text.batch import Batch
 from reftlens.text.template import Prompt
 
 
@@ -142,10 +144,23 @@ def _checked(reft: ReFT | None, model: Bridge, prompts: Prompts, chat: bool, sys
     if reft is not None:
         check_types(reft, model)
     batch = encoded(model, prompts, chat=chat, system=system)
+    _warn_of_another_form(reft, batch)
     if not isinstance(prompts, PromptCache):
         return PromptCache(batch, () if reft is None else reft.sites, "nothing was read before")
     prompts.check(reft, model)
     return prompts
+
+
+def _warn_of_another_form(reft: ReFT | None, batch: Batch) -> None:
+    """Warn of chats under an edit that was trained on plain text, and the other way round."""
+    if reft is None or reft.chat is None or batch.template is None or batch.template.chat is reft.chat:
+        return
+    forms = ("as they are", "in the chat template")
+    warnings.warn(
+        f"the edit was trained on prompts {forms[reft.chat]}, and these stand {forms[not reft.chat]}: "
+        f"pass chat={reft.chat}, or encode them so, unless this is meant",
+        stacklevel=5,
+    )
 
 
 def _variants(reft: ReFT | None, variant: Any) -> list[Variant]:

@@ -56,7 +56,7 @@ def model_card(
         arguments="" if not own else ", kinds={" + ", ".join(f'"{kind}": {kind}' for kind in own) + "}",
         own=own,
         variables=sorted({name for m in modules for name in m.variables}),
-        chat=encoding.get("chat", of_model["chat_template"] is not None and not encoding),
+        chat=of_model["chat_template"] is not None if reft.chat is None else reft.chat,
         system=encoding.get("system"),
         encoding=encoding,
         run=run,

@@ -36,6 +36,7 @@ def describe(reft: ReFT, model: Any) -> dict[str, Any]:
             for site, hook, i in zip(reft.sites, _canonical_hooks(reft, model), reft.which, strict=True)
         ],
         "interventions": [_described(m) for m in reft.distinct],
+        "chat": reft.chat,
         "model": fingerprint(model).to_dict(),
         "versions": library_versions(),
     }
@@ -51,9 +52,11 @@ def rebuild(record: dict[str, Any], kinds: Kinds, folder: Path) -> ReFT:
     try:
         with torch.random.fork_rng(devices=[]):  # constructors draw a start that the weights then replace
             modules = [_built(spec, table, folder) for spec in record["interventions"]]
-        return ReFT({Site.from_dict(s): modules[s["intervention"]] for s in record["sites"]})
+        reft = ReFT({Site.from_dict(s): modules[s["intervention"]] for s in record["sites"]})
     except (KeyError, IndexError, AttributeError) as error:
         raise StoreMismatch(f"the record in {folder} is not as save() writes it: {error!r}") from error
+    reft.chat = record.get("chat")
+    return reft
 
 
 def _canonical_hooks(reft: ReFT, model: Any) -> list[str]:

@@ -195,6 +195,7 @@ class Run:
         if self.config.patience is not None and self.best:
             self.reft.load_state_dict(self.reft.state_dict() | self.best)
         self.reft.settle()
+        self.reft.chat = self.data.template and self.data.template.chat
 
     def result(self, computation: str) -> FitResult:
         history = self.history
