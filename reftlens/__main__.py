@@ -139,10 +139,10 @@ def run_report(options: argparse.Namespace) -> int:
     if len(options.folders) > 1:
         return _compare(options)
     progress, (folder,) = not options.quiet, options.folders
-    demo, chat = options.data is None, options.chat or options.data is None
+    demo = options.data is None
     examples = load_examples(options.data or emoji.data_file("emoji.jsonl"))  # before a model, which takes long
     model, reft = _loaded(folder, options.model, progress=progress)
-    run, data = run_of(folder), encode(model, examples, chat=chat)
+    run, data = run_of(folder), encode(model, examples, chat=options.chat or demo or reft.chat is True)
     if demo and (run is None or run.data_hash != data.fingerprint):
         raise StoreMismatch(f"{folder} was not trained on the demo's examples: pass what it was trained on as --data")
     of_demo = {"prompts": emoji.questions()[:4], "score": emoji.emoji_share, "decoding": emoji.DECODING} if demo else {}

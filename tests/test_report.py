@@ -1,5 +1,6 @@
 """The report: what is in it, that its numbers are those of the data frames, and that data stays text."""
 
+import copy
 import json
 import re
 from datetime import datetime
@@ -450,3 +451,21 @@ def test_the_command_writes_the_report_of_a_folder(tmp_path, monkeypatch, capsys
     assert "hashes differ" in text and numbers(text)["texts"][0]["prompt"] == "the cat"
     assert cli.main(["report", str(tmp_path), "--quiet"]) == 1
     assert "not trained on the demo's examples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trained_on_chats", [False, True])
+@pytest.mark.parametrize("asked", [[], ["--chat"]], ids=["not said", "said"])
+def test_the_command_measures_an_edit_of_chats_on_chats(tmp_path, monkeypatch, trained_on_chats, asked):
+    import reftlens as rl
+    from reftlens import __main__ as cli
+
+    model, _, reft, _ = trained()
+    again = copy.deepcopy(reft)
+    again.chat = trained_on_chats
+    rl.save(again, tmp_path, model)
+    (tmp_path / "data.jsonl").write_text('{"prompt": "the cat", "completion": " sat"}', encoding="utf-8")
+    measured = []
+    monkeypatch.setattr(cli, "load_model", lambda name, progress: model)
+    monkeypatch.setattr(cli, "report", lambda reft, model, data, path, **settings: measured.append(data))
+    assert cli.main(["report", str(tmp_path), "--data", str(tmp_path / "data.jsonl"), "--quiet", *asked]) == 0
+    assert [batch.template.chat for batch in measured] == [trained_on_chats or bool(asked)]

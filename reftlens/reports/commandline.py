@@ -17,7 +17,8 @@ def add_report(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     measured = "what it was trained on, JSONL with prompt and completion (default: the demo's examples); of several, "
     measured += "what their effects are measured on"
     about.add_argument("--data", type=Path, metavar="FILE", help=measured)
-    about.add_argument("--chat", action="store_true", help="prompts go into the chat template")
+    words = "prompts go into the chat template, as they do where one edit is reported that was trained on chats"
+    about.add_argument("--chat", action="store_true", help=words)
     about.add_argument("--prompts", nargs="+", metavar="TEXT", help="what texts are written from")
     seeded = "of resampling tests, of which a comparison has none (default: 0)"
     about.add_argument("--seed", type=int, default=0, help=seeded)
