@@ -1,6 +1,7 @@
 """Saved edits side by side: each number is that of the edit alone, and what cannot be compared is refused."""
 
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -263,11 +264,25 @@ def test_an_edit_that_overflows_is_named_and_the_rest_stands(tmp_path, without_c
     model, data, reft, _ = trained()
     huge = reft.clone()
     for module in huge.distinct:
+        module.b.data.fill_(3e38)
+    folders = {"huge": rl.save(huge, tmp_path / "b", model), "fine": rl.save(reft, tmp_path / "a", model)}
+    text = compare(folders, tmp_path / "c.html", data=data[:3], prompts=[])
+    said = Page(text).text
+    assert "Effects of huge: not shown, because" in said["strength"]
+    assert "the logits of rows [0, 1, 2]" in said["strength"]
+    assert "Overlap" in said["subspaces"] and {row["edit"] for row in numbers(text)["strength"]} == {"fine"}
+    alone = {"huge": folders["huge"], "again": rl.save(huge, tmp_path / "again", model)}
+    said = Page(compare(alone, tmp_path / "d.html", data=data[:3], prompts=[])).text
+    assert "Effects of huge: not shown" in said["strength"] and "Effects of again: not shown" in said["strength"]
+    for module in huge.distinct:  # finite behind the last norm, and larger than its norm can say
         module.b.data.fill_(1e37)
-    folders = {"fine": rl.save(reft, tmp_path / "a", model), "huge": rl.save(huge, tmp_path / "b", model)}
-    said = Page(compare(folders, tmp_path / "c.html", data=data[:3], prompts=[])).text
-    assert "Effects of huge: not shown, because" in said["strength"] and "no number on any example" in said["strength"]
-    assert "Overlap" in said["subspaces"]
+    dose = rl.dose_response(huge, model, data[:3], [0, 1], progress=False)
+    assert [e.value for e in dose.estimate("edit_size")] == [0.0, float("inf")]
     nan = float("nan")
-    assert " is 2.00 [" in _difference("it", torch.tensor([nan, 2.0]))
+    with pytest.raises(ValueError, match="edit_size is no number on any example at strength 1: leave"):
+        replace(dose, unit_size=dose.unit_size * nan).estimate("edit_size")
+    assert " is 2.00 [" in _difference("it", torch.tensor([nan, 2.0])) and "(1 of 2;" in _difference(
+        "it", torch.tensor([nan, 2.0])
+    )
+    assert " of " not in _difference("it", torch.tensor([2.0, 2.0]))
     assert "is not known" in _difference("it", torch.tensor([nan, nan]))

@@ -18,6 +18,7 @@ from reftlens.generation.writing import generate
 from reftlens.reports.parts import Section, few_measured, figure, how_written, or_reason, stacked, tabled
 from reftlens.reports.saved import Compared, SavedEdit
 from reftlens.scoring.statistics import mean_of
+from reftlens.text.batch import Batch
 from reftlens.widgets.grid import marked_text, prompt_text
 
 
@@ -119,16 +120,12 @@ def strength_section(compared: Compared) -> Section:
     """Effect and cost over strength, and the effect over its cost."""
     title, data = "Strength", compared.data
     if data is None:
-        absent = "No data were given to measure effects on: pass data=, or --data FILE."
-        return Section("strength", title, absent=absent)
-    ask = partial(dose_response, data=data, strengths=compared.strengths, progress=compared.progress)
-    doses, frames = dict[str, DoseResponse](), list[figures.DataFrame]()
-    for edit in compared.edits:
-        found = or_reason(f"Effects of {edit.name}", lambda e=edit: _tabled(ask(e.reft, compared.model)))
-        if isinstance(found, str):
-            return Section("strength", title, absent=found)
-        doses[edit.name], frame = found
-        frames.append(frame.assign(edit=edit.name))
+        return Section(
+            "strength", title, absent="No data were given to measure effects on: pass data=, or --data FILE."
+        )
+    doses, frames, absent = _dosed(compared, data)
+    if not doses:
+        return Section("strength", title, absent=" ".join(absent))
     frame = stacked(frames, ["edit"])
     effect = "Log-probability gained (nats per target token), by strength."
     cost = "KL(edited ‖ unedited) (nats per token), by strength."
@@ -141,8 +138,29 @@ def strength_section(compared: Compared) -> Section:
     captions = {"strength": "Means by strength, with 95 % intervals over examples"}
     lead = [f"Measured on {len(data)} example{'s' * (len(data) != 1)}.", *_differences(doses)]
     return tabled(
-        "strength", title, {"strength": frame}, lead=lead, drawn=drawn, captions=captions, folded=["strength"]
+        "strength",
+        title,
+        {"strength": frame},
+        lead=lead,
+        care=absent,
+        drawn=drawn,
+        captions=captions,
+        folded=["strength"],
     )
+
+
+def _dosed(compared: Compared, data: Batch) -> tuple[dict[str, DoseResponse], list[figures.DataFrame], list[str]]:
+    """By edit, and their means; and why there are none of some."""
+    doses, frames, absent = dict[str, DoseResponse](), list[figures.DataFrame](), list[str]()
+    for edit in compared.edits:
+        ask = partial(dose_response, edit.reft, compared.model, data, strengths=compared.strengths)
+        found = or_reason(f"Effects of {edit.name}", lambda ask=ask: _tabled(ask(progress=compared.progress)))
+        if isinstance(found, str):
+            absent.append(found)
+        else:
+            doses[edit.name] = found[0]
+            frames.append(found[1].assign(edit=edit.name))
+    return doses, frames, absent
 
 
 def _tabled(dose: DoseResponse) -> tuple[DoseResponse, figures.DataFrame]:
@@ -161,7 +179,10 @@ def _difference(name: str, by_example: Float[Tensor, " example"]) -> str:
     known = by_example[~by_example.isnan()]
     if not len(known):
         return f"At strength 1 {name} is not known: no example has a finite effect of both."
-    return f"At strength 1 {name} is {mean_of(known)} nats per target token, example by example."
+    few = (
+        "" if len(known) == len(by_example) else f" ({len(known)} of {len(by_example)}; of the others it is not finite)"
+    )
+    return f"At strength 1 {name} is {mean_of(known)} nats per target token, example by example{few}."
 
 
 def _curves(doses: dict[str, DoseResponse], measure: str) -> Axes:

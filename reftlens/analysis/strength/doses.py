@@ -54,11 +54,12 @@ class DoseResponse:
     def _tables(self) -> dict[str, Float[Tensor, "strength _"] | None]:
         """Each of `MEASURES`, None where it was not measured."""
         strengths, text = torch.tensor(self.strengths, dtype=torch.float64), self.text
+        sizes = strengths.abs()[:, None] * self.unit_size.nanmean(dim=0)
         return {
             "effect": self.on_data.effect,
             "accuracy": self.on_data.accuracy,
             "kl": self.on_data.kl,
-            "edit_size": strengths.abs()[:, None] * self.unit_size.nanmean(dim=0),
+            "edit_size": sizes.where(strengths[:, None] != 0, 0.0),  # of an edit that overflows, too
             "drift": None if self.unrelated is None else self.unrelated.kl,
             **{m: None if text is None else getattr(text, m) for m in ("perplexity", "repetition", "score")},
         }
@@ -98,8 +99,7 @@ class DoseResponse:
             for strength, row in zip(self.strengths, known, strict=True):
                 if not len(row):
                     raise ValueError(
-                        f"{name} is no number on any example at strength {strength:g}: leave that strength out, or "
-                        "load a wider dtype, where logits overflow"
+                        f"{name} is no number on any example at strength {strength:g}: leave that strength out"
                     )
             return [mean(row) for row in known]
         logs = [mean_of(row.log()) for row in self.measure(name)]
