@@ -31,7 +31,7 @@ from reftlens.cone.watched import Watch, joined_rows
 from reftlens.editing.edits import used_points
 from reftlens.editing.engine import Stop, attached, check_fired, forward_inside, hooked
 from reftlens.text.batch import Batch
-from reftlens.text.beginnings import PASS, Beginning, shared_beginnings
+from reftlens.text.beginnings import Beginning, shared_beginnings
 
 _TOGETHER = defaultdict(lambda: 131072, cpu=8192)  # tokens of several jobs in one pass, prefixes included
 ROWS = 8
@@ -81,7 +81,7 @@ class Cone:
 
     def _beginnings(self) -> list[Beginning]:
         """Those of the frozen tokens that pay, or any, in the way that is asked for."""
-        overhead = 0.0 if self.way is not None else PASS[self.body.kind]
+        overhead = 0.0 if self.way is not None else self.body.pass_cost
         return shared_beginnings(self.tidy.tokens, [span.start for span in self.spans], overhead=overhead)
 
     @property
