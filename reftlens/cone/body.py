@@ -96,7 +96,7 @@ class Body:
 
     @cached_property
     def _launched(self) -> float:
-        """The tokens that a GPU computes while a block is launched; that float32 takes it six times as long is assumed."""
+        """The tokens that a GPU computes while a block is launched; a sixth of them in float32, which is assumed."""
         weights = sorted(self.blocks[0].original.parameters(), key=lambda weight: weight.numel())
         tokens = _LAUNCHED / max(1, sum(w.numel() for w in weights))
         return tokens if weights and weights[-1].element_size() <= 2 else tokens / 6
