@@ -31,6 +31,7 @@ def measured(shape: str, options: argparse.Namespace) -> dict:
                 seconds = workers[name].step(1)["wall"]
             except (RuntimeError, BrokenPipeError) as error:
                 failed[name] = str(error)
+                wall.pop(name, None)
             else:
                 wall.setdefault(name, []).extend([seconds] if turn >= 0 else [])
     for name in (name for name in names if name not in failed):
@@ -70,8 +71,8 @@ def main() -> None:
     print(json.dumps(results), flush=True)
     for shape in options.shapes:
         results[shape] = measured(shape, options)
-        show(shape, results[shape])
         options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        show(shape, results[shape])
 
 
 if __name__ == "__main__":
