@@ -12,6 +12,8 @@ import sys
 
 import pandas
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import architectures
 
@@ -260,6 +262,11 @@ def test_what_a_checkpoint_is_not_is_said(gpt2, tmp_path):
     fit(tmp_path / "run.pt")
     with pytest.raises(rl.errors.CheckpointMismatch, match=r"its settings differ: seed 0 there, 3 here; delete"):
         fit(tmp_path / "run.pt", seed=3)
+    with safe_open(tmp_path / "run.pt", framework="pt") as file:
+        tensors, told = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["reftlens"])  # noqa: SIM118
+    save_file(tensors, tmp_path / "earlier.pt", {"reftlens": json.dumps(told | {"format": 1})})
+    with pytest.raises(rl.errors.CheckpointMismatch, match="another version of reftlens, in format 1, and this one"):
+        fit(tmp_path / "earlier.pt")
 
 
 def test_what_is_printed_fits_on_a_screen(gpt2):

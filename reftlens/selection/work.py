@@ -1,13 +1,11 @@
 """The work of a search in pieces that do not depend on each other: some candidates, trained and scored together."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,11 +16,10 @@ from reftlens.cone.reuse import Reuse
 from reftlens.editing.reft import ReFT
 from reftlens.editing.variant import Variant
 from reftlens.errors import TrainingDiverged
-from reftlens.files import write_atomically
 from reftlens.scoring.objectives import Objective
 from reftlens.selection.metrics import measures
 from reftlens.text.batch import Batch
-from reftlens.training.checkpoint import read_checkpoint
+from reftlens.training.checkpoint import read_checkpoint, write_checkpoint
 from reftlens.training.config import FitConfig
 from reftlens.training.fitting import fit_many
 
@@ -126,8 +123,7 @@ class Journal:
             self._tensors |= {f"{key}/{n}/s.{name}": tensor for name, tensor in outcome.state.items()}
             self._tensors[f"{key}/{n}/measured"] = outcome.measured.contiguous()
         self._counts[key] = len(outcomes)
-        record = json.dumps(self.identity | {"counts": self._counts})
-        write_atomically(self.path, safetensors.torch.save(self._tensors, metadata={_NAME: record}))
+        write_checkpoint(self.path, _NAME, self._tensors, self.identity | {"counts": self._counts})
 
 
 def done(

@@ -4,6 +4,7 @@ The file is replaced atomically, so that a kill never leaves half of one.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from reftlens.files import digest, write_atomically
 from reftlens.interventions.base import stored_settings
 from reftlens.training.run import History, Run
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -38,7 +39,6 @@ class Checkpoint:
         run, model = self.run, fingerprint(self.run.model)
         modules = zip(run.reft.items(), run.reft.which, strict=True)
         return {
-            "format": FORMAT,
             "settings": asdict(run.config),
             "objective": run.objective.name,
             "data": run.data.fingerprint,
@@ -57,9 +57,7 @@ class Checkpoint:
         tensors |= {f"best.{n}": p for n, p in run.best.items()}
         for i, state in run.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": value for key, value in state.items()}
-        flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        record = json.dumps(self.identity | asdict(run.history))
-        write_atomically(self.path, safetensors.torch.save(flat, metadata={"reftlens": record}))
+        write_checkpoint(self.path, "reftlens", tensors, self.identity | asdict(run.history))
 
     def resume(self) -> None:
         """Bring the run to where the file says it was, if there is one.
@@ -99,6 +97,13 @@ def frozen_tensors(reft: ReFT) -> dict[str, Tensor]:
     return kept
 
 
+def write_checkpoint(path: Path, name: str, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+    """Tensors, and the record under a name in their metadata, for `read_checkpoint`."""
+    flat = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    told = json.dumps({"format": FORMAT} | record)
+    write_atomically(path, safetensors.torch.save(flat, metadata={name: told}))
+
+
 def read_checkpoint(
     path: Path, name: str, identity: dict[str, Any], *, of: str, maker: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -114,6 +119,11 @@ def read_checkpoint(
             tensors = {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError, KeyError, OSError) as error:
         raise CheckpointMismatch(f"{path} is no checkpoint that {maker} wrote: {error}") from None
+    if record.get("format") != FORMAT:
+        raise CheckpointMismatch(
+            f"{path} was written by another version of reftlens, in format {record.get('format')}, and this one goes "
+            f"on from format {FORMAT}: delete the file or give another path"
+        )
     for key, value in json.loads(json.dumps(identity)).items():
         if record.get(key) != value:
             raise CheckpointMismatch(

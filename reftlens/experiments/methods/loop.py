@@ -4,7 +4,6 @@ For what is no `ReFT`: adapters of `peft`, biases, heads. Everything is computed
 """
 
 import inspect
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,10 +22,10 @@ from reftlens.bridge.protocol import gradients_on
 from reftlens.cone.spans import by_length
 from reftlens.editing.reft import training_mode
 from reftlens.errors import TrainingDiverged
-from reftlens.files import destination, write_atomically
+from reftlens.files import destination
 from reftlens.scoring.objectives import cross_entropy, per_target
 from reftlens.text.batch import Batch
-from reftlens.training.checkpoint import read_checkpoint
+from reftlens.training.checkpoint import read_checkpoint, write_checkpoint
 from reftlens.training.config import FitConfig
 from reftlens.training.run import History, decayed, seed_step
 
@@ -186,9 +184,7 @@ class Loop:
         tensors = {f"trained.{n}": p for n, p in self.trained.items()} | {f"best.{n}": p for n, p in self.best.items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": value for key, value in state.items()}
-        flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        record = json.dumps(self._told() | asdict(self.history))
-        write_atomically(path, safetensors.torch.save(flat, metadata={"reftlens": record}))
+        write_checkpoint(path, "reftlens", tensors, self._told() | asdict(self.history))
 
     @torch.no_grad()
     def resume(self, path: Path) -> None:
