@@ -342,6 +342,19 @@ def test_no_rows_and_a_bare_text_are_refused(rl, gpt2):
         rl.encode_prompts(gpt2, [])
     with pytest.raises(TypeError, match=r"expected a list, got one str: write \['the cat'\], or load_examples"):
         rl.encode_prompts(gpt2, "the cat")
+    for prompts in (iter(["the cat"]), torch.tensor([[1, 2]]), None):
+        with pytest.raises((TypeError, TypeCheckError)) as refused:  # jaxtyping's own, where it looks first
+            rl.encode_prompts(gpt2, prompts)
+        assert isinstance(refused.value, TypeCheckError) or "expected a list of texts or rows" in str(refused.value)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("prompt", [[5, 6], ["the cat"], 5])
+def test_token_ids_and_lists_of_texts_are_no_prompt(rl, gpt2, prompt, chat):
+    with pytest.raises((TypeError, TypeCheckError)) as refused:
+        rl.encode_prompts(gpt2, [prompt], chat=chat)
+    words = "row 0: the prompt is"
+    assert isinstance(refused.value, TypeCheckError) or words in str(refused.value)
 
 
 def test_messages_and_templates_are_not_guessed(rl, gpt2):

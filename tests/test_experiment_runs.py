@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def _classes():
         @property
         def config(self):
             told = {"recipe": self.recipe.name, "part": self.part, "method": self.method, "seed": self.seed}
-            return {**told, "limit": self.limit}
+            return {**told, "limit": self.limit, "test": {task: list(range(len(ANSWERS))) for task in self.tasks}}
 
         def fit(self, checkpoint, *, progress):
             self._do("fit")
@@ -162,6 +163,66 @@ def test_files_that_are_damaged_and_folders_without_a_run_are_named(tmp_path):
         table([tmp_path])
 
 
+def test_lost_rows_and_rows_that_are_there_twice_are_named(tmp_path):
+    from reftlens.errors import StoreMismatch
+    from reftlens.experiments.runs.tables import table
+
+    recipe = planted({"good": 0.9}, seeds=(0,))
+    whole = _run(recipe, tmp_path).to_markdown()
+    file = tmp_path / "planted/mix/good/seed-0/predictions.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    for some, words in ((lines[1:], "1 of 30 rows of boolq not"), (lines + lines[:2], "2 rows of boolq twice")):
+        file.write_text("".join(some))
+        for read in (lambda: table([tmp_path]), lambda: _run(recipe, tmp_path)):
+            with pytest.raises(StoreMismatch, match=f"has {words}: take the file away, and the run is scored again"):
+                read()
+    file.unlink()
+    with pytest.raises(StoreMismatch, match="holds nothing, though the run is finished: run it again"):
+        table([tmp_path])
+    assert _run(recipe, tmp_path).to_markdown() == whole
+
+
+def test_what_is_no_folder_of_runs_and_no_whole_zip_file_is_named(tmp_path):
+    from reftlens.experiments.runs.tables import table
+
+    with pytest.raises(FileNotFoundError, match=r"none\.zip: there is no such folder or zip file"):
+        table([tmp_path / "none.zip"])
+    _run(planted({"good": 0.9}, seeds=(0,)), tmp_path)
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "planted"))
+    with pytest.raises(ValueError, match=r"packed\.zip/planted/mix/good/seed-0 is a second run of good"):
+        table([tmp_path / "planted", packed])
+    whole = bytearray(packed.read_bytes())
+    packed.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"packed\.zip is neither a folder nor a whole zip file"):
+        table([packed])
+    whole[len(whole) // 2] ^= 0xFF
+    packed.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"packed\.zip is a damaged zip file"):
+        table([packed])
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"tried": [{"score": 1.0}], "steps": 1, "row_updates": 1, "rows": 1}'])
+def test_a_search_that_is_damaged_is_named(tmp_path, text):
+    from reftlens.errors import StoreMismatch
+    from reftlens.experiments.runs.tables import table
+
+    _run(planted({"good": 0.9}, seeds=(0,)), tmp_path)
+    (tmp_path / "planted/mix/good/search.json").write_text(text)
+    with pytest.raises(StoreMismatch, match=r"search\.json is (damaged|no search)"):
+        table([tmp_path])
+
+
+def test_options_that_are_given_twice_add_up_and_tasks_are_asked_once():
+    from reftlens.__main__ import _parser
+    from reftlens.experiments.runs.recipe import Scope
+    from reftlens.experiments.runs.rotating import Rotations
+
+    words = "run commonsense --method loreft --method lora base --seeds 0 --seeds 1 --tasks piqa --tasks piqa"
+    options = _parser().parse_args(words.split())
+    assert (options.method, options.seeds) == (["loreft", "lora", "base"], [0, 1])
+    assert Scope(tasks=options.tasks).tasks == Rotations.of(options.tasks).tasks == ("piqa",)
+
+
 def test_a_text_with_separators_of_its_own_is_one_prediction(tmp_path):
     from reftlens.experiments.runs.records import Prediction, RunFolder
 
@@ -230,8 +291,11 @@ def test_a_table_has_a_picture_and_seeds_of_other_rows_are_refused(tmp_path):
     ax = table([tmp_path]).plot()
     assert [t.get_text() for t in ax.get_xticklabels()] == ["boolq", "piqa"]
     assert {t.get_text() for t in ax.get_legend().get_texts()} == {"good, written", "bad, written", "majority answer"}
-    path = tmp_path / "planted/mix/good/seed-1/predictions.jsonl"
-    path.write_text(path.read_text().split("\n", 1)[1])
+    path = tmp_path / "planted/mix/good/seed-1"
+    lines, config = (path / "predictions.jsonl").read_text(), json.loads((path / "config.json").read_text())
+    (path / "predictions.jsonl").write_text(lines.split("\n", 1)[1])
+    config["test"]["boolq"] = config["test"]["boolq"][1:]
+    (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="answered different rows of boolq"):
         table([tmp_path])
 

@@ -390,6 +390,21 @@ def test_sampling_follows_its_seed_and_leaves_the_global_random_state_alone(llam
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_whole_numbers_and_the_coldest_temperature_are_settings_too(llama):
+    import reftlens as rl
+
+    for whole, same in (
+        ({"temperature": 1, "top_p": 1}, {"temperature": 1.0, "top_p": 1.0}),
+        ({"repetition_penalty": 2}, {"repetition_penalty": 2.0}),
+        ({"temperature": 1e-30}, {}),
+    ):
+        one, other = (
+            rl.generate(None, llama, batch_of(some()), rl.Decoding(max_new_tokens=4, **settings))
+            for settings in (whole, same)
+        )
+        assert one.texts == other.texts
+
+
 def test_equal_prompts_in_a_batch_are_sampled_apart_and_as_often_as_the_softmax_says(llama):
     import reftlens as rl
 
@@ -610,6 +625,7 @@ def test_the_whole_context_can_be_filled(gpt2):
         ({"max_new_tokens": 0}, "=0, expected 1 or more"),
         ({"beams": 0}, "=0, expected 1 or more"),
         ({"temperature": -1.0}, "temperature=-1.0, expected a finite number, 0"),
+        ({"temperature": 1e-40}, "temperature=1e-40, by which logits overflow: 0 is greedy"),
         ({"temperature": float("nan")}, "temperature=nan, expected a finite number, 0"),
         ({"temperature": 1.0, "top_p": 1.5}, "top_p=1.5, expected a share"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0, expected a share"),

@@ -9,6 +9,9 @@ from reftlens.bridge.protocol import Bridge
 from reftlens.numbers import real, whole
 from reftlens.text.batch import Batch
 
+COLDEST = 1e-30
+"""A temperature above 0 is no lower: logits divided by it would not all be finite in float32."""
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -43,9 +46,11 @@ class Decoding:
                 object.__setattr__(self, name, whole(value, name, least))
         for name in ("temperature", "top_p", "repetition_penalty"):
             if (value := getattr(self, name)) is not None or name != "top_p":
-                object.__setattr__(self, name, real(value, name))
+                object.__setattr__(self, name, float(real(value, name)))  # transformers refuses an int
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature}, expected a finite number, 0 (greedy) or more")
+        if 0 < self.temperature < COLDEST:
+            raise ValueError(f"temperature={self.temperature}, by which logits overflow: 0 is greedy")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}, expected a share above 0, up to 1")
         if not 0 < self.repetition_penalty < float("inf"):

@@ -5,9 +5,11 @@ between them is checked. Templates are applied once, a BOS token appears once, a
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any, Literal
+
+from torch import Tensor
 
 from reftlens.bridge.protocol import Bridge
 from reftlens.errors import check_one_of
@@ -128,6 +130,11 @@ def _some(rows: Sequence[Any]) -> Sequence[Any]:
         raise TypeError(
             f"expected rows, got a {type(rows).__name__}: one column of it is prompts, encode_prompts(model, "
             "table['prompt']), two are examples, encode(model, load_examples(table, prompt=…, completion=…))"
+        )
+    if isinstance(rows, Tensor) or not isinstance(rows, Sized):
+        raise TypeError(
+            f"expected a list of texts or rows, got a {type(rows).__name__}: of a generator list(…) is one, token ids "
+            "are decoded first, tokenizer.batch_decode(ids)"
         )
     if not len(rows):
         raise ValueError(f"expected a list with at least one row, got {rows!r}")

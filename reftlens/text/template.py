@@ -49,9 +49,10 @@ class Template:
 
     def prompt(self, tokenizer: Any, prompt: Prompt, row: int) -> str:
         """The text that the model is to continue."""
-        if not prompt:
+        if prompt is None or (isinstance(prompt, str | Sequence) and not prompt):
             raise ValueError(f"row {row} has an empty prompt")
-        if not isinstance(prompt, str | Sequence):
+        chat = isinstance(prompt, Sequence) and isinstance(prompt[0], Mapping)
+        if not isinstance(prompt, str) and not chat:
             raise TypeError(f"row {row}: the prompt is {prompt!r}, expected text, or a list of chat messages")
         if not self.chat:
             if not isinstance(prompt, str):

@@ -22,28 +22,29 @@ from reftlens.experiments.runs.tuning import search_cost
 def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     """Add `run` to the commands."""
     command = commands.add_parser("run", help="run an experiment of the ReFT paper: each method with each seed")
+    several: Any = {"nargs": "+", "action": "extend"}  # an option that is given twice adds to the first
     command.add_argument("recipe", nargs="?", metavar="RECIPE", choices=[*RECIPES, None], help=", ".join(RECIPES))
     command.add_argument("--model", help="folder or hub id (default: the recipe's own)")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     command.add_argument("--data", type=Path, metavar="DIR", help="folder of the data sets (default: the hub)")
-    command.add_argument("--tasks", nargs="+", metavar="TASK", help="those that are tested (default: the recipe's)")
-    command.add_argument("--method", nargs="+", default=[], metavar="NAME", help="default: all of the recipe's")
-    command.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: the recipe's")
+    command.add_argument("--tasks", **several, metavar="TASK", help="those that are tested (default: the recipe's)")
+    command.add_argument("--method", **several, default=[], metavar="NAME", help="default: all of the recipe's")
+    command.add_argument("--seeds", **several, type=int, metavar="SEED", help="default: the recipe's")
     command.add_argument("--limit", type=int, metavar="ROWS", help="test rows of each task (default: the recipe's)")
     command.add_argument("--train-limit", type=int, metavar="ROWS", help="training rows of each task")
     command.add_argument("--steps", type=int, help="optimizer steps (default: the recipe's)")
     words = "choose settings of these methods on dev rows first, nine settings of 60 steps each"
-    command.add_argument("--search", nargs="+", default=[], metavar="NAME", help=words)
+    command.add_argument("--search", **several, default=[], metavar="NAME", help=words)
     words = "ask the test rows of these tasks once for each rotation of their options"
-    command.add_argument("--rotate", nargs="+", default=[], metavar="TASK", help=words)
+    command.add_argument("--rotate", **several, default=[], metavar="TASK", help=words)
     command.add_argument("--rotate-limit", type=int, metavar="ROWS", help="rows of each task to rotate (default: all)")
     words = "ways of answering to rotated rows (default: those of the recipe)"
-    command.add_argument("--rotate-ways", nargs="+", default=[], metavar="WAY", help=words)
+    command.add_argument("--rotate-ways", **several, default=[], metavar="WAY", help=words)
     command.add_argument("--out", type=Path, default=Path("runs"), help="folder to write to (default: runs)")
     command.add_argument("--dry-run", action="store_true", help="say what it would take, and run nothing")
     command.add_argument(
         "--table",
-        nargs="+",
+        **several,
         type=Path,
         metavar="DIR",
         help="make the table of finished runs alone; DIR may be a zip file",

@@ -43,7 +43,7 @@ class Scope:
     ) -> None:
         tasks = (tasks,) if isinstance(tasks, str) else tasks
         object.__setattr__(self, "data", None if data is None else located(data))
-        object.__setattr__(self, "tasks", None if tasks is None else tuple(tasks))
+        object.__setattr__(self, "tasks", None if tasks is None else tuple(dict.fromkeys(tasks)))  # each once
         for name, count in {"limit": limit, "train_limit": train_limit, "steps": steps}.items():
             object.__setattr__(self, name, None if count is None else whole(count, name, 1))
 

@@ -5,13 +5,14 @@ it cost; the method itself lies in `method/`.
 """
 
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
-from zipfile import ZipFile, is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from reftlens.errors import StoreMismatch
 from reftlens.experiments.runs.alike import differences, plain
@@ -74,9 +75,24 @@ class RunFolder:
         return self.read(METRICS_FILE)
 
     def predictions(self) -> list[Prediction]:
-        """All that are there; the tasks of a run are written whole, one after the other."""
+        """All that are there; the tasks of a run are written whole, one after the other.
+
+        Raises:
+            StoreMismatch: for a line that is none, rows that are there twice, or test rows of a task that are missing.
+        """
         path = self.path / PREDICTIONS_FILE
-        return [_prediction(line, f"{path}, line {number}") for number, line in enumerate(lines_of(path), 1)]
+        found = [_prediction(line, f"{path}, line {number}") for number, line in enumerate(lines_of(path), 1)]
+        _check_rows(found, self.config(), path)
+        return found
+
+    def answered(self) -> list[Prediction]:
+        """The predictions of a finished run; `StoreMismatch` where there are none."""
+        if not (found := self.predictions()):
+            path = self.path / PREDICTIONS_FILE
+            raise StoreMismatch(
+                f"{path} holds nothing, though the run is finished: run it again, and it is scored again"
+            )
+        return found
 
     def add(self, predictions: Iterable[Prediction]) -> None:
         """Put the predictions of a task behind those that are there."""
@@ -108,10 +124,24 @@ def unpacked(folders: Iterable[str | Path]) -> Iterator[list[Path]]:
     with ExitStack() as stack:
         paths = []
         for path in map(located, folders):
-            paths.append(Path(stack.enter_context(TemporaryDirectory())) if is_zipfile(path) else path)
-            if paths[-1] != path:
-                stack.enter_context(ZipFile(path)).extractall(paths[-1])
+            paths.append(path if path.is_dir() else _extracted(path, stack))
         yield paths
+
+
+def _extracted(path: Path, stack: ExitStack) -> Path:
+    """A folder with what is in a zip file, below its name, by which messages tell it from others."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such folder or zip file")
+    if not is_zipfile(path):
+        raise ValueError(
+            f"{path} is neither a folder nor a whole zip file: expected the folder of a run, or a zip file of it"
+        )
+    folder = Path(stack.enter_context(TemporaryDirectory())) / path.name
+    try:
+        stack.enter_context(ZipFile(path)).extractall(folder)
+    except (BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is a damaged zip file ({error}): make or fetch it again") from None
+    return folder
 
 
 def finished_runs(folders: Iterable[Path]) -> list[RunFolder]:
@@ -151,6 +181,21 @@ def lines_of(path: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8", newline="\n") as lines:
         return list(lines)
+
+
+def _check_rows(predictions: Iterable[Prediction], config: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file that has lost rows, or has some twice. Of a held-out task, whose rows have no answers that are
+    given, those that are too long were not measured."""
+    answered: dict[tuple[str, bool], list[int]] = {}
+    for p in predictions:
+        answered.setdefault((p.task, bool(p.given)), []).append(p.index)
+    test = config.get("test", {})
+    for (task, given), rows in answered.items():
+        asked = test.get(task, rows) if isinstance(test, Mapping) else test
+        twice, missing = len(rows) - len(set(rows)), len({*asked} - {*rows}) if given else 0
+        if twice or missing:
+            words = f"{twice} rows of {task} twice" if twice else f"{missing} of {len(asked)} rows of {task} not"
+            raise StoreMismatch(f"{path} has {words}: take the file away, and the run is scored again")
 
 
 def _prediction(line: str, place: str) -> Prediction:

@@ -43,6 +43,8 @@ class Rotations:
         return Rotations((asked,) if isinstance(asked, str) else tuple(asked))
 
     def __post_init__(self) -> None:
+        for name in ("tasks", "ways"):  # what is named twice is asked once
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         if self.limit is not None:
             whole(self.limit, "the limit of rotated rows", 1)
         if not self.tasks and (self.limit is not None or self.ways):

@@ -1,6 +1,5 @@
 """Settings of methods, chosen on dev rows before any seed is run: the same number of row-updates for every method."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -137,7 +136,16 @@ def search(
 def searches_in(folder: Path) -> list[tuple[Path, MethodSearch]]:
     """Each search below a folder, with its file."""
     files = sorted(folder.rglob(SEARCH_FILE))
-    return [(file, search_of(json.loads(file.read_text(encoding="utf-8")))) for file in files]
+    return [(file, _stored(file)) for file in files]
+
+
+def _stored(file: Path) -> MethodSearch:
+    try:
+        return search_of(RunFolder(file.parent).read(SEARCH_FILE))
+    except (KeyError, TypeError) as error:
+        raise StoreMismatch(
+            f"{file} is no search ({error!r} in it): take it away, and the search is run again"
+        ) from None
 
 
 def search_of(told: Mapping[str, Any], measure: str = "score") -> MethodSearch:

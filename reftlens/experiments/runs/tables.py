@@ -215,7 +215,7 @@ def table(folders: Iterable[str | Path]) -> Table:
             costs[f"{recipe}/{part}/{method}"].append(run.metrics())
             choices |= {task: tuple(names) for task, names in config.get("choices", {}).items()}
             answered: dict[tuple[str, str], list[Prediction]] = defaultdict(list)
-            for prediction in run.predictions():
+            for prediction in run.answered():
                 for way in (*prediction.given, *prediction.measures):
                     answered[prediction.task, way].append(prediction)
             for (task, way), predictions in answered.items():
