@@ -42,13 +42,8 @@ def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     command.add_argument("--rotate-ways", **several, default=[], metavar="WAY", help=words)
     command.add_argument("--out", type=Path, default=Path("runs"), help="folder to write to (default: runs)")
     command.add_argument("--dry-run", action="store_true", help="say what it would take, and run nothing")
-    command.add_argument(
-        "--table",
-        **several,
-        type=Path,
-        metavar="DIR",
-        help="make the table of finished runs alone; DIR may be a zip file",
-    )
+    words = "make the table of finished runs alone; DIR may be a zip file"
+    command.add_argument("--table", **several, type=Path, metavar="DIR", help=words)
     command.add_argument("--against", metavar="NAME", help="what every other method has more than this one, paired")
     command.add_argument("--quiet", action="store_true", help="no progress bars")
     command.set_defaults(run=run)
