@@ -159,7 +159,7 @@ def _read(folder: Path) -> _Stored:
     has_settings = (folder / SETTINGS_FILE).is_file()
     if not (folder / WEIGHTS_FILE).is_file():
         missing = WEIGHTS_FILE if has_settings else SETTINGS_FILE
-        raise FileNotFoundError(f"{folder} holds no {missing}: it is not a folder that save() wrote")
+        raise FileNotFoundError(f"{folder} holds no {missing}: give a folder that `rl.save` or `reftlens demo` wrote")
     weights = (folder / WEIGHTS_FILE).read_bytes()
     record = _table(folder / SETTINGS_FILE) if has_settings else {}
     if has_settings and not record:
