@@ -201,7 +201,13 @@ def test_what_is_no_folder_of_runs_and_no_whole_zip_file_is_named(tmp_path):
         table([packed])
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"tried": [{"score": 1.0}], "steps": 1, "row_updates": 1, "rows": 1}'])
+_DAMAGED = (
+    *("", "{}", "[1]", '{"tried": [], "steps": 1, "row_updates": 1, "rows": 1}'),
+    '{"tried": [{"score": 1.0}], "steps": 1, "row_updates": 1, "rows": 1}',
+)
+
+
+@pytest.mark.parametrize("text", _DAMAGED)
 def test_a_search_that_is_damaged_is_named(tmp_path, text):
     from reftlens.errors import StoreMismatch
     from reftlens.experiments.runs.tables import table
@@ -209,6 +215,17 @@ def test_a_search_that_is_damaged_is_named(tmp_path, text):
     _run(planted({"good": 0.9}, seeds=(0,)), tmp_path)
     (tmp_path / "planted/mix/good/search.json").write_text(text)
     with pytest.raises(StoreMismatch, match=r"search\.json is (damaged|no search)"):
+        table([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_a_file_that_holds_no_table_is_named(tmp_path, name):
+    from reftlens.errors import StoreMismatch
+    from reftlens.experiments.runs.tables import table
+
+    _run(planted({"good": 0.9}, seeds=(0,)), tmp_path)
+    (tmp_path / "planted/mix/good/seed-0" / name).write_text("[1]")
+    with pytest.raises(StoreMismatch, match=rf"{name} is damaged \(no table, but \[1\]\)"):
         table([tmp_path])
 
 

@@ -92,6 +92,9 @@ def test_a_search_that_was_killed_goes_on_and_a_finished_one_is_read(parts, tmp_
     wider = Space(Reft(rank=1), {"lr": (1e-3, 1e-2, 1e-1), "layers": ((0,), (0, 1))}, staged=True)
     with pytest.raises(rl.errors.StoreMismatch, match=r"another search .space: "):
         search_settings(wider, *arguments[1:], folder=tmp_path, progress=False)
+    (tmp_path / "search.json").write_text('{"tried": [{"score": 1.0}]}')
+    with pytest.raises(rl.errors.StoreMismatch, match=r"search\.json is no search .*'setting'"):
+        search_settings(*arguments, folder=tmp_path, progress=False)
 
 
 def test_settings_that_there_are_not_and_scores_that_are_no_numbers_are_refused(parts):

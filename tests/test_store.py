@@ -843,9 +843,9 @@ def test_a_folder_that_save_did_not_write_is_refused(gpt2, saved, tmp_path):
     (saved / "weights.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no weights.safetensors: give a folder that `rl.save`"):
         rl.load(saved, gpt2)
-    with pytest.raises(FileNotFoundError, match="not a folder that save"):
+    with pytest.raises(FileNotFoundError, match=r"holds no reft\.json: give a folder that"):
         rl.load(tmp_path, gpt2)
-    with pytest.raises(FileNotFoundError, match="not a folder that save"):
+    with pytest.raises(FileNotFoundError, match=r"holds no reft\.json: give a folder that"):
         rl.load(tmp_path / "nowhere", gpt2)
 
 

@@ -374,6 +374,8 @@ def test_the_command_line_says_what_it_would_take_and_makes_tables(folder, tmp_p
     assert capsys.readouterr().out.strip() == table.strip()
     assert main([*arguments, "--out", str(tmp_path / "runs"), "--dtype", "bfloat16"]) == 1
     assert 'dtype: "float32" there, "bfloat16" now' in capsys.readouterr().err and asked[-1] == "bfloat16"
+    assert main(["run", "arithmetic", "--seeds", "1", "--table", str(tmp_path / "runs")]) == 1
+    assert "nothing else: drop recipe, seeds" in capsys.readouterr().err
     assert main(["run"]) == 1 and "run needs a recipe" in capsys.readouterr().err
 
 

@@ -18,12 +18,17 @@ from reftlens.experiments.runs.runner import methods_of, run_recipe, trains
 from reftlens.experiments.runs.tables import table
 from reftlens.experiments.runs.tuning import search_cost
 
+_OF_RUNS = (
+    *("recipe", "model", "data", "tasks", "method", "seeds", "limit", "train_limit", "steps", "search"),
+    *("rotate", "rotate_limit", "rotate_ways", "dry_run"),
+)
+
 
 def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     """Add `run` to the commands."""
     command = commands.add_parser("run", help="run an experiment of the ReFT paper: each method with each seed")
     several: Any = {"nargs": "+", "action": "extend"}  # an option that is given twice adds to the first
-    command.add_argument("recipe", nargs="?", metavar="RECIPE", choices=[*RECIPES, None], help=", ".join(RECIPES))
+    command.add_argument("recipe", nargs="?", metavar="RECIPE", choices=tuple(RECIPES), help=", ".join(RECIPES))
     command.add_argument("--model", help="folder or hub id (default: the recipe's own)")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     command.add_argument("--data", type=Path, metavar="DIR", help="folder of the data sets (default: the hub)")
@@ -52,6 +57,8 @@ def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
 def outcome(options: argparse.Namespace) -> str:
     """Run a recipe, or find out what it would take, or make a table of what is there; what is to be said of it."""
     if options.table:
+        if given := [name for name in _OF_RUNS if getattr(options, name)]:
+            raise ValueError(f"--table makes a table of runs as they are, and nothing else: drop {', '.join(given)}")
         return table(options.table).to_markdown(options.against)
     if options.recipe is None:
         raise ValueError(f"run needs a recipe, one of {', '.join(RECIPES)}, or --table DIR")

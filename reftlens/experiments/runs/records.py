@@ -113,9 +113,12 @@ class RunFolder:
         if not path.is_file():
             return {}
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            told = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise StoreMismatch(f"{path} is damaged ({error}): take its folder away, and run it again") from None
+        if not isinstance(told, dict):
+            raise StoreMismatch(f"{path} is damaged (no table, but {told!r}): take its folder away, and run it again")
+        return told
 
 
 @contextmanager

@@ -140,12 +140,18 @@ def searches_in(folder: Path) -> list[tuple[Path, MethodSearch]]:
 
 
 def _stored(file: Path) -> MethodSearch:
+    return search_of(_told(RunFolder(file.parent)))
+
+
+def _told(folder: RunFolder) -> dict[str, Any]:
+    """What the file in a folder tells, with a trial or more; nothing where there is none."""
+    told, file = folder.read(SEARCH_FILE), folder.path / SEARCH_FILE
     try:
-        return search_of(RunFolder(file.parent).read(SEARCH_FILE))
-    except (KeyError, TypeError) as error:
-        raise StoreMismatch(
-            f"{file} is no search ({error!r} in it): take it away, and the search is run again"
-        ) from None
+        if file.is_file() and not search_of(told).trials:
+            raise ValueError("no trial")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreMismatch(f"{file} is no search ({error!r}): take it away, and the search is run again") from None
+    return told
 
 
 def search_of(told: Mapping[str, Any], measure: str = "score") -> MethodSearch:
@@ -160,7 +166,7 @@ class _Tries:
     def __init__(self, folder: RunFolder | None, of: Mapping[str, Any], steps: int) -> None:
         wanted = plain(of)
         self.folder, self.steps = folder, steps
-        self.told: dict[str, Any] = (folder.read(SEARCH_FILE) if folder else {}) or {"tried": []}
+        self.told: dict[str, Any] = (_told(folder) if folder else {}) or {"tried": []}
         if folder and (seen := differences(self.told.setdefault("of", wanted), wanted)):
             file = folder.path / SEARCH_FILE
             raise StoreMismatch(f"{file} is of another search ({seen}): take it away, or choose another folder")
