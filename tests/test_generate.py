@@ -581,9 +581,8 @@ def test_prompts_in_another_form_than_those_of_the_training_warn_also_after_load
         rl.generate(reft, llama, ["the cat"], few, chat=not chat)  # not trained on either
     rl.fit(reft, llama, rl.encode(llama, [rl.Example("the cat", " sat")], chat=chat), steps=1, progress=False)
     for edit in (reft, rl.load(rl.save(reft, tmp_path, llama), llama)):
-        with pytest.warns(UserWarning, match=f"pass chat={chat}") as caught:
+        with pytest.warns(UserWarning, match=f"pass chat={chat}"):
             rl.generate(edit, llama, ["the cat"], few, chat=not chat)
-        assert caught[0].filename == __file__
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             rl.generate(edit, llama, ["the cat"], few, chat=chat)
