@@ -1,5 +1,6 @@
 """Fixtures shared by the tests. The package is imported inside fixtures and tests, after the jaxtyping hook."""
 
+import gc
 import os
 import sys
 from functools import cache
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_collection_finish():
+    """What is imported stays: a full collection, of which every run of an experiment makes some, need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
