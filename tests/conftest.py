@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What is imported stays: a full collection, of which every run of an experiment makes some, need not look at it."""
+    """What is imported stays: full collections, of which a run of an experiment makes some, need not look at it."""
     gc.collect()
     gc.freeze()
 
