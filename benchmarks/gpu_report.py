@@ -35,7 +35,7 @@ def section(results: dict) -> str:
     lines = head(["shape", *NAMES, "LoReFT / reftlens", "GB, pyreft", "GB, full", "GB, **reftlens**"])
     for shape in shapes:
         wall, growth = results[shape]["wall"], results[shape]["growth"]
-        pairs = zip(wall.get("pyreft-loreft", ()), wall["reftlens"], strict=False)
+        pairs = zip(wall["pyreft-loreft"], wall["reftlens"], strict=True) if "pyreft-loreft" in wall else ()
         ratios = [theirs / ours for theirs, ours in pairs]
         cells = [
             f"({shape}) {SHAPES[shape]['what']}",

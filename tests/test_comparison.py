@@ -281,8 +281,7 @@ def test_an_edit_that_overflows_is_named_and_the_rest_stands(tmp_path, without_c
     nan = float("nan")
     with pytest.raises(ValueError, match="edit_size is no number on any example at strength 1: leave"):
         replace(dose, unit_size=dose.unit_size * nan).estimate("edit_size")
-    assert " is 2.00 [" in _difference("it", torch.tensor([nan, 2.0])) and "(1 of 2;" in _difference(
-        "it", torch.tensor([nan, 2.0])
-    )
+    half = _difference("it", torch.tensor([nan, 2.0]))
+    assert " is 2.00 [" in half and "(1 of 2;" in half
     assert " of " not in _difference("it", torch.tensor([2.0, 2.0]))
     assert "is not known" in _difference("it", torch.tensor([nan, nan]))

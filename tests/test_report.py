@@ -1,6 +1,5 @@
 """The report: what is in it, that its numbers are those of the data frames, and that data stays text."""
 
-import copy
 import json
 import re
 from datetime import datetime
@@ -460,7 +459,7 @@ def test_the_command_measures_an_edit_of_chats_on_chats(tmp_path, monkeypatch, t
     from reftlens import __main__ as cli
 
     model, _, reft, _ = trained()
-    again = copy.deepcopy(reft)
+    again = reft.clone()
     again.chat = trained_on_chats
     rl.save(again, tmp_path, model)
     (tmp_path / "data.jsonl").write_text('{"prompt": "the cat", "completion": " sat"}', encoding="utf-8")

@@ -97,9 +97,10 @@ class Body:
     @cached_property
     def _launched(self) -> float:
         """The tokens that a GPU computes while a block is launched; a sixth of them in float32, which is assumed."""
-        weights = sorted(self.blocks[0].original.parameters(), key=lambda weight: weight.numel())
+        weights = list(self.blocks[0].original.parameters())
         tokens = _LAUNCHED / max(1, sum(w.numel() for w in weights))
-        return tokens if weights and weights[-1].element_size() <= 2 else tokens / 6
+        largest = max(weights, key=torch.numel, default=None)
+        return tokens if largest is not None and largest.element_size() <= 2 else tokens / 6
 
     def obstacle(self) -> str:
         """Why nothing of this model, as it is now, can be reused, or ""."""

@@ -18,10 +18,8 @@ from reftlens.experiments.runs.runner import methods_of, run_recipe, trains
 from reftlens.experiments.runs.tables import table
 from reftlens.experiments.runs.tuning import search_cost
 
-_OF_RUNS = (
-    *("recipe", "model", "data", "tasks", "method", "seeds", "limit", "train_limit", "steps", "search"),
-    *("rotate", "rotate_limit", "rotate_ways", "dry_run"),
-)
+_OF_TABLES = ("table", "against", "quiet", "dtype", "out", "run")
+"""Options that a table heeds, or that are set where nobody gave them."""
 
 
 def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
@@ -57,7 +55,7 @@ def add_run(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
 def outcome(options: argparse.Namespace) -> str:
     """Run a recipe, or find out what it would take, or make a table of what is there; what is to be said of it."""
     if options.table:
-        if given := [name for name in _OF_RUNS if getattr(options, name)]:
+        if given := [name for name, value in vars(options).items() if value and name not in _OF_TABLES]:
             raise ValueError(f"--table makes a table of runs as they are, and nothing else: drop {', '.join(given)}")
         return table(options.table).to_markdown(options.against)
     if options.recipe is None:

@@ -136,11 +136,7 @@ def search(
 def searches_in(folder: Path) -> list[tuple[Path, MethodSearch]]:
     """Each search below a folder, with its file."""
     files = sorted(folder.rglob(SEARCH_FILE))
-    return [(file, _stored(file)) for file in files]
-
-
-def _stored(file: Path) -> MethodSearch:
-    return search_of(_told(RunFolder(file.parent)))
+    return [(file, search_of(_told(RunFolder(file.parent)))) for file in files]
 
 
 def _told(folder: RunFolder) -> dict[str, Any]:
