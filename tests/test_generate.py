@@ -589,6 +589,10 @@ def test_prompts_in_another_form_than_those_of_the_training_warn_also_after_load
             rl.generate(None, llama, ["the cat"], few, chat=not chat)
         with pytest.warns(UserWarning, match=f"pass chat={chat}"):
             list(rl.generation.stream(edit, llama, "the cat", few, chat=not chat))
+    reft.reset(seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rl.generate(reft, llama, ["the cat"], few, chat=not chat)  # untrained again
 
 
 @pytest.mark.parametrize("settings", [{"chat": True}, {"system": "sat"}])

@@ -120,6 +120,7 @@ class ReFT(nn.Module):
         for module in self.distinct:
             check_reset(module)
             module.reset(generator)
+        self.chat = None
 
     def clone(self) -> "ReFT":
         """An independent copy with the same sites and the same values."""
